@@ -1,0 +1,121 @@
+"""Command lines from frozen dataclasses: every field is a flag, its metadata the help text, its default the default."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A config field with its one-line help and, where there are only a few, its allowed values."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
+
+
+def parse_config(config: type[T], description: str, argv: Sequence[str] | None = None) -> T:
+    """Defaults, then --config FILE.json, then flags. An unknown flag, key or value ends the program with a message.
+
+    Raises: SystemExit(2) with the reason on stderr, like every command line.
+    """
+    summary = (description or "").strip()
+    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="JSON file with any of these settings; flags win over it")
+    types = get_type_hints(config)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, field in fields.items():
+        kind, choices = types[name], field.metadata.get("choices")
+        shown = field.default if field.default not in ("", None) else "none"
+        common = {"dest": name, "default": argparse.SUPPRESS, "help": f"{field.metadata.get('help', '')} (default: {shown})"}
+        if kind is bool:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, **common)
+        else:
+            parser.add_argument(_flag(name), type=_base_type(kind), choices=choices, metavar=None if choices else name.upper(), **common)
+    flags = vars(parser.parse_args(argv))
+    path = flags.pop("config", None)
+    try:
+        stored = _read_config_file(path, fields, types) if path else {}
+        return config(**{**stored, **flags})
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+def _read_config_file(path: str, fields: dict, types: dict) -> dict[str, Any]:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--config {path}: not JSON ({error})") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"--config {path}: expected one JSON object of settings")
+    problems = []
+    for name, value in stored.items():
+        if name not in fields:
+            problems.append(f"unknown setting {name!r}")
+            continue
+        kind = _base_type(types[name])
+        choices = fields[name].metadata.get("choices")
+        allowed = (int, float) if kind is float else kind
+        optional = value is None and type(None) in get_args(types[name])
+        if not optional and (not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool))):
+            problems.append(f"{name} is {value!r}, expected {kind.__name__}")
+        elif choices and value not in choices:
+            problems.append(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+    if problems:
+        raise ValueError(f"--config {path}: " + "; ".join(problems))
+    return stored
+
+
+def check(problems: Sequence[tuple[bool, str]]) -> None:
+    """Every message whose condition is true, in one ValueError. For `__post_init__` of the scripts' configs."""
+    found = [message for wrong, message in problems if wrong]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _base_type(kind: Any) -> type:
+    """int for `int | None`, the type itself otherwise."""
+    return next((part for part in get_args(kind) if part is not type(None)), kind)
+
+
+def progress(**settings: Any) -> tqdm:
+    """A progress bar: redrawn on a terminal, a plain line every ten seconds where output goes to a file."""
+    if sys.stderr.isatty():
+        return tqdm(mininterval=0.3, **settings)
+    return tqdm(mininterval=10, maxinterval=10, ascii=True, file=_Lines(), **settings)
+
+
+class _Lines:
+    """A stream that ends what tqdm writes with a line break instead of returning to the start of the line."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            print(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def run_main(main) -> None:
+    """Run a script's `main` from the command line: wrong input ends with its message, not with a traceback."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command continues from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)

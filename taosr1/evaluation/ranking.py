@@ -1,0 +1,151 @@
+"""How good the probabilities and the ordering are: calibration (ECE, Brier), AUC and nDCG. Arrays and numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from taosr1.evaluation.metrics import grade_array
+from taosr1.task.grades import GRADES, TIER_OF_GRADE
+from taosr1.task.probabilities import checked_probs
+
+# ESCI's published gains, with E, S, C, I on grades 4, 3, 2, 1. Its training code and its qrels file disagree on which
+# of S and C is worth 0.1 (amazon-science/esci-data issues 9 and 18), so both are here and a report names its
+# own.
+ESCI_GAINS = {4: 1.0, 3: 0.1, 2: 0.01, 1: 0.0}
+ESCI_GAINS_SWAPPED = {4: 1.0, 3: 0.01, 2: 0.1, 1: 0.0}
+
+
+def _scored(scores: Sequence, gold: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    scores, gold = np.asarray(scores, dtype=np.float64), grade_array(gold, "gold", unparsable=False)
+    if scores.shape != gold.shape:
+        raise ValueError(f"scores has shape {scores.shape}, gold has {len(gold)} rows: they must be parallel")
+    if not np.isfinite(scores).all():
+        row = int((~np.isfinite(scores)).argmax())
+        raise ValueError(f"scores[{row}] is {scores[row]}, expected a finite number")
+    return scores, gold
+
+
+def expected_grade(probs) -> np.ndarray:
+    """The mean grade under each row's probabilities: (N, 4) -> (N,), the score that ranks items within a query."""
+    return checked_probs(probs) @ np.array(GRADES, dtype=np.float64)
+
+
+# ---- calibration -----------------------------------------------------------------------------------------------------
+
+
+def _probs_and_gold(probs, gold: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    probs, gold = checked_probs(probs), grade_array(gold, "gold", unparsable=False)
+    if len(probs) != len(gold):
+        raise ValueError(f"probs has {len(probs)} rows, gold has {len(gold)}: they must be parallel")
+    if len(gold) == 0:
+        raise ValueError("no rows to evaluate: probs and gold are empty")
+    return probs, gold
+
+
+def reliability_bins(probs, gold: Sequence, bins: int = 15) -> list[dict[str, float]]:
+    """The non-empty equal-width bins of top-label confidence: `low`, `high`, `rows`, `confidence`, `accuracy`.
+
+    A bin holds its upper edge, not its lower (Guo et al. 2017). Where two grades tie for the top, the lower one is
+    taken, as argmax does.
+    """
+    probs, gold = _probs_and_gold(probs, gold)
+    confidence, right = probs.max(-1), probs.argmax(-1) + 1 == gold
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    table = []
+    for b in np.unique(index):
+        inside = index == b
+        table.append(
+            {"low": b / bins, "high": (b + 1) / bins, "rows": int(inside.sum()),
+             "confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
+        )  # fmt: skip
+    return table
+
+
+def expected_calibration_error(probs, gold: Sequence, bins: int = 15) -> float:
+    """Mean |accuracy - confidence| over bins of top-label confidence, weighted by rows.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, with their 15 bins.
+    """
+    table = reliability_bins(probs, gold, bins)
+    gaps = sum(part["rows"] * abs(part["accuracy"] - part["confidence"]) for part in table)
+    return gaps / sum(part["rows"] for part in table)
+
+
+def brier_score(probs, gold: Sequence) -> float:
+    """Multi-class Brier score: mean over rows of sum over grades (p - [grade is gold])^2, from 0 (perfect) to 2."""
+    probs, gold = _probs_and_gold(probs, gold)
+    return float(((probs - np.eye(len(GRADES))[gold - 1]) ** 2).sum(-1).mean())
+
+
+# ---- ordering --------------------------------------------------------------------------------------------------------
+
+
+def auc(scores: Sequence, positive: Sequence[bool]) -> float:
+    """P(a positive outscores a negative), ties counting one half; NaN where either side is empty."""
+    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # ties share the mean of their ranks, from 1
+    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def good_auc(scores: Sequence, gold: Sequence, *, against: Sequence[str] = ("Bad",)) -> float:
+    """AUC of the rows whose gold tier is Good against those whose gold tier is in `against`, without the others."""
+    scores, gold = _scored(scores, gold)
+    tiers = np.array([TIER_OF_GRADE[int(grade)] for grade in gold], dtype=object)
+    kept = (tiers == "Good") | np.isin(tiers.astype(str), list(against))
+    return auc(scores[kept], (tiers == "Good")[kept])
+
+
+def ndcg_by_query(
+    scores: Sequence, gold: Sequence, query_ids: Sequence, k: int | None = None, gains: Mapping[int, float] = ESCI_GAINS
+) -> dict[str, float]:
+    """nDCG@k of each query that has anything to find; `k` None is the whole list.
+
+    DCG is sum gain / log2(rank + 1). Choice: items with equal scores share the mean gain of the ranks they hold, so
+    that the order of a file cannot lift a metric; a query whose gains are all zero has no nDCG (0/0) and is left out.
+    Returns: {query id: nDCG}, queries in sorted order.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}, expected at least 1, or None for the whole list")
+    if sorted(gains) != sorted(GRADES):
+        raise ValueError(f"gains has grades {sorted(gains)}, expected a gain for each of {list(GRADES)}")
+    scores, gold = _scored(scores, gold)
+    if len(query_ids) != len(gold):
+        raise ValueError(f"gold has {len(gold)} rows, query_ids has {len(query_ids)}: they must be parallel")
+    names, query = np.unique(np.asarray(query_ids, dtype=str), return_inverse=True)
+    query = query.reshape(-1)
+    gain = np.array([gains[int(grade)] for grade in gold])
+    found = _dcg(scores, gain, query, len(names), k)
+    ideal = _dcg(gain, gain, query, len(names), k)
+    return {str(names[q]): float(found[q] / ideal[q]) for q in np.flatnonzero(ideal > 0)}
+
+
+def ndcg_at_k(
+    scores: Sequence, gold: Sequence, query_ids: Sequence, k: int | None = None, gains: Mapping[int, float] = ESCI_GAINS
+) -> float:
+    """Mean of `ndcg_by_query` over its queries; NaN where there is none."""
+    per_query = ndcg_by_query(scores, gold, query_ids, k, gains)
+    return float(np.mean(list(per_query.values()))) if per_query else float("nan")
+
+
+def _dcg(scores: np.ndarray, gain: np.ndarray, query: np.ndarray, queries: int, k: int | None) -> np.ndarray:
+    """Expected DCG@k (queries,) when items with equal scores are ordered at random."""
+    if len(query) == 0:
+        return np.zeros(queries)
+    order = np.lexsort((-scores, query))
+    query, scores, gain = query[order], scores[order], gain[order]
+    starts = np.searchsorted(query, np.arange(queries))  # first row of each query
+    rank = np.arange(len(query)) - starts[query]  # from 0
+    discount = 1.0 / np.log2(rank + 2.0)
+    if k is not None:
+        discount[rank >= k] = 0.0
+    new_tie = np.ones(len(query), dtype=bool)
+    new_tie[1:] = (query[1:] != query[:-1]) | (scores[1:] != scores[:-1])
+    tie = np.cumsum(new_tie) - 1
+    mean_gain = np.bincount(tie, weights=gain) / np.bincount(tie)
+    return np.bincount(query, weights=mean_gain[tie] * discount, minlength=queries)

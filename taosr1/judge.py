@@ -1,0 +1,79 @@
+"""A judge: a decoder, its tokenizer, and how it is asked. What every script loads and every stage improves."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+
+import torch
+
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.folders import model_folder
+from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.model.weights import load_pretrained
+from taosr1.task.judgements import Judgement
+from taosr1.task.prompt import PromptConfig, encode_prompt
+from taosr1.task.world import read_pool
+
+TINY = "tiny"
+# 0.8 M parameters in Qwen3's form: trains in minutes on one CPU core.
+TINY_SHAPE = dict(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+    rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=True, qk_norm=True, qkv_bias=False, max_position_embeddings=1024,
+)  # fmt: skip
+TINY_VOCAB = 1024
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Judge:
+    model: Decoder
+    tokenizer: Tokenizer
+    prompt: PromptConfig
+
+    def prompts(self, judgements: list[Judgement]) -> list[list[int]]:
+        """Token ids of every judgement's prompt."""
+        return [encode_prompt(self.tokenizer, judgement, self.prompt) for judgement in judgements]
+
+    def ask(self, order: str) -> Judge:
+        """The same weights, asked for replies of another order."""
+        return replace(self, prompt=replace(self.prompt, order=order))
+
+
+def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> Judge:
+    """The judge behind `--model`: "tiny" (fresh weights), a run folder, a Hugging Face folder, or a hub id.
+
+    A folder that taosr1 wrote says how it is asked (prompt.json); any other is asked in full. `order` overrides the
+    order of the reply: an SFT stage may teach a thinker to answer first.
+    Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device.
+    """
+    check_device(device)
+    if spec == TINY:
+        return _tiny_judge(order or "post-cot", seed, device)
+    folder = model_folder(spec)
+    model, tokenizer = load_pretrained(folder, dtype=DTYPES[dtype], device=device)
+    prompt = PromptConfig.load(folder) or PromptConfig()
+    return Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
+
+
+def check_device(device: str) -> None:
+    """Raises: ValueError where `--device` names something this machine does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+
+
+def _tiny_judge(order: str, seed: int, device: str) -> Judge:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(tiny_texts(), TINY_VOCAB, folder)
+    config = DecoderConfig(vocab_size=tokenizer.vocab_size, **TINY_SHAPE)
+    model = Decoder(config).init_weights(torch.Generator().manual_seed(seed)).to(device)
+    return Judge(model, tokenizer, PromptConfig(order=order, style="brief", fields=("title", "price")))
+
+
+def tiny_texts() -> list[str]:
+    """What the tiny tokenizer is trained on: prompts and replies of the embedded world's reasoned pool, as they are encoded."""
+    rows = read_pool("reasoned")
+    prompts = [text for row in rows for text in (f" {row.query}", f" {row.title}", f" {row.price}")]
+    return prompts + [f"{row.grade}\n{row.cot}" for row in rows]

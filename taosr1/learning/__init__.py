@@ -1,0 +1,1 @@
+"""How the decoder improves: log-probs, losses, rewards, selection, one loop, checkpoints."""

@@ -1,0 +1,112 @@
+"""Log-probabilities of reply tokens: logits are built at the masked positions only, never as (B, T, V)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def completion_logp(
+    model,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    chunk_tok: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log p(ids[b, t] | ids[b, :t]) at the masked positions, 0 everywhere else; differentiable.
+
+    The hidden states of position t - 1 predict token t, so only `hidden(ids[:, :-1])` at masked targets reaches the
+    head: N = mask.sum() rows of V logits instead of B * T. Right padding needs no attention mask in a causal model.
+
+    `temperature` divides the logits, as the sampler does: rollout and training log-probs then agree.
+    `chunk_tok` bounds the memory of the head to that many reply tokens at once: each chunk's logits are thrown away
+    and computed again in the backward pass (same values, one more matrix product).
+
+    Shapes: ids (B, T) int64, right padded; mask (B, T) bool, True at reply tokens, EOS included.
+        `model.hidden(ids)` -> (B, T, C) and `model.head(hidden)` -> (N, V).
+    Returns: logp (B, T) float32 (float64 for a float64 model); with `with_entropy` also the entropy in nats of the
+        tempered distribution at the masked positions, (B, T), detached.
+    Raises: ValueError for shapes or dtypes that do not fit, a True in column 0 (nothing predicts the first token),
+        or a temperature that is not a positive number.
+    """
+    _check(ids, mask, temperature, chunk_tok)
+    targets = mask[:, 1:]  # (B, T-1)
+    hidden = model.hidden(ids[:, :-1])[targets]  # (N, C)
+    tokens = ids[:, 1:][targets]  # (N,)
+    if chunk_tok is None or len(tokens) <= chunk_tok:
+        pieces = [_token_logp(model, hidden, tokens, temperature, with_entropy)]
+    else:
+        pieces = [
+            checkpoint(
+                *(_token_logp, model, rows, wanted, temperature, with_entropy),
+                use_reentrant=False,
+                preserve_rng_state=False,  # the head draws nothing
+            )
+            for rows, wanted in zip(hidden.split(chunk_tok), tokens.split(chunk_tok))
+        ]
+    logp = _scatter(torch.cat([piece[0] for piece in pieces]), mask)  # (B, T)
+    if not with_entropy:
+        return logp
+    return logp, _scatter(torch.cat([piece[1] for piece in pieces]), mask)
+
+
+def sequence_logp(logp: Tensor, mask: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """The (weighted) sum of each row's reply log-probs: what `dpo_loss` compares.
+
+    Shapes: logp (B, T); mask (B, T) bool; weights (B, T) or None, e.g. a larger weight on the label token.
+    Returns: (B,); a row without a True is 0.
+    Raises: ValueError for shapes that do not fit.
+    """
+    if logp.dim() != 2 or mask.shape != logp.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"logp must be (B, T) with a bool mask of the same shape, got {tuple(logp.shape)} and "
+            f"{tuple(mask.shape)} {mask.dtype}"
+        )
+    if weights is not None:
+        if weights.shape != logp.shape:
+            raise ValueError(f"weights must be {tuple(logp.shape)} like logp, got {tuple(weights.shape)}")
+        logp = logp * weights.detach()
+    return logp.masked_fill(~mask, 0.0).sum(dim=1)
+
+
+def _token_logp(model, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, ...]:
+    """Log-probs (N,) of `tokens` (and entropies (N,)) from hidden states (N, C); the logits live only in here."""
+    logits = model.head(hidden)  # (N, V)
+    if logits.dtype != torch.float64:
+        logits = logits.float()  # half precision log-softmax loses the small probabilities the ratios are made of
+    if temperature != 1.0:
+        logits = logits / temperature
+    # gather - logsumexp: the same number as log_softmax without a second (N, V) tensor.
+    normaliser = logits.logsumexp(dim=-1)  # (N,)
+    logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser
+    if not with_entropy:
+        return (logp,)
+    with torch.no_grad():
+        probs = (logits - normaliser[:, None]).exp()
+        # xlogy-style guard: a token masked to -inf has probability 0 and adds nothing to the entropy.
+        mean_logit = (probs * logits.masked_fill(probs == 0, 0.0)).sum(dim=-1)
+        entropy = normaliser - mean_logit
+    return logp, entropy
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (N,) in row-major mask order put back at their places of a (B, T) tensor of zeros."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def _check(ids: Tensor, mask: Tensor, temperature: float, chunk_tok: int | None) -> None:
+    if ids.dim() != 2 or ids.shape[1] < 2 or ids.dtype != torch.int64:
+        raise ValueError(f"ids must be (B, T) int64 with T >= 2, got {tuple(ids.shape)} {ids.dtype}")
+    if mask.shape != ids.shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool {tuple(ids.shape)} like ids, got {tuple(mask.shape)} {mask.dtype}")
+    if bool(mask[:, 0].any()):
+        raise ValueError("mask is True in column 0: nothing precedes the first token, so it has no log-prob")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a positive number, got {temperature} (greedy replies are scored at 1.0)")
+    if chunk_tok is not None and chunk_tok < 1:
+        raise ValueError(f"chunk_tok must be at least 1 or None, got {chunk_tok}")

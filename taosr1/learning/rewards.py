@@ -1,0 +1,127 @@
+"""Rewards as named parts: plain functions of (reply, gold judgement) -> float, weighted and added up.
+
+A new reward is one such function and one entry in the `parts` mapping handed to `reward_parts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from taosr1.task.grades import GRADES
+from taosr1.task.rules import implied_grade, load_rules
+
+if TYPE_CHECKING:
+    from taosr1.task.judgements import Judgement
+    from taosr1.task.prompt import Reply
+    from taosr1.task.rules import Rule
+
+RewardPart = Callable[["Reply", "Judgement"], float]
+
+
+def is_right(reply: Reply, gold: Judgement) -> bool:
+    """Does the emitted label equal the gold grade? What difficulty counts; an unparsed label is not right.
+
+    Raises: ValueError where the judgement has no grade.
+    """
+    if gold.grade not in GRADES:
+        raise ValueError(f"the judgement of {gold.query!r} / {gold.title!r} has grade {gold.grade}, expected 1-4")
+    return reply.grade == gold.grade
+
+
+def label_right(reply: Reply, gold: Judgement) -> float:
+    """1 for the gold grade, 0 for any other label or none."""
+    return float(is_right(reply, gold))
+
+
+def well_formed(reply: Reply, gold: Judgement) -> float:
+    """1 where the reply follows its format to the end, 0 where it does not."""
+    return float(reply.well_formed)
+
+
+def consistency(reply: Reply, gold: Judgement, rules: Sequence[Rule] | None = None) -> float:
+    """1 where the grade implied by the reply's own Category and Attributes lines is the label it emits.
+
+    It looks at no gold grade, so on its own it pays a coherent wrong answer: use it beside `label_right`. A reply
+    without a label, or with steps that cannot be read, gets 0.
+    """
+    implied = implied_grade(reply, _bundled_rules() if rules is None else rules)
+    return float(implied is not None and implied == reply.grade)
+
+
+def ordinal_closeness(reply: Reply, gold: Judgement) -> float:
+    """1 - |label - gold| / 3: a near miss is worth more than a far one; no label is worth 0, as the farthest miss."""
+    is_right(reply, gold)  # the check of the gold grade
+    if reply.grade is None:
+        return 0.0
+    return 1.0 - abs(reply.grade - gold.grade) / (GRADES[-1] - GRADES[0])
+
+
+REWARD_PARTS: Mapping[str, RewardPart] = MappingProxyType(
+    {"label": label_right, "format": well_formed, "consistency": consistency, "ordinal": ordinal_closeness}
+)
+
+
+def reward_parts(
+    reply: Reply, gold: Judgement, weights: Mapping[str, float], parts: Mapping[str, RewardPart] = REWARD_PARTS
+) -> dict[str, float]:
+    """The value of every part that `weights` names, unweighted: what the log shows.
+
+    Raises: ValueError for a name that `parts` does not have.
+    """
+    unknown = [name for name in weights if name not in parts]
+    if unknown:
+        raise ValueError(f"unknown reward {', '.join(map(repr, unknown))}, expected some of {', '.join(parts)}")
+    return {name: parts[name](reply, gold) for name in weights}
+
+
+def total_reward(parts: Mapping[str, float], weights: Mapping[str, float], *, row: object = None) -> float:
+    """The weighted sum of the named parts.
+
+    Raises: ValueError where the two name different parts, or where a part, a weight or the sum is not a finite
+        number; the message names `row` and the part. A NaN reward would poison its whole group in silence.
+    """
+    where = "" if row is None else f"row {row}: "
+    if parts.keys() != weights.keys():
+        raise ValueError(f"{where}reward parts {sorted(parts)} and weights {sorted(weights)} name different parts")
+    for name, value in parts.items():
+        if not _is_finite(value):
+            raise ValueError(f"{where}reward {name!r} is {value!r}, expected a finite number")
+        if not _is_finite(weights[name]):
+            raise ValueError(f"{where}the weight of reward {name!r} is {weights[name]!r}, expected a finite number")
+    total = math.fsum(weights[name] * value for name, value in parts.items())
+    if not math.isfinite(total):
+        raise ValueError(f"{where}the total reward is {total}, expected a finite number")
+    return total
+
+
+def parse_weights(text: str, parts: Mapping[str, RewardPart] = REWARD_PARTS) -> dict[str, float]:
+    """Weights from a flag: "label=1,format=0.1" -> {"label": 1.0, "format": 0.1}.
+
+    Raises: ValueError for an unknown or repeated name, a weight that is no finite number, or no reward at all.
+    """
+    weights: dict[str, float] = {}
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = (word.strip() for word in piece.partition("="))
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if name not in parts or name in weights or not math.isfinite(weight):
+            raise ValueError(f"reward {piece!r}: expected NAME=NUMBER, each name once, names: {', '.join(parts)}")
+        weights[name] = weight
+    if not weights:
+        raise ValueError(f"no reward is named: expected NAME=NUMBER,... with names from {', '.join(parts)}")
+    return weights
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+@lru_cache(maxsize=1)
+def _bundled_rules() -> tuple[Rule, ...]:
+    return tuple(load_rules())

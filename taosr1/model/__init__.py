@@ -1,0 +1,1 @@
+"""The decoder: plain PyTorch modules, a KV cache, the tokenizer, and Hugging Face folders in and out."""

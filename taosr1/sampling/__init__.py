@@ -1,0 +1,1 @@
+"""Replies from the decoder: KV-cached sampling and pass@N."""

@@ -1,0 +1,1 @@
+"""How it is deployed: one prefill per product, then tiers."""

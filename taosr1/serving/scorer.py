@@ -1,0 +1,46 @@
+"""One prefill per product: grade, tier, four label probabilities and label mass (paper, section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taosr1.sampling.labels import LabelProbs, label_probabilities
+from taosr1.serving.tiering import cumulative_tier
+from taosr1.task.grades import GRADES
+
+__all__ = ["LabelProbs", "Score", "label_probabilities", "score_prompts"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One judged pair. `grade` is the most probable label, `tier` is CumPT's: they may differ where mass is spread.
+
+    probs: P(grade 1..4), sums to 1. label_mass: full-vocabulary probability that the first token is a label at all.
+    """
+
+    grade: int
+    tier: str
+    probs: tuple[float, float, float, float]
+    label_mass: float
+
+
+def score_prompts(
+    model,
+    tokenizer,
+    prompts: list[list[int]],
+    *,
+    beta: float = 0.5,
+    max_tokens_per_batch: int = 16384,
+    progress: bool = False,
+) -> list[Score]:
+    """Scores every prompt by one prefill, in input order; the prompts of a judge that answers first.
+
+    Choice: beta = 0.5 ("Good where Good is likelier than not") until `tiering.fit_beta` has seen a dev set; the paper's
+    is unpublished. Equal probabilities go to the lower grade.
+    Shapes: prompts is P lists of token ids, each ending where the reply would begin.
+    Raises: ValueError as `label_probabilities` and `cumulative_tier`.
+    """
+    found = label_probabilities(model, tokenizer, prompts, max_tokens_per_batch=max_tokens_per_batch, progress=progress)
+    grades = (found.probs.argmax(-1) + GRADES[0]).tolist()
+    columns = (grades, cumulative_tier(found.probs, beta), found.probs.tolist(), found.label_mass.tolist())
+    return [Score(grade, tier, tuple(probs), mass) for grade, tier, probs, mass in zip(*columns)]

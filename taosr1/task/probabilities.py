@@ -1,0 +1,36 @@
+"""What a row of label probabilities is: four numbers, columns in grade order 1..4, that sum to 1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from taosr1.task.grades import GRADES
+
+# Wide enough for float32 softmax and for JSON rounded to four decimals, far too narrow for logits or percentages.
+SUM_TOLERANCE = 1e-3
+
+
+def checked_probs(probs, name: str = "probs") -> np.ndarray:
+    """Checks label probabilities and returns them as float64 (N, 4).
+
+    Shapes: probs (N, 4), an array, a tensor or nested sequences; no rows give (0, 4).
+    Raises: ValueError naming the first row that is not finite, is negative, or does not sum to 1 within
+    `SUM_TOLERANCE`.
+    """
+    if hasattr(probs, "detach"):  # a tensor, perhaps on a device, perhaps bfloat16, which numpy does not know
+        probs = probs.detach().cpu().double()
+    rows = np.asarray(probs, dtype=np.float64)
+    if rows.size == 0 and rows.shape[:1] == (0,):
+        return rows.reshape(0, len(GRADES))
+    if rows.ndim != 2 or rows.shape[1] != len(GRADES):
+        raise ValueError(f"{name} has shape {rows.shape}, expected (N, {len(GRADES)}), one column per grade 1..4")
+    with np.errstate(invalid="ignore"):  # inf - inf: reported below, by row
+        sums_to_one = np.abs(rows.sum(-1) - 1.0) <= SUM_TOLERANCE
+    bad = ~np.isfinite(rows).all(-1) | (rows < 0).any(-1) | ~sums_to_one
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"{name}[{row}] is {rows[row].tolist()}, expected four finite, non-negative numbers that sum to 1"
+            f" within {SUM_TOLERANCE} (probabilities of grades 1..4, not logits)"
+        )
+    return rows

@@ -1,0 +1,43 @@
+"""`--data`: a file of judgements, or a pool of the embedded world ("world:labelled")."""
+
+from __future__ import annotations
+
+from taosr1.task.judgements import Judgement, check_cot, read_judgements
+from taosr1.task.world import POOL_SIZES, read_pool
+
+WORLD = "world:"
+
+
+def load_rows(
+    spec: str,
+    *,
+    seed: int = 0,
+    split: str = "",
+    limit: int = 0,
+    max_bad_rows: int = 0,
+    need_grade: bool = False,
+    need_cot: bool = False,
+) -> list[Judgement]:
+    """The judgements behind `--data`. `limit` > 0 keeps the first rows; "world:labelled*500" draws a pool of that size.
+
+    Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError where a pool
+    of the world lacks what is needed.
+    """
+    if not spec.startswith(WORLD):
+        rows = read_judgements(spec, max_bad_rows=max_bad_rows, need_grade=need_grade, need_cot=need_cot, split=split or None)
+        return rows[:limit] if limit else rows
+    pool, _, size = spec[len(WORLD) :].partition("*")
+    if pool not in POOL_SIZES or (size and not size.isdigit()):
+        raise ValueError(f"{spec}: no such pool of the embedded world, expected world:NAME or world:NAME*SIZE, NAME one of {', '.join(POOL_SIZES)}")
+    rows = read_pool(pool, int(size) if size else None, seed)
+    rows = rows[:limit] if limit else rows
+    if not rows:
+        raise ValueError(f"{spec}: no rows")
+    if need_grade and rows[0].grade is None:
+        raise ValueError(f"{spec}: its pairs have no grade; use world:labelled or world:reasoned, or grade them with train/label_pool.py")
+    if need_cot:
+        try:
+            check_cot(rows[0].cot)
+        except ValueError as error:
+            raise ValueError(f"{spec}: {error}; use world:reasoned, or write them with train/label_pool.py") from error
+    return rows

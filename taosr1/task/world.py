@@ -1,0 +1,380 @@
+"""The embedded world: a deterministic shop whose grades follow from the rule book, so that every stage runs offline.
+
+Five pools, as in a real shop: a few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only,
+many with neither; and dev and test pairs whose products, query templates and a share of whose (kind, value)
+combinations no training pool contains. `read_pool("reasoned")` is the one entry point the scripts use.
+
+Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
+paper's; everything else here is ours.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from taosr1.task import catalogue as shop
+from taosr1.task.judgements import Judgement
+from taosr1.task.rules import decide, load_rules
+from taosr1.task.teacher import write_cot
+
+POOL_SIZES = {"reasoned": 3000, "labelled": 9000, "unlabelled": 40000, "dev": 3000, "test": 4000}
+# Products are split by a hash of what they are; each pool owns some of sixteen buckets.
+POOL_BUCKETS = {"test": (0, 1), "dev": (2, 3), "reasoned": (4, 5), "labelled": (6, 7, 8), "unlabelled": tuple(range(9, 16))}
+HELD_OUT_POOLS = ("dev", "test")
+KIND_SHARES = {"plain": 0.40, "negation": 0.15, "affordable": 0.15, "question": 0.15, "knowledge": 0.15}
+GRADE_SHARES = {4: 0.50, 3: 0.05, 2: 0.36, 1: 0.09}
+ITEMS_PER_QUERY = 2
+HELD_OUT_COMBINATIONS = 0.20  # share of (kind, attribute, value) combinations that training queries never use
+TEACHER_NOISE = 0.20  # share of reasoned pairs whose chain of thought has one wrong step
+NEAR_MISS_SHARE = 0.70  # share of Mismatch items that satisfy everything but one demand
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One thing the query asks of the item. `attribute` "price" means: cheaper than brand `value`."""
+
+    attribute: str
+    value: str
+    excluded: bool = False
+
+    @property
+    def fact(self) -> str:
+        """The rule book's name of this demand: "colour", or "no-colour" where the colour is excluded."""
+        return f"no-{self.attribute}" if self.excluded else self.attribute
+
+
+@dataclass(frozen=True)
+class Query:
+    kind: str
+    type: str  # canonical type name, whether or not the text says it
+    demands: tuple[Demand, ...]
+    template: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Item:
+    type: str
+    brand: str
+    colour: str | None
+    material: str | None
+    size: str | None
+    features: tuple[str, ...]
+    use: str | None
+    accessory: str | None  # "laces": the item is laces *for* the type
+    title: str = ""
+    price: str = ""
+
+
+GROUP_OF = {kind: group for group, types in shop.TYPES.items() for kind in types}
+TIER_OF_BRAND = {brand: tier for tier, brands in shop.BRANDS.items() for brand in brands}
+ALL_BRANDS = tuple(TIER_OF_BRAND)
+_FAMILY = {value: family for family in shop.COLOUR_FAMILIES + shop.MATERIAL_FAMILIES for value in family}
+
+
+# --- Facts: what is true of a (query, item) pair ---------------------------------------------------------------------
+def category_fact(query_type: str, item: Item) -> str:
+    """How the item's category relates to the wanted one: same, substitute, accessory, sibling or different."""
+    if GROUP_OF[query_type] != GROUP_OF[item.type]:
+        return "different"
+    if item.accessory:
+        return "accessory"
+    if query_type == item.type:
+        return "same"
+    types = list(shop.TYPES[GROUP_OF[query_type]])
+    return "substitute" if types.index(query_type) // 2 == types.index(item.type) // 2 else "sibling"
+
+
+def item_value(item: Item, demand: Demand) -> str:
+    """What the item has where the query demands something: a value, "none" (no such feature) or "unknown"."""
+    if demand.attribute == "price":
+        return TIER_OF_BRAND[item.brand]
+    if demand.attribute == "feature":
+        if item.accessory:
+            return "unknown"
+        return demand.value if demand.value in item.features else "none"
+    return getattr(item, demand.attribute) or "unknown"
+
+
+def outcome(item: Item, demand: Demand) -> str:
+    """met, near, missed or unknown (the rule book's words) for one demand."""
+    value = item_value(item, demand)
+    if value == "unknown":
+        return "unknown"
+    if demand.attribute == "price":
+        gap = shop.TIERS.index(TIER_OF_BRAND[demand.value]) - shop.TIERS.index(value)
+        if item.brand == demand.value or gap < 0:
+            return "missed"
+        return "met" if gap > 0 else "near"
+    if value == demand.value:
+        close = "same"
+    elif demand.attribute == "size":
+        sizes = shop.SIZES[GROUP_OF[item.type]]
+        neighbours = demand.value in sizes and abs(sizes.index(value) - sizes.index(demand.value)) == 1
+        close = "near" if neighbours else "other"
+    elif demand.attribute == "use":
+        close = "near"
+    else:
+        close = "near" if value in _FAMILY.get(demand.value, ()) else "other"
+    if close == "near":
+        return "near"
+    return "met" if (close == "same") != demand.excluded else "missed"
+
+
+def facts_of(query: Query, item: Item) -> dict[str, str]:
+    """Every fact the rule book needs: the category relation and one outcome per demand."""
+    return {"category": category_fact(query.type, item)} | {d.fact: outcome(item, d) for d in query.demands}
+
+
+def cot_of(query: Query, item: Item, facts: dict[str, str], grade: int) -> str:
+    """The five-line chain of thought for these facts (which may be wrong ones) and the grade they lead to."""
+    wanted, found = [query.type], [f"{item.type} accessory" if item.accessory else item.type]
+    for demand in query.demands:
+        words = {"price": f"below {TIER_OF_BRAND.get(demand.value)}"}.get(demand.attribute, demand.value)
+        wanted.append(f"{demand.attribute} {'not ' if demand.excluded else ''}{words}")
+        found.append(f"{demand.attribute} {item_value(item, demand)}")
+    outcomes = [(d.fact, facts[d.fact]) for d in query.demands]
+    return write_cot("; ".join(wanted), "; ".join(found), facts["category"], outcomes, grade)
+
+
+def wrong_facts(rng: random.Random, query: Query, facts: dict[str, str], grade: int) -> tuple[dict[str, str], int]:
+    """One wrong step that the verdict follows: facts with one entry changed so that the rule book decides otherwise."""
+    rules = load_rules()
+    options = [("category", value) for value in ("same", "substitute", "sibling", "different")]
+    options += [(demand.fact, value) for demand in query.demands for value in ("met", "near", "missed")]
+    rng.shuffle(options)
+    for name, value in options:
+        changed = facts | {name: value}
+        verdict = decide(changed, rules)[0]
+        if verdict != grade:
+            return changed, verdict
+    raise AssertionError("changing the category always changes some verdict")
+
+
+# --- Drawing queries --------------------------------------------------------------------------------------------------
+def is_held_out(kind: str, demand: Demand) -> bool:
+    """True for the (kind, attribute, value) combinations that training queries never use."""
+    key = f"{kind}|{demand.fact}|{demand.value}"
+    return zlib.crc32(key.encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
+
+
+def _values(group: str, attribute: str) -> tuple[str, ...]:
+    if attribute in ("brand", "price"):
+        return ALL_BRANDS
+    if attribute == "colour":
+        return tuple(value for family in shop.COLOUR_FAMILIES for value in family)
+    table = {"material": shop.MATERIALS, "size": shop.SIZES, "feature": shop.FEATURES, "use": shop.USES}[attribute]
+    return table.get(group, ())
+
+
+def _draw_demand(rng: random.Random, kind: str, group: str, attribute: str, excluded: bool, held_out: bool) -> Demand | None:
+    """A demand this pool may use, or None where the attribute means nothing for the group."""
+    options = [Demand(attribute, value, excluded) for value in _values(group, attribute)]
+    if attribute == "price":  # undercutting the cheapest tier is impossible
+        options = [demand for demand in options if TIER_OF_BRAND[demand.value] != "budget"]
+    if not held_out:
+        options = [demand for demand in options if not is_held_out(kind, demand)]
+    return rng.choice(options) if options else None
+
+
+def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
+    if kind == "plain":
+        count = rng.choices((0, 1, 2), (0.10, 0.45, 0.45))[0]
+    else:
+        count = rng.choices((0, 1), (0.5, 0.5))[0]
+    attributes = [a for a in ("brand", "colour", "material", "size", "feature", "use") if a not in taken]
+    demands = []
+    for attribute in rng.sample(attributes, min(count, len(attributes))):
+        demand = _draw_demand(rng, kind, group, attribute, False, held_out)
+        if demand:
+            demands.append(demand)
+    return demands
+
+
+def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
+    """One query of a kind, in the words of the training templates or of the held-out ones."""
+    type_name = rng.choice(list(GROUP_OF))
+    group = GROUP_OF[type_name]
+    words = {"t": rng.choice(shop.TYPES[group][type_name][0])}
+    special: Demand | None = None
+    if kind == "negation":
+        attribute = rng.choice(list(shop.EXCLUSION_PHRASES))
+        special = _draw_demand(rng, kind, group, attribute, True, held_out)
+        if special is None:
+            return draw_query(rng, kind, held_out)
+        words["x"] = shop.EXCLUSION_PHRASES[attribute].format(v=special.value)
+    elif kind == "affordable":
+        special = _draw_demand(rng, kind, group, "price", False, held_out)
+        words["b"] = special.value
+    elif kind == "knowledge":
+        phrases, demand = rng.choice(shop.CONCEPTS)
+        special = Demand(*demand)
+        if special.value not in _values(group, special.attribute):
+            return draw_query(rng, kind, held_out)
+        words["c"] = rng.choice(phrases)
+    elif kind == "question":
+        words["n"] = rng.choice(shop.NEEDS[type_name])
+    taken = {special.attribute, "brand"} if special else set()
+    positive = _positive_demands(rng, kind, group, taken, held_out)
+    words["d"] = " ".join(rng.choice(shop.DEMAND_PHRASES[d.attribute]).format(v=d.value) for d in positive)
+    template = rng.choice(shop.TEMPLATES[kind][1 if held_out else 0])
+    text = " ".join(template.format(**words).split()).strip(" ,")
+    return Query(kind, type_name, tuple(positive) + ((special,) if special else ()), template, text)
+
+
+# --- Drawing items ----------------------------------------------------------------------------------------------------
+def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
+    group = GROUP_OF[type_name]
+    brand, colour = rng.choice(ALL_BRANDS), rng.choice(_values(group, "colour"))
+    if accessory:
+        return Item(type_name, brand, colour, None, None, (), None, rng.choice(shop.TYPES[group][type_name][1]))
+    sizes = _values(group, "size")
+    return Item(
+        type=type_name,
+        brand=brand,
+        colour=colour,
+        material=rng.choice(_values(group, "material")),
+        size=rng.choice(sizes) if sizes and rng.random() < 0.8 else None,
+        features=tuple(rng.sample(_values(group, "feature"), rng.choice((1, 2)))),
+        use=rng.choice(_values(group, "use")) if rng.random() < 0.5 else None,
+        accessory=None,
+    )
+
+
+def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -> Item | None:
+    """The item with the demanded attribute changed so that its outcome is the wanted one, or None where it cannot be."""
+    if demand.attribute == "feature":
+        others = [f for f in _values(GROUP_OF[item.type], "feature") if f != demand.value]
+        absent = replace(item, features=tuple(rng.sample(others, rng.choice((1, 2)))))
+        present = replace(item, features=tuple(rng.sample((demand.value, rng.choice(others)), 2)))
+        options = [absent, present]
+    else:
+        field = "brand" if demand.attribute == "price" else demand.attribute
+        values: tuple[str | None, ...] = _values(GROUP_OF[item.type], field)
+        if field in ("size", "use"):
+            values += (None,)
+        options = [replace(item, **{field: value}) for value in values]
+    options = [option for option in options if outcome(option, demand) == wanted]
+    return rng.choice(options) if options else None
+
+
+def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
+    """An item meant to get `grade` for this query; None where the draw cannot work (the caller draws again)."""
+    group = GROUP_OF[query.type]
+    types = list(shop.TYPES[group])
+    partner = types[types.index(query.type) ^ 1]
+    wanted = {demand: "met" for demand in query.demands}
+    type_name, accessory = query.type, False
+    if grade == 1:
+        type_name = rng.choice([t for t in GROUP_OF if GROUP_OF[t] != group])
+        accessory = rng.random() < 0.1
+        wanted = {demand: "met" for demand in query.demands if rng.random() < 0.6}
+    elif grade == 3:
+        if not query.demands or rng.random() < 0.4:
+            type_name = partner
+        else:
+            wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
+    elif grade == 2:
+        if query.demands and rng.random() < NEAR_MISS_SHARE:
+            wanted[rng.choice(query.demands)] = "missed"
+        elif rng.random() < 0.5:
+            accessory = True
+            wanted = {demand: "met" for demand in query.demands if demand.attribute in ("brand", "colour", "price")}
+        else:
+            type_name = rng.choice([t for t in types if t not in (query.type, partner)])
+    item = _random_item(rng, type_name, accessory)
+    for demand, result in wanted.items():
+        changed = _with_outcome(rng, item, demand, result)
+        if changed is None and grade != 1:
+            return None
+        item = changed or item
+    return item
+
+
+def _title(rng: random.Random, item: Item) -> str:
+    names, _, _ = shop.TYPES[GROUP_OF[item.type]][item.type]
+    name = rng.choice(names)
+    if item.accessory:
+        forms = (f"{item.brand} {item.accessory} for {name} {item.colour}", f"{item.colour} {name} {item.accessory} by {item.brand}")
+        return rng.choice(forms)
+    features = " ".join(item.features)
+    use = f"for {item.use}" if item.use else ""
+    size = f"size {item.size}" if item.size else ""
+    fluff = rng.choice(shop.FLUFF) if rng.random() < 0.3 else ""
+    forms = (
+        f"{item.brand} {fluff} {features} {name} {item.material} {item.colour} {size} {use}",
+        f"{item.brand} {name} {use} {features} {item.colour} {item.material} {fluff} {size}",
+        f"{item.colour} {item.material} {name} {use} {size} {features} by {item.brand} {fluff}",
+        f"{fluff} {name} {item.brand} {size} {features} {item.material} {item.colour} {use}",
+    )
+    return " ".join(rng.choice(forms).split())
+
+
+def _price(rng: random.Random, item: Item) -> str:
+    base = shop.TYPES[GROUP_OF[item.type]][item.type][2] * shop.TIER_PRICE_FACTOR[shop.TIERS.index(TIER_OF_BRAND[item.brand])]
+    return f"${max(3, round(base * rng.uniform(0.85, 1.15) * (0.2 if item.accessory else 1.0)))}"
+
+
+def item_bucket(item: Item) -> int:
+    """Which of sixteen buckets owns this product. Depends on what the product is, not on how its title is worded."""
+    key = (item.type, item.brand, item.colour, item.material, item.size, sorted(item.features), item.use, item.accessory)
+    return zlib.crc32(repr(key).encode()) % 16
+
+
+def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, ...], tries: int = 400) -> Item | None:
+    """An item of these buckets that the rule book grades `grade` for this query, titled and priced; None if none is found."""
+    rules = load_rules()
+    for _ in range(tries):
+        item = _item_for(rng, query, grade)
+        if item and item_bucket(item) in buckets and decide(facts_of(query, item), rules)[0] == grade:
+            return replace(item, title=_title(rng, item), price=_price(rng, item))
+    return None
+
+
+# --- Pools ------------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=8)
+def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, Judgement], ...]:
+    """`size` pairs of one pool with everything known about each: the query, the item, and the judgement scripts see.
+
+    Returns: the same pairs for the same arguments, on every machine. Judgements of "unlabelled" have no grade, only
+    those of "reasoned" have a chain of thought.
+    Raises: ValueError for an unknown pool or a negative size.
+    """
+    if pool not in POOL_BUCKETS or size < 0:
+        raise ValueError(f"world pool is {pool!r} of size {size}, expected one of {', '.join(POOL_SIZES)} and a size >= 0")
+    rng = random.Random(f"{seed}/{pool}")
+    rules, held_out = load_rules(), pool in HELD_OUT_POOLS
+    # Kinds come from shuffled decks of twenty, so that every pool holds each kind at its quota.
+    deck = [kind for kind, share in KIND_SHARES.items() for _ in range(round(20 * share))]
+    grades, grade_weights = list(GRADE_SHARES), list(GRADE_SHARES.values())
+    rows: list[tuple[Query, Item, Judgement]] = []
+    queries = 0
+    while len(rows) < size:
+        if queries % len(deck) == 0:
+            rng.shuffle(deck)
+        query = draw_query(rng, deck[queries % len(deck)], held_out)
+        queries += 1
+        for _ in range(min(ITEMS_PER_QUERY, size - len(rows))):
+            grade = rng.choices(grades, grade_weights)[0]
+            item = draw_item(rng, query, grade, POOL_BUCKETS[pool])
+            if item is None:
+                continue
+            cot = ""
+            if pool == "reasoned":
+                facts, verdict = facts_of(query, item), grade
+                if rng.random() < TEACHER_NOISE:
+                    facts, verdict = wrong_facts(rng, query, facts, grade)
+                cot = cot_of(query, item, facts, verdict)
+            rows.append((query, item, Judgement(
+                query=query.text, title=item.title, brand=item.brand, price=item.price,
+                category=f"{GROUP_OF[item.type]} > {item.type}", grade=None if pool == "unlabelled" else grade,
+                query_kind=query.kind, query_id=f"{pool}-q{queries}", item_id=f"{pool}-{len(rows)}", cot=cot)))
+    return tuple(rows)
+
+
+def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
+    """The judgements of one pool of the embedded world (see `POOL_SIZES` for the default sizes)."""
+    return [row[2] for row in make_pool(pool, POOL_SIZES.get(pool, 0) if size is None else size, seed)]

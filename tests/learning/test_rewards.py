@@ -1,0 +1,125 @@
+"""Reward parts on replies as the parser returns them, and the weighted sum."""
+
+import math
+
+import pytest
+
+from taosr1.learning.rewards import (
+    REWARD_PARTS,
+    consistency,
+    is_right,
+    label_right,
+    ordinal_closeness,
+    parse_weights,
+    reward_parts,
+    total_reward,
+    well_formed,
+)
+from taosr1.task.judgements import Judgement
+from taosr1.task.prompt import parse_reply
+
+COT = """Query: travel mug; material not plastic
+Item: travel mug; material {material}
+Category: same
+Attributes: material {outcome}
+Decision: {decision}"""
+
+
+def reply_of(label, decision="4-Excellent", outcome="met", material="steel"):
+    return parse_reply(f"{label}\n" + COT.format(decision=decision, outcome=outcome, material=material), "post-cot")
+
+
+def gold(grade):
+    return Judgement(query="travel mug not plastic", title="Steel Travel Mug", grade=grade)
+
+
+GARBAGE = parse_reply("well, it depends", "post-cot")
+
+
+def test_the_label_is_right_or_not():
+    assert label_right(reply_of(4), gold(4)) == 1.0
+    assert label_right(reply_of(3), gold(4)) == 0.0
+    assert label_right(GARBAGE, gold(4)) == 0.0
+    assert is_right(reply_of(4), gold(4)) and not is_right(reply_of(4), gold(1))
+
+
+@pytest.mark.parametrize(
+    ("label", "grade", "expected"), [(4, 4, 1.0), (3, 4, 2 / 3), (2, 4, 1 / 3), (1, 4, 0.0), (4, 1, 0.0), (2, 3, 2 / 3)]
+)
+def test_ordinal_closeness_falls_by_a_third_per_grade(label, grade, expected):
+    assert ordinal_closeness(reply_of(label), gold(grade)) == pytest.approx(expected)
+
+
+def test_a_reply_without_a_label_is_as_far_as_can_be():
+    assert ordinal_closeness(GARBAGE, gold(2)) == 0.0
+
+
+def test_format_is_the_parser_s_verdict():
+    assert well_formed(reply_of(4), gold(1)) == 1.0
+    assert well_formed(GARBAGE, gold(1)) == 0.0
+
+
+def test_consistency_compares_the_steps_with_the_label_and_not_with_the_gold_grade():
+    """All demands met imply 4. A missed demand implies 2: label 4 then contradicts its own steps, label 2 does not."""
+    assert consistency(reply_of(4), gold(1)) == 1.0
+    assert consistency(reply_of(3), gold(3)) == 0.0
+    assert consistency(reply_of(4, outcome="missed", material="plastic"), gold(4)) == 0.0
+    assert consistency(reply_of(2, decision="2-Mismatch", outcome="missed", material="plastic"), gold(4)) == 1.0
+    assert consistency(GARBAGE, gold(4)) == 0.0
+
+
+def test_a_part_needs_a_gold_grade_where_it_looks_at_it():
+    for part in (label_right, ordinal_closeness):
+        with pytest.raises(ValueError, match="travel mug not plastic"):
+            part(reply_of(4), gold(None))
+    assert consistency(reply_of(4), gold(None)) == 1.0
+
+
+def test_parts_are_logged_unweighted_and_summed_weighted():
+    """label 1 * 1 + format 0.5 * 1 + ordinal 2 * 1/3: label 2 against gold 4 gives 0 + 0.5 + 2/3."""
+    weights = {"label": 1.0, "format": 0.5, "ordinal": 2.0}
+    parts = reward_parts(reply_of(2), gold(4), weights)
+    assert parts == pytest.approx({"label": 0.0, "format": 1.0, "ordinal": 1 / 3})
+    assert total_reward(parts, weights) == pytest.approx(0.5 + 2 / 3)
+
+
+def test_a_reward_of_one_s_own_is_one_function():
+    def short(reply, judgement):
+        return float(len(reply.item) < 100)
+
+    parts = {**REWARD_PARTS, "short": short}
+    weights = parse_weights("label=1, short=0.25", parts)
+    assert total_reward(reward_parts(reply_of(4), gold(4), weights, parts), weights) == 1.25
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1"])
+def test_a_reward_that_is_no_number_stops_the_run_and_names_the_row(value):
+    with pytest.raises(ValueError, match="row 17: reward 'label'"):
+        total_reward({"format": 1.0, "label": value}, {"format": 1.0, "label": 1.0}, row=17)
+    with pytest.raises(ValueError, match="row q7: the weight of reward 'label'"):
+        total_reward({"label": 1.0}, {"label": value}, row="q7")
+
+
+def test_an_overflowing_total_is_refused():
+    with pytest.raises(ValueError, match="row 3"):
+        total_reward({"label": 1e308}, {"label": 10.0}, row=3)
+
+
+def test_parts_and_weights_must_name_the_same():
+    with pytest.raises(ValueError, match="different parts"):
+        total_reward({"label": 1.0}, {"label": 1.0, "format": 1.0})
+    with pytest.raises(ValueError, match="unknown reward 'lable'"):
+        reward_parts(reply_of(4), gold(4), {"lable": 1.0})
+
+
+def test_weights_are_read_from_a_flag():
+    assert parse_weights("label=1,format=0.1") == {"label": 1.0, "format": 0.1}
+    assert parse_weights(" ordinal = -2 ") == {"ordinal": -2.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "label", "label=", "label=x", "label=nan", "lable=1", "label=1,label=2", "=1"]
+)
+def test_weights_that_cannot_be_read_are_named(text):
+    with pytest.raises(ValueError, match="expected NAME=NUMBER"):
+        parse_weights(text)

@@ -1,0 +1,58 @@
+"""Tiny decoders of the three families, and one place that owns the tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+
+FAMILIES = {"qwen2": {"qkv_bias": True, "qk_norm": False}, "qwen3": {"qk_norm": True}, "llama": {"qk_norm": False}}
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Decoder]:
+    """A tiny decoder with every parameter (norms and biases too) drawn at random, so that none can be forgotten."""
+
+    def make(family: str = "qwen3", *, seed: int = 0, **changes) -> Decoder:
+        shape = {"vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+        model = Decoder(DecoderConfig(**{**shape, **FAMILIES[family], **changes}))
+        _scramble(model, seed)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scramble() -> Callable[..., None]:
+    """Draw every parameter of a module at random; matrices are large enough that attention is far from uniform."""
+    return _scramble
+
+
+def _scramble(module: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            centre = 1.5 if "norm" in name else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + centre)
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Equal up to the rounding of float32 sums taken in another order."""
+
+    def check(got: torch.Tensor, expected: torch.Tensor) -> None:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    cot = "Query: travel mug; material not plastic\nItem: travel mug; material steel\nCategory: same\nDecision: 4-Excellent"
+    texts = [cot, cot.replace("4-Excellent", "2-Mismatch"), "Steel travel mug 500 ml, women's, non-slip"] * 20
+    return train_tokenizer(texts, 400, tmp_path_factory.mktemp("tokenizer"))

@@ -1,0 +1,230 @@
+"""The decoder against transformers, against itself by other routes, and against committed numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from taosr1.model.cache import KVCache
+from taosr1.model.decoder import Decoder, DecoderConfig, RMSNorm
+from taosr1.model.weights import load_decoder
+
+FAMILIES = ("qwen2", "qwen3", "llama")
+LENGTHS = (7, 1, 12, 4)
+
+
+def ragged(lengths=LENGTHS, *, vocab: int = 97, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of these lengths, padded on the right with random ids: padding content must not matter."""
+    ids = torch.randint(vocab, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
+    return ids, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_those_of_transformers(family, tied, tmp_path, scramble, assert_close):
+    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
+    shape = {"vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    if family != "qwen2":
+        shape["head_dim"] = 10  # not hidden_size / heads: it must be read, not derived
+    names = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
+    config = getattr(transformers, f"{names[family]}Config")(
+        **shape, tie_word_embeddings=tied, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+    )
+    theirs = getattr(transformers, f"{names[family]}ForCausalLM")(config).eval()
+    scramble(theirs, 3)
+    theirs.save_pretrained(tmp_path)
+
+    ours = load_decoder(tmp_path)
+    ids, lengths = ragged()
+    with torch.no_grad():
+        for row, length in zip(ids, lengths.tolist(), strict=True):
+            assert_close(ours(row[None, :length]), theirs(row[None, :length]).logits)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        assert_close(ours(ids)[mask], theirs(ids, attention_mask=mask.long()).logits[mask])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_logits_equal_uncached_however_the_prompt_is_cut(family, make_model, assert_close):
+    model = make_model(family)
+    ids, _ = ragged((12, 12, 12))
+    with torch.no_grad():
+        whole = model(ids)
+        for cuts in ((12,), (5, 7), (1, 1, 10), (1,) * 12, (6, 1, 1, 4)):
+            cache, parts = KVCache(model.config, 3, 16), []
+            for part in ids.split(cuts, dim=1):
+                parts.append(model(part, cache=cache))
+                cache.lengths += part.shape[1]
+            assert_close(torch.cat(parts, 1), whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_of_a_ragged_batch_equals_the_row_alone(family, make_model, assert_close):
+    model = make_model(family)
+    ids, lengths = ragged()
+    with torch.no_grad():
+        batch = model(ids)
+        for row, length in enumerate(lengths.tolist()):
+            assert_close(batch[row : row + 1, :length], model(ids[row : row + 1, :length]))
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_cached_decoding_of_a_ragged_batch_equals_each_row_alone(chunk, make_model, assert_close):
+    """After a right-padded prefill the next tokens go to each row's own positions, over what padding wrote there."""
+    model = make_model()
+    ids, lengths = ragged()
+    new, _ = ragged((6,) * 4, seed=2)
+    cache = KVCache(model.config, 4, 32)
+    with torch.no_grad():
+        model(ids, cache=cache)
+        cache.lengths.copy_(lengths)
+        steps = []
+        for part in new.split(chunk, dim=1):
+            steps.append(model(part, cache=cache))
+            cache.lengths += chunk
+        decoded = torch.cat(steps, 1)
+        for row, length in enumerate(lengths.tolist()):
+            alone = model(torch.cat((ids[row, :length], new[row]))[None])
+            assert_close(decoded[row], alone[0, length:])
+
+
+def test_ragged_chunks_after_a_ragged_prefill_equal_each_row_alone(make_model, assert_close):
+    model = make_model()
+    ids, lengths = ragged()
+    more, more_lengths = ragged((2, 5, 1, 3), seed=4)
+    last, _ = ragged((1,) * 4, seed=5)
+    cache = KVCache(model.config, 4, 32)
+    with torch.no_grad():
+        for part, part_lengths in ((ids, lengths), (more, more_lengths)):
+            model(part, cache=cache)
+            cache.lengths += part_lengths
+        decoded = model(last, cache=cache)
+        for row in range(4):
+            text = torch.cat((ids[row, : lengths[row]], more[row, : more_lengths[row]], last[row]))
+            assert_close(decoded[row, 0], model(text[None])[0, -1])
+
+
+def test_explicit_positions_equal_the_default_ones(make_model, assert_close):
+    model = make_model()
+    ids, _ = ragged()
+    positions = torch.arange(ids.shape[1]).expand(ids.shape)
+    with torch.no_grad():
+        expected = model(ids)
+        assert_close(model(ids, positions=positions), expected)
+        assert_close(model(ids, positions=positions, cache=KVCache(model.config, 4, 32)), expected)
+        assert_close(model(ids, positions=positions + 9), expected)  # rotary positions are relative
+        assert (model(ids, positions=positions * 2) - expected).abs().max() > 0.1  # but spacing is not
+
+
+def test_a_later_token_never_changes_an_earlier_logit(make_model):
+    model = make_model()
+    ids, _ = ragged((9,))
+    changed = ids.clone()
+    changed[0, 6] = (changed[0, 6] + 1) % 97
+    with torch.no_grad():
+        before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert (before[:, 6:] - after[:, 6:]).abs().amax(-1).min() > 1e-3
+
+
+def golden_model(family: str, make_model) -> Decoder:
+    """Weights from a formula, so that no random number generator can change under the committed logits."""
+    model = make_model(family, vocab_size=7)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            index = torch.arange(parameter.numel(), dtype=torch.float64)
+            wave = torch.sin(index**2 * 1.7 + number) * 0.5 + (1.5 if "norm" in name else 0.0)
+            parameter.copy_(wave.view(parameter.shape))
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_the_committed_ones(family, make_model, assert_close):
+    golden = json.loads((Path(__file__).parent / "golden_logits.json").read_text())
+    with torch.no_grad():
+        logits = golden_model(family, make_model)(torch.tensor([golden["ids"]]))[0]
+    assert_close(logits, torch.tensor(golden[family]))
+
+
+def test_the_head_is_the_embedding_where_tied_and_its_own_matrix_where_not(make_model):
+    tied, untied = make_model(), make_model(tie_word_embeddings=False)
+    assert "lm_head.weight" not in tied.state_dict()
+    assert untied.state_dict()["lm_head.weight"].shape == (97, 24)
+    ids, _ = ragged((3,))
+    for model in (tied, untied):
+        assert torch.equal(model(ids), model.head(model.hidden(ids)))
+
+
+def test_gradients_reach_every_parameter(make_model):
+    for family in FAMILIES:
+        model = make_model(family, tie_word_embeddings=family == "qwen2")
+        ids, _ = ragged()
+        model(ids).logsumexp(-1).sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for _, p in model.named_parameters())
+
+
+def test_fresh_weights_are_reproducible_small_and_do_not_grow_with_depth():
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = DecoderConfig(**shape, num_hidden_layers=8, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)
+    first, again, other = (Decoder(config).init_weights(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    weights = first.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in again.state_dict().items())
+    assert not torch.equal(weights["lm_head.weight"], other.state_dict()["lm_head.weight"])
+    assert weights["model.layers.0.self_attn.q_proj.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert weights["model.layers.7.mlp.down_proj.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.1)
+    assert torch.equal(weights["model.layers.3.self_attn.q_norm.weight"], torch.ones(8))
+    ids, _ = ragged(vocab=64)
+    assert first(ids).softmax(-1).sub(1 / 64).abs().max() < 0.01  # knows nothing yet
+
+
+def test_the_norm_of_a_low_precision_model_is_computed_in_float32():
+    norm = RMSNorm(64, 1e-6).bfloat16()
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).bfloat16() * 30
+    wide = x.float()
+    expected = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).bfloat16()
+    assert torch.equal(norm(x), expected)
+
+
+def test_rotary_tables_follow_dtype_length_and_inference_mode(make_model, assert_close):
+    """A model cast to bfloat16 and back, or first used under inference mode, must not keep spoiled tables."""
+    model, reference = make_model(max_position_embeddings=600), make_model(max_position_embeddings=600)
+    ids, _ = ragged((500,))
+    with torch.inference_mode():
+        model(ids[:, :5])
+    model.bfloat16()
+    model(ids[:, :5])
+    model.load_state_dict(reference.state_dict())
+    model.float().load_state_dict(reference.state_dict())
+    assert_close(model(ids), reference(ids))
+    model(ids[:, :5]).sum().backward()
+
+
+def test_bad_calls_say_what_is_wrong(make_model):
+    model = make_model()
+    ids, _ = ragged()
+    with pytest.raises(ValueError, match=r"max_position_embeddings=64"):
+        model(torch.zeros(1, 65, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"positions have shape \(1, 3\), ids \(4, 12\)"):
+        model(ids, positions=torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"ids must be \(B, T\)"):
+        model(ids[0])
+    with pytest.raises(ValueError, match="no_grad"):
+        model(ids, cache=KVCache(model.config, 4, 32))
+
+
+def test_a_bad_config_lists_every_problem(make_model):
+    good = make_model().config
+    with pytest.raises(ValueError, match="hidden_size is 0") as error:
+        replace(good, hidden_size=0, rope_theta=-1.0, vocab_size="7")
+    assert "rope_theta is -1.0" in str(error.value) and "vocab_size is '7'" in str(error.value)
+    for changes, words in (
+        ({"num_key_value_heads": 3}, "multiple of"),
+        ({"head_dim": 7}, "even"),
+        ({"qkv_bias": True}, "both on"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(good, **changes)

@@ -15,9 +15,13 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A config field with its one-line help and, where there are only a few, its allowed values."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
+def option(default: Any, help: str, choices: Sequence[str] | None = None, *, positional: bool = False) -> Any:
+    """A config field with its one-line help and, where there are only a few, its allowed values.
+
+    `positional` makes it an argument without a flag; it can still be left out, so its script checks whether it is there.
+    """
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_config(config: type[T], description: str, argv: Sequence[str] | None = None) -> T:
@@ -33,12 +37,20 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
     for name, field in fields.items():
         kind, choices = types[name], field.metadata.get("choices")
         shown = field.default if field.default not in ("", None) else "none"
-        common = {"dest": name, "default": argparse.SUPPRESS, "help": f"{field.metadata.get('help', '')} (default: {shown})"}
-        if kind is bool:
-            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, **common)
+        help_text = f"{field.metadata.get('help', '')} (default: {shown})".replace("%", "%%")
+        common = {"default": argparse.SUPPRESS, "help": help_text}
+        typed = {"type": _base_type(kind), "choices": choices, "metavar": None if choices else name.upper()}
+        if field.metadata.get("positional"):
+            parser.add_argument(name, nargs="?", **typed, **common)
+        elif kind is bool:
+            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, **common)
         else:
-            parser.add_argument(_flag(name), type=_base_type(kind), choices=choices, metavar=None if choices else name.upper(), **common)
-    flags = vars(parser.parse_args(argv))
+            parser.add_argument(_flag(name), dest=name, **typed, **common)
+    positional = any(field.metadata.get("positional") for field in fields.values())
+    given = sys.argv[1:] if argv is None else list(argv)
+    # Intermixed: `"boots" --price 5 "title"` is a query and a title. It does not know `--`, plain parse_args does.
+    parse = parser.parse_intermixed_args if positional and "--" not in given else parser.parse_args
+    flags = vars(parse(given))
     path = flags.pop("config", None)
     try:
         stored = _read_config_file(path, fields, types) if path else {}
@@ -48,7 +60,7 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
 
 
 def _read_config_file(path: str, fields: dict, types: dict) -> dict[str, Any]:
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path}: no such file")
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -113,7 +125,7 @@ def run_main(main) -> None:
     """Run a script's `main` from the command line: wrong input ends with its message, not with a traceback."""
     try:
         main()
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -32,8 +32,26 @@ class Judge:
     prompt: PromptConfig
 
     def prompts(self, judgements: list[Judgement]) -> list[list[int]]:
-        """Token ids of every judgement's prompt."""
-        return [encode_prompt(self.tokenizer, judgement, self.prompt) for judgement in judgements]
+        """Token ids of every judgement's prompt, each leaving the model room for a reply.
+
+        Characters are not tokens: 600 of them may be 2,000 tokens of Chinese. A row too long for the model's positions
+        is shown with shorter texts, so that no row is lost.
+        """
+        positions = self.model.config.max_position_embeddings
+        room = positions - min(256, positions // 4)
+        return [self._fitting_prompt(judgement, room) for judgement in judgements]
+
+    def _fitting_prompt(self, judgement: Judgement, room: int) -> list[int]:
+        config = self.prompt
+        ids = encode_prompt(self.tokenizer, judgement, config)
+        while len(ids) > room and config.max_chars > 1:
+            config = replace(config, max_chars=config.max_chars // 2)
+            ids = encode_prompt(self.tokenizer, judgement, config)
+        return ids
+
+    def reply_text(self, ids: list[int]) -> str:
+        """A sampled reply as text, without its end-of-sequence token."""
+        return self.tokenizer.decode([token for token in ids if token not in self.tokenizer.eos_ids])
 
     def ask(self, order: str) -> Judge:
         """The same weights, asked for replies of another order."""

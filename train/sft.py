@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES, Judge, load_judge
+from taosr1.judge import DTYPES, TINY, Judge, load_judge
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp
-from taosr1.learning.loop import Schedule, make_optimizer, train
+from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.run import Run
 from taosr1.learning.selection import balanced_order
@@ -47,7 +47,9 @@ class Config:
     batch_size: int = option(64, "examples per optimizer step")
     micro_batch_tok: int = option(2048, "padded tokens per forward pass (memory; changes no result)")
     lr: float = option(3e-3, "peak learning rate; use about 1e-5 for a pre-trained model")
-    weight_decay: float = option(0.01, "AdamW weight decay of the matrices")
+    optimizer: str = option("auto", "muon, adamw, or auto: Muon for fresh weights, AdamW for trained ones", ("auto", "muon", "adamw"))
+    muon_lr: float = option(0.02, "peak learning rate of Muon, which moves the matrices; --lr moves the rest")
+    weight_decay: float = option(0.1, "weight decay of the matrices")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     grade_power: float = option(1.0, "grades are drawn by frequency to this power: 1 as in the data, 0.5 its root, 0 equal")
     eval_every: int = option(100, "steps between dev evaluations, each with a checkpoint")
@@ -99,6 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
     run = Run(config.out, config, config.resume)
+    muon_lr = config.muon_lr if config.optimizer == "muon" or (config.optimizer == "auto" and config.model == TINY) else 0.0
 
     def step_batches(step: int, cursor: dict) -> list[Batch]:
         drawn = balanced_order(grades, config.seed, step * config.batch_size, config.batch_size, power=config.grade_power)
@@ -111,8 +114,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     return train(
         judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, config.lr, eval_every=config.eval_every, keep_last=config.keep_last),
-        optimizer=make_optimizer(judge.model, config.lr, config.weight_decay),
+        schedule=Schedule(config.steps, eval_every=config.eval_every, keep_last=config.keep_last),
+        optimizers=make_optimizers(judge.model, config.lr, weight_decay=config.weight_decay, muon_lr=muon_lr),
         step_batches=step_batches,
         loss_fn=loss_fn,
         evaluate=lambda step: dev_scores(judge, dev, config.max_new_tokens),

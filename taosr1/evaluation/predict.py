@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from taosr1.evaluation.metrics import macro_f1
+from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.report import Prediction
-from taosr1.judge import Judge
+from taosr1.judge import Judge, load_judge
+from taosr1.model.decoder import Decoder
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import Rollouts, generate
 from taosr1.task.grades import GRADES
 from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import Reply, parse_reply
 from taosr1.task.rules import implied_grade, load_rules
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What predictions took: prompts run through the model, and reply tokens decoded (end-of-sequence included)."""
+
+    prefills: int = 0
+    decoded_tok: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.prefills + other.prefills, self.decoded_tok + other.decoded_tok)
 
 
 def predict(
@@ -22,33 +37,36 @@ def predict(
 
     A pre-CoT judge has to think before it answers: its replies are decoded greedily and it has no label probabilities.
     """
+    return predict_with_cost(judge, rows, explain=explain, max_new_tokens=max_new_tokens, progress=progress)[0]
+
+
+def predict_with_cost(
+    judge: Judge, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96, progress: bool = False
+) -> tuple[list[Prediction], Cost]:
+    """`predict`, and what it took. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
     prompts = judge.prompts(list(rows))
     if judge.prompt.order == "pre-cot":
-        replies, _ = greedy_replies(judge, prompts, max_new_tokens)
-        return [_with_steps(reply) for reply in replies]
+        replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
+        return [_with_steps(reply) for reply in replies], Cost(len(prompts), int(rollouts.lengths.sum()))
     scored = label_probabilities(judge.model, judge.tokenizer, prompts, progress=progress)
     grades = (scored.probs.argmax(-1) + GRADES[0]).tolist()
     columns = [grades, scored.probs.tolist(), scored.label_mass.tolist()]
     if not (explain and judge.prompt.order == "post-cot"):
-        return [Prediction(grade, tuple(probs), mass) for grade, probs, mass in zip(*columns)]
-    replies, _ = greedy_replies(judge, prompts, max_new_tokens)
+        return [Prediction(grade, tuple(probs), mass) for grade, probs, mass in zip(*columns)], Cost(len(prompts))
+    replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
     steps = [_with_steps(reply) for reply in replies]
-    return [
+    predictions = [
         Prediction(grade, tuple(probs), mass, step.decision, step.implied)
         for grade, probs, mass, step in zip(*columns, steps)
     ]
+    return predictions, Cost(2 * len(prompts), int(rollouts.lengths.sum()))
 
 
 def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[Reply], Rollouts]:
     """The most likely continuation of every prompt, token by token, parsed."""
     stop_ids = judge.tokenizer.eos_ids
     rollouts = generate(judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=stop_ids)
-    return [parse_reply(reply_string(judge, ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
-
-
-def reply_string(judge: Judge, ids: Sequence[int]) -> str:
-    """A sampled reply as text, without its end-of-sequence token."""
-    return judge.tokenizer.decode([token for token in ids if token not in judge.tokenizer.eos_ids])
+    return [parse_reply(judge.reply_text(ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
 
 
 def _with_steps(reply: Reply) -> Prediction:
@@ -67,3 +85,20 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
         "dev_macro_f1": macro_f1(gold, [prediction.grade for prediction in predictions]),
         "dev_unparsed_frac": unparsed,
     }
+
+
+def before_and_after(judge: Judge, start: Decoder, run_folder: str, rows: Sequence[Judgement]) -> dict[str, float]:
+    """Held-out macro-F1 of the weights a stage began with and of its best checkpoint, with 95 % intervals over queries.
+
+    Prints both, writes them to `run_folder`/test.json and returns them.
+    """
+    gold, queries = [row.grade for row in rows], [row.query_id or row.query for row in rows]
+    best = load_judge(run_folder, device=str(next(start.parameters()).device))
+    results: dict[str, float] = {}
+    for name, contender in (("start", replace(judge, model=start)), ("result", best)):
+        grades = [prediction.grade for prediction in predict(contender, rows)]
+        interval = bootstrap_interval("macro_f1", gold, grades, queries)
+        results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}
+        print(f"test macro-F1 of the {name}: {100 * interval.value:.1f} (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})")
+    (Path(run_folder) / "test.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results

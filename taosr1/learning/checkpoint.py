@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from taosr1.model.decoder import Decoder
-from taosr1.model.folders import STATE_FILE, checkpoints, read_best
+from taosr1.model.folders import BEST_FILE, STATE_FILE, checkpoints, read_best
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.model.weights import load_decoder, save_pretrained
 from taosr1.task.prompt import PromptConfig
@@ -71,7 +71,7 @@ def save_checkpoint(
     model: Decoder,
     tokenizer: Tokenizer,
     prompt: PromptConfig,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     cursor: dict,
 ) -> Path:
     """Save everything a resume and the next stage need into `folder/step-NNNNNN`; returns that path."""
@@ -79,51 +79,65 @@ def save_checkpoint(
     with new_folder(path) as aside:
         save_pretrained(model, tokenizer, aside)
         prompt.save(aside)
-        tensors, groups = _flatten(optimizer)
-        save_file({**tensors, "rng": torch.get_rng_state()}, str(aside / OPTIMIZER_FILE))
-        state = {"step": step, "cursor": cursor, "optimizer": groups}
+        tensors = {"rng": torch.get_rng_state()}
+        for index, optimizer in enumerate(optimizers):
+            tensors |= _flatten(f"{index}.", optimizer)
+        save_file(tensors, str(aside / OPTIMIZER_FILE))
+        groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
+        state = {"step": step, "cursor": cursor, "optimizers": groups}
         (aside / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def load_checkpoint(path: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> tuple[int, dict]:
-    """Put a checkpoint's weights, optimizer and RNG back in place; returns its step and cursor.
+def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, dict]:
+    """Put a checkpoint's weights, optimizers and RNG back in place; returns its step and cursor.
 
-    Raises: ValueError naming the file where it does not belong to this model and optimizer.
+    Raises: ValueError naming the file where it does not belong to this model and these optimizers.
     """
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     stored = load_decoder(path, dtype=torch.float32, device=str(next(model.parameters()).device))
+    if stored.config != model.config:
+        raise ValueError(f"{path}: holds a model of another shape ({stored.config}) than --model ({model.config})")
     model.load_state_dict(stored.state_dict())
     with safe_open(str(path / OPTIMIZER_FILE), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     torch.set_rng_state(tensors.pop("rng"))
-    groups = state["optimizer"]
-    sizes = [len(group["params"]) for group in groups]
-    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        raise ValueError(f"{path / STATE_FILE}: optimizer holds {sizes} parameters per group, this model has another number")
-    moments: dict[int, dict[str, torch.Tensor]] = {}
+    sizes = [[len(group["params"]) for group in groups] for groups in state["optimizers"]]
+    expected = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
+    if sizes != expected:
+        raise ValueError(f"{path / STATE_FILE}: holds optimizers over {sizes} parameters, this run has {expected}")
+    moments: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        optimizer, parameter, key = name.split(".", 2)
+        moments[int(optimizer)].setdefault(int(parameter), {})[key] = tensor
+    for optimizer, values in zip(optimizers, moments):
+        # Moments come from the checkpoint, settings (learning rates, weight decay) from the run that continues.
+        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
     return state["step"], state["cursor"]
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The optimizer's tensors as {"<parameter index>.<name>": tensor}, and its parameter groups as plain JSON."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous() if torch.is_tensor(value) else torch.tensor(value)
-        for index, values in state["state"].items()
+def _flatten(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors as {"<prefix><parameter index>.<name>": tensor}."""
+    return {
+        f"{prefix}{index}.{name}": value.detach().cpu().contiguous() if torch.is_tensor(value) else torch.tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    return tensors, state["param_groups"]
 
 
 def sweep(folder: Path) -> None:
     """Remove what an interrupted save left behind."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Forget the checkpoints after `step`; and best.json, if it knows of a later evaluation."""
+    for later, path in checkpoints(folder):
+        if later > step:
+            shutil.rmtree(path)
+    if read_best(folder).get("evaluated_through", 0) > step:
+        (folder / BEST_FILE).unlink()
 
 
 def prune(folder: Path, keep_last: int) -> None:

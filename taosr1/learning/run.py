@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from taosr1 import __version__
-from taosr1.learning.checkpoint import sweep, write_json
+from taosr1.learning.checkpoint import rewind, sweep, write_json
 from taosr1.model.folders import checkpoints
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
@@ -29,7 +29,8 @@ class Run:
         """Open or create the folder and save the configuration before step 0.
 
         resume: "auto" continues from the newest complete checkpoint of this folder or starts afresh, "none" insists on
-        an empty folder, anything else is the path of the checkpoint to continue from.
+        an empty folder, anything else is the path of the checkpoint to continue from; what this folder holds of later
+        steps is forgotten.
         Raises: FileExistsError for a folder that holds something else; ValueError where the settings of the run to be
         continued differ, naming each; FileNotFoundError for a --resume path that is no checkpoint.
         """
@@ -41,17 +42,15 @@ class Run:
             raise FileExistsError(f"--out {folder}: is a file, expected a folder")
         if occupied and resume == "none":
             raise FileExistsError(f"--out {folder}: the folder is not empty; choose another one or continue it with --resume auto")
-        if occupied and not (self.folder / "config.json").exists():
+        # A Hugging Face folder has a config.json too, but no checkpoints/.
+        if occupied and not ((self.folder / "config.json").exists() and self.checkpoints.is_dir()):
             raise FileExistsError(f"--out {folder}: the folder is not empty and holds no taosr1 run; choose another one")
-        self.start: tuple[int, Path] | None = None
         if occupied:
             self._same_settings(settings)
+        self.start = next(iter(checkpoints(self.checkpoints)[::-1]), None) if resume in ("auto", "none") else self._named(resume)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep(self.checkpoints)
-        if resume not in ("auto", "none"):
-            self.start = self._named(resume)
-        elif checkpoints(self.checkpoints):
-            self.start = checkpoints(self.checkpoints)[-1]
+        rewind(self.checkpoints, self.start[0] if self.start else 0)
         write_json(self.folder / "config.json", settings)
         write_json(self.folder / "env.json", _environment())
         for name in ("metrics.jsonl", "samples.jsonl"):
@@ -77,7 +76,7 @@ class Run:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: a reply may hold U+2028
             try:
                 row = json.loads(line)
             except ValueError:

@@ -81,6 +81,31 @@ def _last_possible(probs: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def draw_first_tokens(
+    model: Decoder, prompts: Sequence[Sequence[int]], samples: int, temperature: float, generator: torch.Generator, max_rows: int = 1024
+) -> torch.Tensor:
+    """Draw only the first token of G replies for every prompt, from one prefill and no decoding. Returns (P, G) int64.
+
+    `max_rows` bounds the rows of logits alive at once, as in `generate`.
+
+    Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that `generate` alone gives:
+    the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
+    """
+    uniform = torch.rand(len(prompts), samples, generator=generator)
+    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    drawn = torch.zeros(len(prompts), samples, dtype=torch.int64)
+    per_batch = max(1, max_rows // samples)
+    for start in range(0, len(order), per_batch):
+        chosen = order[start : start + per_batch]
+        logits, _ = prefill(model, [prompts[p] for p in chosen], 1)
+        logits = logits.repeat_interleave(samples, dim=0)
+        draws = uniform[chosen].flatten().to(logits.device)
+        tokens = choose_tokens(logits, draws, temperature=temperature, top_k=0, top_p=1.0)
+        drawn[chosen] = tokens.view(len(chosen), samples).cpu()
+    return drawn
+
+
+@torch.no_grad()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -97,7 +122,7 @@ def generate(
 ) -> Rollouts:
     """Sample `samples` replies for every prompt.
 
-    `first_tokens` (P * samples,) forces the first token of each reply: difficulty-by-prefill draws the labels itself and
+    `first_tokens` (P, samples) or (P * samples,) forces the first token of each reply: difficulty-by-prefill draws the labels itself and
     only then lets the kept groups write on. `max_rows` bounds the rows alive at once (memory); prompts are taken in
     order of length, results come back in the caller's order.
 
@@ -106,7 +131,7 @@ def generate(
 
     Raises: ValueError for an empty prompt or settings out of range.
     """
-    _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids)
+    _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens)
     rows = len(prompts) * samples
     result = Rollouts(
         tokens=torch.full((rows, max_new_tokens), stop_ids[0], dtype=torch.int64),
@@ -119,8 +144,9 @@ def generate(
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         where = (torch.tensor(chosen)[:, None] * samples + torch.arange(samples)).flatten()  # rows of `result`
-        uniform = torch.rand(len(where), max_new_tokens, generator=generator)
-        forced = None if first_tokens is None else first_tokens[where]
+        # Greedy replies draw nothing: an evaluation must not move the global generator of the run around it.
+        uniform = torch.rand(len(where), max_new_tokens, generator=generator) if temperature else torch.zeros(len(where), max_new_tokens)
+        forced = None if first_tokens is None else first_tokens.flatten()[where]
         _decode([prompts[p] for p in chosen], samples, model, uniform, forced, stop_ids, where, result, temperature, top_k, top_p)
     return result
 
@@ -164,7 +190,7 @@ def _decode(prompts, samples, model, uniform, forced, stop_ids, where, result, t
     result.lengths[where], result.logp[where], result.finished[where] = lengths.cpu(), logp.cpu(), finished.cpu()
 
 
-def _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids) -> None:
+def _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens) -> None:
     empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
     problems = [f"prompt {empty[0]} is empty"] if empty else []
     if samples < 1:
@@ -179,5 +205,7 @@ def _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids
         problems.append(f"top_p is {top_p}, expected more than 0 and at most 1")
     if not stop_ids:
         problems.append("stop_ids is empty, expected at least one id")
+    if first_tokens is not None and first_tokens.numel() != len(prompts) * samples:
+        problems.append(f"first_tokens are {tuple(first_tokens.shape)}, expected one for each of {len(prompts)} x {samples} replies")
     if problems:
         raise ValueError("generate: " + "; ".join(problems))

@@ -52,21 +52,20 @@ TYPES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...], int]]] = {
 # Brands by price tier, cheapest tier first.
 TIERS = ("budget", "value", "premium", "luxury")
 BRANDS: dict[str, tuple[str, ...]] = {
-    "budget": ("Bramco", "Dulvy", "Kestro", "Oddly", "Pennet", "Ravo", "Simplo", "Tuvik", "Zenty"),
-    "value": ("Alder", "Corvan", "Fernby", "Hollin", "Marlo", "Nuvera", "Quillon", "Stroma", "Wexley"),
-    "premium": ("Belmont", "Draven", "Elowen", "Galden", "Jorvik", "Lunaro", "Norvell", "Sorrel", "Vantor"),
-    "luxury": ("Aurelle", "Castine", "Delacour", "Fontaine", "Isolde", "Monclair", "Orsini", "Rosetti", "Valmont"),
+    "budget": ("Bramco", "Dulvy", "Kestro", "Oddly", "Tuvik"),
+    "value": ("Alder", "Fernby", "Hollin", "Marlo", "Stroma"),
+    "premium": ("Belmont", "Galden", "Lunaro", "Norvell", "Vantor"),
+    "luxury": ("Castine", "Delacour", "Isolde", "Orsini", "Valmont"),
 }
 TIER_PRICE_FACTOR = (0.5, 1.0, 2.0, 4.0)
 
 # Values that stand close to each other share a family: a near value is a soft violation, another family a hard one.
 COLOUR_FAMILIES = (
-    ("red", "crimson", "burgundy"),
+    ("red", "crimson"),
     ("blue", "navy"),
     ("green", "olive"),
     ("black", "charcoal"),
-    ("white", "ivory", "cream"),
-    ("brown", "tan"),
+    ("white", "ivory"),
 )
 MATERIAL_FAMILIES = (
     ("leather", "suede"),
@@ -75,38 +74,36 @@ MATERIAL_FAMILIES = (
     ("wool", "fleece"),
     ("steel", "aluminum"),
     ("wood", "bamboo"),
-    ("glass", "ceramic"),
-    ("plastic", "silicone"),
 )
 MATERIALS: dict[str, tuple[str, ...]] = {
     "footwear": ("leather", "suede", "nylon", "polyester", "cotton", "wool"),
     "clothing": ("cotton", "linen", "polyester", "nylon", "wool", "fleece", "leather"),
-    "kitchen": ("steel", "aluminum", "ceramic", "glass", "plastic", "silicone"),
-    "electronics": ("plastic", "silicone", "aluminum", "steel", "bamboo", "leather"),
-    "outdoor": ("nylon", "polyester", "cotton", "leather", "linen"),
-    "home": ("cotton", "linen", "wool", "fleece", "wood", "bamboo", "steel", "glass"),
+    "kitchen": ("steel", "aluminum", "wood", "bamboo"),
+    "electronics": ("steel", "aluminum", "leather", "bamboo"),
+    "outdoor": ("nylon", "polyester", "cotton", "linen"),
+    "home": ("cotton", "wool", "fleece", "wood", "bamboo", "steel"),
 }
 # Sizes in order: neighbours are near, anything further is missed.
 SIZES: dict[str, tuple[str, ...]] = {
-    "footwear": ("6", "7", "8", "9"),
-    "clothing": ("small", "medium", "large", "xl"),
-    "outdoor": ("small", "medium", "large", "xl"),
+    "footwear": ("small", "medium", "large"),
+    "clothing": ("small", "medium", "large"),
+    "outdoor": ("small", "medium", "large"),
 }
 FEATURES: dict[str, tuple[str, ...]] = {
-    "footwear": ("waterproof", "breathable", "lightweight", "nonslip", "insulated"),
-    "clothing": ("waterproof", "breathable", "lightweight", "stretchy", "insulated"),
-    "kitchen": ("insulated", "nonslip", "leakproof", "foldable", "lightweight"),
-    "electronics": ("wireless", "waterproof", "rechargeable", "foldable", "lightweight"),
-    "outdoor": ("waterproof", "foldable", "lightweight", "insulated", "lockable"),
-    "home": ("foldable", "rechargeable", "washable", "dimmable", "lightweight"),
+    "footwear": ("waterproof", "breathable", "lightweight", "insulated"),
+    "clothing": ("waterproof", "breathable", "lightweight", "insulated"),
+    "kitchen": ("insulated", "leakproof", "foldable", "lightweight"),
+    "electronics": ("waterproof", "rechargeable", "foldable", "lightweight"),
+    "outdoor": ("waterproof", "foldable", "lightweight", "insulated"),
+    "home": ("foldable", "rechargeable", "washable", "lightweight"),
 }
 USES: dict[str, tuple[str, ...]] = {
-    "footwear": ("travel", "gym", "work", "beach"),
-    "clothing": ("travel", "gym", "work", "camping"),
-    "kitchen": ("travel", "camping", "work", "parties"),
-    "electronics": ("travel", "gym", "work", "gaming"),
-    "outdoor": ("travel", "camping", "beach", "gym"),
-    "home": ("reading", "work", "camping", "guests"),
+    "footwear": ("travel", "gym", "work"),
+    "clothing": ("travel", "gym", "work"),
+    "kitchen": ("travel", "camping", "work"),
+    "electronics": ("travel", "gym", "work"),
+    "outdoor": ("travel", "camping", "gym"),
+    "home": ("reading", "work", "camping"),
 }
 FLUFF = ("new", "classic", "pro", "original", "deluxe", "2 pack", "bestseller", "series 2")
 
@@ -153,7 +150,8 @@ CONCEPTS: tuple[tuple[tuple[str, ...], tuple[str, str, bool]], ...] = (
 )
 
 # Query templates by kind. {t} is the type, {d} a positive demand (may be empty), {x} the excluded value, {b} the brand to
-# undercut, {n} a need phrase, {c} a knowledge phrase. The second list is held out: only dev and test ask that way.
+# undercut, {n} a need phrase, {c} a knowledge phrase. The second list is held out: only dev and test ask that way, and even
+# without a demand none of its templates spells what one of the first list does.
 TEMPLATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain": (
         ("{t} {d}", "{d} {t}", "i want {d} {t}", "best {t} {d}", "looking for {t} {d}", "good {d} {t} please"),
@@ -175,7 +173,7 @@ TEMPLATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "knowledge": (
         ("{d} {t} {c}", "{t} {c} {d}", "i want {d} {t} {c}", "best {t} {d} {c}", "looking for {t} {c} {d}"),
-        ("i want the best {t} {c} {d}", "{t} {d} {c} please", "looking for {d} {t} {c}"),
+        ("i want the best {t} {c} {d}", "{t} {d} {c} please", "looking for good {d} {t} {c}"),
     ),
 }
 # How a query spells a positive demand, by attribute.

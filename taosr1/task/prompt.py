@@ -154,7 +154,7 @@ class Reply:
     category: str = ""
     attributes: str = ""
     decision: int | None = None
-    well_formed: bool = False  # exactly the lines this order asks for, in order
+    well_formed: bool = False  # exactly the lines this order asks for, in order, as `check_cot` wants them
 
 
 _DECISION = {grade_name(grade): grade for grade in (1, 2, 3, 4)}
@@ -162,7 +162,7 @@ _DECISION = {grade_name(grade): grade for grade in (1, 2, 3, 4)}
 
 def parse_reply(text: str, order: str) -> Reply:
     """Read a reply. Never raises on what a model wrote: what cannot be read is None or "" and not well formed."""
-    lines = text.strip("\n").split("\n")
+    lines = text.rstrip("\n").split("\n")
     label = None
     if order != "pre-cot":
         first, lines = lines[0], lines[1:]
@@ -176,7 +176,8 @@ def parse_reply(text: str, order: str) -> Reply:
             steps[name] = rest.strip()
     decision = _DECISION.get(steps.get("Decision", ""))
     grade = label if order == "post-cot" else decision
-    well_formed = [line.partition(":")[0] for line in lines] == list(STEPS) and None not in (grade, decision) and all(steps.values())
+    in_order = len(lines) == len(STEPS) and all(line.startswith(f"{name}: ") for name, line in zip(STEPS, lines))
+    well_formed = in_order and None not in (grade, decision) and all(steps.values())
     return Reply(grade, steps.get("Query", ""), steps.get("Item", ""), steps.get("Category", ""), steps.get("Attributes", ""), decision, well_formed)
 
 

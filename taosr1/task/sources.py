@@ -18,11 +18,19 @@ def load_rows(
     need_grade: bool = False,
     need_cot: bool = False,
 ) -> list[Judgement]:
-    """The judgements behind `--data`. `limit` > 0 keeps the first rows; "world:labelled*500" draws a pool of that size.
+    """The judgements behind `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows;
+    "world:labelled*500" draws a pool of that size.
 
     Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError where a pool
     of the world lacks what is needed.
     """
+    if limit < 0:
+        raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
+    if "," in spec:
+        parts = [part.strip() for part in spec.split(",")]
+        settings = {"seed": seed, "split": split, "max_bad_rows": max_bad_rows, "need_grade": need_grade, "need_cot": need_cot}
+        rows = [row for part in parts for row in load_rows(part, **settings)]
+        return rows[:limit] if limit else rows
     if not spec.startswith(WORLD):
         rows = read_judgements(spec, max_bad_rows=max_bad_rows, need_grade=need_grade, need_cot=need_cot, split=split or None)
         return rows[:limit] if limit else rows

@@ -53,6 +53,6 @@ def assert_close() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> Tokenizer:
-    cot = "Query: travel mug; material not plastic\nItem: travel mug; material steel\nCategory: same\nDecision: 4-Excellent"
+    cot = "4\nQuery: travel mug; material not plastic\nItem: travel mug; material steel\nDecision: 4-Excellent"
     texts = [cot, cot.replace("4-Excellent", "2-Mismatch"), "Steel travel mug 500 ml, women's, non-slip"] * 20
     return train_tokenizer(texts, 400, tmp_path_factory.mktemp("tokenizer"))

@@ -32,9 +32,8 @@ def test_logits_equal_those_of_transformers(family, tied, tmp_path, scramble, as
     if family != "qwen2":
         shape["head_dim"] = 10  # not hidden_size / heads: it must be read, not derived
     names = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
-    config = getattr(transformers, f"{names[family]}Config")(
-        **shape, tie_word_embeddings=tied, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
-    )
+    shape |= {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    config = getattr(transformers, f"{names[family]}Config")(**shape, tie_word_embeddings=tied)
     theirs = getattr(transformers, f"{names[family]}ForCausalLM")(config).eval()
     scramble(theirs, 3)
     theirs.save_pretrained(tmp_path)

@@ -35,7 +35,8 @@ def add_token(content: str, special: bool):
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
     def change(spec) -> None:
-        spec["added_tokens"].append({"id": len(spec["model"]["vocab"]), "content": content, "special": special, **flags})
+        number = len(spec["model"]["vocab"])
+        spec["added_tokens"].append({"id": number, "content": content, "special": special, **flags})
 
     return change
 
@@ -63,7 +64,8 @@ def test_a_title_cannot_write_added_tokens_that_are_not_marked_special(edited):
 
 def test_a_title_cannot_write_control_tokens_that_are_words_of_the_vocabulary(tmp_path):
     words = ["[UNK]", *LABELS, "mug", "<|end|>"]
-    spec = tokenizers.Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    vocab = {word: number for number, word in enumerate(words)}
+    spec = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     spec.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     spec.add_special_tokens(["<|end|>"])
     spec.save(str(tmp_path / "tokenizer.json"))
@@ -91,8 +93,8 @@ def test_any_text_survives_a_round_trip(tokenizer):
 def test_ordinary_replies_are_compact(tokenizer):
     reply = "4\nQuery: travel mug; material steel\nDecision: 4-Excellent"
     pieces = [tokenizer.decode([token]) for token in tokenizer.encode_text(reply)]
-    expected = ["4", "\n", "Query:", " travel", " mug", ";", " material", " steel", "\nDecision:", " ", "4", "-Excellent"]
-    assert pieces == expected or pieces == ["4", "\nQuery:", *expected[3:]]
+    item = [" travel", " mug", ";", " material", " steel"]
+    assert pieces == ["4", "\nQuery:", *item, "\nDecision:", " ", "4", "-Excellent"]
 
 
 def test_decode_leaves_out_only_the_end_and_padding(tokenizer):

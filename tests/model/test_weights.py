@@ -66,12 +66,19 @@ def test_a_folder_of_transformers_passes_through_unchanged(tokenizer, tmp_path):
     """transformers -> taosr1 -> disk: equal tensors, and config keys we know nothing about are kept."""
     transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
     config = transformers.Qwen3Config(
-        vocab_size=tokenizer.vocab_size, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, eos_token_id=3,
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        eos_token_id=3,
+    )
     source, target = tmp_path / "source", tmp_path / "target"
     theirs = transformers.Qwen3ForCausalLM(config)
-    theirs.generation_config.top_k = 7
+    theirs.generation_config.max_new_tokens = 7
     theirs.save_pretrained(source, max_shard_size="20KB")
     tokenizer.save(source)
     edit_json(source / "config.json", my_note={"kept": True})
@@ -85,7 +92,7 @@ def test_a_folder_of_transformers_passes_through_unchanged(tokenizer, tmp_path):
     assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, target))
     assert after == {**before, **after} and after["my_note"] == {"kept": True}
-    assert json.loads((target / "generation_config.json").read_text())["top_k"] == 7
+    assert json.loads((target / "generation_config.json").read_text())["max_new_tokens"] == 7
 
 
 def test_shards_are_read_and_a_missing_one_is_named(saved, assert_close):
@@ -221,7 +228,7 @@ def test_an_unsupported_config_names_its_file(saved):
         load_decoder(folder)
 
 
-def test_what_is_no_model_folder_is_explained(saved, tmp_path, monkeypatch):
+def test_what_is_no_model_folder_is_explained(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(FileNotFoundError, match="no model folder ./nowhere"):
         load_pretrained("./nowhere")
@@ -242,14 +249,14 @@ def test_a_run_folder_points_to_its_checkpoints(saved, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_text('{"seed": 0}')  # the run's settings, not a model's
-    with pytest.raises(FileNotFoundError, match="is a run folder, .* none is complete yet"):
+    with pytest.raises(FileNotFoundError, match="is a run folder, .*none is complete yet"):
         load_pretrained(run)
     folder.rename(run / "checkpoints/step-000003")
     with pytest.raises(FileNotFoundError, match=r"is a run folder, .*checkpoints/step-000003"):
         load_pretrained(run)
 
 
-def test_a_hub_name_without_a_network_is_an_error_that_says_so(monkeypatch, tmp_path):
+def test_a_hub_name_without_a_network_is_an_error_that_says_so(monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="Nobody/No-Model is neither a local folder nor available"):

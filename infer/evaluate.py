@@ -1,0 +1,229 @@
+"""Measure a judge on graded pairs: F1, tiers, calibration, kinds of query, hallucination, ranking, cost.
+
+    python infer/evaluate.py                                                   # the furthest trained run, on the world's test pool
+    python infer/evaluate.py --model runs/thinker-grpo --data rows.jsonl --out report.json
+    python infer/evaluate.py --model runs/student --data rows.jsonl --split test --dev rows.jsonl --dev-split train --save-beta
+    python infer/evaluate.py --scores scored.jsonl                             # what infer/score.py wrote, without a model
+
+Prints tables; --out writes the same and more as JSON. Intervals are bootstraps over queries, since the pairs of one
+query are not independent. Nothing is fitted on --data: CumPT's beta is --beta, else fitted on --dev, else the one stored
+beside the weights (tiering.json, which --save-beta writes), else 0.5.
+
+A judge that answers first is read from one prefill; --explain decodes its chain of thought too and compares the two. A
+thinker always decodes, has no label probabilities and so neither calibration nor CumPT.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.evaluation.predict import Cost, predict_with_cost
+from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
+from taosr1.judge import DTYPES, Judge
+from taosr1.model.files import write_json
+from taosr1.serving.deployed import DEFAULT_BETA, open_judge, store_beta, stored_beta
+from taosr1.serving.tiering import cumulative_tier, fit_beta
+from taosr1.task.datasets import keep_split
+from taosr1.task.grades import GRADES, TIERS
+from taosr1.task.judgements import Judgement, parse_judgement, read_rows
+from taosr1.task.probabilities import checked_probs
+from taosr1.task.rows import BadRows
+from taosr1.task.sources import load_rows
+
+ROWS_AT_A_TIME = 512
+ESCI_NOTE = "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1: an assumption, not the definition the grades were made for."
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    data: str = option("world:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or world:POOL")
+    scores: str = option("", "measure this output of infer/score.py instead of running a model")
+    out: str = option("", "JSON file for the whole report")
+    beta: float | None = option(None, "CumPT's beta, where it is known already")
+    dev: str = option("", "graded pairs to fit beta on, such as world:dev")
+    save_beta: bool = option(False, "store the beta fitted on --dev beside the weights (tiering.json), where infer/score.py finds it")
+    explain: bool = option(False, "also decode the chain of thought of a judge that answers first, and measure hallucination")
+    max_new_tokens: int = option(128, "longest reply where one is decoded")
+    bootstrap: int = option(1000, "bootstrap resamples of queries (0: no intervals)")
+    split: str = option("", "keep only the rows of --data or --scores whose 'split' column says this (ESCI: test)")
+    dev_split: str = option("", "the same for --dev (ESCI: train)")
+    limit: int = option(0, "measure only the first rows (0: all)")
+    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    seed: int = option(0, "seed of the bootstrap and of the embedded world")
+
+    def __post_init__(self) -> None:
+        check([
+            (bool(self.scores and self.model), "--scores are measured without a model: leave out --model"),
+            (bool(self.scores and self.dev), "--dev needs a model: fit beta with --model, store it with --save-beta, then score and measure"),
+            (bool(self.scores and self.explain), "--explain needs a model: the chains of thought are not in --scores"),
+            (self.save_beta and not self.dev, "--save-beta stores the beta fitted on --dev: give --dev"),
+            (bool(self.dev) and self.beta is not None, "--beta and --dev both decide beta: give one of them"),
+            (bool(self.dev) and (self.dev, self.dev_split) == (self.data, self.split),
+             f"--dev is --data ({self.dev}): beta would be fitted on what it is measured on; give other rows, or --split and --dev-split"),
+            (self.beta is not None and not 0 < self.beta <= 1, f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            (self.bootstrap < 0, f"--bootstrap is {self.bootstrap}, expected 0 or more"),
+            (self.limit < 0, f"--limit is {self.limit}, expected 0 or more"),
+            (self.max_new_tokens < 1, f"--max-new-tokens is {self.max_new_tokens}, expected at least 1"),
+            (Path(self.out).is_dir() and bool(self.out), f"--out {self.out} is a folder, expected a file name"),
+        ])  # fmt: skip
+
+
+# ---- predictions -----------------------------------------------------------------------------------------------------
+
+
+def predict_all(judge: Judge, rows: Sequence[Judgement], config: Config, title: str) -> tuple[list[Prediction], Cost]:
+    """A prediction of every row, under a progress bar, and what they took."""
+    predictions: list[Prediction] = []
+    cost = Cost()
+    bar = progress(total=len(rows), desc=title, unit="pair")
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        part = rows[start : start + ROWS_AT_A_TIME]
+        found, spent = predict_with_cost(judge, part, explain=config.explain, max_new_tokens=config.max_new_tokens)
+        predictions += found
+        cost += spent
+        bar.update(len(part))
+    bar.close()
+    return predictions, cost
+
+
+def choose_beta(name: str, judge: Judge, rows: Sequence[Judgement], config: Config) -> tuple[float, str]:
+    """(beta, where it is from): --beta, a fit on --dev, the checkpoint's own, or the default."""
+    if config.beta is not None:
+        return config.beta, "--beta"
+    if not config.dev:
+        found = stored_beta(name)
+        return (DEFAULT_BETA, "default") if found is None else (found, "tiering.json")
+    dev = load_rows(config.dev, seed=config.seed, split=config.dev_split, max_bad_rows=config.max_bad_rows, need_grade=True)
+    measured = {(row.query, row.title, row.item_id) for row in rows}
+    shared = sum((row.query, row.title, row.item_id) in measured for row in dev)
+    if shared:
+        print(f"warning: {shared} of {len(dev)} pairs of --dev are in --data too: beta has seen what it is measured on", file=sys.stderr)
+    predictions, _ = predict_all(judge, dev, replace(config, explain=False), "fit beta on --dev")
+    beta = fit_beta([prediction.probs for prediction in predictions], [row.grade for row in dev])
+    source = config.dev + (f" split {config.dev_split}" if config.dev_split else "")
+    if config.save_beta:
+        print(f"beta {beta:.4g} -> {store_beta(name, beta, fitted_on=source, rows=len(dev))}")
+    return beta, f"fitted on {source}"
+
+
+def with_tiers(predictions: Sequence[Prediction], beta: float) -> list[Prediction]:
+    """The predictions with CumPT's tier, where they have probabilities."""
+    known = [prediction.probs for prediction in predictions if prediction.probs is not None]
+    tiers = iter(cumulative_tier(known, beta) if known else [])
+    return [prediction if prediction.probs is None else replace(prediction, tier=next(tiers)) for prediction in predictions]
+
+
+def run_judge(config: Config) -> tuple[list[Judgement], list[Prediction], float | None, dict]:
+    """Rows, predictions, beta and the report's head, from a model."""
+    rows = load_rows(
+        config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows, need_grade=True
+    )
+    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
+    thinker = judge.prompt.order == "pre-cot"
+    if thinker and (config.dev or config.beta is not None):
+        raise ValueError(f"--model {name} reasons before it answers and has no label probabilities: CumPT (--dev, --beta) cannot be used")
+    if judge.prompt.order == "label" and config.explain:
+        raise ValueError(f"--explain: --model {name} was trained to answer with the grade alone and has no chain of thought to decode")
+    beta, beta_from = (None, None) if thinker else choose_beta(name, judge, rows, config)
+    start = time.perf_counter()
+    predictions, cost = predict_all(judge, rows, config, "evaluate")
+    seconds = time.perf_counter() - start
+    head = {
+        "model": name,
+        "order": judge.prompt.order,
+        "data": config.data,
+        "split": config.split,
+        "beta_from": beta_from,
+        "cost": {
+            "prefills_per_row": cost.prefills / len(rows),
+            "decoded_tok_per_row": cost.decoded_tok / len(rows),
+            "seconds": seconds,
+            "rows_per_s": len(rows) / seconds,
+        },
+    }
+    return rows, predictions if thinker else with_tiers(predictions, beta), beta, head
+
+
+def read_scores(config: Config) -> tuple[list[Judgement], list[Prediction], float | None, dict]:
+    """The same from the output of infer/score.py. Its tiers stand, unless --beta asks for others."""
+    rows: list[Judgement] = []
+    predictions: list[Prediction] = []
+    bad_rows = BadRows(config.scores, config.max_bad_rows)
+    for line, row in read_rows(config.scores, bad_rows):
+        try:
+            pair = (_gold_judgement(row), _stored_prediction(row))
+        except ValueError as problem:
+            bad_rows.add(line, problem)
+        else:
+            rows.append(pair[0])
+            predictions.append(pair[1])
+    if not rows:
+        raise ValueError(f"{config.scores}: no rows in this file: check --scores")
+    if config.split:
+        kept = {id(row) for row in keep_split(rows, config.split)}
+        rows, predictions = zip(*(pair for pair in zip(rows, predictions) if id(pair[0]) in kept))
+    rows, predictions = list(rows)[: config.limit or None], list(predictions)[: config.limit or None]
+    if config.beta is not None:
+        predictions = with_tiers(predictions, config.beta)
+    return rows, predictions, config.beta, {"scores": config.scores, "split": config.split, "cost": None}
+
+
+def _gold_judgement(row: dict) -> Judgement:
+    """The pair with the grade a person gave, which score.py moved to `gold_grade` (ESCI's rows hold their own label)."""
+    judgement = parse_judgement({**row, "grade": row.get("gold_grade")})
+    if judgement.grade is None:
+        raise ValueError("field 'gold_grade' is missing: nothing to measure against; infer/score.py writes it for rows that had a grade")
+    return judgement
+
+
+def _stored_prediction(row: dict) -> Prediction:
+    grade, tier, probs, mass = (row.get(name) for name in ("grade", "tier", "probs", "label_mass"))
+    if isinstance(grade, bool) or grade not in GRADES:
+        raise ValueError(f"field 'grade' is {grade!r}, expected the predicted grade 1-4")
+    if tier not in TIERS:
+        raise ValueError(f"field 'tier' is {tier!r}, expected one of {', '.join(TIERS)}")
+    if not isinstance(probs, list):
+        raise ValueError(f"field 'probs' is {probs!r}, expected four numbers: is this an output of infer/score.py?")
+    if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 <= mass <= 1:
+        raise ValueError(f"field 'label_mass' is {mass!r}, expected a number from 0 to 1")
+    return Prediction(grade, tuple(checked_probs([probs])[0].tolist()), mass, tier=tier)
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> dict:
+    config = parse_config(Config, __doc__, argv)
+    rows, predictions, beta, head = read_scores(config) if config.scores else run_judge(config)
+    notes = [ESCI_NOTE] if any("esci_label" in row.extra for row in rows) else []
+    measured = evaluate_predictions(rows, predictions, bootstrap=config.bootstrap, seed=config.seed, beta=beta)
+    report = {**head, "notes": notes, **measured}
+    print("\n".join([f"{head.get('model') or head['scores']} on {head.get('data', 'its own rows')} {config.split}".rstrip(), *notes]))
+    print(render_report(report))
+    if head["cost"]:
+        cost = head["cost"]
+        print(
+            f"cost: {cost['prefills_per_row']:.2f} prefills and {cost['decoded_tok_per_row']:.1f} decoded tokens per pair, "
+            f"{cost['rows_per_s']:.0f} pairs/s on {config.device} ({config.dtype})"
+        )
+    if beta is not None:
+        print(f"CumPT beta {beta:.4g} ({head.get('beta_from') or '--beta'})")
+    if config.out:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.out), report)
+        print(f"report -> {config.out}")
+    return report
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,168 @@
+"""Sample several replies per pair and see how often one is right: pass@1 to pass@N, beside what guessing would reach.
+
+    python infer/sample.py --data world:dev --limit 200                          # the furthest trained run, 5 replies a pair
+    python infer/sample.py --model runs/post-sft --data rows.jsonl --samples 8 --temperature 0.8 --out replies.jsonl
+
+--out holds one reply a line: `row`, `query`, `title`, `query_id`, `item_id`, `gold_grade`, `sample`, `reply`, `grade`
+(null: it cannot be parsed), `decision`, `well_formed`, `logp` (of the whole reply, at the sampling temperature, before top-k
+and top-p), `tokens`, `finished`. Pairs without a grade are sampled too; the curve is over those that have one.
+
+pass@n is the unbiased estimate from all N replies. With four labels guessing goes far, so read it against the two columns
+beside it: n labels drawn from the grades as they are, and from the labels this judge itself gives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.judge import DTYPES, Judge
+from taosr1.learning.selection import keyed_generator
+from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
+from taosr1.sampling.sampler import generate
+from taosr1.serving.deployed import open_judge
+from taosr1.task.grades import GRADES
+from taosr1.task.judgements import Judgement
+from taosr1.task.prompt import parse_reply
+from taosr1.task.rows import write_jsonl
+from taosr1.task.sources import load_rows
+
+PROMPTS_AT_A_TIME = 128
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    data: str = option("world:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or world:POOL")
+    out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz")
+    samples: int = option(5, "replies per pair (N)")
+    temperature: float = option(1.0, "below 1 the likely replies come more often; 0 always takes the likeliest token")
+    top_k: int = option(0, "draw among the k likeliest tokens (0: all)")
+    top_p: float = option(1.0, "draw among the likeliest tokens that together reach this probability (1: all)")
+    max_new_tokens: int = option(128, "longest reply")
+    limit: int = option(0, "sample only for the first rows (0: all)")
+    split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
+    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    seed: int = option(0, "seed of sampling and of the embedded world")
+
+    def __post_init__(self) -> None:
+        check([
+            (not self.out.endswith((".jsonl", ".jsonl.gz")), f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz"),
+            (Path(self.out).resolve() == Path(self.data).resolve(), f"--out {self.out} is --data: it would be overwritten"),
+            (self.samples < 1, f"--samples is {self.samples}, expected at least 1"),
+            (self.temperature < 0, f"--temperature is {self.temperature}, expected 0 or more"),
+            (self.temperature == 0 and self.samples > 1, "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
+            (self.top_k < 0, f"--top-k is {self.top_k}, expected 0 (off) or more"),
+            (not 0 < self.top_p <= 1, f"--top-p is {self.top_p}, expected more than 0 and at most 1"),
+            (self.max_new_tokens < 1, f"--max-new-tokens is {self.max_new_tokens}, expected at least 1"),
+            (self.limit < 0, f"--limit is {self.limit}, expected 0 or more"),
+        ])  # fmt: skip
+
+
+@dataclass
+class Tally:
+    """What is counted while replies pass by."""
+
+    golds: list[int] = field(default_factory=list)  # of the graded pairs
+    right: list[int] = field(default_factory=list)  # right replies of each of them
+    grades: list[int | None] = field(default_factory=list)  # of every reply; None where it cannot be parsed
+    malformed: int = 0
+    cut: int = 0
+    tokens: int = 0
+
+
+def replies_of(judge: Judge, rows: list[Judgement], config: Config, tally: Tally) -> Iterator[dict]:
+    """One dict a reply, pair after pair. The randomness of a batch depends on the seed and its place alone."""
+    bar = progress(total=len(rows), desc="sample", unit="pair")
+    for start in range(0, len(rows), PROMPTS_AT_A_TIME):
+        part = rows[start : start + PROMPTS_AT_A_TIME]
+        rollouts = generate(
+            judge.model, judge.prompts(part), samples=config.samples, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids, generator=keyed_generator(config.seed, "sample", start),
+        )  # fmt: skip
+        logp, finished = rollouts.logp.sum(dim=1).tolist(), rollouts.finished.tolist()
+        for index, ids in enumerate(rollouts.replies()):
+            place, sample = divmod(index, config.samples)
+            text = judge.reply_text(ids)
+            reply = parse_reply(text, judge.prompt.order)
+            row = part[place]
+            tally.grades.append(reply.grade)
+            tally.malformed += not reply.well_formed
+            tally.cut += not finished[index]
+            tally.tokens += len(ids)
+            if row.grade is not None:
+                if sample == 0:
+                    tally.golds.append(row.grade)
+                    tally.right.append(0)
+                tally.right[-1] += reply.grade == row.grade
+            yield {
+                "row": start + place, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
+                "gold_grade": row.grade, "sample": sample, "reply": text, "grade": reply.grade, "decision": reply.decision,
+                "well_formed": reply.well_formed, "logp": round(logp[index], 5), "tokens": len(ids), "finished": finished[index],
+            }  # fmt: skip
+        bar.update(len(part))
+    bar.close()
+
+
+def summary_of(tally: Tally, samples: int) -> dict:
+    """The curve with its two guessers (None without a graded pair), and how many replies could be read."""
+    replies = len(tally.grades)
+    own = [tally.grades.count(grade) / replies for grade in GRADES]
+    curve = None
+    if tally.golds:
+        gold = grade_prior(tally.golds)
+        guess = {
+            name: [prior_pass_at_n(prior, tally.golds, n) for n in range(1, samples + 1)]
+            for name, prior in (("guess_gold_shares", gold), ("guess_own_shares", own))
+        }
+        curve = {"pass_at_n": pass_curve(tally.right, samples), **guess}
+    return {
+        "replies": replies,
+        "graded_pairs": len(tally.golds),
+        "own_shares": own,
+        "unparsed": tally.grades.count(None),
+        "malformed": tally.malformed,
+        "cut": tally.cut,
+        "tokens_per_reply": tally.tokens / replies,
+        "curve": curve,
+    }
+
+
+def render(summary: dict) -> str:
+    def share(count: int) -> str:
+        return f"{count} ({100 * count / summary['replies']:.1f} %)"
+
+    lines = [
+        f"unparsable {share(summary['unparsed'])}, not in the asked form {share(summary['malformed'])}, cut {share(summary['cut'])}, "
+        f"{summary['tokens_per_reply']:.1f} tokens a reply"
+    ]
+    if summary["curve"] is None:
+        return "\n".join(lines + ["no pair has a grade: no pass@n"])
+    lines.append(f"\nover {summary['graded_pairs']} graded pairs, x 100      guessing from the")
+    lines.append("          this judge     grades' shares     judge's own shares")
+    columns = (summary["curve"][name] for name in ("pass_at_n", "guess_gold_shares", "guess_own_shares"))
+    for n, (value, gold, own) in enumerate(zip(*columns), start=1):
+        lines.append(f"pass@{n:<4} {100 * value:10.1f} {100 * gold:18.1f} {100 * own:22.1f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    config = parse_config(Config, __doc__, argv)
+    rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
+    tally = Tally()
+    count = write_jsonl(config.out, replies_of(judge, rows, config, tally))
+    summary = {"model": name, "rows": len(rows), **summary_of(tally, config.samples)}
+    print(f"{count} replies of {name} to {len(rows)} pairs -> {config.out}: " + render(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,149 @@
+"""Score pairs with one prefill each: grade, ranking tier, four label probabilities. The way a shop runs its judge.
+
+    python infer/score.py --data pairs.jsonl --out scored.jsonl                  # the furthest trained run under runs/
+    python infer/score.py --model runs/student --data pairs.csv.gz --out scored.jsonl.gz --beta 0.4
+    python infer/score.py --model Qwen/Qwen3-0.6B --data esci/ --split test --out scored.jsonl --device cuda --dtype bfloat16
+
+Writes one JSON object a line, in input order: every input column as it came, and
+    grade       the most probable label, 1-4 (a grade that the row already had is kept as gold_grade)
+    tier        Good, Mid or Bad by CumPT with --beta
+    probs       P(grade 1), P(grade 2), P(grade 3), P(grade 4)
+    label_mass  probability that the judge answers with a label at all; near 0 the other three mean nothing
+The file appears complete or not at all. `infer/evaluate.py --scores scored.jsonl` measures it.
+
+Deviations from the paper:
+1. Its beta is not published. Here it is --beta, else what `infer/evaluate.py --dev DEV --save-beta` stored beside the
+   weights (tiering.json), else 0.5.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.judge import DTYPES, Judge
+from taosr1.serving.deployed import DEFAULT_BETA, open_judge, stored_beta
+from taosr1.serving.scorer import Score, score_prompts
+from taosr1.task.datasets import keep_split
+from taosr1.task.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
+from taosr1.task.rows import BadRows, write_jsonl
+from taosr1.task.sources import WORLD, load_rows
+
+ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together; also how often the progress bar moves
+LOW_MASS = 0.5
+DIGITS = 6  # of probabilities in the file
+
+Pair = tuple[dict, Judgement]  # a row as it came, and as the judge reads it
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or world:POOL")
+    out: str = option("", "file to write, .jsonl or .jsonl.gz")
+    beta: float | None = option(None, "CumPT: a smaller one is more generous; none: the checkpoint's tiering.json, else 0.5")
+    split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
+    limit: int = option(0, "score only the first rows (0: all)")
+    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    batch_tok: int = option(16384, "padded tokens per forward pass (memory; changes no result)")
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    seed: int = option(0, "seed of the embedded world (scoring itself draws nothing)")
+
+    def __post_init__(self) -> None:
+        check([
+            (not self.data, "--data is missing: the file with the pairs to score"),
+            (not re.search(r"\.jsonl(\.gz)?$", self.out), f"--out is {self.out!r}, expected a file name ending in .jsonl or .jsonl.gz"),
+            (bool(self.out) and Path(self.out).resolve() == Path(self.data).resolve(), f"--out {self.out} is --data: it would be overwritten"),
+            (self.beta is not None and not 0 < self.beta <= 1, f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            (self.limit < 0, f"--limit is {self.limit}, expected 0 or more"),
+            (self.batch_tok < 1, f"--batch-tok is {self.batch_tok}, expected at least 1"),
+        ])  # fmt: skip
+
+
+def read_pairs(config: Config) -> list[Pair]:
+    """Every row twice, so that what is written back is what came in, and not our reading of it.
+
+    All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
+    """
+    if config.data.startswith(WORLD):
+        rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit)
+        return [(judgement_to_dict(row), row) for row in rows]
+    pairs: list[Pair] = []
+    bad_rows = BadRows(config.data, config.max_bad_rows)
+    for line, row in read_rows(config.data, bad_rows):
+        try:
+            pairs.append((row, parse_judgement(row)))
+        except ValueError as problem:
+            bad_rows.add(line, problem)
+        if len(pairs) == (config.limit or None) and not config.split:  # a look at the first rows of a large file stays quick
+            break
+    if not pairs:
+        raise ValueError(f"{config.data}: no rows in this file ({bad_rows.skipped} bad rows skipped): check --data")
+    if config.split:
+        kept = {id(row) for row in keep_split([row for _, row in pairs], config.split)}
+        pairs = [pair for pair in pairs if id(pair[1]) in kept]
+    return pairs[: config.limit or None]
+
+
+def refuse_thinker(name: str, judge: Judge) -> None:
+    """Raises: ValueError for a judge whose first token is not its answer."""
+    if judge.prompt.order == "pre-cot":
+        raise ValueError(
+            f"--model {name} reasons before it answers (pre-cot), so one prefill says nothing about the grade. Read its replies with "
+            "infer/explain.py or infer/sample.py, or let it teach a student that answers first: train/label_pool.py, then "
+            "train/sft.py --order post-cot"
+        )
+
+
+def scored_rows(judge: Judge, pairs: list[Pair], beta: float, batch_tok: int, seen: Counter) -> Iterator[dict]:
+    """The output rows, one batch of prefills after another; `seen` counts grades, tiers and label mass on the way."""
+    bar = progress(total=len(pairs), desc="score", unit="pair")
+    for start in range(0, len(pairs), ROWS_AT_A_TIME):
+        part = pairs[start : start + ROWS_AT_A_TIME]
+        prompts = judge.prompts([row for _, row in part])
+        scores = score_prompts(judge.model, judge.tokenizer, prompts, beta=beta, max_tokens_per_batch=batch_tok)
+        for (row, judgement), score in zip(part, scores):
+            seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
+            yield output_row(row, judgement.grade, score)
+        bar.update(len(part))
+    bar.close()
+
+
+def output_row(row: dict, gold: int | None, score: Score) -> dict:
+    """An input row with its score. A `gold_grade` from an earlier pass stays: its `grade` was a prediction already."""
+    kept = {"gold_grade": gold} if gold is not None and "gold_grade" not in row else {}
+    probs = [round(value, DIGITS) for value in score.probs]
+    return {**row, **kept, "grade": score.grade, "tier": score.tier, "probs": probs, "label_mass": round(score.label_mass, DIGITS)}
+
+
+def main(argv: list[str] | None = None) -> dict[str, object]:
+    config = parse_config(Config, __doc__, argv)
+    pairs = read_pairs(config)
+    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=config.device, seed=config.seed)
+    refuse_thinker(name, judge)
+    beta = config.beta or stored_beta(name) or DEFAULT_BETA
+    seen: Counter = Counter()
+    rows = write_jsonl(config.out, scored_rows(judge, pairs, beta, config.batch_tok, seen))
+    mass = seen["label_mass"] / rows
+    tiers = {tier: seen[tier] for tier in ("Good", "Mid", "Bad")}
+    shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())
+    print(f"{rows} pairs scored by {name} -> {config.out}; {shown} (CumPT, beta {beta:.4g})")
+    if mass < LOW_MASS:
+        print(
+            f"warning: mean label mass is {mass:.2g}: this model rarely answers with a label, so its probabilities mean little. "
+            "Is it trained for this task (train/sft.py), and asked as it was trained (prompt.json)?",
+            file=sys.stderr,
+        )
+    return {"rows": rows, "beta": beta, "label_mass": mass, "tiers": tiers, "grades": {g: seen[f"grade {g}"] for g in (4, 3, 2, 1)}}
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,25 @@
+"""Package metadata. Core needs are few; comfort lives in extras and is imported where it is used."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="taosr1",
+    version="0.1.0",
+    description="TaoSR1 (arXiv 2508.12365) in plain PyTorch: a thinking model for e-commerce relevance search",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["taosr1", "taosr1.*"]),
+    package_data={"taosr1.task": ["*.jsonl"]},
+    install_requires=["torch>=2.9", "safetensors>=0.5", "tokenizers>=0.21", "numpy>=1.26", "tqdm>=4.66"],
+    extras_require={
+        "test": ["pytest>=8"],
+        "plot": ["matplotlib>=3.8"],
+        "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+        "data": ["pyarrow>=15"],
+        "dev": ["pytest>=8", "transformers>=4.51", "hypothesis>=6", "ruff>=0.9", "scikit-learn>=1.4", "scipy>=1.11", "pyarrow>=15"],
+    },
+)

@@ -1,0 +1,261 @@
+"""GRPO's data: sample groups, reward them, keep the ones that teach, equally many of every grade.
+
+`Sampler.collect` is one step's worth: it draws prompts, samples, filters by difficulty, refills up to a cap, balances
+by grade, and returns micro-batches with advantages and stored log-probs beside a record of every group, kept or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from taosr1.judge import Judge
+from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
+from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.losses import group_advantages
+from taosr1.learning.rewards import is_right, reward_parts, total_reward
+from taosr1.learning.selection import balance_by_grade, drop_reason, grade_share_cv, keep_groups, keyed_generator, shuffled_order
+from taosr1.model.decoder import Decoder
+from taosr1.sampling.sampler import draw_first_tokens, generate
+from taosr1.task.grades import GRADES
+from taosr1.task.judgements import Judgement
+from taosr1.task.prompt import parse_reply
+
+LOWEST_SURVIVAL = 0.1  # a grade is drawn at most ten times as often as its groups would need if all survived
+SURVIVAL_MEMORY = 0.8  # weight of the past in the running share of surviving groups
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How rollouts are made; each is a flag of train/grpo.py and explained there."""
+
+    groups: int
+    samples: int
+    gamma: int | None
+    difficulty: str
+    balance: str
+    min_groups: int
+    max_resample: int
+    temperature: float
+    max_new_tokens: int
+    adv_std: str
+    label_weight: float
+    micro_batch_tok: int
+    seed: int
+
+
+@dataclass
+class Group:
+    """One prompt and its G replies. `dropped` says why it is not trained on, "" where it is."""
+
+    row: int
+    prompt: list[int]
+    gold: int
+    dropped: str
+    replies: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    logp: list[list[float]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    right: int = 0
+
+    def record(self) -> dict[str, object]:
+        """The group as a line of samples.jsonl."""
+        return {
+            "row": self.row, "gold": self.gold, "right": self.right, "kept": not self.dropped, "dropped": self.dropped, "replies": self.texts,
+            "reward_parts": self.parts, "rewards": self.rewards, "advantages": [round(a, 4) for a in self.advantages],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One reply to train on."""
+
+    prompt: list[int]
+    reply: list[int]
+    logp: list[float]
+    advantage: float
+
+    @property
+    def length_tok(self) -> int:
+        return len(self.prompt) + len(self.reply)
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """ids, mask, old_logp, ref_logp, weights (B, T); advantages (B,). ref_logp is None without a KL term."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    old_logp: torch.Tensor
+    ref_logp: torch.Tensor | None
+    weights: torch.Tensor
+    advantages: torch.Tensor
+
+
+class Sampler:
+    """Draws prompts from graded rows and turns them into rollouts of the judge's current weights.
+
+    `metrics` describes the last `collect`. All state that a resume needs is in the cursor handed to `collect`.
+    """
+
+    def __init__(
+        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: Decoder | None
+    ) -> None:
+        self.judge, self.rows, self.settings, self.weights, self.reference = judge, rows, settings, weights, reference
+        self.prompts = judge.prompts(list(rows))
+        self.rows_of = {grade: [i for i, row in enumerate(rows) if row.grade == grade] for grade in GRADES}
+        self.rows_of = {grade: members for grade, members in self.rows_of.items() if members}
+        self.device = next(judge.model.parameters()).device
+        self.metrics: dict[str, float] = {}
+
+    def collect(self, step: int, cursor: dict) -> tuple[list[RolloutBatch], list[dict]]:
+        """One step's micro-batches, and a record of every group that was sampled for it.
+
+        No group may survive: then there are no batches and the step has no gradient (`kept_frac` says so).
+        """
+        settings, sampled = self.settings, []
+        self.judge.model.eval()
+        for attempt in range(settings.max_resample):
+            generator = keyed_generator(settings.seed, "rollout", step, attempt)
+            sampled += self._sample(self._draw_rows(cursor), generator, cursor)
+            alive = [group for group in sampled if not group.dropped]
+            kept = self._balanced(alive, keyed_generator(settings.seed, "balance", step))
+            if len(kept) >= settings.min_groups:
+                break
+        for group in alive:
+            group.dropped = "" if group in kept else "balance"
+        rollouts = self._with_advantages(kept)
+        self.metrics = self._measure(sampled, kept, attempt + 1)
+        parts = micro_batches(rollouts, settings.micro_batch_tok)
+        return [self._batch(part) for part in parts], [group.record() for group in sampled]
+
+    def _draw_rows(self, cursor: dict) -> list[int]:
+        """The next prompts. Class balance asks for more of the grades whose groups rarely survive."""
+        settings = self.settings
+        drawn = cursor.setdefault("drawn", {})
+        if settings.balance == "none":
+            start = drawn.get("all", 0)
+            drawn["all"] = start + settings.groups
+            return shuffled_order(len(self.rows), settings.seed, start, settings.groups)
+        survival = cursor.setdefault("survival", {})
+        need = {grade: 1 / max(survival.get(str(grade), 0.5), LOWEST_SURVIVAL) for grade in self.rows_of}
+        chosen: list[int] = []
+        for grade, members in self.rows_of.items():
+            count = max(1, round(settings.groups * need[grade] / sum(need.values())))
+            start = drawn.get(str(grade), 0)
+            drawn[str(grade)] = start + count
+            chosen += [members[i] for i in shuffled_order(len(members), settings.seed, start, count, stream=grade)]
+        return chosen
+
+    def _sample(self, rows: list[int], generator: torch.Generator, cursor: dict) -> list[Group]:
+        """Sample the rows' groups, reward them and mark the ones that difficulty drops."""
+        settings, judge = self.settings, self.judge
+        groups = [Group(row, self.prompts[row], self.rows[row].grade, "") for row in rows]
+        first_tokens = None
+        if settings.difficulty == "prefill":
+            label_ids = torch.tensor(judge.tokenizer.label_ids)
+            prompts = [group.prompt for group in groups]
+            first_tokens = draw_first_tokens(judge.model, prompts, settings.samples, settings.temperature, generator)  # (P, G)
+            gold_ids = label_ids[torch.tensor([group.gold for group in groups]) - GRADES[0]]
+            right = (first_tokens == gold_ids[:, None]).sum(1)
+            self._drop_by_difficulty(groups, right)
+            first_tokens = first_tokens[torch.tensor([not group.dropped for group in groups])].flatten()
+        decoded = [group for group in groups if not group.dropped]
+        if decoded:
+            self._reply(decoded, first_tokens, generator)
+        if settings.difficulty == "samples":
+            self._drop_by_difficulty(groups, torch.tensor([group.right for group in groups]))
+        self._remember_survival(groups, cursor)
+        return groups
+
+    def _drop_by_difficulty(self, groups: list[Group], right: torch.Tensor) -> None:
+        kept = keep_groups(right, self.settings.samples, self.settings.gamma).tolist()
+        for group, keep, count in zip(groups, kept, right.tolist()):
+            group.right = count
+            group.dropped = "" if keep else drop_reason(count, self.settings.samples, self.settings.gamma)
+
+    def _reply(self, groups: list[Group], first_tokens: torch.Tensor | None, generator: torch.Generator) -> None:
+        """Decode G replies for every group and reward each of them."""
+        settings, judge = self.settings, self.judge
+        rollouts = generate(
+            judge.model, [group.prompt for group in groups], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator, first_tokens=first_tokens,
+        )  # fmt: skip
+        replies, logp = rollouts.replies(), rollouts.logp.tolist()
+        for index, group in enumerate(groups):
+            judgement = self.rows[group.row]
+            for row in range(index * settings.samples, (index + 1) * settings.samples):
+                text = judge.reply_text(replies[row])
+                reply = parse_reply(text, judge.prompt.order)
+                parts = reward_parts(reply, judgement, self.weights)
+                group.replies.append(replies[row])
+                group.texts.append(text)
+                group.logp.append(logp[row][: len(replies[row])])
+                group.parts.append(parts)
+                group.rewards.append(total_reward(parts, self.weights, row=group.row))
+                group.right += is_right(reply, judgement) if settings.difficulty == "samples" else 0
+
+    def _remember_survival(self, groups: list[Group], cursor: dict) -> None:
+        survival = cursor.setdefault("survival", {})
+        for grade in self.rows_of:
+            fates = [not group.dropped for group in groups if group.gold == grade]
+            if fates:
+                past = survival.get(str(grade), 0.5)
+                survival[str(grade)] = SURVIVAL_MEMORY * past + (1 - SURVIVAL_MEMORY) * sum(fates) / len(fates)
+
+    def _balanced(self, groups: list[Group], generator: torch.Generator) -> list[Group]:
+        if self.settings.balance == "none":
+            return groups
+        return [groups[i] for i in balance_by_grade([group.gold for group in groups], generator)]
+
+    def _with_advantages(self, groups: list[Group]) -> list[Rollout]:
+        if not groups:
+            return []
+        rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float64).flatten()
+        advantages = group_advantages(rewards, self.settings.samples, scale=self.settings.adv_std)
+        for group, values in zip(groups, advantages.view(len(groups), -1).tolist()):
+            group.advantages = values
+        return [
+            Rollout(group.prompt, reply, logp, advantage)
+            for group in groups
+            for reply, logp, advantage in zip(group.replies, group.logp, group.advantages)
+        ]
+
+    def _batch(self, rollouts: list[Rollout]) -> RolloutBatch:
+        """Rollouts as tensors, with the reference's log-probs where there is a KL term."""
+        batch = collate([Example(rollout.prompt, rollout.reply) for rollout in rollouts], self.device)
+        old_logp = torch.zeros(batch.ids.shape)
+        for row, rollout in enumerate(rollouts):
+            old_logp[row, len(rollout.prompt) : rollout.length_tok] = torch.tensor(rollout.logp)
+        ref_logp = None
+        if self.reference is not None:
+            with torch.no_grad():
+                ref_logp = completion_logp(self.reference, batch.ids, batch.mask, temperature=self.settings.temperature)
+        position = "none" if self.judge.prompt.order == "pre-cot" else "first"
+        weights = label_token_weights(batch.mask, self.settings.label_weight, position)
+        advantages = torch.tensor([rollout.advantage for rollout in rollouts], dtype=torch.float32, device=self.device)
+        return RolloutBatch(batch.ids, batch.mask, old_logp.to(self.device), ref_logp, weights, advantages)
+
+    def _measure(self, sampled: list[Group], kept: list[Group], attempts: int) -> dict[str, float]:
+        """What a person wants to watch. Class-balanced reward, because plain reward rises while rare grades vanish."""
+        size, decoded = self.settings.samples, [group for group in sampled if group.replies]
+        right_of = {grade: [group.right / size for group in sampled if group.gold == grade] for grade in self.rows_of}
+        right_of = {grade: values for grade, values in right_of.items() if values}
+        lengths = [len(reply) for group in decoded for reply in group.replies]
+        rewards = [reward for group in decoded for reward in group.rewards]
+        return {
+            "reward": sum(rewards) / max(1, len(rewards)),
+            "reward_balanced": sum(sum(values) / len(values) for values in right_of.values()) / max(1, len(right_of)),
+            "kept_frac": len(kept) / len(sampled),
+            "all_right_frac": sum(group.right == size for group in sampled) / len(sampled),
+            "all_wrong_frac": sum(group.right == 0 for group in sampled) / len(sampled),
+            "kept_groups": len(kept),
+            "kept_cv": grade_share_cv([group.gold for group in kept]),
+            "resamples": attempts - 1,
+            "decoded_tok": sum(lengths),
+            "completions/mean_length": sum(lengths) / max(1, len(lengths)),
+        }

@@ -1,0 +1,77 @@
+"""What is served: the judge behind `--model`, and the beta that was fitted for it, stored beside its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from taosr1.judge import Judge, check_device, load_judge
+from taosr1.model.files import read_json, write_json
+from taosr1.model.folders import checkpoints, model_folder
+
+DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
+TIERING_FILE = "tiering.json"
+RUNS = "runs/"
+# The scripts' default output folders, furthest along first.
+JUDGE_RUNS = ("runs/student", "runs/post-grpo", "runs/post-dpo", "runs/post-sft", "runs/sft-post")
+THINKER_RUNS = ("runs/thinker-grpo", "runs/thinker-sft")
+HOW_TO_TRAIN = {
+    "a judge that answers first": "python train/sft.py --order post-cot --out runs/post-sft",
+    "a thinker": "python train/sft.py",
+}
+
+
+def open_judge(spec: str, *, thinkers: bool = True, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> tuple[str, Judge]:
+    """(name, judge) behind `--model`; where that is empty, the furthest trained of the scripts' own runs.
+
+    `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
+    all the same, and the caller says what it cannot do.
+    Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
+    """
+    check_device(device)
+    name = spec or newest_run(thinkers=thinkers)
+    if name.startswith(RUNS) and not Path(name).is_dir():  # reads like a hub id, but nobody means one
+        raise FileNotFoundError(f"--model {name}: no such run here; give the folder of a run, a Hugging Face folder or a hub id")
+    try:
+        return name, load_judge(name, dtype=dtype, device=device, seed=seed)
+    except (FileNotFoundError, ValueError) as error:
+        message = str(error)
+        raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
+
+
+def newest_run(*, thinkers: bool = True) -> str:
+    """The first of the scripts' default run folders that holds a checkpoint.
+
+    Raises: FileNotFoundError with the command that makes one.
+    """
+    runs = JUDGE_RUNS + (THINKER_RUNS if thinkers else ())
+    for run in runs:
+        if checkpoints(Path(run) / "checkpoints"):
+            return run
+    commands = [f"`{command}` makes {what}" for what, command in HOW_TO_TRAIN.items() if thinkers or "thinker" not in what]
+    raise FileNotFoundError(f"no --model given and none trained yet ({', '.join(runs)}): {', '.join(commands)}; or give --model FOLDER")
+
+
+def stored_beta(model: str) -> float | None:
+    """The CumPT beta stored beside the weights behind `--model`, or None.
+
+    Raises: ValueError naming the file, where it holds something else.
+    """
+    path = Path(model_folder(model)) / TIERING_FILE
+    if not path.is_file():
+        return None
+    beta = read_json(path).get("beta")
+    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta <= 1:
+        raise ValueError(f"{path}: beta is {beta!r}, expected a number in (0, 1]: fit it again or give --beta")
+    return float(beta)
+
+
+def store_beta(model: str, beta: float, **facts: object) -> Path:
+    """Write a beta beside the weights behind `--model`, with what it was fitted on; returns the file.
+
+    Raises: ValueError where those weights are in no local folder.
+    """
+    folder = Path(model_folder(model))
+    if not folder.is_dir():
+        raise ValueError(f"--save-beta: {model} is not a local folder; give --model FOLDER, or pass --beta {beta:.4g} when scoring")
+    write_json(folder / TIERING_FILE, {"beta": beta, **facts})
+    return folder / TIERING_FILE

@@ -1,0 +1,175 @@
+"""infer/evaluate.py: the report is that of the predictions, beta is never fitted on what it is measured on, cost is counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infer.evaluate import main
+from infer.score import main as score
+from taosr1.evaluation.predict import predict
+from taosr1.evaluation.report import evaluate_predictions
+from taosr1.judge import load_judge
+from taosr1.model.folders import model_folder
+from taosr1.serving.deployed import stored_beta
+from taosr1.serving.tiering import fit_beta
+from taosr1.task.judgements import write_judgements
+from taosr1.task.sources import load_rows
+
+QUICK = ["--bootstrap", "20"]
+
+
+@pytest.fixture
+def rows_file(eight_rows, tmp_path) -> str:
+    """The eight rows, the first of them with a wrong gold grade, so that no measure is perfect."""
+    write_judgements(tmp_path / "rows.jsonl", [replace(eight_rows[0], grade=1), *eight_rows[1:]])
+    return str(tmp_path / "rows.jsonl")
+
+
+def test_report_is_that_of_the_predictions_and_costs_one_prefill(taught_judge, rows_file, tmp_path, capsys):
+    out = tmp_path / "reports" / "report.json"
+    report = main(["--model", taught_judge("post-cot"), "--data", rows_file, "--out", str(out), *QUICK])
+    rows, judge = load_rows(rows_file), load_judge(taught_judge("post-cot"))
+    expected = evaluate_predictions(rows, predict(judge, rows), bootstrap=20)
+    assert {name: report[name] for name in ("metrics", "confusion", "by_kind")} == {
+        name: expected[name] for name in ("metrics", "confusion", "by_kind")
+    }
+    assert 0.5 < report["metrics"]["macro_f1"]["value"] < 1
+    assert (report["cost"]["prefills_per_row"], report["cost"]["decoded_tok_per_row"]) == (1, 0)
+    assert report["hallucination"] is None and report["beta_from"] == "default" and report["notes"] == []
+    assert json.loads(out.read_text()) == report
+    printed = capsys.readouterr().out
+    for words in ("macro-F1", "CumPT (beta 0.5)", "1.00 prefills and 0.0 decoded tokens per pair", f"report -> {out}"):
+        assert words in printed
+
+
+def test_explain_decodes_the_reasons_and_measures_hallucination(taught_judge, rows_file):
+    report = main(["--model", taught_judge("post-cot"), "--data", rows_file, "--explain", *QUICK])
+    assert report["hallucination"]["decision"]["rows"] == 8
+    assert report["cost"]["prefills_per_row"] == 2 and 15 < report["cost"]["decoded_tok_per_row"] < 60
+
+
+def test_a_thinker_decodes_and_has_neither_probabilities_nor_tiers(taught_judge, rows_file):
+    report = main(["--model", taught_judge("pre-cot"), "--data", rows_file, *QUICK])
+    assert report["metrics"]["accuracy"]["value"] == pytest.approx(7 / 8)
+    assert report["calibration"] is None and report["tiering"] is None and report["beta_from"] is None
+    assert report["cost"]["prefills_per_row"] == 1 and 15 < report["cost"]["decoded_tok_per_row"] < 60
+    for flags in (["--dev", "world:dev*20"], ["--beta", "0.4"]):
+        with pytest.raises(ValueError, match="has no label probabilities: CumPT"):
+            main(["--model", taught_judge("pre-cot"), "--data", rows_file, *flags])
+
+
+def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, capsys):
+    run = taught_judge("post-cot")
+    dev, judge = load_rows("world:dev*60"), load_judge(run)
+    expected = fit_beta([prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev])
+    flags = ["--model", run, "--data", rows_file, *QUICK]
+    report = main([*flags, "--dev", "world:dev*60"])
+    assert report["tiering"]["beta"] == pytest.approx(expected) and report["beta_from"] == "fitted on world:dev*60"
+    assert stored_beta(run) is None
+    main([*flags, "--dev", "world:dev*60", "--save-beta"])
+    stored = Path(model_folder(run)) / "tiering.json"
+    try:
+        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), "fitted_on": "world:dev*60", "rows": 60}
+        assert main(flags)["beta_from"] == "tiering.json"
+        assert main([*flags, "--beta", "0.9"])["tiering"]["beta"] == 0.9
+    finally:
+        stored.unlink()
+    capsys.readouterr()
+    main([*flags, "--dev", f"{rows_file},{rows_file}"])  # the same rows under another name
+    assert "16 of 16 pairs of --dev are in --data too" in capsys.readouterr().err
+
+
+def test_measuring_scores_equals_measuring_the_model(taught_judge, rows_file, tmp_path):
+    scored, beta = str(tmp_path / "scored.jsonl"), ["--beta", "0.2"]
+    score(["--model", taught_judge("post-cot"), "--data", rows_file, "--out", scored, *beta])
+    of_scores = main(["--scores", scored, *QUICK])
+    of_model = main(["--model", taught_judge("post-cot"), "--data", rows_file, *beta, *QUICK])
+    for name in ("metrics", "grades", "confusion", "by_kind"):
+        assert of_scores[name] == of_model[name]
+    assert of_scores["tiering"]["cumpt"] == of_model["tiering"]["cumpt"]
+    assert of_scores["calibration"]["ece"] == pytest.approx(of_model["calibration"]["ece"], abs=1e-5)
+    assert main(["--scores", scored, "--beta", "1", *QUICK])["tiering"]["confusion_cumpt"] == [[0, 0, 3], [0, 0, 2], [0, 0, 3]]
+
+
+def test_real_esci_rows_are_measured_by_split_and_state_the_assumption(fresh_judge, esci_file, tmp_path, capsys):
+    scored = str(tmp_path / "scored.jsonl")
+    score(["--model", fresh_judge("post-cot"), "--data", esci_file, "--split", "test", "--limit", "30", "--out", scored])
+    of_scores = main(["--scores", scored, *QUICK])
+    of_model = main(["--model", fresh_judge("post-cot"), "--data", esci_file, "--split", "test", "--limit", "30", *QUICK])
+    assert of_scores["rows"] == 30 and of_scores["confusion"] == of_model["confusion"]
+    assert "an assumption" in of_scores["notes"][0] and of_model["notes"] == of_scores["notes"]
+    assert "an assumption" in capsys.readouterr().out
+
+
+def test_wrong_use_says_what_to_do(fresh_judge, taught_judge, rows_file, eight_rows, tmp_path):
+    judge = ["--model", fresh_judge("post-cot")]
+    ungraded, empty, other = (str(tmp_path / name) for name in ("ungraded.jsonl", "empty.jsonl", "other.jsonl"))
+    write_judgements(ungraded, [replace(row, grade=None) for row in eight_rows])
+    Path(empty).write_text("")
+    write_judgements(other, eight_rows)
+    unknown = tmp_path / "ungraded-scores.jsonl"
+    score([*judge, "--data", ungraded, "--out", str(unknown)])
+    wrong = {
+        r"no file at .*gone.jsonl: check --data": [*judge, "--data", str(tmp_path / "gone.jsonl")],
+        r"empty.jsonl: no rows in this file": [*judge, "--data", empty],
+        r"ungraded.jsonl:1: field 'grade' is missing": [*judge, "--data", ungraded],
+        r"world:nowhere: no such pool": [*judge, "--data", "world:nowhere"],
+        r"--model .*rows.jsonl: .*is a file, expected a model folder": ["--model", rows_file, "--data", rows_file],
+        r"--explain: --model .* grade alone": ["--model", fresh_judge("label"), "--data", rows_file, "--explain"],
+        r"no file at .*gone.jsonl": ["--scores", str(tmp_path / "gone.jsonl")],
+        r"empty.jsonl: no rows in this file: check --scores": ["--scores", empty],
+        r"other.jsonl:1: field 'gold_grade' is missing": ["--scores", other],
+        r"ungraded-scores.jsonl:1: field 'gold_grade' is missing": ["--scores", str(unknown)],
+    }
+    for message, flags in wrong.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            main(flags)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grade": 5}, "field 'grade' is 5, expected the predicted grade 1-4"),
+        ({"tier": "Great"}, "field 'tier' is 'Great', expected one of Good, Mid, Bad"),
+        ({"probs": None}, "field 'probs' is None, expected four numbers"),
+        ({"probs": [1, 2, 3, 4]}, "four finite, non-negative numbers that sum to 1"),
+        ({"label_mass": "high"}, "field 'label_mass' is 'high'"),
+    ],
+)
+def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
+    row = {"query": "q", "title": "t", "gold_grade": 4, "grade": 4, "tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
+    path = tmp_path / "scored.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
+    with pytest.raises(ValueError, match="scored.jsonl:2: .*" + message):
+        main(["--scores", str(path), *QUICK])
+    assert main(["--scores", str(path), "--max-bad-rows", "1", *QUICK])["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--frobnicate", "1"], "unrecognized arguments: --frobnicate"),
+        (["--dev", "world:test"], "--dev is --data (world:test): beta would be fitted on what it is measured on"),
+        (["--save-beta"], "--save-beta stores the beta fitted on --dev: give --dev"),
+        (["--dev", "world:dev", "--beta", "0.5"], "--beta and --dev both decide beta"),
+        (["--scores", "s.jsonl", "--model", "m", "--explain"], "leave out --model; --explain needs a model"),
+        (["--out", "."], "--out . is a folder"),
+    ],
+)
+def test_wrong_flags_end_with_a_message(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert message in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for words in ("python infer/evaluate.py --scores scored.jsonl", "Nothing is fitted on --data", "--save-beta", "--max-bad-rows"):
+        assert words in printed

@@ -1,0 +1,144 @@
+"""infer/explain.py: one pair in, grade and reasons out, and nothing in a title can steer the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infer.explain import main, notes, visible
+from taosr1.judge import load_judge
+from taosr1.serving.scorer import score_prompts
+from taosr1.task.judgements import Judgement
+from taosr1.task.rows import read_jsonl
+
+PAIR = ["boots not leather", "Norvell suede hiking boots"]
+
+
+def test_a_pair_on_the_command_line_is_judged_as_the_scorer_judges_it(fresh_judge, capsys):
+    (found,) = main([*PAIR, "--price", "$19", "--model", fresh_judge("post-cot"), "--max-new-tokens", "8"])
+    judge = load_judge(fresh_judge("post-cot"))
+    score = score_prompts(judge.model, judge.tokenizer, judge.prompts([Judgement(*PAIR, price="$19")]))[0]
+    assert (found["grade"], found["tier"], tuple(found["probs"])) == (score.grade, score.tier, score.probs)
+    assert (found["query"], found["title"], found["price"]) == (*PAIR, "$19")
+    assert found["reply"].startswith(f"{found['grade']}")  # the reasons are those for the grade that is shown
+    printed = capsys.readouterr().out
+    for words in ("boots not leather", "4-Excellent 0.", "label mass", "low label mass", "raise --max-new-tokens"):
+        assert words in printed
+
+
+def test_flags_may_stand_between_query_and_title(fresh_judge):
+    between = main([PAIR[0], "--price", "$19", "--model", fresh_judge("label"), PAIR[1]])
+    assert between == main(["--price", "$19", "--model", fresh_judge("label"), *PAIR])
+    (dashed,) = main(["--model", fresh_judge("label"), "--", "-boots", PAIR[1]])
+    assert dashed["query"] == "-boots"
+
+
+def test_a_taught_judge_gives_grade_then_reasons_for_every_row_of_a_file(taught_judge, eight_rows, eight_rows_file, tmp_path, capsys):
+    out = tmp_path / "explained.jsonl"
+    found = main(["--data", eight_rows_file, "--limit", "0", "--model", taught_judge("post-cot"), "--out", str(out)])
+    assert [one["grade"] for one in found] == [one["gold_grade"] for one in found] == [row.grade for row in eight_rows]
+    assert all(one["finished"] and one["well_formed"] for one in found)
+    assert [row for _, row in read_jsonl(out)] == found
+    printed = capsys.readouterr().out
+    assert printed.count("tier        ") == 8 and "low label mass" not in printed
+    first = printed.split("\n\n")[0]
+    assert first.index("grade       4-Excellent") < first.index("  Query:") < first.index("  Decision: 4-Excellent")
+
+
+def test_a_thinker_gives_reasons_then_grade_and_no_probabilities(taught_judge, eight_rows, eight_rows_file, capsys):
+    found = main(["--data", eight_rows_file, "--limit", "2", "--model", taught_judge("pre-cot")])
+    assert [one["reply"] for one in found] == [row.cot for row in eight_rows[:2]]
+    assert [(one["grade"], one["tier"], one["probs"], one["label_mass"]) for one in found] == [(4, "Good", None, None)] * 2
+    printed = capsys.readouterr().out
+    assert printed.index("  Decision: 4-Excellent") < printed.index("grade       4-Excellent")
+    assert "probability" not in printed
+    with pytest.raises(ValueError, match="no label probabilities, so CumPT cannot be used"):
+        main([*PAIR, "--model", taught_judge("pre-cot"), "--beta", "0.5"])
+
+
+def test_a_reply_that_cannot_be_parsed_is_said_to_be_one(fresh_judge, capsys):
+    (found,) = main([*PAIR, "--model", fresh_judge("pre-cot"), "--max-new-tokens", "5"])
+    assert found["grade"] is None and found["tier"] is None
+    assert "note: no grade: the reply cannot be parsed" in capsys.readouterr().out
+
+
+def test_a_label_only_judge_says_that_it_gives_no_reasons(fresh_judge, capsys):
+    (found,) = main([*PAIR, "--brand", "Norvell", "--model", fresh_judge("label")])
+    printed = capsys.readouterr()
+    assert found["reply"] == "" and found["grade"] in (1, 2, 3, 4) and "it gives no reasons" in printed.out
+    assert "reads only title, price; it does not see brand" in printed.err
+
+
+def test_reasons_against_the_grade_are_pointed_out():
+    found = {"grade": 4, "label_mass": 0.99, "finished": True, "well_formed": True, "decision": 3, "implied": 2}
+    assert notes(found, "post-cot") == [
+        "reasoning and grade disagree: its Decision line says 3-Related",
+        "reasoning and grade disagree: by the rules its steps imply 2-Mismatch",
+    ]
+    assert notes({**found, "decision": 4, "implied": None}, "post-cot") == []
+
+
+def test_control_characters_are_escaped_and_ordinary_text_of_any_script_is_not(fresh_judge, capsys):
+    plain = "靴 👨\u200d👩\u200d👧 café\u00a0x\u3000y العربية \\x1b"
+    assert visible(plain) == plain
+    evil = "a\x1b[2J\x07\r\nb\x9bc\u202ed\u2066e\u2028f\x7f\udcffg\ufeff"
+    assert visible(evil) == r"a\x1b[2J\x07\r\nb\x9bc\u202ed\u2066e\u2028f\x7f\udcffg\ufeff"
+    main(["boots\x1b]0;owned\x07", evil, "--model", fresh_judge("post-cot"), "--max-new-tokens", "3"])
+    printed = capsys.readouterr().out
+    assert not set(printed) & set("\x1b\x07\r\x9b\u202e\u2066\u2028\x7f") and r"boots\x1b]0;owned\x07" in printed
+
+
+def test_without_a_model_the_furthest_trained_run_is_taken(taught_judge, eight_rows_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none trained yet .*`python train/sft.py` makes a thinker"):
+        main(PAIR)
+    (tmp_path / "runs" / "student" / "checkpoints").mkdir(parents=True)  # begun, without a checkpoint yet
+    (tmp_path / "runs" / "thinker-sft").symlink_to(taught_judge("pre-cot"))
+    main(["--data", eight_rows_file, "--limit", "1"])
+    assert "judge       runs/thinker-sft" in capsys.readouterr().out
+    (tmp_path / "runs" / "post-dpo").symlink_to(taught_judge("post-cot"))
+    main(["--data", eight_rows_file, "--limit", "1"])
+    assert "judge       runs/post-dpo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], 'expected a query and a title: python infer/explain.py "boots not leather"'),
+        (["boots"], "expected a query and a title"),
+        (["boots", " "], "expected a query and a title"),
+        ([*PAIR, "more"], "unrecognized arguments: more"),
+        ([*PAIR, "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        ([*PAIR, "--data", "x.jsonl"], "--data brings its own queries and titles"),
+        (["--data", "x.jsonl", "--price", "$1"], "--data brings its own fields: leave out --price"),
+        ([*PAIR, "--beta", "2", "--out", "x.txt"], "--out is 'x.txt', expected a name ending in .jsonl or .jsonl.gz; --beta is 2.0"),
+    ],
+)
+def test_wrong_flags_end_with_a_message(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_models_and_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--model runs/gone: no such run here"):
+        main([*PAIR, "--model", "runs/gone"])
+    with pytest.raises(FileNotFoundError, match="is not a model folder"):
+        main([*PAIR, "--model", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="check --data"):
+        main(["--data", str(tmp_path / "gone.jsonl")])
+
+
+def test_a_config_file_may_hold_query_and_title_and_help_teaches(fresh_judge, tmp_path, capsys):
+    path = Path(tmp_path) / "settings.json"
+    path.write_text(json.dumps({"query": PAIR[0], "title": PAIR[1], "model": fresh_judge("label")}))
+    assert main(["--config", str(path)])[0]["title"] == PAIR[1]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for words in ('python infer/explain.py "boots not leather"', "[QUERY] [TITLE]", "--price", "what the shopper typed"):
+        assert words in printed

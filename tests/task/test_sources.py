@@ -1,0 +1,77 @@
+"""`--data`: files and pools behind one spelling, and what is said where they lack something."""
+
+from __future__ import annotations
+
+import pytest
+
+from taosr1.task.judgements import write_judgements
+from taosr1.task.sources import load_rows
+from taosr1.task.world import read_pool
+
+
+@pytest.fixture(scope="module")
+def reasoned():
+    return read_pool("reasoned", 6)
+
+
+def test_a_pool_of_the_world_has_the_size_that_is_asked_for(reasoned):
+    assert load_rows("world:reasoned*6") == reasoned
+    assert load_rows("world:reasoned*6", limit=2) == reasoned[:2]
+    assert load_rows("world:reasoned*6", seed=3) == read_pool("reasoned", 6, 3)
+
+
+def test_a_file_is_read_and_cut(reasoned, tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    write_judgements(path, reasoned)
+    assert load_rows(str(path), need_grade=True, need_cot=True) == reasoned
+    assert load_rows(str(path), limit=4) == reasoned[:4]
+
+
+def test_several_sources_are_joined_in_order(reasoned, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_judgements(path, reasoned[:2])
+    rows = load_rows(f"{path}, world:dev*3,world:test*2")
+    assert rows == reasoned[:2] + read_pool("dev", 3) + read_pool("test", 2)
+    assert load_rows(f"{path},world:dev*3", limit=3) == rows[:3]
+    with pytest.raises(ValueError, match=r"world:unlabelled\*3: its pairs have no grade"):
+        load_rows("world:dev*3,world:unlabelled*3", need_grade=True)
+
+
+def test_split_keeps_the_rows_that_say_so(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("query,title,grade,split\na,b,4,train\nc,d,1,test\n", encoding="utf-8")
+    assert [row.query for row in load_rows(str(path), split="test")] == ["c"]
+    assert len(load_rows(str(path))) == 2
+
+
+@pytest.mark.parametrize("spec", ["world:", "world:train", "world:dev*x", "world:dev*-3", "world:dev*1.5"])
+def test_an_unknown_pool_or_size_names_what_is_allowed(spec):
+    with pytest.raises(ValueError, match="expected world:NAME or world:NAME\\*SIZE, NAME one of reasoned, labelled, unlabelled, dev, test"):
+        load_rows(spec)
+
+
+def test_what_a_pool_lacks_is_said_with_the_way_out():
+    with pytest.raises(ValueError, match="no grade; use world:labelled or world:reasoned, or grade them with train/label_pool.py"):
+        load_rows("world:unlabelled*2", need_grade=True)
+    with pytest.raises(ValueError, match="'cot' is missing.*use world:reasoned, or write them with train/label_pool.py"):
+        load_rows("world:labelled*2", need_cot=True)
+    with pytest.raises(ValueError, match=r"world:dev\*0: no rows"):
+        load_rows("world:dev*0")
+
+
+def test_a_missing_file_a_wrong_grade_an_empty_file_and_a_negative_limit_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file at .*gone.jsonl: check --data"):
+        load_rows(str(tmp_path / "gone.jsonl"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"query": "a", "title": "b", "grade": 4}\n{"query": "a", "title": "b", "grade": 5}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: field 'grade' is 5, expected 1-4"):
+        load_rows(str(path))
+    assert len(load_rows(str(path), max_bad_rows=1)) == 1
+    path.write_text('{"query": "a", "title": "b"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: field 'grade' is missing"):
+        load_rows(str(path), need_grade=True)
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="no rows in this file"):
+        load_rows(str(path))
+    with pytest.raises(ValueError, match="-1 rows asked for, expected 0"):
+        load_rows("world:dev*3", limit=-1)

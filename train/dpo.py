@@ -1,0 +1,181 @@
+"""Stage 2b, DPO: prefer the right reply over the wrong one, measured against the model the stage starts from.
+
+    python train/dpo.py                                              # the post-CoT SFT model on its own mined pairs
+    python train/dpo.py --model runs/mine --data runs/mine-pairs.jsonl --beta 0.1 --lr 5e-7 --out runs/mine-dpo
+
+The pairs come from train/mine_pairs.py. Log-probs of the reference (the starting weights) are computed once, stored with
+the pairs, and the reference is forgotten.
+
+Deviations from the paper:
+1. `--nll-coef` adds a little cross-entropy on the chosen reply: DPO alone lowers the probability of both.
+2. `--label-weight` counts the label token of a label-first reply that many times in the reply's log-prob.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+import torch
+
+from taosr1.config import check, option, parse_config, run_main
+from taosr1.evaluation.predict import dev_scores
+from taosr1.judge import DTYPES, Judge, load_judge
+from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
+from taosr1.learning.logprobs import completion_logp, sequence_logp
+from taosr1.learning.loop import Schedule, make_optimizers, train
+from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
+from taosr1.learning.run import Run
+from taosr1.learning.selection import shuffled_order
+from taosr1.task.rows import read_jsonl
+from taosr1.task.sources import load_rows
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
+    data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
+    dev: str = option("world:dev", "graded rows that pick the best checkpoint")
+    out: str = option("runs/post-dpo", "run folder")
+    beta: float = option(0.1, "how fast the preference probability saturates")
+    loss_type: str = option("sigmoid", "preference loss", LOSS_TYPES)
+    label_smoothing: float = option(0.0, "share of pairs believed to be swapped (sigmoid: conservative DPO)")
+    nll_coef: float = option(0.2, "weight of the cross-entropy of the chosen reply (0: off)")
+    label_weight: float = option(1.0, "weight of the label token where it comes first")
+    steps: int = option(48, "optimizer steps")
+    batch_size: int = option(32, "pairs per optimizer step")
+    micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
+    lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
+    eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
+    dev_rows: int = option(1000, "dev rows used (the first ones)")
+    max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
+    keep_last: int = option(2, "newest checkpoints kept beside the best one")
+    dev_split: str = option("", "keep only the dev rows whose 'split' column says this (ESCI: test)")
+    max_bad_rows: int = option(0, "unreadable dev rows to skip (each is named) before giving up")
+    resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "compute type; weights and optimizer stay float32", tuple(DTYPES))
+    seed: int = option(0, "seed of the order of pairs and the embedded world")
+
+    def __post_init__(self) -> None:
+        check([
+            (self.steps < 1, f"--steps is {self.steps}, expected at least 1"),
+            (self.batch_size < 1, f"--batch-size is {self.batch_size}, expected at least 1"),
+            (self.lr <= 0, f"--lr is {self.lr}, expected more than 0"),
+            (self.beta <= 0, f"--beta is {self.beta}, expected more than 0"),
+            (self.label_weight < 0, f"--label-weight is {self.label_weight}, expected 0 or more"),
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    chosen: Example
+    rejected: Example
+    ref_chosen: float = 0.0
+    ref_rejected: float = 0.0
+
+    @property
+    def length_tok(self) -> int:
+        """Tokens this pair takes in a padded batch: two rows of its longer reply."""
+        return 2 * max(self.chosen.length_tok, self.rejected.length_tok)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs as 2B rows, all chosen replies first: ids, mask (2B, T); ref_logp (2B,) summed over the reply."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    ref_logp: torch.Tensor
+
+
+def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
+    """The sampled token ids of a pairs file.
+
+    Raises: ValueError naming file and line where ids are missing or belong to another tokenizer.
+    """
+    pairs = []
+    for line, row in read_jsonl(path):
+        ids = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
+        for name, value in ids.items():
+            if not (isinstance(value, list) and value and all(type(i) is int and 0 <= i < vocab_size for i in value)):
+                raise ValueError(
+                    f"{path}:{line}: field '{name}_ids' must be token ids below {vocab_size} (pairs of train/mine_pairs.py, "
+                    "mined with this model's tokenizer)"
+                )
+        pairs.append(PreferencePair(Example(ids["prompt"], ids["chosen"]), Example(ids["prompt"], ids["rejected"])))
+    if not pairs:
+        raise ValueError(f"{path}: no pairs in this file: check --data")
+    return pairs
+
+
+def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
+    batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], device)
+    ref_logp = torch.tensor([pair.ref_chosen for pair in pairs] + [pair.ref_rejected for pair in pairs], device=device)
+    return PairBatch(batch.ids, batch.mask, ref_logp)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    config = parse_config(Config, __doc__, argv)
+    judge = load_judge(config.model, device=config.device)
+    pairs = read_pairs(config.data, judge.model.config.vocab_size)
+    dev = load_rows(
+        config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows, need_grade=True
+    )
+    run = Run(config.out, config, config.resume)
+    label_position = "none" if judge.prompt.order == "pre-cot" else "first"
+
+    def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs of the whole replies, (2B,), and of their first tokens, (2B,)."""
+        logp = completion_logp(model, batch.ids, batch.mask)
+        weights = label_token_weights(batch.mask, config.label_weight, label_position)
+        first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
+        return sequence_logp(logp, batch.mask, weights=weights), first
+
+    pairs = with_reference(judge, pairs, lambda batch: reply_logp(judge.model, batch)[0], config)
+
+    def step_batches(step: int, cursor: dict) -> list[PairBatch]:
+        drawn = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
+        return [collate_pairs(part, config.device) for part in micro_batches([pairs[i] for i in drawn], config.micro_batch_tok)]
+
+    def loss_fn(model, batch: PairBatch) -> LossSum:
+        logp, first = reply_logp(model, batch)
+        lengths = batch.mask.sum(dim=1)
+        half = len(lengths) // 2
+        loss = dpo_loss(
+            logp[:half], logp[half:], batch.ref_logp[:half], batch.ref_logp[half:], beta=config.beta, loss_type=config.loss_type,
+            label_smoothing=config.label_smoothing, chosen_length=lengths[:half], rejected_length=lengths[half:], nll_coef=config.nll_coef,
+        )  # fmt: skip
+        label_margin = float((first[:half] - first[half:]).detach().mean())  # log-odds of the two labels, for label-first replies
+        return loss._replace(metrics=loss.metrics | {"first_token_margin": label_margin})
+
+    return train(
+        judge.model, judge.tokenizer, judge.prompt, run,
+        schedule=Schedule(config.steps, eval_every=config.eval_every, keep_last=config.keep_last),
+        optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
+        step_batches=step_batches,
+        loss_fn=loss_fn,
+        evaluate=lambda step: dev_scores(judge, dev, config.max_new_tokens),
+        compute_dtype=DTYPES[config.dtype],
+        description="dpo",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def with_reference(judge: Judge, pairs: list[PreferencePair], reply_logp, config: Config) -> list[PreferencePair]:
+    """The pairs with the starting model's log-probs of both replies. Called before any checkpoint is loaded over it."""
+    done = []
+    for part in micro_batches(pairs, 4 * config.micro_batch_tok):
+        values = reply_logp(collate_pairs(part, config.device)).tolist()
+        done += [
+            PreferencePair(pair.chosen, pair.rejected, chosen, rejected)
+            for pair, chosen, rejected in zip(part, values[: len(part)], values[len(part) :])
+        ]
+    return done
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,148 @@
+"""Stage 3, GRPO with difficulty-based dynamic sampling: the judge learns from grades alone, no reasons needed.
+
+    python train/grpo.py                                                   # the thinker, on grades that SFT has not seen
+    python train/grpo.py --balance none --out runs/natural                 # what class balance is worth
+    python train/grpo.py --model runs/post-dpo --difficulty prefill --out runs/post-grpo       # the paper's third stage
+
+Every step samples G replies for each prompt, drops the groups that teach nothing (all right, all wrong), keeps equally
+many of every grade, and pushes each reply by how much better it is than its group. Where the stage before has no output
+yet, it is run first.
+
+Deviations from the paper:
+1. Prompts are drawn per grade, more where few groups survive, so that class-balanced down-sampling throws little away.
+2. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
+   are decoded. Its replies have exactly the distribution that `samples`, the paper's way, gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+from taosr1.config import check, option, parse_config, run_main
+from taosr1.evaluation.predict import before_and_after, dev_scores
+from taosr1.judge import DTYPES, load_judge
+from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.loop import Schedule, make_optimizers, train
+from taosr1.learning.losses import LossSum, grpo_loss
+from taosr1.learning.rewards import parse_weights
+from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler
+from taosr1.learning.run import Run
+from taosr1.task.sources import load_rows
+
+THINKER = "runs/thinker-sft"
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option(THINKER, "run folder or Hugging Face folder to start from; the default is trained first if missing")
+    data: str = option("world:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or world:POOL")
+    dev: str = option("world:dev", "graded rows that pick the best checkpoint")
+    test: str = option("world:test", "graded rows that the start and the result are compared on at the end ('' for none)")
+    out: str = option("runs/thinker-grpo", "run folder")
+    steps: int = option(150, "optimizer steps")
+    groups: int = option(32, "prompts sampled at a time")
+    samples: int = option(8, "replies per prompt (G)")
+    gamma: int = option(0, "keep a group where 0 < right replies < gamma (0: gamma = G, only all-right and all-wrong go)")
+    difficulty: str = option("samples", "how difficulty is measured: sampled replies, or labels drawn from one prefill", ("samples", "prefill"))
+    balance: str = option("class", "class: equally many kept groups of every grade; none: natural shares", ("class", "none"))
+    min_groups: int = option(8, "sample further prompts while fewer groups than this are kept")
+    max_resample: int = option(3, "but at most this many times a step, then train on what there is")
+    temperature: float = option(1.0, "sampling temperature, also of the training log-probs")
+    max_new_tokens: int = option(64, "longest reply")
+    rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5")
+    adv_std: str = option("group", "advantages are divided by the std of their group, of the batch, or not at all", ("group", "batch", "none"))
+    ratio: str = option("token", "importance ratio per token, or per sequence (GSPO)", ("token", "sequence"))
+    normalise: str = option("sequence", "loss per reply (GRPO), per token (DAPO) or by a constant (Dr. GRPO)", ("sequence", "token", "constant"))
+    clip_low: float = option(0.2, "how far below 1 the ratio counts")
+    clip_high: float = option(0.2, "how far above 1 the ratio counts")
+    kl_beta: float = option(0.02, "weight of the KL term to the starting model (0: no reference model is kept)")
+    updates: int = option(1, "optimizer steps on each batch of rollouts")
+    label_weight: float = option(1.0, "weight of the label token where it comes first")
+    lr: float = option(4e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
+    final_lr_frac: float = option(0.3, "learning rate at the end, as a fraction of the peak")
+    micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
+    eval_every: int = option(50, "steps between dev evaluations, each with a checkpoint")
+    dev_rows: int = option(1000, "dev rows used (the first ones)")
+    keep_last: int = option(2, "newest checkpoints kept beside the best one")
+    split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
+    dev_split: str = option("", "the same for --dev and --test (ESCI: test)")
+    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "compute type; weights and optimizer stay float32", tuple(DTYPES))
+    seed: int = option(0, "seed of sampling, order of rows and the embedded world")
+
+    def __post_init__(self) -> None:
+        check([
+            (self.steps < 1, f"--steps is {self.steps}, expected at least 1"),
+            (self.groups < 1, f"--groups is {self.groups}, expected at least 1"),
+            (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
+            (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
+            (self.temperature <= 0, f"--temperature is {self.temperature}, expected more than 0"),
+            (self.max_resample < 1, f"--max-resample is {self.max_resample}, expected at least 1"),
+            (self.updates < 1 or self.eval_every % max(self.updates, 1) != 0, f"--updates is {self.updates}, expected a divisor of "
+             f"--eval-every {self.eval_every}: checkpoints lie between batches of rollouts"),
+            (self.lr <= 0, f"--lr is {self.lr}, expected more than 0"),
+        ])  # fmt: skip
+        parse_weights(self.rewards)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    config = parse_config(Config, __doc__, argv)
+    if config.model == THINKER and not Path(THINKER).exists():
+        from train.sft import main as sft
+
+        print(f"{THINKER} does not exist yet: running stage 1 first (python train/sft.py)")
+        sft(["--seed", str(config.seed), "--device", config.device, "--dtype", config.dtype])
+    judge = load_judge(config.model, device=config.device)
+    if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
+        raise ValueError(f"--difficulty prefill needs label-first replies, but {config.model} thinks first (pre-cot); use --difficulty samples")
+    common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
+    rows = load_rows(config.data, split=config.split, **common)
+    dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
+    test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
+    start = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta or test else None
+    run = Run(config.out, config, config.resume)
+    settings = RolloutSettings(
+        groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
+        min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
+        adv_std=config.adv_std, label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
+    )  # fmt: skip
+    sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference=start if config.kl_beta else None)
+    batches: list[RolloutBatch] = []
+
+    def step_batches(step: int, cursor: dict) -> list[RolloutBatch]:
+        nonlocal batches
+        if step % config.updates == 0:
+            batches, groups = sampler.collect(step, cursor)
+            run.log_samples(step + 1, groups)
+        return batches
+
+    def loss_fn(model, batch: RolloutBatch) -> LossSum:
+        logp = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature)
+        return grpo_loss(
+            logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, clip_low=config.clip_low,
+            clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights,
+        )  # fmt: skip
+
+    last = train(
+        judge.model, judge.tokenizer, judge.prompt, run,
+        schedule=Schedule(config.steps, final_lr_frac=config.final_lr_frac, eval_every=config.eval_every, keep_last=config.keep_last),
+        optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
+        step_batches=step_batches,
+        loss_fn=loss_fn,
+        evaluate=lambda step: dev_scores(judge, dev, config.max_new_tokens),
+        step_metrics=lambda: sampler.metrics,
+        compute_dtype=DTYPES[config.dtype],
+        description=f"grpo {judge.prompt.order}",
+    )  # fmt: skip
+    return last | (before_and_after(judge, start, config.out, test) if test else {})
+
+
+if __name__ == "__main__":
+    run_main(main)

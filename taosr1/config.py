@@ -93,6 +93,12 @@ def check(problems: Sequence[tuple[bool, str]]) -> None:
         raise ValueError("; ".join(found))
 
 
+def at_least(config: object, **lowest: float) -> list[tuple[bool, str]]:
+    """Problems for `check`: every named setting that is below its lowest allowed value (or not a number)."""
+    values = {name: getattr(config, name) for name in lowest}
+    return [(not values[name] >= low, f"{_flag(name)} is {values[name]}, expected at least {low}") for name, low in lowest.items()]
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

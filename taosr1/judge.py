@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -68,6 +69,8 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     check_device(device)
     if spec == TINY:
         return _tiny_judge(order or "post-cot", seed, device)
+    if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
+        raise FileNotFoundError(f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id")
     folder = model_folder(spec)
     model, tokenizer = load_pretrained(folder, dtype=DTYPES[dtype], device=device)
     prompt = PromptConfig.load(folder) or PromptConfig()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import check, option, parse_config, run_main
+from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
@@ -62,11 +62,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            (self.steps < 1, f"--steps is {self.steps}, expected at least 1"),
-            (self.batch_size < 1, f"--batch-size is {self.batch_size}, expected at least 1"),
-            (self.lr <= 0, f"--lr is {self.lr}, expected more than 0"),
-            (self.beta <= 0, f"--beta is {self.beta}, expected more than 0"),
-            (self.label_weight < 0, f"--label-weight is {self.label_weight}, expected 0 or more"),
+            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, nll_coef=0, label_weight=0, eval_every=0, dev_rows=0, max_new_tokens=1,
+                      keep_last=1),
+            (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
+            (not self.beta > 0, f"--beta is {self.beta}, expected more than 0"),
+            (not 0 <= self.label_smoothing < 0.5, f"--label-smoothing is {self.label_smoothing}, expected 0 or more and below 0.5"),
+            (bool(self.label_smoothing) and self.loss_type in ("hinge", "ipo"), f"--loss-type {self.loss_type} takes no --label-smoothing"),
         ])  # fmt: skip
 
 

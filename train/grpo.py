@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, run_main
+from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import DTYPES, load_judge
 from taosr1.learning.logprobs import completion_logp
@@ -31,7 +31,7 @@ from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, grpo_loss
 from taosr1.learning.rewards import parse_weights
 from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler
-from taosr1.learning.run import Run
+from taosr1.learning.run import Run, is_unfinished
 from taosr1.task.sources import load_rows
 
 THINKER = "runs/thinker-sft"
@@ -44,14 +44,14 @@ class Config:
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
     test: str = option("world:test", "graded rows that the start and the result are compared on at the end ('' for none)")
     out: str = option("runs/thinker-grpo", "run folder")
-    steps: int = option(150, "optimizer steps")
-    groups: int = option(32, "prompts sampled at a time")
+    steps: int = option(120, "optimizer steps")
+    groups: int = option(64, "prompts sampled at a time")
     samples: int = option(8, "replies per prompt (G)")
     gamma: int = option(0, "keep a group where 0 < right replies < gamma (0: gamma = G, only all-right and all-wrong go)")
     difficulty: str = option("samples", "how difficulty is measured: sampled replies, or labels drawn from one prefill", ("samples", "prefill"))
     balance: str = option("class", "class: equally many kept groups of every grade; none: natural shares", ("class", "none"))
     min_groups: int = option(8, "sample further prompts while fewer groups than this are kept")
-    max_resample: int = option(3, "but at most this many times a step, then train on what there is")
+    max_resample: int = option(2, "but at most this many times a step, then train on what there is")
     temperature: float = option(1.0, "sampling temperature, also of the training log-probs")
     max_new_tokens: int = option(64, "longest reply")
     rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5")
@@ -63,10 +63,10 @@ class Config:
     kl_beta: float = option(0.02, "weight of the KL term to the starting model (0: no reference model is kept)")
     updates: int = option(1, "optimizer steps on each batch of rollouts")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
-    lr: float = option(4e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
+    lr: float = option(3e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
     final_lr_frac: float = option(0.3, "learning rate at the end, as a fraction of the peak")
     micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
-    eval_every: int = option(50, "steps between dev evaluations, each with a checkpoint")
+    eval_every: int = option(40, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     keep_last: int = option(2, "newest checkpoints kept beside the best one")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
@@ -79,25 +79,25 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            (self.steps < 1, f"--steps is {self.steps}, expected at least 1"),
-            (self.groups < 1, f"--groups is {self.groups}, expected at least 1"),
+            *at_least(self, steps=1, groups=1, min_groups=0, max_resample=1, max_new_tokens=1, clip_low=0, clip_high=0, kl_beta=0, updates=1,
+                      label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0, keep_last=1),
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
-            (self.temperature <= 0, f"--temperature is {self.temperature}, expected more than 0"),
-            (self.max_resample < 1, f"--max-resample is {self.max_resample}, expected at least 1"),
-            (self.updates < 1 or self.eval_every % max(self.updates, 1) != 0, f"--updates is {self.updates}, expected a divisor of "
-             f"--eval-every {self.eval_every}: checkpoints lie between batches of rollouts"),
-            (self.lr <= 0, f"--lr is {self.lr}, expected more than 0"),
+            (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0"),
+            (bool(self.eval_every % max(self.updates, 1) or self.steps % max(self.updates, 1)), f"--updates is {self.updates}, expected a divisor "
+             f"of --eval-every {self.eval_every} and --steps {self.steps}: checkpoints lie between batches of rollouts"),
+            (self.clip_low > 1, f"--clip-low is {self.clip_low}, expected at most 1"),
+            (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
         ])  # fmt: skip
         parse_weights(self.rewards)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    if config.model == THINKER and not Path(THINKER).exists():
+    if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
         from train.sft import main as sft
 
-        print(f"{THINKER} does not exist yet: running stage 1 first (python train/sft.py)")
+        print(f"{THINKER} does not exist or is not finished yet: running stage 1 first (python train/sft.py)")
         sft(["--seed", str(config.seed), "--device", config.device, "--dtype", config.dtype])
     judge = load_judge(config.model, device=config.device)
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         compute_dtype=DTYPES[config.dtype],
         description=f"grpo {judge.prompt.order}",
     )  # fmt: skip
-    return last | (before_and_after(judge, start, config.out, test) if test else {})
+    return last | (before_and_after(judge, start, config.out, test, config.max_new_tokens) if test else {})
 
 
 if __name__ == "__main__":

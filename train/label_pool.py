@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.config import at_least, check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import generate
@@ -49,7 +49,7 @@ class Config:
     def __post_init__(self) -> None:
         check([
             (not 0 < self.keep_frac <= 1, f"--keep-frac is {self.keep_frac}, expected more than 0 and at most 1"),
-            (self.limit < 0, f"--limit is {self.limit}, expected 0 or more"),
+            *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.config import at_least, check, option, parse_config, progress, run_main
 from taosr1.judge import Judge, load_judge
 from taosr1.learning.checkpoint import write_json
 from taosr1.learning.selection import TEACHER, balance_label_flow, balanced_order, keyed_generator, mine_pairs, mining_outcome
@@ -56,10 +56,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            (self.samples < 2, f"--samples is {self.samples}, expected at least 2"),
-            (self.prompts < 0, f"--prompts is {self.prompts}, expected 0 or more"),
-            (self.temperature <= 0, f"--temperature is {self.temperature}, expected more than 0: greedy replies are all alike"),
-            (self.pairs_per_prompt < 1, f"--pairs-per-prompt is {self.pairs_per_prompt}, expected at least 1"),
+            *at_least(self, samples=2, prompts=0, max_new_tokens=1, pairs_per_prompt=1),
+            (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0: greedy replies are all alike"),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Stage 1, supervised fine-tuning: teach a decoder to answer in one of three orders.
 
     python train/sft.py                                                    # the thinker: pre-CoT, on the embedded world
-    python train/sft.py --order post-cot --out runs/sft-post               # the paper's order: label first, then the reason
+    python train/sft.py --order post-cot --out runs/post-sft               # the paper's order: label first, then the reason
     python train/sft.py --order label --data rows.jsonl --dev dev.jsonl --model Qwen/Qwen3-0.6B --out runs/mine
 
 Rows need a grade, and a chain of thought (column "cot") unless --order label. The best checkpoint on --dev is what
@@ -16,12 +16,12 @@ Deviations from the paper:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, run_main
+from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES, TINY, Judge, load_judge
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights, micro_batches
@@ -31,7 +31,7 @@ from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.run import Run
 from taosr1.learning.selection import balanced_order
 from taosr1.task.judgements import Judgement
-from taosr1.task.prompt import ORDERS, encode_prompt, encode_reply, label_of_cot, reply_text
+from taosr1.task.prompt import ORDERS, encode_reply, label_of_cot, reply_text
 from taosr1.task.sources import load_rows
 
 
@@ -43,7 +43,7 @@ class Config:
     out: str = option("runs/thinker-sft", "run folder")
     order: str = option("pre-cot", "order of the reply: label | pre-cot (reason, then label) | post-cot (label, then reason)", ORDERS)
     cots: str = option("agreeing", "chains of thought to learn: all, or only those that agree with the gold grade", ("agreeing", "all"))
-    steps: int = option(600, "optimizer steps")
+    steps: int = option(500, "optimizer steps")
     batch_size: int = option(64, "examples per optimizer step")
     micro_batch_tok: int = option(2048, "padded tokens per forward pass (memory; changes no result)")
     lr: float = option(3e-3, "peak learning rate; use about 1e-5 for a pre-trained model")
@@ -51,8 +51,8 @@ class Config:
     muon_lr: float = option(0.02, "peak learning rate of Muon, which moves the matrices; --lr moves the rest")
     weight_decay: float = option(0.1, "weight decay of the matrices")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
-    grade_power: float = option(1.0, "grades are drawn by frequency to this power: 1 as in the data, 0.5 its root, 0 equal")
-    eval_every: int = option(100, "steps between dev evaluations, each with a checkpoint")
+    grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0.5 its root, 0 equal")
+    eval_every: int = option(125, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     keep_last: int = option(2, "newest checkpoints kept beside the best one")
@@ -66,20 +66,29 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            (self.steps < 1, f"--steps is {self.steps}, expected at least 1"),
-            (self.batch_size < 1, f"--batch-size is {self.batch_size}, expected at least 1"),
-            (self.lr <= 0, f"--lr is {self.lr}, expected more than 0"),
-            (self.label_weight < 0, f"--label-weight is {self.label_weight}, expected 0 or more"),
+            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, weight_decay=0, label_weight=0, eval_every=0, dev_rows=0,
+                      max_new_tokens=1, keep_last=1),
+            (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
+            (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw does without Muon"),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
 
 
 def examples_of(judge: Judge, rows: list[Judgement]) -> list[Example]:
-    """Each row as prompt and reply ids, in the judge's order of reply."""
-    order, tokenizer = judge.prompt.order, judge.tokenizer
-    return [
-        Example(encode_prompt(tokenizer, row, judge.prompt), encode_reply(tokenizer, reply_text(order, row.grade, row.cot))) for row in rows
-    ]
+    """Each row as prompt and reply ids, in the judge's order of reply.
+
+    Raises: ValueError for a reply that leaves the model no room.
+    """
+    order, tokenizer, positions = judge.prompt.order, judge.tokenizer, judge.model.config.max_position_embeddings
+    replies = [encode_reply(tokenizer, reply_text(order, row.grade, row.cot)) for row in rows]
+    examples = [Example(prompt, reply) for prompt, reply in zip(judge.prompts(rows), replies)]
+    for number, example in enumerate(examples, start=1):
+        if example.length_tok > positions:
+            raise ValueError(
+                f"--data: row {number} takes {len(example.prompt)} + {len(example.reply)} tokens with its reply, the model has {positions} "
+                "positions; shorten its chain of thought"
+            )
+    return examples
 
 
 def agreeing(rows: list[Judgement]) -> list[Judgement]:

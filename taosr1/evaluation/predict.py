@@ -70,10 +70,7 @@ def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_token
 
 
 def _with_steps(reply: Reply) -> Prediction:
-    return Prediction(reply.grade, decision=reply.decision, implied=implied_grade(reply, _RULES))
-
-
-_RULES = load_rules()
+    return Prediction(reply.grade, decision=reply.decision, implied=implied_grade(reply, load_rules()))
 
 
 def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
@@ -87,7 +84,9 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
     }
 
 
-def before_and_after(judge: Judge, start: Decoder, run_folder: str, rows: Sequence[Judgement]) -> dict[str, float]:
+def before_and_after(
+    judge: Judge, start: Decoder, run_folder: str, rows: Sequence[Judgement], max_new_tokens: int = 96
+) -> dict[str, float]:
     """Held-out macro-F1 of the weights a stage began with and of its best checkpoint, with 95 % intervals over queries.
 
     Prints both, writes them to `run_folder`/test.json and returns them.
@@ -96,7 +95,7 @@ def before_and_after(judge: Judge, start: Decoder, run_folder: str, rows: Sequen
     best = load_judge(run_folder, device=str(next(start.parameters()).device))
     results: dict[str, float] = {}
     for name, contender in (("start", replace(judge, model=start)), ("result", best)):
-        grades = [prediction.grade for prediction in predict(contender, rows)]
+        grades = [prediction.grade for prediction in predict(contender, rows, max_new_tokens=max_new_tokens)]
         interval = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}
         print(f"test macro-F1 of the {name}: {100 * interval.value:.1f} (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})")

@@ -101,6 +101,7 @@ def train(
     Raises: FloatingPointError after MAX_SKIPPED_IN_A_ROW steps whose loss or gradient was not finite.
     """
     step, cursor, skipped, last = 0, {}, 0, {}
+    torch.manual_seed(0)  # no stage draws from the global generator; one that does still repeats itself
     if run.start:
         step, cursor = load_checkpoint(run.start[1], model, optimizers)
         print(f"{description}: continuing from step {step} ({run.start[1]})")

@@ -46,7 +46,7 @@ class RolloutSettings:
     seed: int
 
 
-@dataclass
+@dataclass(eq=False)  # a group is itself: a row that is drawn twice may be answered alike twice
 class Group:
     """One prompt and its G replies. `dropped` says why it is not trained on, "" where it is."""
 

@@ -47,7 +47,8 @@ class Run:
             raise FileExistsError(f"--out {folder}: the folder is not empty and holds no taosr1 run; choose another one")
         if occupied:
             self._same_settings(settings)
-        self.start = next(iter(checkpoints(self.checkpoints)[::-1]), None) if resume in ("auto", "none") else self._named(resume)
+        newest = max(checkpoints(self.checkpoints), default=None)
+        self.start: tuple[int, Path] | None = newest if resume in ("auto", "none") else self._named(resume)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep(self.checkpoints)
         rewind(self.checkpoints, self.start[0] if self.start else 0)
@@ -96,6 +97,15 @@ class Run:
     def _append(self, name: str, rows: list[dict]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether this is the folder of a run that was stopped before its last step."""
+    path = Path(folder) / "config.json"
+    if not (path.is_file() and (Path(folder) / "checkpoints").is_dir()):
+        return False
+    newest = max(checkpoints(Path(folder) / "checkpoints"), default=(0, None))
+    return newest[0] < json.loads(path.read_text(encoding="utf-8")).get("steps", 0)
 
 
 def _environment() -> dict[str, object]:

@@ -12,7 +12,7 @@ DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set ha
 TIERING_FILE = "tiering.json"
 RUNS = "runs/"
 # The scripts' default output folders, furthest along first.
-JUDGE_RUNS = ("runs/student", "runs/post-grpo", "runs/post-dpo", "runs/post-sft", "runs/sft-post")
+JUDGE_RUNS = ("runs/student", "runs/post-grpo", "runs/post-dpo", "runs/post-sft")
 THINKER_RUNS = ("runs/thinker-grpo", "runs/thinker-sft")
 HOW_TO_TRAIN = {
     "a judge that answers first": "python train/sft.py --order post-cot --out runs/post-sft",

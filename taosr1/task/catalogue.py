@@ -8,8 +8,8 @@ from __future__ import annotations
 
 # --- Products -------------------------------------------------------------------------------------------------------
 # group -> type -> (synonyms as titles and queries say them, accessory words, base price in dollars). The first synonym
-# is the canonical name a chain of thought uses. Types stand in pairs: neighbours 0-1 and 2-3 are substitutes for each
-# other, any other two types of a group are siblings, types of different groups have nothing to do with each other.
+# is the canonical name a chain of thought uses. Types stand in pairs: neighbours 0-1 and 2-3 share a shelf and are substitutes
+# for each other, any other two types of a group are siblings, types of different groups have nothing to do with each other.
 TYPES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...], int]]] = {
     "footwear": {
         "hiking boots": (("hiking boots", "trekking boots"), ("laces", "wax"), 60),
@@ -49,13 +49,23 @@ TYPES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...], int]]] = {
     },
 }
 
+# The two shelves of each group; a shelf holds two types that can stand in for each other.
+SHELVES: dict[str, tuple[str, str]] = {
+    "footwear": ("sport", "leisure"),
+    "clothing": ("tops", "bottoms"),
+    "kitchen": ("cookware", "drinkware"),
+    "electronics": ("audio", "charging"),
+    "outdoor": ("shelter", "bags"),
+    "home": ("lighting", "bedding"),
+}
+
 # Brands by price tier, cheapest tier first.
 TIERS = ("budget", "value", "premium", "luxury")
 BRANDS: dict[str, tuple[str, ...]] = {
-    "budget": ("Bramco", "Dulvy", "Kestro", "Oddly", "Tuvik"),
-    "value": ("Alder", "Fernby", "Hollin", "Marlo", "Stroma"),
-    "premium": ("Belmont", "Galden", "Lunaro", "Norvell", "Vantor"),
-    "luxury": ("Castine", "Delacour", "Isolde", "Orsini", "Valmont"),
+    "budget": ("Bramco", "Dulvy", "Kestro", "Oddly"),
+    "value": ("Alder", "Fernby", "Hollin", "Marlo"),
+    "premium": ("Belmont", "Galden", "Norvell", "Vantor"),
+    "luxury": ("Delacour", "Isolde", "Orsini", "Valmont"),
 }
 TIER_PRICE_FACTOR = (0.5, 1.0, 2.0, 4.0)
 
@@ -70,18 +80,16 @@ COLOUR_FAMILIES = (
 MATERIAL_FAMILIES = (
     ("leather", "suede"),
     ("cotton", "linen"),
-    ("polyester", "nylon"),
     ("wool", "fleece"),
     ("steel", "aluminum"),
-    ("wood", "bamboo"),
 )
 MATERIALS: dict[str, tuple[str, ...]] = {
-    "footwear": ("leather", "suede", "nylon", "polyester", "cotton", "wool"),
-    "clothing": ("cotton", "linen", "polyester", "nylon", "wool", "fleece", "leather"),
-    "kitchen": ("steel", "aluminum", "wood", "bamboo"),
-    "electronics": ("steel", "aluminum", "leather", "bamboo"),
-    "outdoor": ("nylon", "polyester", "cotton", "linen"),
-    "home": ("cotton", "wool", "fleece", "wood", "bamboo", "steel"),
+    "footwear": ("leather", "suede", "cotton", "wool"),
+    "clothing": ("cotton", "linen", "wool", "fleece", "leather"),
+    "kitchen": ("steel", "aluminum"),
+    "electronics": ("steel", "aluminum", "leather"),
+    "outdoor": ("cotton", "linen", "leather"),
+    "home": ("cotton", "linen", "wool", "fleece", "steel"),
 }
 # Sizes in order: neighbours are near, anything further is missed.
 SIZES: dict[str, tuple[str, ...]] = {
@@ -146,7 +154,7 @@ CONCEPTS: tuple[tuple[tuple[str, ...], tuple[str, str, bool]], ...] = (
     (("in the shade of ripe tomatoes", "in fire engine paint", "in stop sign tones"), ("colour", "red", False)),
     (("in the shade of the deep sea", "in sailor uniform tones", "like the midnight sky"), ("colour", "navy", False)),
     (("that will not show coffee stains", "hiding every smudge", "safe near mud"), ("colour", "white", True)),
-    (("from the plant pandas eat", "of fast growing grass", "from stalks"), ("material", "bamboo", False)),
+    (("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"), ("material", "steel", False)),
 )
 
 # Query templates by kind. {t} is the type, {d} a positive demand (may be empty), {x} the excluded value, {b} the brand to

@@ -196,7 +196,8 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
         *words, outcome = part.lower().replace(":", " ").split() or [""]
         if not words or outcome not in OUTCOMES:
             return None
-        name = " ".join(words).removeprefix("no-")
+        # "colour red: navy near" names what was asked and what the item has between demand and outcome.
+        name = (words[0] if words[0].removeprefix("no-") in DEMANDS else " ".join(words)).removeprefix("no-")
         demand = name if name in DEMANDS else "feature"
         excluded = negations[name].pop(0) if negations.get(name) else words[0].startswith("no-")
         key = f"no-{demand}" if excluded and f"no-{demand}" in EXCLUSIONS else demand

@@ -64,12 +64,18 @@ Decision: 4-Excellent"""
 
 
 def write_cot(
-    query_line: str, item_line: str, category_fact: str, outcomes: Iterable[tuple[str, str]], grade: int
+    query_line: str,
+    item_line: str,
+    category_fact: str,
+    outcomes: Iterable[tuple[str, str]],
+    grade: int,
+    evidence: Sequence[str] | None = None,
 ) -> str:
     """The five lines of a chain of thought, from facts.
 
     `outcomes` are (demand, outcome) pairs in the query's order; the "no-" of an exclusion is dropped, since the Query
-    line already says "not".
+    line already says "not". `evidence`, parallel to them, is what was asked and what the item has ("colour red: navy near"):
+    looking the two up and judging them are easy steps for a small model where all at once is hard.
 
     Raises: ValueError for an unknown category fact, outcome or grade, or an empty or multi-line query or item line.
     """
@@ -89,7 +95,8 @@ def write_cot(
     ]
     if problems:
         raise ValueError("; ".join(problems))
-    attributes = "; ".join(f"{demand.removeprefix('no-')} {word}" for demand, word in outcomes) or "none"
+    found = [f" {value}" for value in evidence] if evidence is not None else [""] * len(outcomes)
+    attributes = "; ".join(f"{d.removeprefix('no-')}{value} {word}" for (d, word), value in zip(outcomes, found)) or "none"
     steps = (query_line, item_line, CATEGORY_WORDS[category_fact], attributes, grade_name(grade))
     return "\n".join(f"{name}: {text}" for name, text in zip(COT_STEPS, steps))
 

@@ -75,6 +75,12 @@ ALL_BRANDS = tuple(TIER_OF_BRAND)
 _FAMILY = {value: family for family in shop.COLOUR_FAMILIES + shop.MATERIAL_FAMILIES for value in family}
 
 
+def category_path(type_name: str) -> tuple[str, str, str]:
+    """Group, shelf and type, as a shop files its products: ("kitchen", "drinkware", "travel mug")."""
+    group = GROUP_OF[type_name]
+    return group, shop.SHELVES[group][list(shop.TYPES[group]).index(type_name) // 2], type_name
+
+
 # --- Facts: what is true of a (query, item) pair ---------------------------------------------------------------------
 def category_fact(query_type: str, item: Item) -> str:
     """How the item's category relates to the wanted one: same, substitute, accessory, sibling or different."""
@@ -84,8 +90,7 @@ def category_fact(query_type: str, item: Item) -> str:
         return "accessory"
     if query_type == item.type:
         return "same"
-    types = list(shop.TYPES[GROUP_OF[query_type]])
-    return "substitute" if types.index(query_type) // 2 == types.index(item.type) // 2 else "sibling"
+    return "substitute" if category_path(query_type)[:2] == category_path(item.type)[:2] else "sibling"
 
 
 def item_value(item: Item, demand: Demand) -> str:
@@ -132,15 +137,29 @@ def facts_of(query: Query, item: Item) -> dict[str, str]:
     return {"category": category_fact(query.type, item)} | {d.fact: outcome(item, d) for d in query.demands}
 
 
+def item_line(item: Item) -> str:
+    """What the product is, in one normalised order: type, price tier, brand, then what the title says of the rest.
+
+    Everything is listed, whether or not the query asks for it: a line that held only the demanded attributes would
+    teach to copy the query's value, which is right more often than not.
+    """
+    parts = (TIER_OF_BRAND[item.brand], item.brand, item.colour, item.material, item.size, *sorted(item.features), item.use)
+    category = " ".join(category_path(item.type)) + (" accessory" if item.accessory else "")
+    return f"{category}; " + " ".join(part for part in parts if part)
+
+
 def cot_of(query: Query, item: Item, facts: dict[str, str], grade: int) -> str:
     """The five-line chain of thought for these facts (which may be wrong ones) and the grade they lead to."""
-    wanted, found = [query.type], [f"{item.type} accessory" if item.accessory else item.type]
-    for demand in query.demands:
-        words = {"price": f"below {TIER_OF_BRAND.get(demand.value)}"}.get(demand.attribute, demand.value)
-        wanted.append(f"{demand.attribute} {'not ' if demand.excluded else ''}{words}")
-        found.append(f"{demand.attribute} {item_value(item, demand)}")
+    asked = [f"{'not ' if d.excluded else ''}{_asked_value(d)}" for d in query.demands]
+    wanted = [" ".join(category_path(query.type))]
+    wanted += [f"{d.attribute} {words}" + (f" {d.value}" if d.attribute == "price" else "") for d, words in zip(query.demands, asked)]
     outcomes = [(d.fact, facts[d.fact]) for d in query.demands]
-    return write_cot("; ".join(wanted), "; ".join(found), facts["category"], outcomes, grade)
+    evidence = [f"{words}: {item_value(item, d)}" for d, words in zip(query.demands, asked)]
+    return write_cot("; ".join(wanted), item_line(item), facts["category"], outcomes, grade, evidence)
+
+
+def _asked_value(demand: Demand) -> str:
+    return f"below {TIER_OF_BRAND[demand.value]}" if demand.attribute == "price" else demand.value
 
 
 def wrong_facts(rng: random.Random, query: Query, facts: dict[str, str], grade: int) -> tuple[dict[str, str], int]:
@@ -188,9 +207,9 @@ def _draw_demand(rng: random.Random, kind: str, group: str, attribute: str, excl
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
     if kind == "plain":
-        count = rng.choices((0, 1, 2), (0.10, 0.45, 0.45))[0]
+        count = rng.choices((0, 1, 2), (0.10, 0.65, 0.25))[0]
     else:
-        count = rng.choices((0, 1), (0.5, 0.5))[0]
+        count = rng.choices((0, 1), (0.7, 0.3))[0]
     attributes = [a for a in ("brand", "colour", "material", "size", "feature", "use") if a not in taken]
     demands = []
     for attribute in rng.sample(attributes, min(count, len(attributes))):
@@ -354,33 +373,37 @@ def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, J
     if pool not in POOL_BUCKETS or size < 0:
         raise ValueError(f"world pool is {pool!r} of size {size}, expected one of {', '.join(POOL_SIZES)} and a size >= 0")
     rng = random.Random(f"{seed}/{pool}")
-    rules, held_out = load_rules(), pool in HELD_OUT_POOLS
+    held_out = pool in HELD_OUT_POOLS
     # Kinds come from shuffled decks of twenty, so that every pool holds each kind at its quota.
     deck = [kind for kind, share in KIND_SHARES.items() for _ in range(round(20 * share))]
-    grades, grade_weights = list(GRADE_SHARES), list(GRADE_SHARES.values())
     rows: list[tuple[Query, Item, Judgement]] = []
     queries = 0
     while len(rows) < size:
         if queries % len(deck) == 0:
             rng.shuffle(deck)
         query = draw_query(rng, deck[queries % len(deck)], held_out)
+        pairs = [_draw_pair(rng, query, pool) for _ in range(min(ITEMS_PER_QUERY.get(pool, 1), size - len(rows)))]
+        if None in pairs:
+            continue  # no item gets this grade for this query: another query of its kind takes its place
         queries += 1
-        for _ in range(min(ITEMS_PER_QUERY.get(pool, 1), size - len(rows))):
-            grade = rng.choices(grades, grade_weights)[0]
-            item = draw_item(rng, query, grade, POOL_BUCKETS[pool])
-            if item is None:
-                continue
-            cot = ""
-            if pool == "reasoned":
-                facts, verdict = facts_of(query, item), grade
-                if rng.random() < TEACHER_NOISE:
-                    facts, verdict = wrong_facts(rng, query, facts, grade)
-                cot = cot_of(query, item, facts, verdict)
+        for item, grade, cot in pairs:
             rows.append((query, item, Judgement(
                 query=query.text, title=item.title, brand=item.brand, price=item.price,
-                category=f"{GROUP_OF[item.type]} > {item.type}", grade=None if pool == "unlabelled" else grade,
+                category=" > ".join(category_path(item.type)), grade=None if pool == "unlabelled" else grade,
                 query_kind=query.kind, query_id=f"{pool}-q{queries}", item_id=f"{pool}-{len(rows)}", cot=cot)))
     return tuple(rows)
+
+
+def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, str] | None:
+    """An item for the query, its grade, and for a reasoned pair the teacher's chain of thought; None if no item was found."""
+    grade = rng.choices(list(GRADE_SHARES), list(GRADE_SHARES.values()))[0]
+    item = draw_item(rng, query, grade, POOL_BUCKETS[pool])
+    if item is None or pool != "reasoned":
+        return item and (item, grade, "")
+    facts, verdict = facts_of(query, item), grade
+    if rng.random() < TEACHER_NOISE:
+        facts, verdict = wrong_facts(rng, query, facts, grade)
+    return item, grade, cot_of(query, item, facts, verdict)
 
 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:

@@ -135,7 +135,9 @@ def test_dpo_sigmoid_by_hand():
 
 
 def test_dpo_starts_at_log_two_where_the_policy_is_the_reference():
-    close(dpo_loss(PAIR[0], PAIR[1], PAIR[0], PAIR[1]).sum, math.log(2))
+    loss = dpo_loss(PAIR[0], PAIR[1], PAIR[0], PAIR[1])
+    close(loss.sum, math.log(2))
+    assert loss.metrics["rewards/accuracies"] == 0.0  # a tie is not won
 
 
 def test_conservative_dpo_by_hand():
@@ -189,6 +191,7 @@ def test_nll_anchor_adds_the_mean_nll_of_the_chosen_reply():
     loss = dpo_loss(*PAIR, beta=0.5, nll_coef=0.3, chosen_length=torch.tensor([2]))
     close(loss.sum, SOFTPLUS_MINUS_1 + 0.15)
     assert loss.metrics["nll"] == pytest.approx(0.5)
+    assert dpo_loss(*PAIR, nll_coef=0.3, chosen_length=torch.tensor([1])).metrics["nll"] == pytest.approx(1.0)
 
 
 def test_dpo_metrics_are_means_over_pairs():
@@ -246,6 +249,7 @@ def test_dpo_rejects_what_does_not_fit():
         ({"loss_type": "ipo", "chosen_length": torch.tensor([0]), "rejected_length": torch.tensor([1])}, "at least 1"),
         ({"nll_coef": 0.1}, "chosen_length"),
         ({"nll_coef": -0.1}, "nll_coef"),
+        ({"nll_coef": math.inf}, "nll_coef"),
         ({"mask": torch.ones(1)}, "mask"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -305,6 +309,7 @@ def test_advantages_are_clamped_on_both_sides_and_take_integers():
     assert advantages.is_floating_point()
     assert advantages.max().item() == 2.0 and advantages.min().item() == -2.0
     assert group_advantages(rewards, 8).max().item() > 2.4
+    assert group_advantages(rewards, 8, clamp=0.5).abs().max().item() == 0.5
 
 
 def test_bad_rewards_are_named():
@@ -372,12 +377,26 @@ def test_clip_metrics_count_only_what_the_clip_stopped():
         (0.5, -1.0, 1, 0),
         (0.5, 1.0, 0, 0),
         (1.0, 1.0, 0, 0),
+        (1.1, 1.0, 0, 0),  # inside the range
+        (0.9, -1.0, 0, 0),
+        (1.1, -1.0, 0, 0),
+        (1.5, 0.0, 0, 0),  # nothing to stop
+        (0.5, 0.0, 0, 0),
     ):
         metrics = one_token(ratio, advantage)[0].metrics
         assert metrics["clip_ratio/low_mean"] == low and metrics["clip_ratio/high_mean"] == high
         assert metrics["clip_ratio/region_mean"] == low + high
         assert metrics["ratio"] == pytest.approx(ratio)
         assert metrics["approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio))
+
+
+def test_the_edge_of_the_clip_is_inside_and_its_limits_are_allowed():
+    """Ratio 1 exactly with a range of [1, 1], and a range of [0, 2]: no gradient is stopped, none is counted."""
+    for advantage in (1.0, -1.0):
+        for clip in (0.0, 1.0):
+            loss, value, gradient = one_token(1.0, advantage, clip_low=clip, clip_high=clip)
+            assert value == -advantage and gradient == -advantage
+            assert loss.metrics["clip_ratio/region_mean"] == 0.0
 
 
 def test_kl_estimators_by_hand():
@@ -510,6 +529,7 @@ def test_grpo_rejects_what_does_not_fit():
         ({"clip_low": 1.1}, "clip_low"),
         ({"clip_high": -0.1}, "clip_high"),
         ({"kl_beta": -1.0}, "kl_beta"),
+        ({"kl_beta": math.inf}, "kl_beta"),
         ({"kl_beta": 0.1}, "ref_logp is missing"),
         ({"normalise": "constant"}, "max_length"),
         ({"normalise": "constant", "max_length": 0}, "max_length"),
@@ -672,6 +692,19 @@ def test_nothing_to_count_is_a_zero_with_a_graph(rows):
         assert loss.sum.item() == 0.0 and loss.count == 0.0 and set(loss.metrics.values()) == {0.0}
         (gradient,) = torch.autograd.grad(loss.sum, summed if "rewards/chosen" in loss.metrics else logp)
         assert (gradient == 0).all()
+
+
+def test_only_the_ratio_of_the_weights_matters_within_a_reply():
+    """Weights (0.5, 0.25) are weights (2, 1): also where a reply's weights sum to less than one."""
+    logp, mask = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    advantages = tensor([3.0, 0.0])
+    for weights in (tensor([2.0, 1.0]), tensor([0.5, 0.25])):
+        loss = grpo_loss(logp, None, advantages, mask, weights=weights)
+        close(loss.sum, -2.0)
+        assert loss.count == 1.0
+    assert sft_loss(logp - 1, mask, weights=tensor([0.5, 0.25])).metrics["mean_token_prob"] == pytest.approx(
+        math.exp(-1)
+    )
 
 
 def test_weights_of_zero_take_a_row_away():

@@ -1,0 +1,287 @@
+"""The loop: gradients of sums, schedule, skipped steps, checkpoints before evaluations, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from taosr1.learning import loop
+from taosr1.learning.batches import Example, collate, micro_batches
+from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.loop import MAX_SKIPPED_IN_A_ROW, Schedule, accumulate, make_optimizers, train
+from taosr1.learning.losses import LossSum, sft_loss
+from taosr1.learning.run import Run
+from taosr1.learning.selection import keyed_generator
+from taosr1.model.folders import checkpoints, read_best
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "loop"
+
+
+def examples(seed: int, count: int = 8) -> list[Example]:
+    """Ragged on purpose: replies of 1 to 9 tokens, so that a mean of means would differ from the mean."""
+    generator = keyed_generator("examples", seed)
+    lengths = torch.randint(1, 10, (count, 2), generator=generator).tolist()
+    return [Example(*(torch.randint(300, (length,), generator=generator).tolist() for length in pair)) for pair in lengths]
+
+
+def loss_fn(model, batch) -> LossSum:
+    return sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask)
+
+
+def drive(folder, judge, *, steps: int = 4, batches=None, loss=loss_fn, optimizers=None, schedule: dict | None = None, **given):
+    """`train` on ragged examples that depend on the step and on a cursor that counts the steps."""
+
+    def step_batches(step: int, cursor: dict) -> list:
+        cursor["calls"] = cursor.get("calls", 0) + 1
+        return [collate(part) for part in micro_batches(examples(cursor["calls"]), 40)]
+
+    return train(
+        judge.model, judge.tokenizer, judge.prompt, Run(folder, Config()), schedule=Schedule(steps, **(schedule or {})),
+        optimizers=optimizers or make_optimizers(judge.model, 1e-2), step_batches=batches or step_batches, loss_fn=loss, **given,
+    )  # fmt: skip
+
+
+def metrics(folder) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in row.items() if name != "time_s"} for row in rows]
+
+
+def weights(judge) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in judge.model.parameters()])
+
+
+# --- One step ---------------------------------------------------------------------------------------------------------
+def test_one_batch_of_eight_and_four_of_two_are_the_same_step(make_judge, tmp_path):
+    rows, after, logged = examples(0), [], []
+    for size in (8, 2, 3):
+        judge = make_judge()
+        parts = [collate(rows[start : start + size]) for start in range(0, 8, size)]
+        # Plain gradient descent: Adam's first step divides each gradient by itself, rounding errors included.
+        plain = torch.optim.SGD([{"params": list(judge.model.parameters()), "peak_lr": 1.0}], lr=1.0)
+        drive(tmp_path / str(size), judge, steps=1, batches=lambda step, cursor, parts=parts: parts, optimizers=[plain])
+        after.append(weights(judge))
+        logged.append(metrics(tmp_path / str(size))[0])
+    assert (after[0] - weights(make_judge())).norm() > 0.1
+    for other, row in zip(after[1:], logged[1:]):
+        torch.testing.assert_close(other, after[0], rtol=0, atol=1e-6)
+        assert row["loss"] == pytest.approx(logged[0]["loss"], rel=1e-6) and row["grad_norm"] == pytest.approx(logged[0]["grad_norm"], rel=1e-5)
+
+
+def test_gradients_are_those_of_the_sum_divided_once_by_the_count(make_judge):
+    judge = make_judge()
+    parts = [collate(examples(0)[start : start + 2]) for start in range(0, 8, 2)]
+    found = accumulate(judge.model, parts, loss_fn)
+    gradient = torch.cat([p.grad.flatten() for p in judge.model.parameters()])
+    judge.model.zero_grad()
+    whole = loss_fn(judge.model, collate(examples(0)))
+    (whole.sum / whole.count).backward()
+    torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in judge.model.parameters()]), rtol=0, atol=1e-6)
+    assert found["loss"] == pytest.approx(whole.sum.item() / whole.count, rel=1e-6)
+    assert found.keys() - {"loss"} == whole.metrics.keys()
+    judge.model.zero_grad()  # the wrong twin: a mean of the micro-batches' means
+    for part in parts:
+        loss = loss_fn(judge.model, part)
+        (loss.sum / loss.count / len(parts)).backward()
+    twin = torch.cat([p.grad.flatten() for p in judge.model.parameters()])
+    assert (twin - gradient).norm() > 0.05 * gradient.norm()
+
+
+def test_a_step_without_batches_has_no_gradient_and_moves_nothing(make_judge, tmp_path):
+    judge = make_judge()
+    before = weights(judge)
+    drive(tmp_path, judge, steps=2, batches=lambda step, cursor: [])
+    assert torch.equal(weights(judge), before)
+    assert [(row["loss"], row["grad_norm"], row["skipped"]) for row in metrics(tmp_path)] == [(0.0, 0.0, 0)] * 2
+
+
+def test_the_gradient_is_clipped_to_clip_norm_and_logged_as_it_was(make_judge, tmp_path):
+    judge = make_judge()
+    before = weights(judge)
+    plain = torch.optim.SGD([{"params": list(judge.model.parameters()), "peak_lr": 1.0}], lr=1.0)
+    drive(tmp_path, judge, steps=1, optimizers=[plain], schedule={"clip_norm": 0.01})
+    assert float((weights(judge) - before).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert metrics(tmp_path)[0]["grad_norm"] > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_half_precision_compute_keeps_full_precision_weights(make_judge, tmp_path):
+    judge = make_judge()
+    drive(tmp_path, judge, steps=2, compute_dtype=torch.bfloat16)
+    assert {p.dtype for p in judge.model.parameters()} == {torch.float32} and all(math.isfinite(row["loss"]) for row in metrics(tmp_path))
+
+
+# --- Optimizers and schedule ------------------------------------------------------------------------------------------
+def test_every_parameter_has_one_optimizer_and_only_matrices_of_the_blocks_decay(make_judge):
+    judge = make_judge(tie_word_embeddings=False)
+    names = {id(p): name for name, p in judge.model.named_parameters()}
+    for muon_lr in (0.0, 0.5):
+        optimizers = make_optimizers(judge.model, 0.1, weight_decay=0.3, muon_lr=muon_lr)
+        groups = [(type(o).__name__, group) for o in optimizers for group in o.param_groups]
+        held = [names[id(p)] for _, group in groups for p in group["params"]]
+        assert sorted(held) == sorted(names.values())
+        for kind, group in groups:
+            for p in group["params"]:
+                matrix = "_proj" in names[id(p)]
+                assert group["weight_decay"] == (0.3 if matrix else 0.0)
+                assert (kind, group["peak_lr"]) == (("Muon", 0.5) if matrix and muon_lr else ("AdamW", 0.1))
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
+    schedule = Schedule(100, warmup_frac=0.1, final_lr_frac=0.2)
+    factors = [schedule.lr_factor(step) for step in range(101)]
+    assert factors[:10] == pytest.approx([n / 10 for n in range(1, 11)]) and factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.6) and factors[100] == pytest.approx(0.2)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert {Schedule(9, warmup_frac=0.0, final_lr_frac=1.0).lr_factor(step) for step in range(9)} == {1.0}
+    assert Schedule(1).lr_factor(0) == 1.0
+
+
+def test_every_step_uses_its_factor_of_every_groups_peak(make_judge, tmp_path):
+    judge, seen = make_judge(), []
+    optimizers = make_optimizers(judge.model, 1e-3, muon_lr=0.05)
+
+    def loss(model, batch):
+        seen.append([group["lr"] for optimizer in optimizers for group in optimizer.param_groups])
+        return loss_fn(model, batch)
+
+    batch = [collate(examples(0))]
+    drive(tmp_path, judge, batches=lambda step, cursor: batch, loss=loss, optimizers=optimizers, schedule={"warmup_frac": 0.5})
+    factors = [Schedule(4, warmup_frac=0.5).lr_factor(step) for step in range(4)]
+    assert seen == [[factor * 1e-3, factor * 0.05] for factor in factors]
+    assert [row["lr_factor"] for row in metrics(tmp_path)] == factors
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluated", "saved"),
+    [({}, [7], [7]), ({"eval_every": 3}, [3, 6, 7], [3, 6, 7]), ({"save_every": 2}, [7], [2, 4, 6, 7]), ({"eval_every": 7}, [7], [7])],
+)
+def test_it_evaluates_and_saves_when_asked_and_at_the_end(settings, evaluated, saved):
+    schedule = Schedule(7, **settings)
+    assert [done for done in range(1, 8) if schedule.evaluates(done)] == evaluated
+    assert [done for done in range(1, 8) if schedule.saves(done)] == saved
+
+
+# --- Steps that go wrong ----------------------------------------------------------------------------------------------
+def broken(kind: str, steps: set[int]):
+    """A loss that is not finite, or whose gradient is not, in the given calls (counted from 0)."""
+    calls = []
+
+    def loss(model, batch) -> LossSum:
+        calls.append(batch)
+        found = loss_fn(model, batch)
+        if len(calls) - 1 not in steps:
+            return found
+        if kind == "loss":
+            return found._replace(sum=found.sum * float("nan"))
+        zero = model.model.norm.weight.sum() * 0
+        return found._replace(sum=found.sum + zero.sqrt())  # finite, but its slope at 0 is not
+
+    return loss
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(make_judge, tmp_path, kind):
+    batch, judge, after = [collate(examples(0))], make_judge(), []
+    loss = broken(kind, {1, 2})
+    drive(tmp_path, judge, batches=lambda step, cursor: after.append(weights(judge)) or batch, loss=loss)
+    assert torch.equal(after[1], after[2]) and torch.equal(after[2], after[3]) and not torch.equal(after[0], after[1])
+    assert [row["skipped"] for row in metrics(tmp_path)] == [0, 1, 2, 0]
+    assert torch.isfinite(weights(judge)).all() and not torch.equal(weights(judge), after[3])
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_with_advice(make_judge, tmp_path):
+    judge = make_judge()
+    before, most = weights(judge), MAX_SKIPPED_IN_A_ROW
+    with pytest.raises(FloatingPointError, match=rf"step {most - 1}: loss nan, gradient norm nan, {most} in a row; lower --lr"):
+        drive(tmp_path, judge, steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=broken("loss", set(range(9))))
+    assert torch.equal(weights(judge), before) and len(metrics(tmp_path)) == most - 1
+
+
+# --- Checkpoints and evaluations --------------------------------------------------------------------------------------
+def scores(*values: float):
+    """An evaluation that gives these scores in turn and remembers the steps it was asked for."""
+    asked: list[int] = []
+
+    def evaluate(step: int) -> dict[str, float]:
+        asked.append(step)
+        return {"dev_macro_f1": values[len(asked) - 1]}
+
+    return evaluate, asked
+
+
+def test_the_best_checkpoint_is_named_and_kept_beside_the_newest(make_judge, tmp_path):
+    evaluate, asked = scores(0.1, 0.5, 0.5, 0.3, 0.2)
+    last = drive(tmp_path, make_judge(), steps=5, evaluate=evaluate, schedule={"eval_every": 1, "keep_last": 1})
+    assert asked == [1, 2, 3, 4, 5] and last == {"dev_macro_f1": 0.2}
+    assert read_best(tmp_path / "checkpoints") == {"step": 2, "dev_macro_f1": 0.5, "evaluated_through": 5}
+    assert [step for step, _ in checkpoints(tmp_path / "checkpoints")] == [2, 5]
+    assert [row for row in metrics(tmp_path) if "dev_macro_f1" in row][1] == {"step": 2, "dev_macro_f1": 0.5}
+
+
+def test_what_a_stage_wants_logged_stands_beside_the_loss(make_judge, tmp_path):
+    drive(tmp_path, make_judge(), steps=1, step_metrics=lambda: {"reward": 0.25})
+    assert metrics(tmp_path)[0].keys() >= {"step", "loss", "reward", "grad_norm", "lr_factor", "skipped"} and metrics(tmp_path)[0]["reward"] == 0.25
+
+
+def test_no_evaluation_can_lose_a_finished_step_and_a_lost_evaluation_is_made_up_for(make_judge, tmp_path):
+    def fails(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path, make_judge(), evaluate=fails, schedule={"eval_every": 2})
+    assert [step for step, _ in checkpoints(tmp_path / "checkpoints")] == [2]
+    evaluate, asked = scores(0.1, 0.2)
+    drive(tmp_path, make_judge(), evaluate=evaluate, schedule={"eval_every": 2})
+    assert asked == [2, 4] and [row["step"] for row in metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize(("stopped_in", "stopped_at"), [("save", 2), ("evaluate", 4), ("save", 6)])
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(make_judge, tmp_path, monkeypatch, stopped_in, stopped_at):
+    def go(folder, judge, evaluate):
+        optimizers = make_optimizers(judge.model, 1e-2, muon_lr=0.02)
+        drive(folder, judge, steps=6, optimizers=optimizers, evaluate=evaluate, schedule={"eval_every": 2, "keep_last": 1})
+
+    def evaluate(step):
+        return {"dev_macro_f1": -abs(step - 3.5)}
+
+    whole, parts = make_judge(), make_judge()
+    go(tmp_path / "whole", whole, evaluate)
+    save = loop.save_checkpoint
+
+    def stopping_save(folder, step, *rest):
+        save(folder, step, *rest)
+        if step == stopped_at and stopped_in == "save":
+            raise KeyboardInterrupt
+
+    def stopping_evaluate(step):
+        if step == stopped_at and stopped_in == "evaluate":
+            raise KeyboardInterrupt
+        return evaluate(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", stopping_save)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "parts", parts, stopping_evaluate)
+    resumed = make_judge(seed=5)  # whatever the process begins with, the checkpoint decides
+    go(tmp_path / "parts", resumed, evaluate)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    for name in ("best.json", *(f"step-{step:06d}/{file}" for step in (4, 6) for file in ("model.safetensors", "optimizer.safetensors", "state.json"))):
+        path = os.path.join("checkpoints", name)
+        assert (tmp_path / "parts" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), name
+    assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == sorted(os.listdir(tmp_path / "whole" / "checkpoints"))
+
+
+def test_a_finished_run_has_nothing_left_to_do(make_judge, tmp_path):
+    drive(tmp_path, make_judge(), steps=2)
+    judge = make_judge(seed=3)
+    drive(tmp_path, judge, steps=2, batches=lambda step, cursor: pytest.fail("a step after the last"))
+    assert len(metrics(tmp_path)) == 2

@@ -1,0 +1,230 @@
+"""GRPO's rollouts from a decoder whose label distribution is set by hand, so that difficulty is known beforehand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from taosr1.judge import Judge
+from taosr1.learning import rollouts
+from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.rollouts import RolloutSettings, Sampler
+from taosr1.task.judgements import Judgement
+
+EVEN = (0.25, 0.25, 0.25, 0.25)
+SETTINGS = RolloutSettings(
+    groups=16, samples=4, gamma=None, difficulty="samples", balance="class", min_groups=4, max_resample=3, temperature=1.0, max_new_tokens=3,
+    adv_std="group", label_weight=1.0, micro_batch_tok=200, seed=0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def labeller(make_judge):
+    """A judge whose replies are a label drawn with the given probabilities (grades 1-4), then the end."""
+
+    def make(probs=EVEN, order: str = "post-cot") -> Judge:
+        judge = make_judge(order, tie_word_embeddings=False)
+        model, labels, end = judge.model, list(judge.tokenizer.label_ids), judge.tokenizer.eos_ids[0]
+        with torch.no_grad():
+            for layer in model.model.layers:  # nothing but the current token's embedding reaches the head
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+            width = model.config.hidden_size**0.5  # what the final norm makes of a unit vector
+            model.model.embed_tokens.weight.zero_()[:, 0] = 1.0
+            model.model.embed_tokens.weight[labels] = torch.eye(model.config.hidden_size)[1]
+            model.lm_head.weight.fill_(-20.0 / width)
+            model.lm_head.weight[labels, 0] = torch.tensor(probs).log().clamp(min=-20) / width
+            model.lm_head.weight[end, 1] = 0.0
+        return judge
+
+    return make
+
+
+def rows_of(*grades: int) -> list[Judgement]:
+    return [Judgement(f"query {n}", "title " * (1 + n % 5), grade=grade) for n, grade in enumerate(grades)]
+
+
+ALL_GRADES = rows_of(*[4] * 20 + [2] * 12 + [1] * 6 + [3] * 2)
+
+
+def sampler_of(judge: Judge, rows=ALL_GRADES, *, weights=None, reference=None, **changes) -> Sampler:
+    return Sampler(judge, rows, replace(SETTINGS, **changes), weights or {"label": 1.0}, reference)
+
+
+# --- Difficulty -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("difficulty", ["samples", "prefill"])
+@pytest.mark.parametrize("gamma", [None, 2])
+def test_groups_are_kept_where_some_but_not_too_many_replies_are_right(labeller, difficulty, gamma):
+    _, records = sampler_of(labeller(), difficulty=difficulty, gamma=gamma, balance="none", groups=40).collect(0, {})
+    reasons = Counter()
+    for record in records:
+        right = record["right"]
+        reason = "all wrong" if right == 0 else "all right" if right == 4 else "too easy" if right >= (gamma or 4) else ""
+        assert (record["dropped"], record["kept"]) == (reason, not reason)
+        if record["replies"]:
+            assert right == sum(text == str(record["gold"]) for text in record["replies"])
+        reasons[reason] += 1
+    assert reasons[""] > 5 and reasons["all wrong"] > 2 and (gamma is None or reasons["too easy"] > 2)
+
+
+def test_prefill_decodes_kept_groups_alone_and_keeps_as_many_as_sampling(labeller):
+    kept, decoded = {}, {}
+    for difficulty in ("samples", "prefill"):
+        sampler = sampler_of(labeller((0.5, 0.2, 0.2, 0.1)), difficulty=difficulty, balance="none", groups=400)
+        _, records = sampler.collect(0, {})
+        kept[difficulty], decoded[difficulty] = sampler.metrics["kept_frac"], sampler.metrics["decoded_tok"]
+        for record in records:
+            assert len(record["replies"]) == (4 if record["kept"] or difficulty == "samples" else 0)
+    assert kept["prefill"] == pytest.approx(kept["samples"], abs=0.12)  # three standard deviations
+    assert decoded["prefill"] == pytest.approx(decoded["samples"] * kept["prefill"], rel=0.01)
+
+
+def test_prefill_and_samples_give_kept_groups_the_same_right_counts(labeller):
+    """Drawing the labels anew for kept groups would give Binomial(G, p) again, all-right and all-wrong groups included."""
+    shares = {}
+    for difficulty in ("samples", "prefill"):
+        sampler = sampler_of(labeller((0.2, 0.2, 0.2, 0.4)), rows_of(4), difficulty=difficulty, balance="none", groups=1500, max_new_tokens=2)
+        _, records = sampler.collect(0, {})
+        counts = Counter(sum(text == "4" for text in record["replies"]) for record in records if record["kept"])
+        shares[difficulty] = [counts[right] / sum(counts.values()) for right in range(5)]
+    assert shares["prefill"][0] == shares["prefill"][4] == 0
+    assert shares["prefill"] == pytest.approx(shares["samples"], abs=0.06)
+
+
+def test_a_pool_that_is_all_right_or_all_wrong_ends_at_the_cap_without_a_gradient(labeller):
+    certain = labeller((1e-9, 1e-9, 1e-9, 1.0))
+    for rows, reason in ((rows_of(4, 4, 4), "all right"), (rows_of(1, 2, 3), "all wrong")):
+        for difficulty in ("samples", "prefill"):
+            sampler = sampler_of(certain, rows, difficulty=difficulty, max_resample=4, groups=6)
+            batches, records = sampler.collect(0, {})
+            assert batches == [] and {record["dropped"] for record in records} == {reason}
+            assert sampler.metrics["resamples"] == 3 and 4 * 3 <= len(records) <= 4 * 8
+            assert sampler.metrics["kept_frac"] == sampler.metrics["kept_groups"] == sampler.metrics["kept_cv"] == 0
+            assert sampler.metrics["all_right_frac"] == (reason == "all right") and sampler.metrics["all_wrong_frac"] == (reason == "all wrong")
+
+
+def test_a_pool_of_one_grade_is_trained_on_and_its_imbalance_is_told(labeller):
+    sampler = sampler_of(labeller(), rows_of(4, 4, 4, 4, 4), min_groups=6)
+    batches, records = sampler.collect(0, {})
+    assert batches and all(record["gold"] == 4 for record in records) and sampler.metrics["kept_cv"] == pytest.approx(3**0.5)
+
+
+def test_it_refills_only_while_too_few_groups_are_kept(labeller):
+    easy = sampler_of(labeller(), min_groups=4)
+    easy.collect(0, {})
+    assert easy.metrics["resamples"] == 0
+    hard = sampler_of(labeller((0.94, 0.02, 0.02, 0.02)), groups=4, min_groups=16, max_resample=5)
+    hard.collect(0, {})
+    assert hard.metrics["resamples"] == 4
+
+
+# --- Balance ----------------------------------------------------------------------------------------------------------
+def test_class_balance_keeps_equally_many_groups_of_every_grade(labeller):
+    sampler = sampler_of(labeller(), groups=32)
+    _, records = sampler.collect(0, {})
+    kept = Counter(record["gold"] for record in records if record["kept"])
+    assert set(kept) == {1, 2, 3, 4} and len(set(kept.values())) == 1 and sampler.metrics["kept_cv"] == 0
+    assert sampler.metrics["kept_groups"] == sum(kept.values()) and sampler.metrics["kept_frac"] == sum(kept.values()) / len(records)
+    alive = Counter(record["gold"] for record in records if record["dropped"] in ("", "balance"))
+    assert sum(alive.values()) > sum(kept.values()) and min(alive.values()) == kept[1]
+
+
+def test_without_balance_every_surviving_group_is_kept_in_natural_shares(labeller):
+    _, records = sampler_of(labeller(), balance="none", groups=40).collect(0, {})
+    assert Counter(record["gold"] for record in records) == Counter(row.grade for row in ALL_GRADES)  # every row once
+    assert {record["dropped"] for record in records} <= {"", "all wrong", "all right"}
+
+
+def test_grades_whose_groups_rarely_survive_are_drawn_more_often(labeller):
+    sampler, cursor = sampler_of(labeller((0.01, 0.33, 0.33, 0.33)), groups=20, max_resample=1), {}
+    for step in range(12):
+        _, records = sampler.collect(step, cursor)
+    drawn = Counter(record["gold"] for record in records)
+    assert cursor["survival"]["1"] < 0.2 < 0.5 < cursor["survival"]["4"] and drawn[1] > 2 * drawn[4] and sum(drawn.values()) <= 24
+
+
+def test_a_row_drawn_twice_makes_two_groups_of_which_balance_may_drop_one(labeller):
+    """Two groups of one row can be equal in every field; only one of them is trained on."""
+    sampler = sampler_of(labeller((0.45, 0.45, 0.05, 0.05)), rows_of(1, 2, 3), samples=2, groups=60, max_resample=1)
+    _, records = sampler.collect(0, {})
+    assert sum(record["dropped"] == "balance" for record in records) > 5
+    assert sum(record["kept"] for record in records) == sampler.metrics["kept_groups"]
+
+
+# --- What is trained on -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("difficulty", ["samples", "prefill"])
+def test_batches_hold_every_kept_reply_with_its_own_log_probs_and_advantages_of_its_group(make_judge, labeller, difficulty):
+    judge = labeller()
+    reference = make_judge(seed=4, tie_word_embeddings=False).model
+    sampler = sampler_of(judge, difficulty=difficulty, reference=reference, temperature=0.8, label_weight=3.0)
+    batches, records = sampler.collect(0, {})
+    assert len(batches) > 1 and sum(len(batch.ids) for batch in batches) == 4 * sampler.metrics["kept_groups"]
+    for batch in batches:
+        assert batch.ids.shape[0] * batch.ids.shape[1] <= 200
+        with torch.no_grad():
+            scores = [completion_logp(model, batch.ids, batch.mask, temperature=0.8) for model in (judge.model, reference)]
+        torch.testing.assert_close(batch.old_logp, scores[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(batch.ref_logp, scores[1], rtol=0, atol=1e-5)
+        first = batch.mask.int().argmax(dim=1)
+        assert (batch.weights.gather(1, first[:, None]) == 3).all() and (batch.weights.sum(1) == batch.mask.sum(1) + 2).all()
+        assert torch.isin(batch.ids.gather(1, first[:, None])[:, 0], torch.tensor(judge.tokenizer.label_ids)).all()
+        last = batch.mask.shape[1] - 1 - batch.mask.flip(1).int().argmax(dim=1)
+        assert (batch.ids.gather(1, last[:, None])[:, 0] == judge.tokenizer.eos_ids[0]).all()  # the sampled end counts
+    for record in records:
+        if record["kept"]:
+            assert sum(record["advantages"]) == pytest.approx(0, abs=1e-3) and len(record["advantages"]) == 4
+            right = [text == str(record["gold"]) for text in record["replies"]]
+            assert [advantage > 0 for advantage in record["advantages"]] == right
+        else:
+            assert record["advantages"] == []
+
+
+def test_a_judge_that_thinks_first_has_no_label_token_to_weight_and_no_reference_means_no_ref_logp(labeller):
+    judge = labeller(order="label")
+    batches, _ = sampler_of(judge).collect(0, {})
+    assert batches[0].ref_logp is None and torch.equal(batches[0].weights, batches[0].mask.float())
+    thinker = Sampler(judge.ask("pre-cot"), ALL_GRADES, replace(SETTINGS, label_weight=5.0), {"label": 1.0}, None)
+    example = rollouts.Rollout(prompt=[5, 6], reply=[7, 8], logp=[-1.0, -2.0], advantage=0.5)
+    batch = thinker._batch([example])
+    assert torch.equal(batch.weights, batch.mask.float()) and batch.old_logp.tolist() == [[0, 0, -1, -2]]
+
+
+def test_every_group_is_recorded_with_its_replies_rewards_and_fate(labeller):
+    weights = {"label": 1.0, "ordinal": 0.5}
+    _, records = sampler_of(labeller(), weights=weights).collect(0, {})
+    assert json.loads(json.dumps(records)) == records
+    for record in records:
+        assert record.keys() == {"row", "gold", "right", "kept", "dropped", "replies", "reward_parts", "rewards", "advantages"}
+        assert record["gold"] == ALL_GRADES[record["row"]].grade
+        for text, parts, reward in zip(record["replies"], record["reward_parts"], record["rewards"]):
+            assert parts == {"label": float(int(text) == record["gold"]), "ordinal": 1 - abs(int(text) - record["gold"]) / 3}
+            assert reward == pytest.approx(parts["label"] + 0.5 * parts["ordinal"])
+
+
+def test_the_balanced_reward_weighs_every_grade_alike(labeller):
+    sampler = sampler_of(labeller((0.0001, 0.0001, 0.0001, 1.0)), balance="none", groups=40)
+    sampler.collect(0, {})
+    assert sampler.metrics["reward"] == pytest.approx(0.5, abs=0.03)  # half of the rows are grade 4
+    assert sampler.metrics["reward_balanced"] == pytest.approx(0.25, abs=0.03)  # but it is one grade of four
+
+
+# --- Going on ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("balance", ["class", "none"])
+def test_a_step_depends_on_seed_step_cursor_and_weights_alone(labeller, balance):
+    judge, cursor = labeller(), {}
+    before = torch.get_rng_state()
+    first = sampler_of(judge, balance=balance)
+    first.collect(0, cursor)
+    stored = json.loads(json.dumps(cursor))
+    unbroken = first.collect(1, cursor)
+    resumed = sampler_of(judge, balance=balance).collect(1, stored)
+    assert resumed[1] == unbroken[1] and stored == cursor
+    assert all(torch.equal(a.ids, b.ids) and torch.equal(a.old_logp, b.old_logp) for a, b in zip(resumed[0], unbroken[0]))
+    assert torch.equal(torch.get_rng_state(), before)
+    other = sampler_of(judge, balance=balance, seed=1).collect(1, copy.deepcopy(stored))
+    assert other[1] != unbroken[1] and sampler_of(judge, balance=balance).collect(2, stored)[1] != unbroken[1]

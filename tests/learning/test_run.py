@@ -1,0 +1,162 @@
+"""Run folders: which ones are refused, what is written before step 0, and what a continued run forgets."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+
+import pytest
+
+from taosr1.learning.checkpoint import write_json
+from taosr1.learning.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 10
+    lr: float = 1e-3
+    data: str = "world:dev"
+    out: str = ""
+    resume: str = "auto"
+    device: str = "cpu"
+    keep_last: int = 2
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def pretend_checkpoint(folder, step: int) -> str:
+    path = folder / "checkpoints" / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    (path / "state.json").write_text("{}", encoding="utf-8")
+    return str(path)
+
+
+def test_a_new_run_writes_its_settings_and_surroundings_before_step_0(tmp_path):
+    run = Run(tmp_path / "a" / "run", Config())
+    assert run.start is None and sorted(os.listdir(run.folder)) == ["checkpoints", "config.json", "env.json"]
+    assert json.loads((run.folder / "config.json").read_text(encoding="utf-8")) == vars(Config())
+    environment = json.loads((run.folder / "env.json").read_text(encoding="utf-8"))
+    assert environment.keys() == {"taosr1", "commit", "python", "torch", "machine", "threads", "cuda"}
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    assert Run(tmp_path, Config(), "none").start is None
+
+
+def test_lines_are_appended_with_their_step(tmp_path):
+    run = Run(tmp_path, Config())
+    run.log(1, loss=0.5)
+    run.log(2, loss=float("nan"), note="größer")
+    run.log_samples(2, [{"text": "a\u2028b"}, {"text": "杯"}])
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert lines(tmp_path / "samples.jsonl") == [{"step": 2, "text": "a\u2028b"}, {"step": 2, "text": "杯"}]
+
+
+def test_auto_continues_from_the_newest_complete_checkpoint(tmp_path):
+    Run(tmp_path, Config())
+    assert Run(tmp_path, Config()).start is None  # interrupted before its first checkpoint: from the start
+    for step in (4, 8):
+        pretend_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoints" / ".writing-step-000010").mkdir()
+    run = Run(tmp_path, Config())
+    assert run.start == (8, tmp_path / "checkpoints" / "step-000008")
+    assert sorted(os.listdir(run.checkpoints)) == ["step-000004", "step-000008"]
+
+
+def test_what_was_logged_after_the_checkpoint_is_dropped_with_a_torn_line(tmp_path):
+    run = Run(tmp_path, Config())
+    for step in (3, 4, 5):
+        run.log(step, loss=step)
+        run.log_samples(step, [{"text": "line\u2028separator\x85and\u2029more"}] * 2)
+    pretend_checkpoint(tmp_path, 4)
+    kept = {name: lines(tmp_path / name) for name in ("metrics.jsonl", "samples.jsonl")}
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')
+    Run(tmp_path, Config()).log(5, loss=7)
+    assert lines(tmp_path / "metrics.jsonl") == kept["metrics.jsonl"][:2] + [{"step": 5, "loss": 7}]
+    assert lines(tmp_path / "samples.jsonl") == kept["samples.jsonl"][:4]
+
+
+def test_a_run_without_a_checkpoint_starts_its_logs_anew(tmp_path):
+    Run(tmp_path, Config()).log(1, loss=1)
+    Run(tmp_path, Config())
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == ""
+
+
+def test_a_named_checkpoint_is_continued_and_later_ones_of_this_folder_are_forgotten(tmp_path):
+    run = Run(tmp_path, Config())
+    paths = [pretend_checkpoint(tmp_path, step) for step in (2, 4, 6)]
+    for step in range(1, 7):
+        run.log(step, loss=step)
+    write_json(run.checkpoints / "best.json", {"step": 6, "evaluated_through": 6})
+    run = Run(tmp_path, Config(), paths[1])
+    assert run.start[0] == 4 and sorted(os.listdir(run.checkpoints)) == ["step-000002", "step-000004"]
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_another_run_is_continued_in_a_folder_of_its_own(tmp_path):
+    path = pretend_checkpoint(tmp_path / "old", 4)
+    run = Run(tmp_path / "new", Config(lr=5.0), path)
+    assert run.start[0] == 4 and os.listdir(run.checkpoints) == [] and os.path.isdir(path)
+
+
+@pytest.mark.parametrize("name", ["gone", "checkpoints", "checkpoints/step-000004", "checkpoints/step-000009"])
+def test_a_path_that_is_no_complete_checkpoint_is_refused_and_leaves_no_folder_behind(tmp_path, name):
+    (tmp_path / "old" / "checkpoints" / "step-000009").mkdir(parents=True)  # without a state.json
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint there; expected auto, none or RUN/checkpoints/step-NNNNNN"):
+        Run(tmp_path / "new", Config(), str(tmp_path / "old" / name))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=f"--out {tmp_path}: the folder is not empty and holds no taosr1 run; choose another one"):
+        Run(tmp_path, Config())
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    with pytest.raises(FileExistsError, match="is a file, expected a folder"):
+        Run(tmp_path / "notes.txt", Config())
+
+
+def test_a_model_folder_is_no_run_folder(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    with pytest.raises(FileExistsError, match="holds no taosr1 run"):
+        Run(tmp_path, Config())
+
+
+def test_none_insists_on_an_empty_folder(tmp_path):
+    Run(tmp_path, Config(), "none")
+    with pytest.raises(FileExistsError, match="the folder is not empty; choose another one or continue it with --resume auto"):
+        Run(tmp_path, Config(), "none")
+
+
+def test_other_settings_are_refused_and_each_is_named(tmp_path):
+    Run(tmp_path, Config())
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError) as caught:
+        Run(tmp_path, Config(lr=2e-3, data="rows.jsonl", steps=99))
+    message = str(caught.value)
+    assert "data was 'world:dev' and is now 'rows.jsonl'; lr was 0.001 and is now 0.002" in message and "choose another --out" in message
+    assert "steps" not in message and (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_setting_that_is_new_or_gone_counts_as_changed(tmp_path):
+    @dataclass(frozen=True)
+    class Longer(Config):
+        tone: str = "kind"
+
+    Run(tmp_path / "a", Config())
+    with pytest.raises(ValueError, match="tone was None and is now 'kind'"):
+        Run(tmp_path / "a", Longer())
+    Run(tmp_path / "b", Longer())
+    with pytest.raises(ValueError, match="tone was 'kind' and is now None"):
+        Run(tmp_path / "b", Config())
+
+
+def test_settings_that_compute_nothing_may_change(tmp_path):
+    Run(tmp_path, Config())
+    other = replace(Config(), steps=20, out="elsewhere", resume="x", device="cuda", keep_last=9)
+    assert Run(tmp_path, other).start is None
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["steps"] == 20

@@ -1,0 +1,120 @@
+"""The house's rules that no reader should have to check: who imports whom, and what no module does."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "taosr1").rglob("*.py"))
+SCRIPTS = sorted(path for folder in ("train", "infer", "examples") for path in (ROOT / folder).rglob("*.py"))
+# Data flows one way and imports run only against it: each room, and the rooms it may know beside itself.
+MAY_IMPORT = {
+    "__init__": set(),
+    "config": set(),
+    "task": set(),
+    "model": set(),
+    "judge": {"task", "model"},
+    "sampling": {"task", "model"},
+    "learning": {"config", "task", "model", "judge", "sampling"},
+    "evaluation": {"config", "task", "model", "judge", "sampling"},
+    "serving": {"config", "task", "model", "judge", "sampling"},
+}
+CORE = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def room_of(path: Path) -> str:
+    """ "learning" for taosr1/learning/loop.py, "judge" for taosr1/judge.py."""
+    return path.relative_to(ROOT / "taosr1").with_suffix("").parts[0]
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Dotted names of everything imported inside a syntax tree; relative imports are not used in this house."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: a relative import"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_only_against_the_flow_of_data(path):
+    room = room_of(path)
+    known = {name.split(".")[1] for name in imported(tree_of(path)) if name.startswith("taosr1.")} - {"__version__"}
+    assert known <= MAY_IMPORT[room] | {room}, f"{room} knows {sorted(known - MAY_IMPORT[room] - {room})}"
+    assert not [name for name in imported(tree_of(path)) if name.split(".")[0] in ("train", "infer", "examples", "tests")]
+
+
+def test_the_rooms_are_those_of_the_design_and_every_folder_is_a_package():
+    assert {room_of(path) for path in PACKAGE} == MAY_IMPORT.keys()
+    assert all((path.parent / "__init__.py").exists() for path in PACKAGE)
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    for path in PACKAGE + SCRIPTS:
+        assert ast.get_docstring(tree_of(path)), f"{path} does not say what it is"
+
+
+def test_only_core_dependencies_are_imported_with_a_module():
+    """Comfort lives in extras and is imported where it is used."""
+    allowed = CORE | {"taosr1", "train", "infer", "examples"} | set(sys.stdlib_module_names)
+    for path in PACKAGE + SCRIPTS:
+        for statement in tree_of(path).body:
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                assert {name.split(".")[0] for name in imported(statement)} <= allowed, f"{path}:{statement.lineno}"
+
+
+def called(node: ast.Call) -> str:
+    """ "torch.load" for torch.load(...), "eval" for eval(...)."""
+    names, function = [], node.func
+    while isinstance(function, ast.Attribute):
+        names.append(function.attr)
+        function = function.value
+    return ".".join([function.id, *reversed(names)]) if isinstance(function, ast.Name) else "?"
+
+
+@pytest.mark.parametrize("path", PACKAGE + SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_can_bring_code_of_its_own(path):
+    """Weights are safetensors, everything else is JSON: nothing that is read is ever executed."""
+    tree = tree_of(path)
+    assert not {name.split(".")[0] for name in imported(tree)} & {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            assert called(node) not in {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "os.system"}, node.lineno
+            words = {keyword.arg: keyword.value for keyword in node.keywords}
+            for name in ("shell", "allow_pickle", "trust_remote_code"):
+                assert name not in words or getattr(words[name], "value", None) is False, node.lineno
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"line {node.lineno}: a bare except"
+
+
+def test_importing_every_module_runs_nothing():
+    """In a process of its own: no output, no file read but code, no flag parsed, no setting or random state of torch changed."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE + SCRIPTS]
+    program = f"""
+import importlib, json, sys, threading
+import torch
+sys.path.insert(0, {str(ROOT)!r})
+before = (torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), threading.active_count())
+opened = []
+def watch(event, arguments):
+    name = str(arguments[0]) if event == "open" else ""
+    if name.startswith({str(ROOT)!r}) and not name.endswith((".py", ".pyc")) and ".pyc." not in name:
+        opened.append(name)
+sys.addaudithook(watch)
+for name in {modules!r}:
+    importlib.import_module(name)
+after = (torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), threading.active_count())
+print(json.dumps([before == after, opened]))
+"""
+    found = subprocess.run([sys.executable, "-c", program, "--no-such-flag"], capture_output=True, text=True)
+    assert found.returncode == 0 and found.stderr == "", found.stderr
+    assert json.loads(found.stdout) == [True, []]

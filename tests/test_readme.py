@@ -1,0 +1,48 @@
+"""The README's commands exist and take the flags it shows; the long ones are run by .ci/run, the short ones here."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.S)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+SCRIPTS = [shlex.split(command.split("&&")[-1]) for command in COMMANDS if ".py" in command]
+
+
+def test_the_readme_shows_its_two_commands():
+    assert any(command.startswith("pip install -c constraints.txt -e . && python train/grpo.py") for command in COMMANDS)
+    assert any(command == 'pip install -c constraints.txt -e ".[test]" && python -m pytest' for command in COMMANDS)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert '-c constraints.txt -e ".[test]" && python -m pytest' in script
+    assert "python train/grpo.py" in script and "examples/quickstart.py --quick" in script
+
+
+@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
+def test_every_script_of_the_readme_takes_the_flags_it_shows(words):
+    fields = runpy.run_path(str(ROOT / words[1]))["Config"].__dataclass_fields__
+    flags = [word[2:].replace("-", "_") for word in words[2:] if word.startswith("--")]
+    assert set(flags) <= set(fields) | {"config"}
+
+
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"`((?:train|infer)/\w+\.py)`", README))))
+def test_every_script_of_the_readme_answers_help(script):
+    answer = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert "--model" in answer.stdout and "default:" in answer.stdout
+
+
+def test_the_teacher_command_of_the_readme_answers_help():
+    answer = subprocess.run([sys.executable, "-m", "taosr1.task.teacher", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0 and "export" in answer.stdout and "import" in answer.stdout

@@ -1,0 +1,108 @@
+"""Stage 2b through its command line, on pairs that were really mined."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from taosr1.judge import load_judge
+from taosr1.learning.logprobs import completion_logp, sequence_logp
+from train.dpo import Config, collate_pairs, read_pairs, with_reference
+from train.dpo import main as dpo
+
+QUICK = ["--dev", "world:dev*12", "--batch-size", "8", "--micro-batch-tok", "600", "--max-new-tokens", "20", "--lr", "1e-3"]
+
+
+def flags(model: str, data: str, out: Path, *more: str) -> list[str]:
+    return ["--model", model, "--data", data, "--out", str(out), *QUICK, *more]
+
+
+def test_three_steps_write_exactly_these_files_and_prefer_the_chosen(post, pairs, tmp_path, look):
+    last = dpo(flags(post, pairs, tmp_path / "run", "--steps", "3"))
+    assert look.files(tmp_path / "run") == {"config.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
+        f"checkpoints/step-000003/{name}" for name in look.checkpoint
+    }
+    rows = look.metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 3] and last.keys() == {"dev_macro_f1", "dev_unparsed_frac"}
+    assert rows[0].keys() >= {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll", "first_token_margin"}
+    assert load_judge(str(tmp_path / "run")).prompt.order == "post-cot"
+
+
+def test_the_first_step_stands_at_the_reference(post, pairs, tmp_path, look):
+    dpo(flags(post, pairs, tmp_path / "run", "--steps", "2", "--nll-coef", "0", "--label-weight", "2"))
+    first, second = look.metrics(tmp_path / "run")[:2]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert abs(second["rewards/margins"]) > 1e-3
+
+
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(post, pairs, tmp_path, look, stopped_after):
+    more = ["--steps", "6", "--eval-every", "2", "--keep-last", "1"]
+    dpo(flags(post, pairs, tmp_path / "whole", *more))
+    stopped_after(1, dpo, flags(post, pairs, tmp_path / "parts", *more))
+    stopped_after(1, dpo, flags(post, pairs, tmp_path / "parts", *more))  # and once more
+    dpo(flags(post, pairs, tmp_path / "parts", *more))
+    look.same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_stored_reference_is_the_starting_models_log_prob_of_each_reply(post, pairs):
+    judge, config = load_judge(post), Config(model=post, data=pairs, micro_batch_tok=100)
+
+    def reply_logp(batch):
+        return sequence_logp(completion_logp(judge.model, batch.ids, batch.mask), batch.mask)
+
+    known = read_pairs(pairs, judge.model.config.vocab_size)
+    done = with_reference(judge, known, reply_logp, config)
+    assert sorted(map(id, [pair.chosen for pair in done])) == sorted(map(id, [pair.chosen for pair in known]))
+    for pair in done[:: max(1, len(done) // 6)]:
+        with torch.no_grad():
+            alone = reply_logp(collate_pairs([pair], "cpu")).tolist()
+        assert [pair.ref_chosen, pair.ref_rejected] == pytest.approx(alone, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])
+def test_other_losses_run(post, pairs, tmp_path, look, loss_type):
+    dpo(flags(post, pairs, tmp_path / "run", "--steps", "1", "--loss-type", loss_type))
+    assert math.isfinite(look.metrics(tmp_path / "run")[0]["loss"])
+
+
+def test_a_judge_that_thinks_first_has_no_label_token_to_weight(thinker, pairs, tmp_path, look):
+    for weight in ("1", "5"):
+        dpo(flags(thinker, pairs, tmp_path / weight, "--steps", "1", "--label-weight", weight))
+    assert look.metrics(tmp_path / "1")[0]["loss"] == look.metrics(tmp_path / "5")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--beta", "0"], "--beta is 0.0, expected more than 0"),
+        (["--label-smoothing", "0.5"], "--label-smoothing is 0.5, expected 0 or more and below 0.5"),
+        (["--label-smoothing", "0.1", "--loss-type", "ipo"], "--loss-type ipo takes no --label-smoothing"),
+        (["--nll-coef", "-1"], "--nll-coef is -1.0, expected at least 0"),
+        (["--data", "gone.jsonl"], "no file at gone.jsonl: check --data"),
+        (["--model", "runs/gone"], "--model runs/gone: no such run here"),
+        (["--dev", "world:unlabelled*3"], "its pairs have no grade"),
+    ],
+)
+def test_wrong_use_says_what_to_change_and_leaves_nothing_behind(post, pairs, tmp_path, refused, more, message):
+    assert message in refused(dpo, *flags(post, pairs, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_without_ids_or_of_another_tokenizer_are_named_by_line(post, pairs, tmp_path, refused, look):
+    good, path = look.json_lines(pairs)[0], tmp_path / "pairs.jsonl"
+    for change, field in (
+        ({"chosen_ids": None}, "chosen_ids"),
+        ({"rejected_ids": []}, "rejected_ids"),
+        ({"prompt_ids": [1, 99999]}, "prompt_ids"),
+        ({"prompt_ids": [1, -1]}, "prompt_ids"),
+        ({"chosen_ids": [1, True]}, "chosen_ids"),
+        ({"chosen_ids": "4"}, "chosen_ids"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n", encoding="utf-8")
+        assert f"{path}:2: field '{field}' must be token ids below" in refused(dpo, *flags(post, str(path), tmp_path / "run"))
+    path.write_text("", encoding="utf-8")
+    assert f"{path}: no pairs in this file" in refused(dpo, *flags(post, str(path), tmp_path / "run"))

@@ -1,0 +1,125 @@
+"""Stage 3 through its command line, with a judge whose replies are right and wrong by turns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train.sft
+from taosr1.judge import load_judge
+from train.grpo import THINKER
+from train.grpo import main as grpo
+
+QUICK = ["--data", "world:labelled*60", "--dev", "world:dev*12", "--groups", "8", "--samples", "4", "--min-groups", "3", "--max-new-tokens", "64",
+         "--max-resample", "2", "--lr", "1e-3"]  # fmt: skip
+
+
+def flags(model: str, out: Path, *more: str) -> list[str]:
+    return ["--model", model, "--out", str(out), *QUICK, *more]
+
+
+def test_three_steps_write_exactly_these_files(post, tmp_path, look):
+    last = grpo(flags(post, tmp_path / "run", "--steps", "3", "--test", "world:test*20"))
+    assert look.files(tmp_path / "run") == {"config.json", "env.json", "metrics.jsonl", "samples.jsonl", "test.json", "checkpoints/best.json"} | {
+        f"checkpoints/step-000003/{name}" for name in look.checkpoint
+    }
+    rows = look.metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 3]
+    assert rows[0].keys() >= {"loss", "reward", "reward_balanced", "kept_frac", "kept_groups", "kept_cv", "resamples", "decoded_tok", "kl"}
+    test = json.loads((tmp_path / "run" / "test.json").read_text(encoding="utf-8"))
+    assert last == {**{name: last[name] for name in ("dev_macro_f1", "dev_unparsed_frac")}, **test}
+    assert test["test_low_start"] <= test["test_macro_f1_start"] <= test["test_high_start"]
+
+
+def test_every_group_of_every_step_is_in_samples_jsonl(post, tmp_path, look):
+    grpo(flags(post, tmp_path / "run", "--steps", "2", "--test", "", "--rewards", "label=1,format=0.1"))
+    groups, rows = look.json_lines(tmp_path / "run" / "samples.jsonl"), look.metrics(tmp_path / "run")[:2]
+    for row in rows:
+        of_step = [group for group in groups if group["step"] == row["step"]]
+        assert sum(group["kept"] for group in of_step) == row["kept_groups"] and row["kept_frac"] == row["kept_groups"] / len(of_step)
+    assert {group["step"] for group in groups} == {1, 2} and any(group["kept"] for group in groups)
+    assert all(len(group["replies"]) == 4 and group["reward_parts"][0].keys() == {"label", "format"} for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("judge", "more"),
+    [("thinker", ["--max-new-tokens", "72"]), ("post", ["--difficulty", "prefill", "--updates", "2", "--label-weight", "4", "--kl-beta", "0"])],
+)
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(request, tmp_path, look, stopped_after, judge, more):
+    model = request.getfixturevalue(judge)
+    more = [*more, "--steps", "4", "--eval-every", "2", "--keep-last", "1", "--test", "world:test*10"]
+    grpo(flags(model, tmp_path / "whole", *more))
+    stopped_after(1, grpo, flags(model, tmp_path / "parts", *more))
+    grpo(flags(model, tmp_path / "parts", *more))
+    look.same(tmp_path / "whole", tmp_path / "parts")
+    rows = [row for row in look.metrics(tmp_path / "parts") if "loss" in row]
+    assert any(row["kept_groups"] and row["grad_norm"] > 0 for row in rows[:2]) and any(row["grad_norm"] > 0 for row in rows[2:])
+
+
+def test_prefill_decodes_fewer_tokens_than_samples_for_as_many_groups(post, tmp_path, look):
+    for difficulty in ("samples", "prefill"):
+        grpo(flags(post, tmp_path / difficulty, "--steps", "1", "--test", "", "--difficulty", difficulty, "--groups", "24", "--max-resample", "1"))
+    sampled, drawn = (look.metrics(tmp_path / difficulty)[0] for difficulty in ("samples", "prefill"))
+    assert 0 < drawn["decoded_tok"] < sampled["decoded_tok"] and drawn["all_wrong_frac"] + drawn["all_right_frac"] > 0
+
+
+def test_natural_shares_and_other_losses_run(post, tmp_path, look):
+    more = ["--steps", "1", "--test", "", "--balance", "none", "--ratio", "sequence", "--normalise", "constant", "--adv-std", "none", "--gamma", "3"]
+    grpo(flags(post, tmp_path / "run", *more))
+    groups = look.json_lines(tmp_path / "run" / "samples.jsonl")
+    assert len(groups) % 8 == 0 and all(group["right"] < 3 for group in groups if group["kept"])
+
+
+def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_path, look):
+    """The fresh judge is never right: every group is dropped, the cap ends the search, and the weights stay."""
+    grpo(flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3"))
+    rows = look.metrics(tmp_path / "run")[:2]
+    assert [(row["kept_groups"], row["resamples"], row["loss"], row["grad_norm"], row["skipped"]) for row in rows] == [(0, 1, 0, 0, 0)] * 2
+    before, after = load_judge(base).model.state_dict(), load_judge(str(tmp_path / "run")).model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_stage_before_is_run_where_it_has_no_output_or_was_stopped(base, tmp_path, monkeypatch, capsys, stopped_after, look):
+    """Stage 1 really runs, made small: only the flags it is called with are extended."""
+    monkeypatch.chdir(tmp_path)
+    real, called = train.sft.main, []
+    small = ["--model", base, "--data", "world:reasoned*40", "--dev", "world:dev*4", "--steps", "2", "--eval-every", "1", "--batch-size", "4",
+             "--max-new-tokens", "4"]  # fmt: skip
+    monkeypatch.setattr(train.sft, "main", lambda argv: called.append(argv) or real([*small, *argv]))
+    stopped_after(1, train.sft.main, [])
+    command = [*QUICK, "--steps", "1", "--test", "", "--max-new-tokens", "4", "--out", "run"]
+    grpo(command)
+    assert "running stage 1 first (python train/sft.py)" in capsys.readouterr().out
+    assert called == [[], ["--seed", "0", "--device", "cpu", "--dtype", "float32"]] and (tmp_path / THINKER / "checkpoints" / "step-000002").is_dir()
+    grpo([*command, "--out", "other"])
+    assert len(called) == 2  # what is there is used
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--samples", "1"], "--samples is 1, expected at least 2: a group of one has no advantage"),
+        (["--gamma", "1"], "--gamma is 1, expected 0 or 2 to --samples"),
+        (["--gamma", "5"], "--gamma is 5, expected 0 or 2 to --samples"),
+        (["--temperature", "0"], "--temperature is 0.0, expected more than 0"),
+        (["--max-resample", "0"], "--max-resample is 0, expected at least 1"),
+        (["--updates", "4", "--eval-every", "8", "--steps", "6"], "--updates is 4, expected a divisor of --eval-every 8 and --steps 6"),
+        (["--rewards", "speed=1"], "reward 'speed=1': expected NAME=NUMBER"),
+        (["--clip-low", "1.5", "--lr", "0"], "--clip-low is 1.5, expected at most 1; --lr is 0.0, expected more than 0"),
+        (["--data", "world:unlabelled*5"], "its pairs have no grade"),
+        (["--test", "gone.jsonl"], "no file at gone.jsonl"),
+        (["--model", "runs/gone"], "--model runs/gone: no such run here"),
+    ],
+)
+def test_wrong_use_says_what_to_change_and_leaves_nothing_behind(post, tmp_path, refused, more, message):
+    assert message in refused(grpo, *flags(post, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_thinks_first_has_no_difficulty_by_prefill(thinker, tmp_path, refused):
+    message = refused(grpo, *flags(thinker, tmp_path / "run", "--difficulty", "prefill"))
+    assert "--difficulty prefill needs label-first replies" in message and "use --difficulty samples" in message
+    assert not (tmp_path / "run").exists()

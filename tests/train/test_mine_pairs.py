@@ -1,0 +1,91 @@
+"""Pass@N mining through its command line: right over wrong, with the ids that were sampled."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from taosr1.judge import load_judge
+from taosr1.task.judgements import write_judgements
+from taosr1.task.prompt import parse_reply, reply_text
+from taosr1.task.rows import clean_text
+from taosr1.task.world import read_pool
+from train.mine_pairs import main as mine
+
+QUICK = ["--data", "world:reasoned*40,world:labelled*40", "--prompts", "40", "--samples", "4", "--max-new-tokens", "64"]
+
+
+def test_the_output_is_the_pairs_and_their_counts(post, tmp_path, look):
+    counts = mine(["--model", post, *QUICK, "--out", str(tmp_path / "a" / "pairs.jsonl")])
+    assert look.files(tmp_path) == {"a/pairs.jsonl", "a/pairs.jsonl.counts.json"}
+    stored = json.loads((tmp_path / "a" / "pairs.jsonl.counts.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(counts)) and stored["rows"] == 40 and stored["config"]["samples"] == 4
+    assert sum(stored["outcomes"][name] for name in ("self", "oracle", "all right", "no teacher") if name in stored["outcomes"]) == 40
+    curve = stored["pass_at_n"]
+    assert len(curve) == len(stored["prior_pass_at_n"]) == 4 and curve == sorted(curve) and 0 < curve[0] < curve[-1] <= 1
+
+
+def test_every_pair_prefers_a_right_reply_over_a_wrong_one_of_the_same_prompt(post, pairs, look):
+    judge, rows = load_judge(post), {row.item_id: row for pool in ("reasoned", "labelled") for row in read_pool(pool, 40)}
+    found = look.json_lines(pairs)
+    assert {pair["source"] for pair in found} == {"self", "oracle"}
+    for pair in found:
+        row = rows[pair["item_id"]]
+        assert pair["prompt_ids"] == judge.prompts([row])[0] and pair["prompt"] == judge.tokenizer.decode(pair["prompt_ids"])
+        assert parse_reply(pair["chosen"], "post-cot").grade == pair["gold"] == row.grade
+        assert parse_reply(pair["rejected"], "post-cot").grade == pair["rejected_grade"] != row.grade
+        for name in ("chosen", "rejected"):
+            assert clean_text(judge.reply_text(pair[f"{name}_ids"])) == pair[name]
+        if pair["source"] == "oracle":  # the teacher's own words, which agree with the gold grade
+            assert pair["chosen"] == reply_text("post-cot", row.grade, row.cot) and parse_reply(pair["chosen"], "post-cot").decision == row.grade
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(post, pairs, tmp_path):
+    again = ["--model", post, *QUICK, "--prompts", "60", "--balance", "none", "--out", str(tmp_path / "pairs.jsonl")]
+    mine(again)
+    assert (tmp_path / "pairs.jsonl").read_bytes() == Path(pairs).read_bytes()
+    mine([*again, "--seed", "1"])
+    assert (tmp_path / "pairs.jsonl").read_bytes() != Path(pairs).read_bytes()
+
+
+def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):
+    mine(["--model", post, *QUICK, "--prompts", "0", "--pairs-per-prompt", "3", "--out", str(tmp_path / "pairs.jsonl")])
+    flow = Counter((pair["gold"], pair["rejected_grade"]) for pair in look.json_lines(tmp_path / "pairs.jsonl"))
+    assert flow and all(count == flow[b, a] for (a, b), count in flow.items() if b is not None)
+
+
+def test_a_teacher_that_contradicts_the_gold_grade_is_not_preferred(post, tmp_path, look):
+    rows = [row for row in read_pool("reasoned", 120) if f"Decision: {row.grade}" not in row.cot]
+    write_judgements(tmp_path / "rows.jsonl", rows)
+    counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "3", "--balance", "none", "--out",
+                   str(tmp_path / "pairs.jsonl")])  # fmt: skip
+    assert counts["outcomes"]["teacher contradicts the gold grade"] == counts["outcomes"]["oracle"] > 0
+    assert {pair["source"] for pair in look.json_lines(tmp_path / "pairs.jsonl")} == {"self"}
+
+
+def test_a_judge_that_thinks_first_can_be_mined_too(thinker, tmp_path, look):
+    mine(["--model", thinker, *QUICK, "--max-new-tokens", "72", "--balance", "none", "--out", str(tmp_path / "pairs.jsonl")])
+    assert all(parse_reply(pair["chosen"], "pre-cot").grade == pair["gold"] for pair in look.json_lines(tmp_path / "pairs.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--samples", "1", "--prompts", "-1"], "--samples is 1, expected at least 2; --prompts is -1, expected at least 0"),
+        (["--temperature", "0"], "expected more than 0: greedy replies are all alike"),
+        (["--grade-power", "1.5"], "--grade-power is 1.5"),
+        (["--data", "world:unlabelled*5"], "its pairs have no grade"),
+        (["--model", "runs/gone"], "--model runs/gone: no such run here"),
+    ],
+)
+def test_wrong_use_says_what_to_change(post, tmp_path, refused, more, message):
+    assert message in refused(mine, "--model", post, *QUICK, "--out", tmp_path / "pairs.jsonl", *more)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_pairs_at_all_is_an_error_that_says_why(base, tmp_path, refused):
+    message = refused(mine, "--model", base, "--data", "world:labelled*6", "--samples", "2", "--max-new-tokens", "2", "--out", tmp_path / "p.jsonl")
+    assert "no preference pairs: 0 mined, 0 left after --balance flow; outcomes {'no teacher': 6}" in message and list(tmp_path.iterdir()) == []

@@ -1,0 +1,170 @@
+"""Stage 1 through its command line: what it writes, how it goes on, and what it says to wrong use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from taosr1.judge import load_judge
+from taosr1.model.tokenizer import Tokenizer
+from taosr1.task.judgements import write_judgements
+from taosr1.task.world import read_pool
+from train.sft import Config, agreeing, examples_of
+from train.sft import main as sft
+
+QUICK = ["--data", "world:reasoned*60", "--dev", "world:dev*12", "--batch-size", "8", "--micro-batch-tok", "300", "--max-new-tokens", "20"]
+
+
+def flags(model: str, out: Path, *more: str) -> list[str]:
+    return ["--model", model, "--out", str(out), *QUICK, *more]
+
+
+def test_three_steps_write_exactly_these_files(base, tmp_path, look):
+    last = sft(flags(base, tmp_path / "run", "--steps", "3"))
+    assert look.files(tmp_path / "run") == {"config.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
+        f"checkpoints/step-000003/{name}" for name in look.checkpoint
+    }
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["steps"] == 3 and config["model"] == base and config.keys() == vars(Config()).keys()
+    rows = look.metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 3] and rows[2]["loss"] < rows[0]["loss"]
+    assert last.keys() == {"dev_macro_f1", "dev_unparsed_frac"} and rows[3] == {"step": 3, **last}
+
+
+@pytest.mark.parametrize("order", ["label", "pre-cot", "post-cot"])
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(base, tmp_path, look, stopped_after, order):
+    more = ["--order", order, "--steps", "6", "--eval-every", "2", "--optimizer", "muon", "--keep-last", "1"]
+    sft(flags(base, tmp_path / "whole", *more))
+    stopped_after(2, sft, flags(base, tmp_path / "parts", *more))
+    sft(flags(base, tmp_path / "parts", *more))
+    look.same(tmp_path / "whole", tmp_path / "parts")
+    sft(flags(base, tmp_path / "parts", *more))  # a finished run stays as it is
+    look.same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_fresh_tiny_weights_resume_too(tmp_path, look, stopped_after):
+    more = ["--steps", "2", "--eval-every", "1", "--dev", "world:dev*4", "--batch-size", "4"]
+    sft(flags("tiny", tmp_path / "whole", *more))
+    stopped_after(1, sft, flags("tiny", tmp_path / "parts", *more))
+    sft(flags("tiny", tmp_path / "parts", *more))
+    look.same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_size_of_micro_batches_changes_no_result(base, tmp_path):
+    weights = []
+    for budget in ("100", "10000"):
+        sft(flags(base, tmp_path / budget, "--steps", "1", "--micro-batch-tok", budget, "--optimizer", "adamw", "--lr", "1e-4"))
+        model = load_judge(str(tmp_path / budget)).model
+        weights.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=2e-6)
+
+
+def test_a_judge_can_be_taught_another_order_and_a_stage_continues_by_path_alone(base, tmp_path):
+    sft(flags(base, tmp_path / "thinker", "--steps", "1", "--order", "pre-cot"))
+    sft(flags(str(tmp_path / "thinker"), tmp_path / "student", "--steps", "1", "--order", "post-cot", "--label-weight", "4"))
+    assert load_judge(str(tmp_path / "thinker")).prompt.order == "pre-cot"
+    assert load_judge(str(tmp_path / "student")).prompt == replace(load_judge(base).prompt, order="post-cot")
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_path, look):
+    data = tmp_path / "rows.csv"
+    data.write_text("query,title,grade\n" + "".join(f"mug {n},steel mug {n},{n % 4 + 1}\n" for n in range(12)), encoding="utf-8")
+    sft(flags(base, tmp_path / "run", "--steps", "2", "--order", "label", "--data", str(data), "--dev", str(data), "--dtype", "bfloat16"))
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in look.metrics(tmp_path / "run")[:2])
+
+
+def test_chains_of_thought_that_contradict_the_gold_grade_are_left_out(capsys):
+    rows = read_pool("reasoned", 100)
+    kept = agreeing(rows)
+    assert 60 < len(kept) < 95 and f"{100 - len(kept)} of 100 chains of thought contradict" in capsys.readouterr().out
+    assert all(f"Decision: {row.grade}-" in row.cot for row in kept)
+    with pytest.raises(ValueError, match="--cots agreeing leaves no row"):
+        agreeing([row for row in rows if row not in kept])
+
+
+def test_the_whole_of_a_long_row_is_too_much_but_no_row_is_lost(base):
+    judge = load_judge(base)
+    row = replace(read_pool("reasoned", 1)[0], title="旅行" * 3000)
+    (example,) = examples_of(judge, [row])
+    assert example.length_tok <= 256 and judge.reply_text(example.reply) == f"{row.grade}\n{row.cot}"
+    with pytest.raises(ValueError, match=r"--data: row 2 takes \d+ \+ \d+ tokens with its reply, the model has 256 positions"):
+        examples_of(judge, [row, replace(row, cot=row.cot.replace("Item:", "Item: " + "杯" * 300))])
+
+
+# --- Wrong use --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "0"], "--steps is 0, expected at least 1"),
+        (["--lr", "0"], "--lr is 0.0, expected more than 0"),
+        (["--lr", "nan"], "--lr is nan, expected more than 0"),
+        (["--keep-last", "0"], "--keep-last is 0, expected at least 1"),
+        (["--eval-every", "-1", "--grade-power", "2"], "--eval-every is -1, expected at least 0; --grade-power is 2.0, expected 0 to 1"),
+        (["--dev-rows", "-5"], "--dev-rows is -5, expected at least 0"),
+        (["--order", "cot"], "invalid choice: 'cot'"),
+        (["--data", "gone.jsonl"], "no file at gone.jsonl: check --data"),
+        (["--data", "world:labelled*9"], "use world:reasoned, or write them with train/label_pool.py"),
+        (["--data", "world:unlabelled*9", "--order", "label"], "its pairs have no grade"),
+        (["--model", "runs/gone"], "--model runs/gone: no such run here"),
+        (["--device", "tpu"], "--device tpu: not usable here"),
+        (["--resume", "gone"], "--resume gone: no complete checkpoint there"),
+    ],
+)
+def test_wrong_use_says_what_to_change_and_leaves_nothing_behind(base, tmp_path, refused, more, message):
+    assert message in refused(sft, *flags(base, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_rows_are_named_by_file_line_and_field(base, tmp_path, refused):
+    data = tmp_path / "rows.jsonl"
+    for text, message in (
+        ('{"query": "a", "title": "b", "grade": 7}\n', f"{data}:1: field 'grade' is 7, expected 1-4"),
+        ('{"query": "a", "title": "b", "grade": 4}\n', f"{data}:1: field 'cot' is missing"),
+        ("", f"{data}: no rows in this file"),
+        ('{"query": "a", "ti', f"{data}:1: not JSON"),
+    ):
+        data.write_text(text, encoding="utf-8")
+        assert message in refused(sft, *flags(base, tmp_path / "run", "--data", str(data)))
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(base, tmp_path, refused):
+    folder = tmp_path / "model"
+    Tokenizer(base).save(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((Path(base) / name).read_bytes())
+    spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    spec["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    message = refused(sft, *flags(str(folder), tmp_path / "run"))
+    assert "does not fit: the four labels must be four distinct single tokens at the start of a reply" in message
+
+
+def test_a_folder_that_is_not_empty_or_holds_another_run_is_refused(base, tmp_path, refused):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
+    assert "holds no taosr1 run; choose another one" in refused(sft, *flags(base, tmp_path / "notes"))
+    assert "holds no taosr1 run; choose another one" in refused(sft, *flags(base, Path(base)))  # the model it starts from
+    sft(flags(base, tmp_path / "run", "--steps", "1"))
+    message = refused(sft, *flags(base, tmp_path / "run", "--steps", "1", "--batch-size", "9", "--seed", "3"))
+    assert "batch_size was 8 and is now 9; seed was 0 and is now 3" in message and "choose another --out" in message
+    assert "not empty; choose another one" in refused(sft, *flags(base, tmp_path / "run", "--resume", "none"))
+
+
+def test_a_checkpoint_of_a_model_of_another_shape_is_not_continued(base, thinker, tmp_path, refused):
+    checkpoint = next(Path(thinker).glob("checkpoints/step-*"))
+    assert "holds a model of another shape" in refused(sft, *flags("tiny", tmp_path / "run", "--resume", str(checkpoint)))
+
+
+def test_settings_come_from_a_file_with_flags_on_top(base, tmp_path):
+    write_judgements(tmp_path / "rows.jsonl", read_pool("reasoned", 30))
+    settings = {"model": base, "data": str(tmp_path / "rows.jsonl"), "dev": "world:dev*4", "steps": 9, "batch_size": 2, "out": str(tmp_path / "run")}
+    (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    sft(["--config", str(tmp_path / "settings.json"), "--steps", "1"])
+    stored = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert stored["steps"] == 1 and stored["batch_size"] == 2
+    sft(["--config", str(tmp_path / "run" / "config.json")])  # what a run stored is itself a settings file

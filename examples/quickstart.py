@@ -8,8 +8,8 @@ Every step is one command of train/ or infer/, printed as it starts, so each can
 need each other run side by side, one thread each. A step whose output exists is not run again.
 
 The paper's path:  post-CoT SFT -> pass@N mining -> DPO -> GRPO.
-Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -> it grades and explains the unlabelled
-                   pool -> the student learns to answer first from that: one prefill at serving.
+Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -> SFT on its own right reasons -> it grades
+                   and explains the unlabelled pool -> the student learns to answer first from that: one prefill at serving.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
 
     def add(name: str, script: str, needs: tuple[str, ...] = (), output: str = "", **flags: object) -> None:
         flags = {key: value for key, value in flags.items() if value is not None}
-        command = [script] + [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+        command = [script]
+        for key, value in flags.items():
+            command += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
         steps.append(Step(name, command, needs, folder / (output or name)))
 
     def train(name: str, script: str, needs: tuple[str, ...] = (), steps: int = 0, **flags: object) -> None:
@@ -72,11 +74,11 @@ def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
         flags = {"out": path(name), "steps": steps, "seed": seed, **limits, **flags}
         flags.setdefault("eval_every", max(1, steps // 3))
         add(name, f"train/{script}.py", needs, output=f"{name}/checkpoints/step-{steps:06d}/state.json", **flags)
-        evaluate(name, explain="--explain" if flags.get("order") == "post-cot" or script == "dpo" else None)
+        evaluate(name)
 
-    def evaluate(name: str, explain: str | None = None) -> None:
+    def evaluate(name: str) -> None:
         test, dev = ("world:test*200", "world:dev*100") if quick else ("world:test", "world:dev")
-        label_first = not name.startswith("thinker")
+        label_first = not name.startswith("thinker")  # a thinker has no label probabilities to fit CumPT to
         flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev} if label_first else {})
         add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **flags)
 
@@ -86,15 +88,19 @@ def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
     pool = "world:unlabelled*400" if quick else "world:unlabelled"
     # Ours. The thinker comes first: everything long waits for it.
     train("thinker-sft", "sft", steps=500, order="pre-cot", data=REASONED)
-    train("thinker-grpo", "grpo", ("thinker-sft",), steps=120, model=path("thinker-sft"), data="world:labelled", test="")
-    grade_pool("pool.jsonl", "thinker-grpo")
+    train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), data="world:labelled", test="")
+    add("own-reasons.jsonl", "train/label_pool.py", ("thinker-grpo",), model=path("thinker-grpo"), out=path("own-reasons.jsonl"),
+        data="world:labelled*200" if quick else "world:labelled", only_right=True, samples=4, seed=seed)  # fmt: skip
+    reasons = f"{path('own-reasons.jsonl')},{REASONED}"
+    train("thinker", "sft", ("own-reasons.jsonl",), steps=200, model=path("thinker-grpo"), order="pre-cot", data=reasons, lr=1e-3)
+    grade_pool("pool.jsonl", "thinker")
     student = f"{path('pool.jsonl')},{GRADED}"
-    train("student-label", "sft", ("pool.jsonl",), steps=900, model=path("thinker-grpo"), order="label", data=student, lr=1e-3)
-    explained = f"{path('pool.jsonl')},{REASONED}"
-    train("student", "sft", ("student-label",), steps=250, model=path("student-label"), order="post-cot", data=explained, lr=5e-4,
+    train("student-label", "sft", ("pool.jsonl",), steps=800, model=path("thinker"), order="label", data=student, lr=1e-3)
+    explained = f"{path('pool.jsonl')},{reasons}"
+    train("student", "sft", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, lr=5e-4,
           label_weight=8)  # fmt: skip
     # The paper's.
-    train("post-sft", "sft", steps=500, order="post-cot", data=REASONED, label_weight=3)
+    train("post-sft", "sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
     add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), model=path("post-sft"), out=path("post-pairs.jsonl"), seed=seed,
         prompts=100 if quick else 2400)  # fmt: skip
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
@@ -154,6 +160,7 @@ def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
     return seconds
 
 
+THINKER_STEPS = ("thinker-sft", "thinker-grpo", "own-reasons.jsonl", "thinker")
 # name of the run, what the table calls it, and the steps whose time it took
 ROWS = (
     ("boosted-3k", "gradient boosting on overlap features, 3,000 grades", ("boosted-3k",)),
@@ -167,8 +174,9 @@ ROWS = (
     ("post-grpo", "paper: + GRPO", ("post-sft", "post-pairs.jsonl", "post-dpo", "post-grpo")),
     ("thinker-sft", "ours: thinker, pre-CoT SFT", ("thinker-sft",)),
     ("thinker-grpo", "ours: thinker + GRPO on 9,000 unseen grades", ("thinker-sft", "thinker-grpo")),
-    ("student-label", "ours: student, label only", ("thinker-sft", "thinker-grpo", "pool.jsonl", "student-label")),
-    ("student", "ours: student, post-CoT (explains itself)", ("thinker-sft", "thinker-grpo", "pool.jsonl", "student-label", "student")),
+    ("thinker", "ours: thinker on its own right reasons", THINKER_STEPS),
+    ("student-label", "ours: student, label only", (*THINKER_STEPS, "pool.jsonl", "student-label")),
+    ("student", "ours: student, post-CoT (explains itself)", (*THINKER_STEPS, "pool.jsonl", "student-label", "student")),
 )
 
 
@@ -225,7 +233,8 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         compare("DPO changes post-CoT SFT by", "post-dpo", "post-sft"),
         compare("GRPO changes the DPO model by", "post-grpo", "post-dpo"),
         compare("DPO and GRPO together, against post-CoT SFT that trains on,", "post-grpo", "post-sft-longer"),
-        compare("The student against the thinker that taught it", "student", "thinker-grpo"),
+        compare("SFT on its own right reasons lifts the thinker further by", "thinker", "thinker-grpo"),
+        compare("The student against the thinker that taught it", "student", "thinker"),
         compare(f"The student against the best one-prefill rival from the 3,000 reasoned pairs ({best_3k})", "student", best_3k),
         compare(f"The student against the best one-prefill rival with all 12,000 grades ({best_12k})", "student", best_12k),
     ]

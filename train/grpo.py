@@ -1,7 +1,7 @@
 """Stage 3, GRPO with difficulty-based dynamic sampling: the judge learns from grades alone, no reasons needed.
 
     python train/grpo.py                                                   # the thinker, on grades that SFT has not seen
-    python train/grpo.py --balance none --out runs/natural                 # what class balance is worth
+    python train/grpo.py --balance none --out runs/natural                 # natural shares: what balance is worth
     python train/grpo.py --model runs/post-dpo --difficulty prefill --out runs/post-grpo       # the paper's third stage
 
 Every step samples G replies for each prompt, drops the groups that teach nothing (all right, all wrong), keeps equally
@@ -9,7 +9,9 @@ many of every grade, and pushes each reply by how much better it is than its gro
 yet, it is run first.
 
 Deviations from the paper:
-1. Prompts are drawn per grade, more where few groups survive, so that class-balanced down-sampling throws little away.
+1. `--balance root` (the default) weighs grades by the square root of their frequency and keeps every surviving group.
+   The paper's class-balanced down-sampling is `--balance class`: on this world equal shares teach the thinker to see
+   Related, one pair in twenty, far too often (the table of the README).
 2. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
    are decoded. Its replies have exactly the distribution that `samples`, the paper's way, gives.
 """
@@ -45,13 +47,17 @@ class Config:
     test: str = option("world:test", "graded rows that the start and the result are compared on at the end ('' for none)")
     out: str = option("runs/thinker-grpo", "run folder")
     steps: int = option(120, "optimizer steps")
-    groups: int = option(64, "prompts sampled at a time")
+    groups: int = option(80, "prompts sampled at a time")
     samples: int = option(8, "replies per prompt (G)")
     gamma: int = option(0, "keep a group where 0 < right replies < gamma (0: gamma = G, only all-right and all-wrong go)")
     difficulty: str = option("samples", "how difficulty is measured: sampled replies, or labels drawn from one prefill", ("samples", "prefill"))
-    balance: str = option("class", "class: equally many kept groups of every grade; none: natural shares", ("class", "none"))
+    balance: str = option(
+        "root",
+        "class: keep equally many groups of every grade (the paper); root: keep all, grades weigh as the root of their frequency; none: as they come",
+        ("class", "root", "none"),
+    )
     min_groups: int = option(8, "sample further prompts while fewer groups than this are kept")
-    max_resample: int = option(2, "but at most this many times a step, then train on what there is")
+    max_resample: int = option(1, "but at most this many times a step, then train on what there is")
     temperature: float = option(1.0, "sampling temperature, also of the training log-probs")
     max_new_tokens: int = option(64, "longest reply")
     rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5")
@@ -63,8 +69,8 @@ class Config:
     kl_beta: float = option(0.02, "weight of the KL term to the starting model (0: no reference model is kept)")
     updates: int = option(1, "optimizer steps on each batch of rollouts")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
-    lr: float = option(3e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
-    final_lr_frac: float = option(0.3, "learning rate at the end, as a fraction of the peak")
+    lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
+    final_lr_frac: float = option(0.5, "learning rate at the end, as a fraction of the peak")
     micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
     eval_every: int = option(40, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")

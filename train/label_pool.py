@@ -2,10 +2,12 @@
 
     python train/label_pool.py                                       # runs/thinker-grpo grades the unlabelled pool
     python train/label_pool.py --model runs/thinker --data pairs.jsonl --out runs/pool.jsonl --keep-frac 0.8
+    python train/label_pool.py --model runs/thinker-sft --data world:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
 
 Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one) and `confidence`, the log-probability of the
-whole reply. A grade that the input already had is kept as `gold_grade` and not looked at. Rows whose reply cannot be
-parsed are left out and counted.
+whole reply. A grade that the input already had is kept as `gold_grade` and not looked at, except with `--only-right`: then the
+judge explains graded rows, and only replies that reach the gold grade are kept (its own reasons become training data,
+STaR 2203.14465). Rows whose reply cannot be parsed are left out and counted.
 
 Not in the paper: its online model is trained like the thinker. Ours learns from it: think first to learn, answer first
 to serve.
@@ -23,6 +25,7 @@ import torch
 
 from taosr1.config import at_least, check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge, load_judge
+from taosr1.learning.selection import keyed_generator
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import generate
 from taosr1.task.judgements import Judgement, write_judgements
@@ -38,6 +41,8 @@ class Config:
     data: str = option("world:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or world:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
     keep_frac: float = option(1.0, "keep this share of the rows, the most confident ones")
+    only_right: bool = option(False, "the rows have a grade: keep only replies that reach it")
+    samples: int = option(1, "with --only-right, replies sampled for a row whose greedy reply is wrong (1: none)")
     max_new_tokens: int = option(64, "longest reply")
     limit: int = option(0, "grade only the first rows (0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this")
@@ -53,24 +58,40 @@ class Config:
         ])  # fmt: skip
 
 
-def grade_rows(judge: Judge, rows: list[Judgement], max_new_tokens: int) -> list[Judgement]:
-    """The rows with the judge's grade, reasons and confidence; those it could not answer are missing."""
-    prompts = judge.prompts(rows)
-    graded = []
+def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: torch.Generator) -> list[Judgement]:
+    """The rows with the judge's grade, reasons and confidence; those it could not answer (or got wrong) are missing."""
     if judge.prompt.order == "label":  # nothing to decode: the label is one token
-        scored = label_probabilities(judge.model, judge.tokenizer, prompts)
-        best, grade = scored.probs.max(dim=1)
-        confidence = (best * scored.label_mass).log()
-        for row, value, index in zip(rows, confidence.tolist(), grade.tolist()):
-            graded.append(_graded(row, index + 1, "", value))
-        return graded
-    rollouts = generate(judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids)
-    confidence = rollouts.logp.sum(dim=1).tolist()
-    for row, ids, value in zip(rows, rollouts.replies(), confidence):
-        text = judge.reply_text(ids)
-        reply = parse_reply(text, judge.prompt.order)
-        if reply.grade is not None and reply.well_formed:
-            graded.append(_graded(row, reply.grade, text.partition("\n")[2] if judge.prompt.order == "post-cot" else text, value))
+        scored = label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
+        best, column = scored.probs.max(dim=1)
+        answers = zip(rows, column.tolist(), (best * scored.label_mass).log().tolist())
+        graded = [_graded(row, index + 1, "", confidence) for row, index, confidence in answers]
+        return [row for row in graded if not config.only_right or row.grade == row.extra["gold_grade"]]
+    graded = _decoded(judge, rows, 1, 0.0, config, generator)
+    if config.only_right and config.samples > 1:
+        answered = {(row.query, row.title, row.item_id) for row in graded}
+        missing = [row for row in rows if (row.query, row.title, row.item_id) not in answered]
+        graded += _decoded(judge, missing, config.samples, 1.0, config, generator) if missing else []
+    return graded
+
+
+def _decoded(judge: Judge, rows: list[Judgement], samples: int, temperature: float, config: Config, generator: torch.Generator) -> list[Judgement]:
+    """The likeliest usable reply of each row: parsed in full and, with --only-right, of the gold grade."""
+    rollouts = generate(
+        judge.model, judge.prompts(rows), samples=samples, max_new_tokens=config.max_new_tokens, temperature=temperature,
+        stop_ids=judge.tokenizer.eos_ids, generator=generator,
+    )  # fmt: skip
+    replies, confidence = rollouts.replies(), rollouts.logp.sum(dim=1).tolist()
+    graded = []
+    for index, row in enumerate(rows):
+        found = []
+        for sample in range(index * samples, (index + 1) * samples):
+            text = judge.reply_text(replies[sample])
+            reply = parse_reply(text, judge.prompt.order)
+            if reply.well_formed and (not config.only_right or reply.grade == row.grade == reply.decision):
+                found.append((confidence[sample], reply.grade, text))
+        if found:
+            value, grade, text = max(found)
+            graded.append(_graded(row, grade, text.partition("\n")[2] if judge.prompt.order == "post-cot" else text, value))
     return graded
 
 
@@ -82,12 +103,13 @@ def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgemen
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     judge = load_judge(config.model, dtype=config.dtype, device=config.device)
-    rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
+    rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
+                     need_grade=config.only_right)  # fmt: skip
     graded: list[Judgement] = []
     bar = progress(total=len(rows), desc="grade the pool", unit="pair")
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         part = rows[start : start + ROWS_AT_A_TIME]
-        graded += grade_rows(judge, part, config.max_new_tokens)
+        graded += grade_rows(judge, part, config, keyed_generator(config.seed, "pool", start))
         bar.update(len(part))
     bar.close()
     if config.keep_frac < 1 and graded:

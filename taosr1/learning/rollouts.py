@@ -6,6 +6,7 @@ by grade, and returns micro-batches with advantages and stored log-probs beside 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from taosr1.learning.batches import Example, collate, label_token_weights, micro
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.losses import group_advantages
 from taosr1.learning.rewards import is_right, reward_parts, total_reward
-from taosr1.learning.selection import balance_by_grade, drop_reason, grade_share_cv, keep_groups, keyed_generator, shuffled_order
+from taosr1.learning.selection import balance_by_grade, balanced_order, drop_reason, grade_share_cv, keep_groups, keyed_generator, shuffled_order
 from taosr1.model.decoder import Decoder
 from taosr1.sampling.sampler import draw_first_tokens, generate
 from taosr1.task.grades import GRADES
@@ -109,6 +110,7 @@ class Sampler:
         self.prompts = judge.prompts(list(rows))
         self.rows_of = {grade: [i for i, row in enumerate(rows) if row.grade == grade] for grade in GRADES}
         self.rows_of = {grade: members for grade, members in self.rows_of.items() if members}
+        self.grades = [row.grade for row in rows]
         self.device = next(judge.model.parameters()).device
         self.metrics: dict[str, float] = {}
 
@@ -141,6 +143,10 @@ class Sampler:
             start = drawn.get("all", 0)
             drawn["all"] = start + settings.groups
             return shuffled_order(len(self.rows), settings.seed, start, settings.groups)
+        if settings.balance == "root":
+            start = drawn.get("root", 0)
+            drawn["root"] = start + settings.groups
+            return balanced_order(self.grades, settings.seed, start, settings.groups, power=0.5)
         survival = cursor.setdefault("survival", {})
         need = {grade: 1 / max(survival.get(str(grade), 0.5), LOWEST_SURVIVAL) for grade in self.rows_of}
         chosen: list[int] = []
@@ -208,7 +214,7 @@ class Sampler:
                 survival[str(grade)] = SURVIVAL_MEMORY * past + (1 - SURVIVAL_MEMORY) * sum(fates) / len(fates)
 
     def _balanced(self, groups: list[Group], generator: torch.Generator) -> list[Group]:
-        if self.settings.balance == "none":
+        if self.settings.balance != "class":
             return groups
         return [groups[i] for i in balance_by_grade([group.gold for group in groups], generator)]
 
@@ -219,11 +225,21 @@ class Sampler:
         advantages = group_advantages(rewards, self.settings.samples, scale=self.settings.adv_std)
         for group, values in zip(groups, advantages.view(len(groups), -1).tolist()):
             group.advantages = values
+        if self.settings.balance == "root":
+            self._weigh_by_grade(groups)
         return [
             Rollout(group.prompt, reply, logp, advantage)
             for group in groups
             for reply, logp, advantage in zip(group.replies, group.logp, group.advantages)
         ]
+
+    def _weigh_by_grade(self, groups: list[Group]) -> None:
+        """Scale advantages so that grades weigh as the square root of their frequency in the data; the mean weight is 1."""
+        count = {grade: sum(group.gold == grade for group in groups) for grade in self.rows_of}
+        wanted = {grade: math.sqrt(len(self.rows_of[grade])) for grade in self.rows_of if count[grade]}
+        for group in groups:
+            weight = len(groups) * wanted[group.gold] / (sum(wanted.values()) * count[group.gold])
+            group.advantages = [weight * advantage for advantage in group.advantages]
 
     def _batch(self, rollouts: list[Rollout]) -> RolloutBatch:
         """Rollouts as tensors, with the reference's log-probs where there is a KL term."""

@@ -274,7 +274,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(make_judge, tmp_path,
     go(tmp_path / "parts", resumed, evaluate)
     assert torch.equal(weights(resumed), weights(whole))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    for name in ("best.json", *(f"step-{step:06d}/{file}" for step in (4, 6) for file in ("model.safetensors", "optimizer.safetensors", "state.json"))):
+    parts_of_a_checkpoint = ("model.safetensors", "optimizer.safetensors", "state.json")
+    for name in ("best.json", *(f"step-{step:06d}/{file}" for step in (4, 6) for file in parts_of_a_checkpoint)):
         path = os.path.join("checkpoints", name)
         assert (tmp_path / "parts" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), name
     assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == sorted(os.listdir(tmp_path / "whole" / "checkpoints"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from taosr1.learning import rollouts
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.rollouts import RolloutSettings, Sampler
 from taosr1.task.judgements import Judgement
+from train import grpo
 
+BALANCES = sorted(next(field.metadata["choices"] for field in fields(grpo.Config) if field.name == "balance"))
 EVEN = (0.25, 0.25, 0.25, 0.25)
 SETTINGS = RolloutSettings(
     groups=16, samples=4, gamma=None, difficulty="samples", balance="class", min_groups=4, max_resample=3, temperature=1.0, max_new_tokens=3,
@@ -148,6 +150,24 @@ def test_grades_whose_groups_rarely_survive_are_drawn_more_often(labeller):
     assert cursor["survival"]["1"] < 0.2 < 0.5 < cursor["survival"]["4"] and drawn[1] > 2 * drawn[4] and sum(drawn.values()) <= 24
 
 
+@pytest.mark.parametrize("balance", ["class", "none"])
+def test_every_row_of_a_grade_is_drawn_before_any_is_drawn_again(labeller, balance):
+    sampler, cursor, drawn = sampler_of(labeller(), rows_of(*[4] * 9 + [1] * 5), balance=balance, groups=7, max_resample=1), {}, {1: [], 4: []}
+    for step in range(6):
+        for record in sampler.collect(step, cursor)[1]:
+            drawn[record["gold"]].append(record["row"])
+    for grade, rows in ((4, set(range(9))), (1, set(range(9, 14)))):
+        assert set(drawn[grade][: len(rows)]) == rows and len(drawn[grade]) > len(rows)
+
+
+@pytest.mark.parametrize("balance", sorted(set(BALANCES) - {"class"}))
+def test_only_class_balance_drops_groups_that_survived(labeller, balance):
+    sampler = sampler_of(labeller(), balance=balance, groups=32)
+    _, records = sampler.collect(0, {})
+    alive = [record for record in records if 0 < record["right"] < 4]
+    assert all(record["kept"] and record["advantages"] for record in alive) and sampler.metrics["kept_groups"] == len(alive)
+
+
 def test_a_row_drawn_twice_makes_two_groups_of_which_balance_may_drop_one(labeller):
     """Two groups of one row can be equal in every field; only one of them is trained on."""
     sampler = sampler_of(labeller((0.45, 0.45, 0.05, 0.05)), rows_of(1, 2, 3), samples=2, groups=60, max_resample=1)
@@ -214,7 +234,7 @@ def test_the_balanced_reward_weighs_every_grade_alike(labeller):
 
 
 # --- Going on ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("balance", ["class", "none"])
+@pytest.mark.parametrize("balance", BALANCES)
 def test_a_step_depends_on_seed_step_cursor_and_weights_alone(labeller, balance):
     judge, cursor = labeller(), {}
     before = torch.get_rng_state()

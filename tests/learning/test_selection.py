@@ -110,6 +110,7 @@ def test_drawing_labels_is_repeatable():
     first, second = (sample_label_counts(PROBS, GOLD, 8, generator(3)).labels for _ in range(2))
     assert torch.equal(first, second)
     assert sample_label_counts(PROBS[:0], [], 8, generator()).labels.shape == (0, 8)
+    assert sample_label_counts(PROBS, GOLD, 1, generator()).labels.shape == (3, 1)
 
 
 def test_label_probabilities_that_are_none_are_refused():
@@ -289,6 +290,7 @@ def test_the_teacher_is_chosen_where_no_reply_is_right():
         Pair(TEACHER, 1, "oracle"),
     ]
     assert mine_pairs([2, None], 4, ["a", "b"], has_teacher=False) == []
+    assert TEACHER == -1  # never the index of a reply
 
 
 def test_all_right_and_no_replies_give_no_pair():

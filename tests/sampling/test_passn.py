@@ -61,6 +61,7 @@ def test_guessing_by_hand():
     """Uniform guesses: 1 - (3/4)^5 = 0.76270, whatever the gold grades: what a pass@5 of 0.8 has to be read against.
     The paper's shares 9/36/5/50: sum p (1 - (1 - p)^5) = 0.85087."""
     assert prior_pass_at_n([0.25] * 4, [1, 4, 4], 5) == pytest.approx(1 - 0.75**5)
+    assert prior_pass_at_n([0.25] * 4, [3], 1) == 0.25
     grades = [1] * 9 + [2] * 36 + [3] * 5 + [4] * 50
     prior = grade_prior(grades)
     assert prior == pytest.approx((0.09, 0.36, 0.05, 0.5))
@@ -82,8 +83,10 @@ def test_a_grade_the_prior_never_names_is_never_passed():
         (lambda: pass_curve([], 4), "no prompts"),
         (lambda: grade_prior([]), "empty"),
         (lambda: grade_prior([4, 5]), "row 1 is 5"),
-        (lambda: prior_pass_at_n([0.5] * 4, [1], 2), "four shares|4 shares"),
+        (lambda: prior_pass_at_n([0.5] * 4, [1], 2), "4 shares"),
         (lambda: prior_pass_at_n([0.5, 0.5], [1], 2), "4 shares"),
+        (lambda: prior_pass_at_n([0.4] * 4, [1], 2), "4 shares"),
+        (lambda: prior_pass_at_n([-0.1, 0.5, 0.3, 0.3], [1], 2), "4 shares"),
         (lambda: prior_pass_at_n([0.25] * 4, [1], 0), "n is 0"),
         (lambda: prior_pass_at_n([0.25] * 4, [0], 1), "row 0 is 0"),
     ],

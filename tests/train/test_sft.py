@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import train.sft
 from taosr1.judge import load_judge
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task.judgements import write_judgements
@@ -33,6 +35,17 @@ def test_three_steps_write_exactly_these_files(base, tmp_path, look):
     rows = look.metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 3] and rows[2]["loss"] < rows[0]["loss"]
     assert last.keys() == {"dev_macro_f1", "dev_unparsed_frac"} and rows[3] == {"step": 3, **last}
+
+
+def test_every_row_is_seen_before_any_is_seen_again(base, tmp_path, monkeypatch):
+    seen, collate = [], train.sft.collate
+    monkeypatch.setattr(train.sft, "collate", lambda part, device: seen.extend(part) or collate(part, device))
+    rows = [row for row in read_pool("reasoned", 60) if row.grade == 4]
+    write_judgements(tmp_path / "rows.jsonl", rows)
+    steps = len(rows) // 8 + 1
+    sft(flags(base, tmp_path / "run", "--data", str(tmp_path / "rows.jsonl"), "--cots", "all", "--steps", str(steps), "--dev", "world:dev*2"))
+    counts = Counter(tuple(example.prompt + example.reply) for example in seen)
+    assert sum(counts.values()) == 8 * steps and len(counts) == len(rows) and max(counts.values()) == 2
 
 
 @pytest.mark.parametrize("order", ["label", "pre-cot", "post-cot"])

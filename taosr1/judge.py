@@ -17,6 +17,8 @@ from taosr1.task.prompt import PromptConfig, encode_prompt
 from taosr1.task.world import read_pool
 
 TINY = "tiny"
+BUNDLED = "bundled"
+BUNDLED_FOLDER = Path(__file__).parent / "bundled" / "thinker"
 # 0.8 M parameters in Qwen3's form: trains in minutes on one CPU core.
 TINY_SHAPE = dict(
     hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
@@ -60,7 +62,7 @@ class Judge:
 
 
 def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> Judge:
-    """The judge behind `--model`: "tiny" (fresh weights), a run folder, a Hugging Face folder, or a hub id.
+    """The judge behind `--model`: "tiny" (fresh weights), "bundled" (a trained tiny thinker), a run folder, a Hugging Face folder, or a hub id.
 
     A folder that taosr1 wrote says how it is asked (prompt.json); any other is asked in full. `order` overrides the
     order of the reply: an SFT stage may teach a thinker to answer first.
@@ -69,6 +71,7 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     check_device(device)
     if spec == TINY:
         return _tiny_judge(order or "post-cot", seed, device)
+    spec = str(BUNDLED_FOLDER) if spec == BUNDLED else spec
     if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
         raise FileNotFoundError(f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id")
     folder = model_folder(spec)

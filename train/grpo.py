@@ -4,9 +4,9 @@
     python train/grpo.py --balance none --out runs/natural                 # natural shares: what balance is worth
     python train/grpo.py --model runs/post-dpo --difficulty prefill --out runs/post-grpo       # the paper's third stage
 
-Every step samples G replies for each prompt, drops the groups that teach nothing (all right, all wrong), keeps equally
-many of every grade, and pushes each reply by how much better it is than its group. Where the stage before has no output
-yet, it is run first.
+Every step samples G replies for each prompt, drops the groups that teach nothing (all right, all wrong), balances the
+rest by grade, and pushes each reply by how much better it is than its group. Where the stage before has no output yet,
+a bundled thinker (what train/sft.py gives) stands in for it.
 
 Deviations from the paper:
 1. `--balance root` (the default) weighs grades by the square root of their frequency and keeps every surviving group.
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import before_and_after, dev_scores
-from taosr1.judge import DTYPES, load_judge
+from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, grpo_loss
@@ -41,7 +41,7 @@ THINKER = "runs/thinker-sft"
 
 @dataclass(frozen=True)
 class Config:
-    model: str = option(THINKER, "run folder or Hugging Face folder to start from; the default is trained first if missing")
+    model: str = option(THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker")
     data: str = option("world:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or world:POOL")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
     test: str = option("world:test", "graded rows that the start and the result are compared on at the end ('' for none)")
@@ -100,14 +100,13 @@ class Config:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
+    start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
-        from train.sft import main as sft
-
-        print(f"{THINKER} does not exist or is not finished yet: running stage 1 first (python train/sft.py)")
-        sft(["--seed", str(config.seed), "--device", config.device, "--dtype", config.dtype])
-    judge = load_judge(config.model, device=config.device)
+        print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")
+        start_from = BUNDLED
+    judge = load_judge(start_from, device=config.device)
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
-        raise ValueError(f"--difficulty prefill needs label-first replies, but {config.model} thinks first (pre-cot); use --difficulty samples")
+        raise ValueError(f"--difficulty prefill needs label-first replies, but {start_from} thinks first (pre-cot); use --difficulty samples")
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)

@@ -24,8 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import at_least, check, option, parse_config, progress, run_main
 from taosr1.judge import Judge, load_judge
-from taosr1.learning.checkpoint import write_json
-from taosr1.learning.selection import TEACHER, balance_label_flow, balanced_order, keyed_generator, mine_pairs, mining_outcome
+from taosr1.learning.selection import (
+    TEACHER,
+    balance_label_flow,
+    balanced_order,
+    keyed_generator,
+    mine_pairs,
+    mining_outcome,
+)
+from taosr1.model.files import write_json
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
 from taosr1.task.judgements import Judgement

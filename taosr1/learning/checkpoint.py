@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from taosr1.model.decoder import Decoder
+from taosr1.model.files import fsync
 from taosr1.model.folders import BEST_FILE, STATE_FILE, checkpoints, read_best
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.model.weights import load_decoder, save_pretrained
@@ -40,29 +41,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
-                _fsync(file)
-        _fsync(aside)
+                fsync(file)
+        fsync(aside)
         os.replace(aside, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def write_json(path: Path, value: object) -> None:
-    """A small JSON file, replaced in one rename so that no reader meets half of it."""
-    aside = path.with_name(f"{_TEMPORARY}{path.name}")
-    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    _fsync(aside)
-    os.replace(aside, path)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_checkpoint(
@@ -127,7 +112,7 @@ def _flatten(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.T
 
 def sweep(folder: Path) -> None:
     """Remove what an interrupted save left behind."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in (*folder.glob(f"{_TEMPORARY}*"), *folder.glob(".*.tmp")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from taosr1.config import progress
-from taosr1.learning.checkpoint import load_checkpoint, prune, save_checkpoint, write_json
+from taosr1.learning.checkpoint import load_checkpoint, prune, save_checkpoint
 from taosr1.learning.losses import LossSum
 from taosr1.learning.run import Run
 from taosr1.model.decoder import Decoder
+from taosr1.model.files import write_json
 from taosr1.model.folders import BEST_FILE, read_best
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task.prompt import PromptConfig

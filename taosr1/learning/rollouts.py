@@ -17,7 +17,15 @@ from taosr1.learning.batches import Example, collate, label_token_weights, micro
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.losses import group_advantages
 from taosr1.learning.rewards import is_right, reward_parts, total_reward
-from taosr1.learning.selection import balance_by_grade, balanced_order, drop_reason, grade_share_cv, keep_groups, keyed_generator, shuffled_order
+from taosr1.learning.selection import (
+    balance_by_grade,
+    balanced_order,
+    drop_reason,
+    grade_share_cv,
+    keep_groups,
+    keyed_generator,
+    shuffled_order,
+)
 from taosr1.model.decoder import Decoder
 from taosr1.sampling.sampler import draw_first_tokens, generate
 from taosr1.task.grades import GRADES

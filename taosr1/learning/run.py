@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from taosr1 import __version__
-from taosr1.learning.checkpoint import rewind, sweep, write_json
+from taosr1.learning.checkpoint import rewind, sweep
+from taosr1.model.files import write_json
 from taosr1.model.folders import checkpoints
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.

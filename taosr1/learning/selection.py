@@ -13,7 +13,6 @@ from torch import Tensor
 
 from taosr1.task.grades import GRADES
 
-OTHER = 0  # in drawn labels: the first token was none of the four labels
 TEACHER = -1  # in mined pairs: the chosen reply is the teacher's
 
 
@@ -47,58 +46,6 @@ def drop_reason(right_count: int, group_size: int, gamma: int | None = None) -> 
     if right_count == group_size:
         return "all right"
     return "" if right_count < _upper(group_size, gamma) else "too easy"
-
-
-class LabelDraw(NamedTuple):
-    """The labels of P groups before any reply is decoded.
-
-    labels: (P, G) int64, the drawn grade 1..4, or OTHER (0) where the first token is none of the four labels.
-    right: (P,) int64, how many of a group's labels are the gold grade.
-    """
-
-    labels: Tensor
-    right: Tensor
-
-
-def sample_label_counts(
-    label_probs: Tensor, gold: Tensor | Sequence[int], group_size: int, generator: torch.Generator
-) -> LabelDraw:
-    """Draw the labels of each group's G replies from the prompt's first-token distribution.
-
-    In post-CoT the label is the first token, so one prefill tells the distribution of a group's difficulty. Drawing
-    the labels first, dropping groups, and then continuing only kept groups *from these labels* gives replies with
-    exactly the distribution of sampling everything and dropping afterwards. Drawing again for kept groups would not.
-    A reply drawn as OTHER continues from a first token drawn among the non-label tokens.
-
-    Shapes: label_probs (P, 4), the full-vocabulary probabilities of labels 1..4 at the sampling temperature (a
-        scorer's `probs * label_mass[:, None]`); what is missing to 1 is OTHER. gold (P,) grades.
-    Raises: ValueError for probabilities or grades that are not such.
-    """
-    probs, gold = _label_probs(label_probs, gold)
-    if group_size < 1:
-        raise ValueError(f"group_size is {group_size}, expected at least 1")
-    # Inverse CDF in float64: the number of cumulative probabilities <= u is the drawn column, 4 meaning OTHER.
-    uniform = torch.rand(len(probs), group_size, dtype=torch.float64, generator=generator, device=generator.device)
-    column = torch.searchsorted(probs.cumsum(dim=1), uniform.to(probs.device), right=True)  # (P, G)
-    labels = torch.where(column < len(GRADES), column + 1, torch.full_like(column, OTHER))
-    return LabelDraw(labels, (labels == gold[:, None]).sum(dim=1))
-
-
-def prefill_keep_probability(
-    label_probs: Tensor, gold: Tensor | Sequence[int], group_size: int, gamma: int | None = None
-) -> Tensor:
-    """P(0 < right < gamma) of each prompt's group, exactly: the right replies are Binomial(G, p(gold)).
-
-    Its sum is the number of groups a pool is expected to give; 1 - it the share of decoding that prefill saves.
-
-    Shapes: label_probs (P, 4) as in `sample_label_counts`, gold (P,) -> (P,) float64.
-    """
-    probs, gold = _label_probs(label_probs, gold)
-    right = probs.gather(1, gold[:, None] - 1).squeeze(1).clamp(0, 1)  # (P,)
-    keep = torch.zeros_like(right)
-    for count in range(1, _upper(group_size, gamma)):
-        keep += math.comb(group_size, count) * right**count * (1 - right) ** (group_size - count)
-    return keep
 
 
 # ---- balance --------------------------------------------------------------------------------------------------------
@@ -295,18 +242,6 @@ def _upper(group_size: int, gamma: int | None) -> int:
     if not 2 <= gamma <= group_size:
         raise ValueError(f"gamma is {gamma}, expected 2 to the group size {group_size} (kept: 0 < right < gamma)")
     return gamma
-
-
-def _label_probs(label_probs: Tensor, gold: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-    probs = label_probs.detach().double()
-    if probs.dim() != 2 or probs.shape[1] != len(GRADES):
-        raise ValueError(f"label_probs must be (P, {len(GRADES)}), got {tuple(probs.shape)}")
-    if not bool((probs >= 0).all()) or bool((probs.sum(dim=1) > 1 + 1e-4).any()):
-        raise ValueError("label_probs must be at least 0 and at most 1 in total for every prompt")
-    gold = torch.as_tensor(gold, dtype=torch.int64, device=probs.device)
-    if gold.shape != probs.shape[:1] or bool(((gold < GRADES[0]) | (gold > GRADES[-1])).any()):
-        raise ValueError(f"gold must be ({len(probs)},) grades in {GRADES}, got {gold.tolist()}")
-    return probs, gold
 
 
 def _rows_of(grades: Sequence[int]) -> dict[int, list[int]]:

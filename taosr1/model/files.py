@@ -20,12 +20,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # safetensors leaves its files readable by their owner alone
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable by itself
-        _fsync(path.parent)
+        fsync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,7 +49,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

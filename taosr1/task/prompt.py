@@ -16,12 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from taosr1.task.grades import LABELS, grade_name
-from taosr1.task.judgements import Judgement
+from taosr1.task.judgements import COT_STEPS, Judgement
 
 ORDERS = ("label", "pre-cot", "post-cot")
 STYLES = ("brief", "full")
 ITEM_FIELDS = ("title", "brand", "price", "category", "attributes", "description")
-STEPS = ("Query", "Item", "Category", "Attributes", "Decision")
 PROMPT_FILE = "prompt.json"
 
 INSTRUCTIONS = """You judge how well a product answers a shopping query.
@@ -172,11 +171,11 @@ def parse_reply(text: str, order: str) -> Reply:
     steps: dict[str, str] = {}
     for line in lines:
         name, _, rest = line.partition(":")
-        if name in STEPS and name not in steps:
+        if name in COT_STEPS and name not in steps:
             steps[name] = rest.strip()
     decision = _DECISION.get(steps.get("Decision", ""))
     grade = label if order == "post-cot" else decision
-    in_order = len(lines) == len(STEPS) and all(line.startswith(f"{name}: ") for name, line in zip(STEPS, lines))
+    in_order = len(lines) == len(COT_STEPS) and all(line.startswith(f"{name}: ") for name, line in zip(COT_STEPS, lines))
     well_formed = in_order and None not in (grade, decision) and all(steps.values())
     return Reply(grade, steps.get("Query", ""), steps.get("Item", ""), steps.get("Category", ""), steps.get("Attributes", ""), decision, well_formed)
 

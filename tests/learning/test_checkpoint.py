@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from taosr1.learning import checkpoint
-from taosr1.learning.checkpoint import load_checkpoint, new_folder, prune, rewind, save_checkpoint, sweep, write_json
+from taosr1.learning.checkpoint import load_checkpoint, new_folder, prune, rewind, save_checkpoint, sweep
 from taosr1.learning.loop import make_optimizers
+from taosr1.model.files import write_json
 from taosr1.model.folders import checkpoints, model_folder, read_best
 from taosr1.model.weights import load_pretrained
 from taosr1.task.prompt import PromptConfig

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from taosr1.learning.checkpoint import write_json
 from taosr1.learning.run import Run
+from taosr1.model.files import write_json
 
 
 @dataclass(frozen=True)

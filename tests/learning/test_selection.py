@@ -1,6 +1,5 @@
 """What is trained on: difficulty by integer counts, balance, resumable order, preference pairs."""
 
-import itertools
 import math
 from collections import Counter
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from taosr1.learning.selection import (
-    OTHER,
     TEACHER,
     Pair,
     balance_by_grade,
@@ -20,8 +18,6 @@ from taosr1.learning.selection import (
     keyed_generator,
     mine_pairs,
     mining_outcome,
-    prefill_keep_probability,
-    sample_label_counts,
     shuffled_order,
 )
 
@@ -59,73 +55,6 @@ def test_counts_that_are_no_counts_are_refused():
     for gamma in (1, 0, 5):
         with pytest.raises(ValueError, match="gamma"):
             keep_groups([1], 4, gamma)
-
-
-PROBS = torch.tensor([[0.1, 0.2, 0.3, 0.25], [0.0, 0.0, 1.0, 0.0], [0.05, 0.0, 0.0, 0.0]], dtype=torch.float64)
-GOLD = [4, 3, 2]
-
-
-@pytest.mark.parametrize("gamma", [None, 2])
-def test_keep_probability_equals_counting_every_outcome(gamma):
-    """All 5^3 label draws of a group of three, the fifth outcome being "none of the labels"."""
-    expected = []
-    for row, gold in zip(PROBS.tolist(), GOLD):
-        outcomes = {grade + 1: p for grade, p in enumerate(row)} | {OTHER: 1 - sum(row)}
-        expected.append(
-            sum(
-                math.prod(outcomes[label] for label in labels)
-                for labels in itertools.product(outcomes, repeat=3)
-                if 0 < labels.count(gold) < (gamma or 3)
-            )
-        )
-    assert prefill_keep_probability(PROBS, GOLD, 3, gamma).tolist() == pytest.approx(expected)
-    assert expected[1:] == [0.0, 0.0] and expected[0] > 0.2
-
-
-def test_drawn_groups_have_the_distribution_of_sampled_groups():
-    """20,000 groups of three: every tuple of labels as often as its product of probabilities, to 5 standard deviations.
-
-    So the labels of the *kept* groups have their conditional distribution too, which redrawing them would not.
-    """
-    draws = 20_000
-    labels, right = sample_label_counts(PROBS[:1].expand(draws, 4), [4] * draws, 3, generator())
-    assert labels.shape == (draws, 3) and torch.equal(right, (labels == 4).sum(1))
-    seen = Counter(map(tuple, labels.tolist()))
-    outcomes = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.25, OTHER: 0.15}
-    for drawn in itertools.product(outcomes, repeat=3):
-        p = math.prod(outcomes[label] for label in drawn)
-        assert abs(seen[drawn] - draws * p) < 5 * math.sqrt(draws * p * (1 - p)), drawn
-    kept = keep_groups(right, 3).double().mean().item()
-    p = prefill_keep_probability(PROBS[:1], [4], 3).item()
-    assert abs(kept - p) < 5 * math.sqrt(p * (1 - p) / draws)
-
-
-def test_impossible_labels_are_never_drawn_and_certain_ones_always():
-    labels, right = sample_label_counts(PROBS[1:], GOLD[1:], 2_000, generator(1))
-    assert right.tolist() == [2_000, 0]
-    assert set(labels[0].tolist()) == {3} and set(labels[1].tolist()) == {1, OTHER}
-
-
-def test_drawing_labels_is_repeatable():
-    first, second = (sample_label_counts(PROBS, GOLD, 8, generator(3)).labels for _ in range(2))
-    assert torch.equal(first, second)
-    assert sample_label_counts(PROBS[:0], [], 8, generator()).labels.shape == (0, 8)
-    assert sample_label_counts(PROBS, GOLD, 1, generator()).labels.shape == (3, 1)
-
-
-def test_label_probabilities_that_are_none_are_refused():
-    for probs, gold, message in (
-        (PROBS[:, :3], GOLD, r"\(P, 4\)"),
-        (PROBS * 2, GOLD, "at most 1"),
-        (-PROBS, GOLD, "at least 0"),
-        (PROBS * math.nan, GOLD, "at least 0"),
-        (PROBS, [4, 3], "gold"),
-        (PROBS, [4, 3, 0], "gold"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sample_label_counts(probs, gold, 4, generator())
-    with pytest.raises(ValueError, match="group_size"):
-        sample_label_counts(PROBS, GOLD, 0, generator())
 
 
 # ---- balance --------------------------------------------------------------------------------------------------------

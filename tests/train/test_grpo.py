@@ -83,20 +83,17 @@ def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_stage_before_is_run_where_it_has_no_output_or_was_stopped(base, tmp_path, monkeypatch, capsys, stopped_after, look):
-    """Stage 1 really runs, made small: only the flags it is called with are extended."""
+def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_stopped(base, tmp_path, monkeypatch, capsys, stopped_after):
     monkeypatch.chdir(tmp_path)
-    real, called = train.sft.main, []
-    small = ["--model", base, "--data", "world:reasoned*40", "--dev", "world:dev*4", "--steps", "2", "--eval-every", "1", "--batch-size", "4",
-             "--max-new-tokens", "4"]  # fmt: skip
-    monkeypatch.setattr(train.sft, "main", lambda argv: called.append(argv) or real([*small, *argv]))
-    stopped_after(1, train.sft.main, [])
-    command = [*QUICK, "--steps", "1", "--test", "", "--max-new-tokens", "4", "--out", "run"]
-    grpo(command)
-    assert "running stage 1 first (python train/sft.py)" in capsys.readouterr().out
-    assert called == [[], ["--seed", "0", "--device", "cpu", "--dtype", "float32"]] and (tmp_path / THINKER / "checkpoints" / "step-000002").is_dir()
-    grpo([*command, "--out", "other"])
-    assert len(called) == 2  # what is there is used
+    command = [*QUICK, "--steps", "1", "--test", "", "--max-new-tokens", "4"]
+    sft = ["--model", base, "--data", "world:reasoned*40", "--dev", "world:dev*4", "--steps", "2", "--eval-every", "1", "--batch-size", "4",
+           "--max-new-tokens", "4"]  # fmt: skip
+    stopped_after(1, train.sft.main, sft)
+    grpo([*command, "--out", "first"])
+    assert f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker" in capsys.readouterr().out
+    train.sft.main(sft)
+    grpo([*command, "--out", "second"])
+    assert "bundled" not in capsys.readouterr().out  # what is there is used
 
 
 @pytest.mark.parametrize(

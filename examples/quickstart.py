@@ -8,9 +8,8 @@ Every step is one command of train/ or infer/, printed as it starts, so each can
 need each other run side by side, one thread each. A step whose output exists is not run again.
 
 The paper's path:  post-CoT SFT -> pass@N mining -> DPO -> GRPO.
-Ours:              pre-CoT SFT (the thinker) -> it learns from grades without reasons, by GRPO (measured) or by SFT on its
-                   own right reasons (better here, so it goes on) -> it grades and explains the unlabelled pool -> the
-                   student learns to answer first from that: one prefill at serving.
+Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -> SFT on its own right reasons -> it grades
+                   and explains the unlabelled pool -> the student learns to answer first from that: one prefill at serving.
 """
 
 from __future__ import annotations
@@ -89,18 +88,17 @@ def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
     pool = "world:unlabelled*400" if quick else "world:unlabelled"
     # Ours. The thinker comes first: everything long waits for it.
     train("thinker-sft", "sft", steps=500, order="pre-cot", data=REASONED)
-    add("own-reasons.jsonl", "train/label_pool.py", ("thinker-sft",), model=path("thinker-sft"), out=path("own-reasons.jsonl"),
+    train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), data="world:labelled", test="")
+    add("own-reasons.jsonl", "train/label_pool.py", ("thinker-grpo",), model=path("thinker-grpo"), out=path("own-reasons.jsonl"),
         data="world:labelled*200" if quick else "world:labelled", only_right=True, samples=4, seed=seed)  # fmt: skip
     reasons = f"{path('own-reasons.jsonl')},{REASONED}"
-    train("thinker", "sft", ("own-reasons.jsonl",), steps=300, model=path("thinker-sft"), order="pre-cot", data=reasons, lr=1e-3)
+    train("thinker", "sft", ("own-reasons.jsonl",), steps=200, model=path("thinker-grpo"), order="pre-cot", data=reasons, lr=1e-3)
     grade_pool("pool.jsonl", "thinker")
     student = f"{path('pool.jsonl')},{GRADED}"
     train("student-label", "sft", ("pool.jsonl",), steps=800, model=path("thinker"), order="label", data=student, lr=1e-3)
     explained = f"{path('pool.jsonl')},{reasons}"
     train("student", "sft", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, lr=5e-4,
           label_weight=8)  # fmt: skip
-    # The other way to use grades without reasons: reinforcement.
-    train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), data="world:labelled", test="")
     # The paper's.
     train("post-sft", "sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
     add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), model=path("post-sft"), out=path("post-pairs.jsonl"), seed=seed,
@@ -162,7 +160,7 @@ def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
     return seconds
 
 
-THINKER_STEPS = ("thinker-sft", "own-reasons.jsonl", "thinker")
+THINKER_STEPS = ("thinker-sft", "thinker-grpo", "own-reasons.jsonl", "thinker")
 # name of the run, what the table calls it, and the steps whose time it took
 ROWS = (
     ("boosted-3k", "gradient boosting on overlap features, 3,000 grades", ("boosted-3k",)),
@@ -175,8 +173,8 @@ ROWS = (
     ("post-dpo", "paper: + DPO", ("post-sft", "post-pairs.jsonl", "post-dpo")),
     ("post-grpo", "paper: + GRPO", ("post-sft", "post-pairs.jsonl", "post-dpo", "post-grpo")),
     ("thinker-sft", "ours: thinker, pre-CoT SFT", ("thinker-sft",)),
-    ("thinker-grpo", "ours: + GRPO on 9,000 grades it has not seen", ("thinker-sft", "thinker-grpo")),
-    ("thinker", "ours: + SFT on its own right reasons for them instead", THINKER_STEPS),
+    ("thinker-grpo", "ours: thinker + GRPO on 9,000 unseen grades", ("thinker-sft", "thinker-grpo")),
+    ("thinker", "ours: thinker on its own right reasons", THINKER_STEPS),
     ("student-label", "ours: student, label only", (*THINKER_STEPS, "pool.jsonl", "student-label")),
     ("student", "ours: student, post-CoT (explains itself)", (*THINKER_STEPS, "pool.jsonl", "student-label", "student")),
 )
@@ -235,7 +233,7 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         compare("DPO changes post-CoT SFT by", "post-dpo", "post-sft"),
         compare("GRPO changes the DPO model by", "post-grpo", "post-dpo"),
         compare("DPO and GRPO together, against post-CoT SFT that trains on,", "post-grpo", "post-sft-longer"),
-        compare("SFT on its own right reasons for the same grades lifts it by", "thinker", "thinker-sft"),
+        compare("SFT on its own right reasons lifts the thinker further by", "thinker", "thinker-grpo"),
         compare("The student against the thinker that taught it", "student", "thinker"),
         compare(f"The student against the best one-prefill rival from the 3,000 reasoned pairs ({best_3k})", "student", best_3k),
         compare(f"The student against the best one-prefill rival with all 12,000 grades ({best_12k})", "student", best_12k),

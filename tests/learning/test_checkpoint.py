@@ -11,6 +11,7 @@ import torch
 from taosr1.learning import checkpoint
 from taosr1.learning.checkpoint import load_checkpoint, new_folder, prune, rewind, save_checkpoint, sweep
 from taosr1.learning.loop import make_optimizers
+from taosr1.model import files
 from taosr1.model.files import write_json
 from taosr1.model.folders import checkpoints, model_folder, read_best
 from taosr1.model.weights import load_pretrained
@@ -85,7 +86,7 @@ def test_a_checkpoint_is_a_model_folder_with_exactly_these_files(make_judge, tmp
     assert model_folder(tmp_path) == str(path)
 
 
-@pytest.mark.parametrize("failing", ["save_pretrained", "save_file", "_fsync", "os.replace"])
+@pytest.mark.parametrize("failing", ["save_pretrained", "save_file", "fsync", "os.replace"])
 def test_a_save_that_fails_anywhere_leaves_nothing_and_can_be_repeated(make_judge, tmp_path, monkeypatch, failing):
     judge = make_judge()
     optimizers = make_optimizers(judge.model, 1e-3)
@@ -118,13 +119,13 @@ def test_a_process_killed_in_the_middle_leaves_no_checkpoint_only_what_sweep_rem
 
 
 def test_every_file_is_forced_to_disk_before_the_folder_gets_its_name(make_judge, tmp_path, monkeypatch):
-    judge, forced, fsync = make_judge(), [], checkpoint._fsync
+    judge, forced, fsync = make_judge(), [], checkpoint.fsync
 
     def record(path):
         forced.append((path.name, (tmp_path / "step-000003").exists()))
         fsync(path)
 
-    monkeypatch.setattr(checkpoint, "_fsync", record)
+    monkeypatch.setattr(checkpoint, "fsync", record)
     save(tmp_path, judge, make_optimizers(judge.model, 1e-3))
     assert sorted(name for name, named in forced if not named) == sorted([*FILES, ".writing-step-000003"])
     assert forced[-1] == (tmp_path.name, True)
@@ -167,7 +168,7 @@ def test_small_json_files_are_replaced_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_fsync", fail)
+        patch.setattr(files, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             write_json(tmp_path / "a.json", {"x": 2})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 1}

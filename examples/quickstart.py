@@ -87,7 +87,8 @@ def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
 
     pool = "world:unlabelled*400" if quick else "world:unlabelled"
     # Ours. The thinker comes first: everything long waits for it.
-    train("thinker-sft", "sft", steps=500, order="pre-cot", data=REASONED)
+    warm = {"model": "bundled", "lr": 1e-4} if quick else {}  # a few steps from fresh weights would write no reply that parses
+    train("thinker-sft", "sft", steps=500, order="pre-cot", data=REASONED, **warm)
     train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), data="world:labelled", test="")
     add("own-reasons.jsonl", "train/label_pool.py", ("thinker-grpo",), model=path("thinker-grpo"), out=path("own-reasons.jsonl"),
         data="world:labelled*200" if quick else "world:labelled", only_right=True, samples=4, seed=seed)  # fmt: skip

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.S)
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.S | re.M)
+BLOCKS = [block for language, block in FENCES if not language]  # ```text holds tables
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 SCRIPTS = [shlex.split(command.split("&&")[-1]) for command in COMMANDS if ".py" in command]
 

@@ -1,6 +1,6 @@
 """Both paths to a deployable judge on the embedded world, then one table with the strong simple rivals beside them.
 
-    python examples/quickstart.py                    # about a quarter of an hour on two cores
+    python examples/quickstart.py                    # about 17 minutes on two cores
     python examples/quickstart.py --seeds 3          # the same three times, and the mean
     python examples/quickstart.py --quick            # minutes: every step runs, no number means anything
 

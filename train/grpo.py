@@ -9,9 +9,8 @@ rest by grade, and pushes each reply by how much better it is than its group. Wh
 a bundled thinker (what train/sft.py gives) stands in for it.
 
 Deviations from the paper:
-1. `--balance root` (the default) weighs grades by the square root of their frequency and keeps every surviving group.
-   The paper's class-balanced down-sampling is `--balance class`: on this world equal shares teach the thinker to see
-   Related, one pair in twenty, far too often (the table of the README).
+1. `--balance root` (the default) keeps every surviving group and weighs grades by the square root of their frequency.
+   The paper's class-balanced down-sampling is `--balance class`; the README compares the three on one seed.
 2. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
    are decoded. Its replies have exactly the distribution that `samples`, the paper's way, gives.
 """

@@ -8,8 +8,8 @@ Every step is one command of train/ or infer/, printed as it starts, so each can
 need each other run side by side, one thread each. A step whose output exists is not run again.
 
 The paper's path:  post-CoT SFT -> pass@N mining -> DPO -> GRPO.
-Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -> SFT on its own right reasons -> it grades
-                   and explains the unlabelled pool -> the student learns to answer first from that: one prefill at serving.
+Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -> it grades and explains the unlabelled
+                   pool -> the student learns to answer first from that: one prefill at serving.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 
 from taosr1.config import check, option, parse_config, run_main
+from taosr1.judge import fast_dtype
 from taosr1.model.files import write_json
 
+MUON = {"optimizer": "muon", "muon_lr": 0.005, "lr": 1e-3}  # for trained weights: a quarter of what fresh ones take
 REASONED, GRADED = "world:reasoned", "world:reasoned,world:labelled"
 
 
@@ -38,6 +40,7 @@ class Config:
     out: str = option("runs/quickstart", "folder for all runs, reports and the table")
     seeds: int = option(1, "how many times, with seeds 0, 1, ... (weights, order, sampling and training pools; the test pool stays)")
     jobs: int = option(2, "steps that run side by side, one thread each")
+    dtype: str = option("auto", "compute type of SFT and of grading the pool; auto: bfloat16 where the CPU has it in hardware", ("auto", "float32", "bfloat16"))
     quick: bool = option(False, "a few steps of everything: shows that it works, not how well")
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ class Step:
     output: Path
 
 
-def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
+def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     """Every step of one seed, in an order in which each stands behind what it needs."""
     steps: list[Step] = []
 
@@ -82,37 +85,38 @@ def plan(folder: Path, seed: int, quick: bool) -> list[Step]:
         flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev} if label_first else {})
         add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **flags)
 
+    def sft(name: str, needs: tuple[str, ...] = (), **flags: object) -> None:
+        train(name, "sft", needs, dtype=dtype, **flags)
+
     def grade_pool(name: str, teacher: str) -> None:
-        add(name, "train/label_pool.py", (teacher,), model=path(teacher), data=pool, out=path(name), seed=seed)
+        add(name, "train/label_pool.py", (teacher,), model=path(teacher), data=pool, out=path(name), seed=seed, dtype=dtype)
 
     pool = "world:unlabelled*400" if quick else "world:unlabelled"
     # Ours. The thinker comes first: everything long waits for it.
     warm = {"model": "bundled", "lr": 1e-4} if quick else {}  # a few steps from fresh weights would write no reply that parses
-    train("thinker-sft", "sft", steps=500, order="pre-cot", data=REASONED, **warm)
-    train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), data="world:labelled", test="")
-    add("own-reasons.jsonl", "train/label_pool.py", ("thinker-grpo",), model=path("thinker-grpo"), out=path("own-reasons.jsonl"),
-        data="world:labelled*200" if quick else "world:labelled", only_right=True, samples=4, seed=seed)  # fmt: skip
-    reasons = f"{path('own-reasons.jsonl')},{REASONED}"
-    train("thinker", "sft", ("own-reasons.jsonl",), steps=200, model=path("thinker-grpo"), order="pre-cot", data=reasons, lr=1e-3)
-    grade_pool("pool.jsonl", "thinker")
+    sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **warm)
+    train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), test="",
+          data="world:labelled*200" if quick else "world:labelled")  # fmt: skip
+    grade_pool("pool.jsonl", "thinker-grpo")
+    # The student starts from the label model, which trains meanwhile, and corrects it with the thinker's 40,000 grades.
     student = f"{path('pool.jsonl')},{GRADED}"
-    train("student-label", "sft", ("pool.jsonl",), steps=800, model=path("thinker"), order="label", data=student, lr=1e-3)
-    explained = f"{path('pool.jsonl')},{reasons}"
-    train("student", "sft", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, lr=5e-4,
-          label_weight=8)  # fmt: skip
+    sft("student-label", ("pool.jsonl", "label-12k"), steps=1400, model=path("label-12k"), order="label", data=student, **MUON)
+    explained = f"{path('pool.jsonl')},{REASONED}"
+    sft("student", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, lr=5e-4, label_weight=8)
     # The paper's.
-    train("post-sft", "sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
+    sft("post-sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
     add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), model=path("post-sft"), out=path("post-pairs.jsonl"), seed=seed,
         prompts=100 if quick else 2400)  # fmt: skip
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
-    train("post-grpo", "grpo", ("post-dpo",), steps=90, model=path("post-dpo"), data=GRADED, difficulty="prefill", test="", label_weight=4)
-    # Rivals on the same labels.
-    train("post-sft-longer", "sft", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
-    train("label-3k", "sft", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
-    train("label-12k", "sft", ("thinker-sft",), steps=600, model=path("thinker-sft"), order="label", data=GRADED, lr=1e-3)
+    train("post-grpo", "grpo", ("post-dpo",), steps=90, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
+          lr=4e-4, test="", label_weight=4)  # fmt: skip
+    # Rivals on the same labels. The last one trains exactly as the student does, on pseudo-labels of its own.
+    sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
+    sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
+    sft("label-12k", ("thinker-sft",), steps=600, model=path("thinker-sft"), order="label", data=GRADED, lr=1e-3)
     grade_pool("own-pool.jsonl", "label-12k")
     own = f"{path('own-pool.jsonl')},{GRADED}"
-    train("self-trained", "sft", ("own-pool.jsonl",), steps=600, model=path("label-12k"), order="label", data=own, lr=1e-3)
+    sft("self-trained", ("own-pool.jsonl",), steps=1400, model=path("label-12k"), order="label", data=own, **MUON)
     if find_spec("sklearn") is None:
         print('without scikit-learn (pip install -c constraints.txt -e ".[dev]") the table lacks its gradient boosting rows')
         return steps
@@ -161,7 +165,7 @@ def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
     return seconds
 
 
-THINKER_STEPS = ("thinker-sft", "thinker-grpo", "own-reasons.jsonl", "thinker")
+STUDENT_STEPS = ("thinker-sft", "thinker-grpo", "pool.jsonl", "label-12k", "student-label")
 # name of the run, what the table calls it, and the steps whose time it took
 ROWS = (
     ("boosted-3k", "gradient boosting on overlap features, 3,000 grades", ("boosted-3k",)),
@@ -175,9 +179,8 @@ ROWS = (
     ("post-grpo", "paper: + GRPO", ("post-sft", "post-pairs.jsonl", "post-dpo", "post-grpo")),
     ("thinker-sft", "ours: thinker, pre-CoT SFT", ("thinker-sft",)),
     ("thinker-grpo", "ours: thinker + GRPO on 9,000 unseen grades", ("thinker-sft", "thinker-grpo")),
-    ("thinker", "ours: thinker on its own right reasons", THINKER_STEPS),
-    ("student-label", "ours: student, label only", (*THINKER_STEPS, "pool.jsonl", "student-label")),
-    ("student", "ours: student, post-CoT (explains itself)", (*THINKER_STEPS, "pool.jsonl", "student-label", "student")),
+    ("student-label", "ours: student, label only", STUDENT_STEPS),
+    ("student", "ours: student, post-CoT (explains itself)", (*STUDENT_STEPS, "student")),
 )
 
 
@@ -233,9 +236,9 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         compare("GRPO on unseen grades lifts the thinker by", "thinker-grpo", "thinker-sft"),
         compare("DPO changes post-CoT SFT by", "post-dpo", "post-sft"),
         compare("GRPO changes the DPO model by", "post-grpo", "post-dpo"),
+        compare("DPO and GRPO together change post-CoT SFT by", "post-grpo", "post-sft"),
         compare("DPO and GRPO together, against post-CoT SFT that trains on,", "post-grpo", "post-sft-longer"),
-        compare("SFT on its own right reasons lifts the thinker further by", "thinker", "thinker-grpo"),
-        compare("The student against the thinker that taught it", "student", "thinker"),
+        compare("The student against the thinker that taught it", "student", "thinker-grpo"),
         compare(f"The student against the best one-prefill rival from the 3,000 reasoned pairs ({best_3k})", "student", best_3k),
         compare(f"The student against the best one-prefill rival with all 12,000 grades ({best_12k})", "student", best_12k),
     ]
@@ -266,10 +269,11 @@ def _pass_at_n(folder: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> list[dict[str, dict]]:
     config = parse_config(Config, __doc__, argv)
     folder = Path(config.out).resolve()
+    dtype = fast_dtype() if config.dtype == "auto" else config.dtype
     results = []
     for seed in range(config.seeds):
         started = time.perf_counter()
-        seconds = run_all(plan(folder / f"seed-{seed}", seed, config.quick), config.jobs, folder / f"seed-{seed}")
+        seconds = run_all(plan(folder / f"seed-{seed}", seed, config.quick, dtype), config.jobs, folder / f"seed-{seed}")
         results.append(collect(folder / f"seed-{seed}", seconds))
         print(f"seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     table = render(results, folder)

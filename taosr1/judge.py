@@ -28,6 +28,12 @@ TINY_VOCAB = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def fast_dtype() -> str:
+    """"bfloat16" where this CPU multiplies it in hardware (AMX, or AVX-512 with BF16), else "float32"."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that we run on
+    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
+
+
 @dataclass(frozen=True)
 class Judge:
     model: Decoder

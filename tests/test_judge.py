@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taosr1.judge import TINY, TINY_SHAPE, TINY_VOCAB, Judge, load_judge
+from taosr1.judge import TINY, TINY_SHAPE, TINY_VOCAB, Judge, fast_dtype, load_judge
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import train_tokenizer
 from taosr1.model.weights import save_pretrained
@@ -111,3 +111,9 @@ def test_a_prompt_that_is_too_long_is_shown_with_shorter_texts_and_no_row_is_los
 def test_a_sampled_reply_is_read_without_its_end(small):
     ids = small.tokenizer.encode_text("4\nQuery: mug")
     assert small.reply_text([*ids, small.tokenizer.eos_ids[0]]) == "4\nQuery: mug" == small.reply_text(ids)
+
+
+@pytest.mark.parametrize(("able", "expected"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32"), ({}, "float32")])
+def test_bfloat16_is_fast_where_the_cpu_multiplies_it(able, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert fast_dtype() == expected

@@ -11,7 +11,8 @@ a bundled thinker (what train/sft.py gives) stands in for it.
 Deviations from the paper:
 1. `--balance root` (the default) keeps every surviving group and weighs grades by the square root of their frequency.
    The paper's class-balanced down-sampling is `--balance class`; the README compares the three on one seed.
-2. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
+2. `--probe-frac` (ours) finds the rows worth sampling with one greedy reply each; `--probe-frac 1` is the paper's way.
+3. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
    are decoded. Its replies have exactly the distribution that `samples`, the paper's way, gives.
 """
 
@@ -31,7 +32,7 @@ from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, grpo_loss
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler
+from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, least_certain
 from taosr1.learning.run import Run, is_unfinished
 from taosr1.task.sources import load_rows
 
@@ -45,9 +46,10 @@ class Config:
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
     test: str = option("world:test", "graded rows that the start and the result are compared on at the end ('' for none)")
     out: str = option("runs/thinker-grpo", "run folder")
-    steps: int = option(120, "optimizer steps")
+    steps: int = option(100, "optimizer steps")
     groups: int = option(80, "prompts sampled at a time")
     samples: int = option(8, "replies per prompt (G)")
+    probe_frac: float = option(0.5, "look at every row once first, then sample only the rows the model is least certain of, this share (1: all, no look)")
     gamma: int = option(0, "keep a group where 0 < right replies < gamma (0: gamma = G, only all-right and all-wrong go)")
     difficulty: str = option("samples", "how difficulty is measured: sampled replies, or labels drawn from one prefill", ("samples", "prefill"))
     balance: str = option(
@@ -71,7 +73,7 @@ class Config:
     lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
     final_lr_frac: float = option(0.5, "learning rate at the end, as a fraction of the peak")
     micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
-    eval_every: int = option(40, "steps between dev evaluations, each with a checkpoint")
+    eval_every: int = option(25, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     keep_last: int = option(2, "newest checkpoints kept beside the best one")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
@@ -88,6 +90,7 @@ class Config:
                       label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0, keep_last=1),
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
+            (not 0 < self.probe_frac <= 1, f"--probe-frac is {self.probe_frac}, expected more than 0 and at most 1"),
             (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0"),
             (bool(self.eval_every % max(self.updates, 1) or self.steps % max(self.updates, 1)), f"--updates is {self.updates}, expected a divisor "
              f"of --eval-every {self.eval_every} and --steps {self.steps}: checkpoints lie between batches of rollouts"),
@@ -112,12 +115,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
     start = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta or test else None
     run = Run(config.out, config, config.resume)
+    numbers = list(range(len(rows)))
+    if config.probe_frac < 1:
+        numbers = least_certain(judge, rows, config.probe_frac, config.max_new_tokens)
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
         adv_std=config.adv_std, label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
-    sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference=start if config.kl_beta else None)
+    reference = start if config.kl_beta else None
+    sampler = Sampler(judge, [rows[n] for n in numbers], settings, parse_weights(config.rewards), reference, numbers)
     batches: list[RolloutBatch] = []
 
     def step_batches(step: int, cursor: dict) -> list[RolloutBatch]:

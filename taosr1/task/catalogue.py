@@ -82,11 +82,12 @@ MATERIAL_FAMILIES = (
     ("cotton", "linen"),
     ("wool", "fleece"),
     ("steel", "aluminum"),
+    ("wood", "bamboo"),
 )
 MATERIALS: dict[str, tuple[str, ...]] = {
     "footwear": ("leather", "suede", "cotton", "wool"),
     "clothing": ("cotton", "linen", "wool", "fleece", "leather"),
-    "kitchen": ("steel", "aluminum"),
+    "kitchen": ("steel", "aluminum", "wood", "bamboo"),
     "electronics": ("steel", "aluminum", "leather"),
     "outdoor": ("cotton", "linen", "leather"),
     "home": ("cotton", "linen", "wool", "fleece", "steel"),

@@ -29,7 +29,8 @@ GRADE_SHARES = {4: 0.50, 3: 0.05, 2: 0.36, 1: 0.09}
 ITEMS_PER_QUERY = {"dev": 2, "test": 2}  # one elsewhere: so many distinct queries teach more
 HELD_OUT_COMBINATIONS = 0.20  # share of (kind, attribute, value) combinations that training queries never use
 TEACHER_NOISE = 0.20  # share of reasoned pairs whose chain of thought has one wrong step
-NEAR_MISS_SHARE = 0.70  # share of Mismatch items that satisfy everything but one demand
+NEAR_MISS_SHARE = 0.70  # share of Mismatch items that miss a demand, though they are of the wanted type or its substitute
+OUTCOME_MIX = ("met", "met", "near", "missed")  # what becomes of the demands that do not decide a pair's grade
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,21 @@ def outcome(item: Item, demand: Demand) -> str:
     return compare(demand, item_value(item, demand), item.type)
 
 
+def relation(item: Item, demand: Demand) -> str:
+    """How the item's value stands to the demanded one, before "not" is looked at; "" where the item has none to compare.
+
+    One easy step before the outcome: "not red: red same missed" and "red: red same met" share the comparison.
+    """
+    value = item_value(item, demand)
+    if value in ("none", "unknown"):
+        return ""
+    plain = replace(demand, excluded=False)
+    result = outcome(item, plain)
+    if demand.attribute == "price":
+        return {"met": "lower", "near": "same", "missed": "higher"}[result] if item.brand != demand.value else "itself"
+    return {"met": "same", "near": "near", "missed": "other"}[result]
+
+
 def compare(demand: Demand, value: str | None, item_type: str) -> str:
     """The outcome of a demand where the item has `value` ("price": where it is of brand `value`)."""
     if value in (None, "unknown"):
@@ -154,7 +170,7 @@ def cot_of(query: Query, item: Item, facts: dict[str, str], grade: int) -> str:
     wanted = [" ".join(category_path(query.type))]
     wanted += [f"{d.attribute} {words}" + (f" {d.value}" if d.attribute == "price" else "") for d, words in zip(query.demands, asked)]
     outcomes = [(d.fact, facts[d.fact]) for d in query.demands]
-    evidence = [f"{words}: {item_value(item, d)}" for d, words in zip(query.demands, asked)]
+    evidence = [" ".join(f"{words}: {item_value(item, d)} {relation(item, d)}".split()) for d, words in zip(query.demands, asked)]
     return write_cot("; ".join(wanted), item_line(item), facts["category"], outcomes, grade, evidence)
 
 
@@ -295,10 +311,12 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
     partner = types[types.index(query.type) ^ 1]
     wanted = {demand: "met" for demand in query.demands}
     type_name, accessory = query.type, False
+    decisive = query.demands  # the demands whose outcome has to be as wanted, where the category alone does not decide
     if grade == 1:
+        decisive = ()
         type_name = rng.choice([t for t in GROUP_OF if GROUP_OF[t] != group])
         accessory = rng.random() < 0.1
-        wanted = {demand: "met" for demand in query.demands if rng.random() < 0.6}
+        wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
     elif grade == 3:
         if not query.demands or rng.random() < 0.4:
             type_name = partner
@@ -306,16 +324,20 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
             wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
     elif grade == 2:
         if query.demands and rng.random() < NEAR_MISS_SHARE:
-            wanted[rng.choice(query.demands)] = "missed"
+            decisive = (rng.choice(query.demands),)
+            wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands} | {decisive[0]: "missed"}
+            type_name = partner if rng.random() < 0.3 else query.type
         elif rng.random() < 0.5:
-            accessory = True
+            accessory, decisive = True, ()
             wanted = {demand: "met" for demand in query.demands if demand.attribute in ("brand", "colour", "price")}
         else:
             type_name = rng.choice([t for t in types if t not in (query.type, partner)])
+            decisive = ()
+            wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
     item = _random_item(rng, type_name, accessory)
     for demand, result in wanted.items():
         changed = _with_outcome(rng, item, demand, result)
-        if changed is None and grade != 1:
+        if changed is None and demand in decisive:
             return None
         item = changed or item
     return item

@@ -13,7 +13,7 @@ import torch
 from taosr1.judge import Judge
 from taosr1.learning import rollouts
 from taosr1.learning.logprobs import completion_logp
-from taosr1.learning.rollouts import RolloutSettings, Sampler
+from taosr1.learning.rollouts import RolloutSettings, Sampler, least_certain
 from taosr1.task.judgements import Judgement
 from train import grpo
 
@@ -248,3 +248,28 @@ def test_a_step_depends_on_seed_step_cursor_and_weights_alone(labeller, balance)
     assert torch.equal(torch.get_rng_state(), before)
     other = sampler_of(judge, balance=balance, seed=1).collect(1, copy.deepcopy(stored))
     assert other[1] != unbroken[1] and sampler_of(judge, balance=balance).collect(2, stored)[1] != unbroken[1]
+
+
+def test_the_probe_finds_the_rows_whose_greedy_reply_is_least_likely(make_judge, monkeypatch):
+    judge = make_judge("pre-cot")
+    monkeypatch.setattr(rollouts, "PROBE_ROWS", 7)  # several batches, the last one smaller
+    alone = [
+        float(rollouts.generate(judge.model, judge.prompts([row]), max_new_tokens=6, temperature=0, stop_ids=judge.tokenizer.eos_ids).logp.sum())
+        for row in ALL_GRADES
+    ]
+    found = least_certain(judge, ALL_GRADES, 0.25, 6)
+    assert len(found) == 10 and found == sorted(found)
+    assert max(alone[row] for row in found) <= min(alone[row] for row in range(40) if row not in found) + 1e-5
+    assert len(least_certain(judge, ALL_GRADES, 0.001, 6)) == 1
+
+
+def test_the_probe_of_a_label_first_judge_looks_at_its_label_alone(make_judge):
+    judge = make_judge("post-cot")
+    sure = rollouts.label_probabilities(judge.model, judge.tokenizer, judge.prompts(ALL_GRADES)).probs.amax(1)
+    found = least_certain(judge, ALL_GRADES, 0.5, 6)
+    assert len(found) == 20 and max(sure[found]) <= min(sure[[row for row in range(40) if row not in found]])
+
+
+def test_a_selection_of_rows_keeps_its_numbers_in_the_record(labeller):
+    sampler = Sampler(labeller(), ALL_GRADES[:3], SETTINGS, {"label": 1.0}, None, [70, 80, 90])
+    assert {record["row"] for record in sampler.collect(0, {})[1]} == {70, 80, 90}

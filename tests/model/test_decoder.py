@@ -166,6 +166,19 @@ def test_gradients_reach_every_parameter(make_model):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for _, p in model.named_parameters())
 
 
+def test_training_in_bfloat16_has_the_gradients_of_float32_to_bfloat16s_precision(make_model):
+    ids, _ = ragged()
+    for family in FAMILIES:
+        model, grads = make_model(family), []
+        for low in (False, True):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = model(ids).float().log_softmax(-1)[..., 3].mean()
+            loss.backward()
+            grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert torch.nn.functional.cosine_similarity(*grads, dim=0) > 0.995
+
+
 def test_fresh_weights_are_reproducible_small_and_do_not_grow_with_depth():
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     config = DecoderConfig(**shape, num_hidden_layers=8, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)

@@ -245,6 +245,27 @@ def test_outcomes_of_demands(demand, changes, expected):
     assert world.outcome(world.replace(item, **changes), demand) == expected
 
 
+@pytest.mark.parametrize(
+    ("demand", "changes", "expected"),
+    [
+        (Demand("colour", "red"), {"colour": "red"}, "same"),
+        (Demand("colour", "red", True), {"colour": "red"}, "same"),
+        (Demand("colour", "red", True), {"colour": "crimson"}, "near"),
+        (Demand("colour", "red", True), {"colour": "navy"}, "other"),
+        (Demand("size", "small"), {"size": None}, ""),
+        (Demand("feature", "waterproof"), {"features": ("lightweight",)}, ""),
+        (Demand("feature", "waterproof", True), {"features": ("waterproof",)}, "same"),
+        (Demand("price", "Belmont"), {"brand": "Alder"}, "lower"),
+        (Demand("price", "Belmont"), {"brand": "Galden"}, "same"),
+        (Demand("price", "Belmont"), {"brand": "Belmont"}, "itself"),
+        (Demand("price", "Belmont"), {"brand": "Isolde"}, "higher"),
+    ],
+)
+def test_how_the_items_value_stands_to_the_demanded_one(demand, changes, expected):
+    item = world.Item("hiking boots", "Alder", "red", "nylon", "small", ("insulated",), "work", None)
+    assert world.relation(world.replace(item, **changes), demand) == expected
+
+
 def test_an_unknown_pool_or_a_negative_size_is_refused():
     with pytest.raises(ValueError, match="world pool is 'train' of size 0, expected one of reasoned, labelled"):
         read_pool("train")

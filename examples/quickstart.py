@@ -30,9 +30,12 @@ sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 from taosr1.config import check, option, parse_config, run_main
 from taosr1.judge import fast_dtype
 from taosr1.model.files import write_json
+from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 
 MUON = {"optimizer": "muon", "muon_lr": 0.005, "lr": 1e-3}  # for trained weights: a quarter of what fresh ones take
 REASONED, GRADED = "world:reasoned", "world:reasoned,world:labelled"
+SAMPLES = 5
+SAMPLED = ("post-sft", "post-dpo", "post-grpo", "thinker-sft", "thinker-grpo")  # stages whose pass@n is shown
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
         flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev} if label_first else {})
         add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **flags)
 
+    def sample(name: str) -> None:
+        add(f"pass@n {name}", "infer/sample.py", (name,), output=f"{name}.replies.jsonl", model=path(name), data="world:dev",
+            limit=20 if quick else 600, samples=SAMPLES, out=path(f"{name}.replies.jsonl"), seed=seed)  # fmt: skip
+
     def sft(name: str, needs: tuple[str, ...] = (), **flags: object) -> None:
         train(name, "sft", needs, dtype=dtype, **flags)
 
@@ -110,6 +117,8 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
     train("post-grpo", "grpo", ("post-dpo",), steps=90, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
           lr=4e-4, test="", label_weight=4)  # fmt: skip
+    for name in SAMPLED:
+        sample(name)
     # Rivals on the same labels. The last one trains exactly as the student does, on pseudo-labels of its own.
     sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
     sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
@@ -258,12 +267,15 @@ def _tiers(seeds: list[dict[str, dict]]) -> list[str]:
 
 
 def _pass_at_n(folder: Path) -> list[str]:
-    """pass@1..N of the post-CoT SFT model on the rows it was mined on, beside guessing from their grade shares."""
-    counts = json.loads((folder / "seed-0" / "post-pairs.jsonl.counts.json").read_text())
-    lines = ["pass@n of post-CoT SFT (seed 0) on the rows that pairs were mined from, and of guessing from their grade shares"]
-    for n, (value, guess) in enumerate(zip(counts["pass_at_n"], counts["prior_pass_at_n"]), start=1):
-        lines.append(f"  pass@{n} {100 * value:5.1f}   guessing {100 * guess:5.1f}")
-    return lines
+    """pass@1..N on dev pairs after each stage of seed 0, beside guessing from the pairs' grade shares."""
+    lines = [f"pass@n x 100 on dev pairs, seed 0{'':22s}" + "".join(f"{f'pass@{n}':>8s}" for n in range(1, SAMPLES + 1))]
+    for name in SAMPLED:
+        replies = [json.loads(line) for line in (folder / "seed-0" / f"{name}.replies.jsonl").read_text(encoding="utf-8").splitlines()]
+        right = [sum(r["grade"] == r["gold_grade"] for r in replies[at : at + SAMPLES]) for at in range(0, len(replies), SAMPLES)]
+        lines.append(f"{name:54s}" + "".join(f"{100 * value:8.1f}" for value in pass_curve(right, SAMPLES)))
+    golds = [reply["gold_grade"] for reply in replies[::SAMPLES]]
+    guesses = (prior_pass_at_n(grade_prior(golds), golds, n) for n in range(1, SAMPLES + 1))
+    return lines + [f"{'guessing from the grade shares':54s}" + "".join(f"{100 * value:8.1f}" for value in guesses)]
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, dict]]:

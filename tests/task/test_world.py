@@ -13,10 +13,11 @@ import pytest
 
 from taosr1.task import catalogue as shop
 from taosr1.task import world
+from taosr1.task.facts import Demand, facts_of, outcome
 from taosr1.task.judgements import check_cot
 from taosr1.task.prompt import label_of_cot, parse_reply
 from taosr1.task.rules import decide, facts_from_cot, implied_grade, load_rules
-from taosr1.task.world import Demand, facts_of, is_held_out, item_bucket, make_pool, read_pool
+from taosr1.task.world import is_held_out, item_bucket, make_pool, read_pool
 
 RULES = load_rules()
 TRAINING = ("reasoned", "labelled", "unlabelled")
@@ -174,7 +175,7 @@ def test_every_value_that_can_be_demanded_is_one_that_some_product_has_and_anoth
             values = table.get(group, ())
             assert len(values) == len(set(values)) and len(values) != 1
             for value in values:
-                outcomes = {world.outcome(world.replace(item, **{attribute: other}), Demand(attribute, value)) for other in values}
+                outcomes = {outcome(world.replace(item, **{attribute: other}), Demand(attribute, value)) for other in values}
                 assert "met" in outcomes and len(outcomes) > 1
         assert len(shop.FEATURES[group]) == len(set(shop.FEATURES[group])) > 2
     for _, (attribute, value, _) in shop.CONCEPTS:
@@ -198,72 +199,6 @@ def test_held_out_templates_use_no_word_that_training_queries_lack():
     known = words(template for training, _ in shop.TEMPLATES.values() for template in training)
     known |= words(phrase for phrases, _ in shop.CONCEPTS for phrase in phrases)
     assert words(template for _, held_out in shop.TEMPLATES.values() for template in held_out) <= known
-
-
-@pytest.mark.parametrize(
-    ("query_type", "item_type", "accessory", "expected"),
-    [
-        ("tent", "tent", None, "same"),
-        ("tent", "hammock", None, "substitute"),
-        ("tent", "backpack", None, "sibling"),
-        ("tent", "tent", "pegs", "accessory"),
-        ("tent", "quilt", None, "different"),
-        ("tent", "quilt", "clips", "different"),
-    ],
-)
-def test_the_category_relation_follows_the_catalogue(query_type, item_type, accessory, expected):
-    item = world.Item(item_type, "Alder", "red", "cotton", None, (), None, accessory)
-    assert world.category_fact(query_type, item) == expected
-
-
-@pytest.mark.parametrize(
-    ("demand", "changes", "expected"),
-    [
-        (Demand("colour", "red"), {"colour": "red"}, "met"),
-        (Demand("colour", "red"), {"colour": "crimson"}, "near"),
-        (Demand("colour", "red"), {"colour": "navy"}, "missed"),
-        (Demand("colour", "red", True), {"colour": "red"}, "missed"),
-        (Demand("colour", "red", True), {"colour": "crimson"}, "near"),
-        (Demand("colour", "red", True), {"colour": "navy"}, "met"),
-        (Demand("size", "small"), {"size": "medium"}, "near"),
-        (Demand("size", "small"), {"size": "large"}, "missed"),
-        (Demand("size", "small"), {"size": None}, "unknown"),
-        (Demand("use", "travel"), {"use": "gym"}, "near"),
-        (Demand("use", "travel"), {"use": None}, "unknown"),
-        (Demand("feature", "waterproof"), {"features": ("waterproof", "lightweight")}, "met"),
-        (Demand("feature", "waterproof"), {"features": ("lightweight",)}, "missed"),
-        (Demand("feature", "waterproof", True), {"features": ("waterproof",)}, "missed"),
-        (Demand("feature", "waterproof"), {"features": (), "accessory": "laces"}, "unknown"),
-        (Demand("price", "Belmont"), {"brand": "Alder"}, "met"),
-        (Demand("price", "Belmont"), {"brand": "Galden"}, "near"),
-        (Demand("price", "Belmont"), {"brand": "Belmont"}, "missed"),
-        (Demand("price", "Belmont"), {"brand": "Isolde"}, "missed"),
-    ],
-)
-def test_outcomes_of_demands(demand, changes, expected):
-    item = world.Item("hiking boots", "Alder", "red", "nylon", "small", ("insulated",), "work", None)
-    assert world.outcome(world.replace(item, **changes), demand) == expected
-
-
-@pytest.mark.parametrize(
-    ("demand", "changes", "expected"),
-    [
-        (Demand("colour", "red"), {"colour": "red"}, "same"),
-        (Demand("colour", "red", True), {"colour": "red"}, "same"),
-        (Demand("colour", "red", True), {"colour": "crimson"}, "near"),
-        (Demand("colour", "red", True), {"colour": "navy"}, "other"),
-        (Demand("size", "small"), {"size": None}, ""),
-        (Demand("feature", "waterproof"), {"features": ("lightweight",)}, ""),
-        (Demand("feature", "waterproof", True), {"features": ("waterproof",)}, "same"),
-        (Demand("price", "Belmont"), {"brand": "Alder"}, "lower"),
-        (Demand("price", "Belmont"), {"brand": "Galden"}, "same"),
-        (Demand("price", "Belmont"), {"brand": "Belmont"}, "itself"),
-        (Demand("price", "Belmont"), {"brand": "Isolde"}, "higher"),
-    ],
-)
-def test_how_the_items_value_stands_to_the_demanded_one(demand, changes, expected):
-    item = world.Item("hiking boots", "Alder", "red", "nylon", "small", ("insulated",), "work", None)
-    assert world.relation(world.replace(item, **changes), demand) == expected
 
 
 def test_an_unknown_pool_or_a_negative_size_is_refused():

@@ -43,7 +43,7 @@ class Config:
     out: str = option("runs/quickstart", "folder for all runs, reports and the table")
     seeds: int = option(1, "how many times, with seeds 0, 1, ... (weights, order, sampling and training pools; the test pool stays)")
     jobs: int = option(2, "steps that run side by side, one thread each")
-    dtype: str = option("auto", "compute type of SFT and of grading the pool; auto: bfloat16 where the CPU has it in hardware", ("auto", "float32", "bfloat16"))
+    dtype: str = option("auto", "compute type of SFT and of grading the pool; auto: bfloat16 where the CPU is fast at it", ("auto", "float32", "bfloat16"))
     quick: bool = option(False, "a few steps of everything: shows that it works, not how well")
 
     def __post_init__(self) -> None:
@@ -102,10 +102,11 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     # Ours. The thinker comes first: everything long waits for it.
     warm = {"model": "bundled", "lr": 1e-4} if quick else {}  # a few steps from fresh weights would write no reply that parses
     sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **warm)
-    train("thinker-grpo", "grpo", ("thinker-sft",), steps=100, model=path("thinker-sft"), test="",
+    train("thinker-grpo", "grpo", ("thinker-sft",), steps=160, updates=2, eval_every=4 if quick else 40, model=path("thinker-sft"), test="",
           data="world:labelled*200" if quick else "world:labelled")  # fmt: skip
+    sft("label-12k", ("thinker-sft",), steps=600, model=path("thinker-sft"), order="label", data=GRADED, lr=1e-3)
     grade_pool("pool.jsonl", "thinker-grpo")
-    # The student starts from the label model, which trains meanwhile, and corrects it with the thinker's 40,000 grades.
+    # The student starts from that label model (a rival too), which trains beside GRPO, and corrects it with the thinker's 40,000 grades.
     student = f"{path('pool.jsonl')},{GRADED}"
     sft("student-label", ("pool.jsonl", "label-12k"), steps=1400, model=path("label-12k"), order="label", data=student, **MUON)
     explained = f"{path('pool.jsonl')},{REASONED}"
@@ -116,13 +117,13 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
         prompts=100 if quick else 2400)  # fmt: skip
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
     train("post-grpo", "grpo", ("post-dpo",), steps=90, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
-          lr=4e-4, test="", label_weight=4)  # fmt: skip
+          lr=4e-4, final_lr_frac=0.5, test="", label_weight=4)  # fmt: skip
     for name in SAMPLED:
         sample(name)
-    # Rivals on the same labels. The last one trains exactly as the student does, on pseudo-labels of its own.
+    # Rivals on the same labels. The last two train exactly as the student does: on the 12,000 grades alone, and with pseudo-labels.
     sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
     sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
-    sft("label-12k", ("thinker-sft",), steps=600, model=path("thinker-sft"), order="label", data=GRADED, lr=1e-3)
+    sft("label-12k-longer", ("label-12k",), steps=1400, model=path("label-12k"), order="label", data=GRADED, **MUON)
     grade_pool("own-pool.jsonl", "label-12k")
     own = f"{path('own-pool.jsonl')},{GRADED}"
     sft("self-trained", ("own-pool.jsonl",), steps=1400, model=path("label-12k"), order="label", data=own, **MUON)
@@ -181,6 +182,7 @@ ROWS = (
     ("boosted-12k", "gradient boosting on overlap features, 12,000 grades", ("boosted-12k",)),
     ("label-3k", "label cross-entropy, 3,000 grades", ("post-sft", "label-3k")),
     ("label-12k", "label cross-entropy, 12,000 grades", ("thinker-sft", "label-12k")),
+    ("label-12k-longer", "       trained on as long as our student", ("thinker-sft", "label-12k", "label-12k-longer")),
     ("self-trained", "student of that model's pseudo-labels", ("thinker-sft", "label-12k", "own-pool.jsonl", "self-trained")),
     ("post-sft", "paper: post-CoT SFT", ("post-sft",)),
     ("post-sft-longer", "       post-CoT SFT that trains on", ("post-sft", "post-sft-longer")),
@@ -239,7 +241,7 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         per_seed = [100 * (seed[better]["macro_f1"]["value"] - seed[worse]["macro_f1"]["value"]) for seed in seeds]
         return f"{text}: {gap:+.1f} ({', '.join(f'{value:+.1f}' for value in per_seed)} by seed)"
 
-    rivals_3k, rivals_12k = ("boosted-3k", "label-3k", "post-sft", "post-sft-longer"), ("boosted-12k", "label-12k", "self-trained")
+    rivals_3k, rivals_12k = ("boosted-3k", "label-3k", "post-sft", "post-sft-longer"), ("boosted-12k", "label-12k", "label-12k-longer", "self-trained")
     best_3k, best_12k = (max((name for name in rivals if name in seeds[0]), key=score) for rivals in (rivals_3k, rivals_12k))
     return [
         compare("GRPO on unseen grades lifts the thinker by", "thinker-grpo", "thinker-sft"),

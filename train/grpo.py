@@ -71,7 +71,7 @@ class Config:
     updates: int = option(1, "optimizer steps on each batch of rollouts")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
-    final_lr_frac: float = option(0.5, "learning rate at the end, as a fraction of the peak")
+    final_lr_frac: float = option(0.1, "learning rate at the end, as a fraction of the peak")
     micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
     eval_every: int = option(25, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")

@@ -83,18 +83,23 @@ def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict
             judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
             stop_ids=judge.tokenizer.eos_ids, generator=generator,
         )  # fmt: skip
-        replies = rollouts.replies()
+        replies, finished = rollouts.replies(), rollouts.finished.tolist()
         for index, row in enumerate(part):
-            own = replies[index * config.samples : (index + 1) * config.samples]
+            first = index * config.samples
+            own, ended = replies[first : first + config.samples], finished[first : first + config.samples]
             texts = [judge.reply_text(ids) for ids in own]
             grades = [parse_reply(text, order).grade for text in texts]
             has_teacher = bool(row.cot) or order == "label"
             outcomes[mining_outcome(grades, row.grade, has_teacher=has_teacher)] += 1
             right_counts.append(sum(grade == row.grade for grade in grades))
+            # A right reply that was cut before its end is never chosen: it would teach not to stop.
+            usable = [place for place in range(config.samples) if ended[place] or grades[place] != row.grade]
             found = mine_pairs(
-                grades, row.grade, texts, has_teacher=has_teacher, pairs_per_prompt=config.pairs_per_prompt, generator=generator
-            )
+                [grades[place] for place in usable], row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
+                pairs_per_prompt=config.pairs_per_prompt, generator=generator,
+            )  # fmt: skip
             for pair in found:
+                rejected = usable[pair.rejected]
                 if pair.chosen == TEACHER:
                     text = reply_text(order, row.grade, row.cot)
                     if parse_reply(text, order).decision not in (row.grade, None):
@@ -102,11 +107,11 @@ def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict
                         continue
                     chosen = encode_reply(judge.tokenizer, text)
                 else:
-                    text, chosen = texts[pair.chosen], own[pair.chosen]
+                    text, chosen = texts[usable[pair.chosen]], own[usable[pair.chosen]]
                 pairs.append({
-                    "prompt": judge.tokenizer.decode(prompts[index]), "chosen": text, "rejected": texts[pair.rejected],
-                    "source": pair.source, "gold": row.grade, "rejected_grade": grades[pair.rejected], "query_id": row.query_id,
-                    "item_id": row.item_id, "prompt_ids": prompts[index], "chosen_ids": chosen, "rejected_ids": own[pair.rejected],
+                    "prompt": judge.tokenizer.decode(prompts[index]), "chosen": text, "rejected": texts[rejected],
+                    "source": pair.source, "gold": row.grade, "rejected_grade": grades[rejected], "query_id": row.query_id,
+                    "item_id": row.item_id, "prompt_ids": prompts[index], "chosen_ids": chosen, "rejected_ids": own[rejected],
                 })  # fmt: skip
     gold = [row.grade for row in rows]
     prior = grade_prior(gold)

@@ -57,6 +57,12 @@ def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):
     assert flow and all(count == flow[b, a] for (a, b), count in flow.items() if b is not None)
 
 
+def test_a_right_reply_that_was_cut_is_not_chosen(post, tmp_path, look):
+    counts = mine(["--model", post, *QUICK, "--data", "world:reasoned*40", "--max-new-tokens", "4", "--balance", "none", "--out", str(tmp_path / "p.jsonl")])
+    assert counts["outcomes"]["self"] > 0  # some labels are right, but no reply comes to its end within four tokens
+    assert {pair["source"] for pair in look.json_lines(tmp_path / "p.jsonl")} == {"oracle"}
+
+
 def test_a_teacher_that_contradicts_the_gold_grade_is_not_preferred(post, tmp_path, look):
     rows = [row for row in read_pool("reasoned", 120) if f"Decision: {row.grade}" not in row.cot]
     write_judgements(tmp_path / "rows.jsonl", rows)

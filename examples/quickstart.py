@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
 
     def sample(name: str) -> None:
         add(f"pass@n {name}", "infer/sample.py", (name,), output=f"{name}.replies.jsonl", model=path(name), data="world:dev",
-            limit=20 if quick else 600, samples=SAMPLES, out=path(f"{name}.replies.jsonl"), seed=seed)  # fmt: skip
+            limit=20 if quick else 400, samples=SAMPLES, out=path(f"{name}.replies.jsonl"), seed=seed)  # fmt: skip
 
     def sft(name: str, needs: tuple[str, ...] = (), **flags: object) -> None:
         train(name, "sft", needs, dtype=dtype, **flags)
@@ -102,31 +103,31 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     # Ours. The thinker comes first: everything long waits for it.
     warm = {"model": "bundled", "lr": 1e-4} if quick else {}  # a few steps from fresh weights would write no reply that parses
     sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **warm)
-    train("thinker-grpo", "grpo", ("thinker-sft",), steps=160, updates=2, eval_every=4 if quick else 40, model=path("thinker-sft"), test="",
+    train("thinker-grpo", "grpo", ("thinker-sft",), steps=200, updates=2, eval_every=4 if quick else 40, model=path("thinker-sft"), test="",
           data="world:labelled*200" if quick else "world:labelled")  # fmt: skip
     sft("label-12k", ("thinker-sft",), steps=600, model=path("thinker-sft"), order="label", data=GRADED, lr=1e-3)
     grade_pool("pool.jsonl", "thinker-grpo")
     # The student starts from that label model (a rival too), which trains beside GRPO, and corrects it with the thinker's 40,000 grades.
     student = f"{path('pool.jsonl')},{GRADED}"
-    sft("student-label", ("pool.jsonl", "label-12k"), steps=1400, model=path("label-12k"), order="label", data=student, **MUON)
+    sft("student-label", ("pool.jsonl", "label-12k"), steps=1100, model=path("label-12k"), order="label", data=student, **MUON)
     explained = f"{path('pool.jsonl')},{REASONED}"
-    sft("student", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, lr=5e-4, label_weight=8)
+    sft("student", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, label_weight=8, **MUON)
     # The paper's.
     sft("post-sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
     add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), model=path("post-sft"), out=path("post-pairs.jsonl"), seed=seed,
         prompts=100 if quick else 2400)  # fmt: skip
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
-    train("post-grpo", "grpo", ("post-dpo",), steps=90, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
+    train("post-grpo", "grpo", ("post-dpo",), steps=60, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
           lr=4e-4, final_lr_frac=0.5, test="", label_weight=4)  # fmt: skip
     for name in SAMPLED:
         sample(name)
     # Rivals on the same labels. The last two train exactly as the student does: on the 12,000 grades alone, and with pseudo-labels.
     sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
     sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
-    sft("label-12k-longer", ("label-12k",), steps=1400, model=path("label-12k"), order="label", data=GRADED, **MUON)
+    sft("label-12k-longer", ("label-12k",), steps=1100, model=path("label-12k"), order="label", data=GRADED, **MUON)
     grade_pool("own-pool.jsonl", "label-12k")
     own = f"{path('own-pool.jsonl')},{GRADED}"
-    sft("self-trained", ("own-pool.jsonl",), steps=1400, model=path("label-12k"), order="label", data=own, **MUON)
+    sft("self-trained", ("own-pool.jsonl",), steps=1100, model=path("label-12k"), order="label", data=own, **MUON)
     if find_spec("sklearn") is None:
         print('without scikit-learn (pip install -c constraints.txt -e ".[dev]") the table lacks its gradient boosting rows')
         return steps
@@ -282,6 +283,7 @@ def _pass_at_n(folder: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> list[dict[str, dict]]:
     config = parse_config(Config, __doc__, argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running steps are stopped too
     folder = Path(config.out).resolve()
     dtype = fast_dtype() if config.dtype == "auto" else config.dtype
     results = []

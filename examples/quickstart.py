@@ -109,7 +109,7 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     grade_pool("pool.jsonl", "thinker-grpo")
     # The student starts from that label model (a rival too), which trains beside GRPO, and corrects it with the thinker's 40,000 grades.
     student = f"{path('pool.jsonl')},{GRADED}"
-    sft("student-label", ("pool.jsonl", "label-12k"), steps=1100, model=path("label-12k"), order="label", data=student, **MUON)
+    sft("student-label", ("pool.jsonl", "label-12k"), steps=1400, model=path("label-12k"), order="label", data=student, **MUON)
     explained = f"{path('pool.jsonl')},{REASONED}"
     sft("student", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, label_weight=8, **MUON)
     # The paper's.
@@ -124,10 +124,10 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     # Rivals on the same labels. The last two train exactly as the student does: on the 12,000 grades alone, and with pseudo-labels.
     sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
     sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
-    sft("label-12k-longer", ("label-12k",), steps=1100, model=path("label-12k"), order="label", data=GRADED, **MUON)
+    sft("label-12k-longer", ("label-12k",), steps=1400, model=path("label-12k"), order="label", data=GRADED, **MUON)
     grade_pool("own-pool.jsonl", "label-12k")
     own = f"{path('own-pool.jsonl')},{GRADED}"
-    sft("self-trained", ("own-pool.jsonl",), steps=1100, model=path("label-12k"), order="label", data=own, **MUON)
+    sft("self-trained", ("own-pool.jsonl",), steps=1400, model=path("label-12k"), order="label", data=own, **MUON)
     if find_spec("sklearn") is None:
         print('without scikit-learn (pip install -c constraints.txt -e ".[dev]") the table lacks its gradient boosting rows')
         return steps

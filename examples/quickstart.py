@@ -62,7 +62,7 @@ class Step:
 
 
 def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
-    """Every step of one seed, in an order in which each stands behind what it needs."""
+    """Every step of one seed, in the order in which they are started where nothing holds them up: the short ones last."""
     steps: list[Step] = []
 
     def path(name: str) -> str:
@@ -119,15 +119,15 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
     train("post-grpo", "grpo", ("post-dpo",), steps=60, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
           lr=4e-4, final_lr_frac=0.5, test="", label_weight=4)  # fmt: skip
-    for name in SAMPLED:
-        sample(name)
-    # Rivals on the same labels. The last two train exactly as the student does: on the 12,000 grades alone, and with pseudo-labels.
-    sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
-    sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
+    # Rivals on the same labels. The first two train exactly as the student does: on the 12,000 grades alone, and with pseudo-labels.
     sft("label-12k-longer", ("label-12k",), steps=1400, model=path("label-12k"), order="label", data=GRADED, **MUON)
     grade_pool("own-pool.jsonl", "label-12k")
     own = f"{path('own-pool.jsonl')},{GRADED}"
     sft("self-trained", ("own-pool.jsonl",), steps=1400, model=path("label-12k"), order="label", data=own, **MUON)
+    sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
+    sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
+    for name in SAMPLED:
+        sample(name)
     if find_spec("sklearn") is None:
         print('without scikit-learn (pip install -c constraints.txt -e ".[dev]") the table lacks its gradient boosting rows')
         return steps

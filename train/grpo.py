@@ -67,7 +67,7 @@ class Config:
     normalise: str = option("sequence", "loss per reply (GRPO), per token (DAPO) or by a constant (Dr. GRPO)", ("sequence", "token", "constant"))
     clip_low: float = option(0.2, "how far below 1 the ratio counts")
     clip_high: float = option(0.2, "how far above 1 the ratio counts")
-    kl_beta: float = option(0.02, "weight of the KL term to the starting model (0: no reference model is kept)")
+    kl_beta: float = option(0.02, "weight of the KL term (estimator k3) to the starting model (0: no reference model is kept)")
     updates: int = option(1, "optimizer steps on each batch of rollouts")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")

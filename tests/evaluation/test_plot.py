@@ -1,0 +1,245 @@
+"""Training curves: what is read of a run folder and how it is grouped, without matplotlib; and the drawing, with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from taosr1.evaluation.plot import (
+    NEVER_SMOOTHED,
+    PANELS,
+    Curve,
+    RunCurves,
+    curves_of,
+    figure_of,
+    main,
+    names_of,
+    panels_of,
+    read_metrics,
+    read_run,
+    smoothed,
+)
+from taosr1.learning.run import Run
+
+LINES = [
+    {"step": 1, "loss": 0.9, "grad_norm": 2.0, "skipped": 0},
+    {"step": 2, "loss": 0.7, "grad_norm": 1.5, "skipped": 0},
+    {"step": 2, "dev_macro_f1": 0.4, "dev_unparsed_frac": 0.0},
+    {"step": 3, "loss": 0.5, "grad_norm": 1.0, "skipped": 0},
+]
+
+
+def write(folder: Path, lines: list[dict] = LINES, tail: str = "") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail, encoding="utf-8")
+    return folder
+
+
+def run_of(folder: str, **curves: Curve) -> RunCurves:
+    return RunCurves(Path(folder), curves, "", ())
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_is_a_curve_over_the_steps_that_have_it(tmp_path):
+    run = read_run(write(tmp_path / "run"))
+    assert run.curves["loss"] == Curve((1, 2, 3), (0.9, 0.7, 0.5))
+    assert run.curves["dev_macro_f1"] == Curve((2,), (0.4,))
+    assert run.notes == () and run.origin == "" and "step" not in run.curves
+
+
+def test_steps_ascend_and_the_later_line_of_a_step_counts():
+    curves, _ = curves_of([{"step": 3, "loss": 0.1}, {"step": 1, "loss": 0.9}, {"step": 3, "loss": 0.2}])
+    assert curves == {"loss": Curve((1, 3), (0.9, 0.2))}
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
+    """The loop logs a step whose loss was NaN and skips it; json writes NaN and Infinity, and reads them."""
+    folder = write(tmp_path / "run", [*LINES, {"step": 4, "loss": float("nan"), "grad_norm": float("inf")}, {"step": 5, "loss": float("-inf")}])
+    run = read_run(folder)
+    assert run.curves["loss"].steps == run.curves["grad_norm"].steps == (1, 2, 3)
+    assert run.notes == (f"{folder / 'metrics.jsonl'}: values that are not finite are left out: loss (2), grad_norm (1)",)
+
+
+def test_a_metric_that_was_never_finite_has_no_curve():
+    assert curves_of([{"step": 1, "kl": float("nan")}]) == ({}, {"kl": 1})
+
+
+def test_what_is_no_number_is_no_curve():
+    assert curves_of([{"step": 1, "why": "too easy", "done": True, "loss": None, "kl": [1.0]}]) == ({}, {})
+
+
+@pytest.mark.parametrize("tail", ['{"step": 4, "loss": 0.', '{"step": 4, "lo', "{"])
+def test_a_last_line_that_a_kill_cut_off_is_left_out_with_a_note(tmp_path, tail):
+    folder = write(tmp_path / "run", tail=tail)
+    run = read_run(folder)
+    assert run.curves == read_run(write(tmp_path / "whole")).curves
+    assert len(run.notes) == 1 and run.notes[0].startswith(f"{folder / 'metrics.jsonl'}:5: left out, the run was stopped")
+
+
+def test_a_whole_last_line_without_a_line_break_is_read(tmp_path):
+    run = read_run(write(tmp_path / "run", tail='{"step": 4, "loss": 0.3}'))
+    assert run.curves["loss"].steps == (1, 2, 3, 4) and run.notes == ()
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"loss": 1.0}', '{"step": "4", "loss": 1.0}', '{"step": true, "loss": 1.0}'])
+def test_a_broken_line_in_between_is_named(tmp_path, line):
+    folder = write(tmp_path / "run", tail=line + "\n" + json.dumps({"step": 9, "loss": 0.1}) + "\n")
+    run = read_run(folder)
+    assert run.curves["loss"].steps == (1, 2, 3, 9)
+    assert run.notes == (f"{folder / 'metrics.jsonl'}:5: left out, not a JSON object with a step",)
+
+
+def test_a_missing_and_an_empty_file_are_notes(tmp_path):
+    rows, notes = read_metrics(tmp_path / "nowhere" / "metrics.jsonl")
+    assert rows == [] and notes == [f"{tmp_path / 'nowhere' / 'metrics.jsonl'}: No such file or directory"]
+    folder = write(tmp_path / "empty", [])
+    assert read_run(folder).notes == (f"{folder / 'metrics.jsonl'}: nothing is logged yet",)
+
+
+def test_what_a_run_writes_is_read_and_its_seed_commit_and_machine_are_named(tmp_path):
+    @dataclass(frozen=True)
+    class Config:
+        seed: int = 7
+
+    run = Run(tmp_path / "run", Config())
+    for line in LINES:
+        run.log(**line)
+    found = read_run(tmp_path / "run")
+    assert found.curves["loss"].values == (0.9, 0.7, 0.5)
+    environment = json.loads((tmp_path / "run" / "env.json").read_text())
+    expected = ["seed 7", environment["commit"], environment["cuda"] or environment["machine"]]
+    assert found.origin == ", ".join(part for part in expected if part)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\udcff"])
+def test_an_unreadable_config_costs_only_the_origin(tmp_path, text):
+    folder = write(tmp_path / "run")
+    (folder / "config.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert read_run(folder).origin == "" and "loss" in read_run(folder).curves
+
+
+# ---- grouping --------------------------------------------------------------------------------------------------------
+
+
+def test_panels_are_what_some_run_has_in_one_order():
+    point = Curve((1,), (1.0,))
+    one, other = run_of("a", kl=point, loss=point, decoded_tok=point), run_of("b", grad_norm=point, dev_macro_f1=point)
+    assert panels_of([one, other]) == ["loss", "dev_macro_f1", "kl", "grad_norm"] == panels_of([other, one])
+    assert panels_of([]) == panels_of([run_of("c")]) == []
+    assert set(NEVER_SMOOTHED) < PANELS.keys()
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["x/run", "y/run"], ["x/run", "y/run"]),
+        (["x/run", "y/run", "y/other"], ["x/run", "y/run", "y/other"]),
+        (["x/run", "x/run"], ["run", "run"]),  # the same run twice is one name
+        (["only"], ["only"]),
+        ([], []),
+    ],
+)
+def test_a_run_is_named_by_the_shortest_ending_that_no_other_has(folders, names):
+    assert names_of([Path(folder) for folder in folders]) == names
+
+
+def test_smoothing_by_hand():
+    """Windows of 3 over 1 2 6 4: 1, (1 + 2)/2, (1 + 2 + 6)/3, (2 + 6 + 4)/3. Twin: a centred window would start with 1.5."""
+    assert smoothed([1.0, 2.0, 6.0, 4.0], 3) == [1.0, 1.5, 3.0, 4.0]
+    assert smoothed([1.0, 2.0, 6.0], 1) == [1.0, 2.0, 6.0]
+    assert smoothed([1.0, 3.0], 100) == [1.0, 2.0] and smoothed([], 3) == []
+    for window in (0, -1):
+        with pytest.raises(ValueError, match="--smooth"):
+            smoothed([1.0], window)
+
+
+# ---- the command line, as far as it goes without matplotlib ----------------------------------------------------------
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([str(write(tmp_path / "run"))]) == 2
+    assert 'pip install -c constraints.txt -e ".[plot]"' in capsys.readouterr().err
+    assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "metrics.jsonl"]
+
+
+def test_nothing_to_draw_is_an_error_that_says_what_was_found(tmp_path, capsys):
+    assert main([str(tmp_path / "typo"), str(write(tmp_path / "empty", []))]) == 2
+    shown = capsys.readouterr().err
+    assert "typo/metrics.jsonl: No such file" in shown and "nothing is logged yet" in shown and "error: nothing to draw" in shown
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_format_that_is_not_offered_is_refused(tmp_path, capsys):
+    assert main([str(write(tmp_path / "run")), "--out", str(tmp_path / "curves.jsonl")]) == 2
+    assert ".png, .svg, .pdf" in capsys.readouterr().err and not (tmp_path / "curves.jsonl").exists()
+
+
+def test_a_run_has_to_be_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2 and "RUN" in capsys.readouterr().err
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def matplotlib():
+    return pytest.importorskip("matplotlib", reason='drawing needs matplotlib: pip install -c constraints.txt -e ".[plot]"')
+
+
+def drawn_lines(axes) -> list[tuple[list, list]]:
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines() if len(line.get_xdata())]
+
+
+def test_every_panel_holds_the_curves_of_the_runs_that_have_it(matplotlib):
+    a = run_of("runs/a", loss=Curve((1, 2), (0.9, 0.7)), dev_macro_f1=Curve((2,), (0.4,)))
+    b = run_of("runs/b", loss=Curve((1, 2, 3), (0.8, 0.6, 0.5)))
+    figure = figure_of([a, b])
+    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == ["loss", "dev_macro_f1"]
+    assert drawn_lines(figure.axes[0]) == [([1, 2], [0.9, 0.7]), ([1, 2, 3], [0.8, 0.6, 0.5])]
+    assert drawn_lines(figure.axes[1]) == [([2], [0.4])]
+    assert {axes.get_xlim() for axes in figure.axes} == {figure.axes[0].get_xlim()}
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    colours = [line.get_color() for line in legend.get_lines()]
+    assert len(set(colours)) == 2 and [line.get_color() for line in figure.axes[0].get_lines() if len(line.get_xdata())] == colours
+
+
+def test_smoothing_keeps_the_logged_curve_behind_and_leaves_scores_alone(matplotlib):
+    curve = Curve((1, 2, 3), (1.0, 3.0, 5.0))
+    figure = figure_of([run_of("a", loss=curve, dev_macro_f1=curve)], smooth=2)
+    assert drawn_lines(figure.axes[0]) == [([1, 2, 3], [1.0, 3.0, 5.0]), ([1, 2, 3], [1.0, 2.0, 4.0])]
+    assert drawn_lines(figure.axes[1]) == [([1, 2, 3], [1.0, 3.0, 5.0])]
+    assert "mean of 2" in figure.legends[0].get_title().get_text()
+
+
+def test_more_runs_than_colours_are_still_told_apart(matplotlib):
+    figure = figure_of([run_of(f"run{n}", loss=Curve((1, 2), (n, n + 1.0))) for n in range(15)])
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.legends[0].get_lines()}) == 15
+
+
+def test_a_picture_of_the_runs_is_written_beside_the_first_that_can_be_drawn(matplotlib, tmp_path, capsys):
+    runs = [tmp_path / "missing", write(tmp_path / "a", tail='{"step": 4'), write(tmp_path / "b")]
+    assert main([str(run) for run in runs]) == 0
+    shown = capsys.readouterr()
+    assert f"3 panels of 2 of 3 runs -> {tmp_path / 'a' / 'curves.png'}" in shown.out
+    assert shown.err.count("note:") == 2 and "a/metrics.jsonl:5" in shown.err
+    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "missing").exists() and not (tmp_path / "b" / "curves.png").exists()
+
+
+def test_the_picture_may_go_elsewhere(matplotlib, tmp_path):
+    out = tmp_path / "new" / "folder" / "both.svg"
+    assert main([str(write(tmp_path / "a")), "--out", str(out), "--smooth", "2"]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "<svg" in text and not (tmp_path / "a" / "curves.png").exists()

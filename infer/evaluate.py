@@ -3,11 +3,17 @@
     python infer/evaluate.py                                                   # the furthest trained run, on the world's test pool
     python infer/evaluate.py --model runs/thinker-grpo --data rows.jsonl --out report.json
     python infer/evaluate.py --model runs/student --data rows.jsonl --split test --dev rows.jsonl --dev-split train --save-beta
+    python infer/evaluate.py --model runs/student --data rows.jsonl --split test --dev rows.jsonl --dev-split train --fit-temperature
     python infer/evaluate.py --scores scored.jsonl                             # what infer/score.py wrote, without a model
 
 Prints tables; --out writes the same and more as JSON. Intervals are bootstraps over queries, since the pairs of one
 query are not independent. Nothing is fitted on --data: CumPT's beta is --beta, else fitted on --dev, else the one stored
 beside the weights (tiering.json, which --save-beta writes), else 0.5.
+
+--fit-temperature finds on --dev the one number that makes the four probabilities as sure as they are right, fits beta on
+the probabilities so scaled, stores both beside the weights (calibration.json, tiering.json) and prints ECE, Brier score
+and NLL on --data before and after. No grade changes. infer/score.py and infer/explain.py then scale as well, and so does
+this script: --temperature-scaling off says no.
 
 A judge that answers first is read from one prefill; --explain decodes its chain of thought too and compares the two. A
 thinker always decodes, has no label probabilities and so neither calibration nor CumPT.
@@ -25,10 +31,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.evaluation.predict import Cost, predict_with_cost
+from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.judge import DTYPES, Judge
 from taosr1.model.files import write_json
-from taosr1.serving.deployed import DEFAULT_BETA, open_judge, store_beta, stored_beta
+from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
+from taosr1.serving.deployed import (
+    DEFAULT_BETA,
+    TEMPERATURE_SCALING,
+    chosen_temperature,
+    open_judge,
+    store_beta,
+    store_temperature,
+    stored_beta,
+)
 from taosr1.serving.tiering import cumulative_tier, fit_beta
 from taosr1.task.datasets import keep_split
 from taosr1.task.grades import GRADES, TIERS
@@ -50,6 +66,13 @@ class Config:
     beta: float | None = option(None, "CumPT's beta, where it is known already")
     dev: str = option("", "graded pairs to fit beta on, such as world:dev")
     save_beta: bool = option(False, "store the beta fitted on --dev beside the weights (tiering.json), where infer/score.py finds it")
+    fit_temperature: bool = option(
+        False, "fit a temperature on --dev and store it (calibration.json) with the beta that goes with it, where infer/score.py finds both"
+    )
+    temperature_scaling: str = option(
+        "stored", "stored: divide log-probabilities by the checkpoint's temperature, where it has one; off: take them as they are",
+        TEMPERATURE_SCALING,
+    )  # fmt: skip
     explain: bool = option(False, "also decode the chain of thought of a judge that answers first, and measure hallucination")
     max_new_tokens: int = option(128, "longest reply where one is decoded")
     bootstrap: int = option(1000, "bootstrap resamples of queries (0: no intervals)")
@@ -67,6 +90,10 @@ class Config:
             (bool(self.scores and self.dev), "--dev needs a model: fit beta with --model, store it with --save-beta, then score and measure"),
             (bool(self.scores and self.explain), "--explain needs a model: the chains of thought are not in --scores"),
             (self.save_beta and not self.dev, "--save-beta stores the beta fitted on --dev: give --dev"),
+            (self.fit_temperature and not self.dev, "--fit-temperature fits on other rows than it measures: give --dev"),
+            (self.fit_temperature and self.temperature_scaling == "off", "--fit-temperature and --temperature-scaling off contradict: leave one out"),
+            (bool(self.scores) and self.temperature_scaling == "off",
+             "--temperature-scaling off needs a model: the probabilities in --scores are as infer/score.py wrote them"),
             (bool(self.dev) and self.beta is not None, "--beta and --dev both decide beta: give one of them"),
             (bool(self.dev) and (self.dev, self.dev_split) == (self.data, self.split),
              f"--dev is --data ({self.dev}): beta would be fitted on what it is measured on; give other rows, or --split and --dev-split"),
@@ -96,24 +123,70 @@ def predict_all(judge: Judge, rows: Sequence[Judgement], config: Config, title: 
     return predictions, cost
 
 
-def choose_beta(name: str, judge: Judge, rows: Sequence[Judgement], config: Config) -> tuple[float, str]:
-    """(beta, where it is from): --beta, a fit on --dev, the checkpoint's own, or the default."""
+@dataclass(frozen=True)
+class Deployed:
+    """What is done to label probabilities before they are served, and where each number is from."""
+
+    temperature: float
+    temperature_from: str
+    beta: float
+    beta_from: str
+
+
+def choose_deployed(name: str, judge: Judge, rows: Sequence[Judgement], config: Config) -> Deployed:
+    """Temperature and beta: fitted on --dev where that is asked for, else the flag's, the checkpoint's, or the default."""
+    temperature = 1.0 if config.fit_temperature else chosen_temperature(name, config.temperature_scaling)
+    source = "calibration.json" if temperature != 1 else "none"
+    if config.dev:
+        return fit_deployed(name, judge, rows, config, temperature, source)
     if config.beta is not None:
-        return config.beta, "--beta"
-    if not config.dev:
-        found = stored_beta(name)
-        return (DEFAULT_BETA, "default") if found is None else (found, "tiering.json")
+        return Deployed(temperature, source, config.beta, "--beta")
+    found = stored_beta(name, temperature)
+    return Deployed(temperature, source, *((DEFAULT_BETA, "default") if found is None else (found, "tiering.json")))
+
+
+def fit_deployed(
+    name: str, judge: Judge, rows: Sequence[Judgement], config: Config, temperature: float, temperature_from: str
+) -> Deployed:
+    """Beta, and with --fit-temperature the temperature before it, fitted on --dev; stored where that is asked for."""
     dev = load_rows(config.dev, seed=config.seed, split=config.dev_split, max_bad_rows=config.max_bad_rows, need_grade=True)
     measured = {(row.query, row.title, row.item_id) for row in rows}
     shared = sum((row.query, row.title, row.item_id) in measured for row in dev)
     if shared:
-        print(f"warning: {shared} of {len(dev)} pairs of --dev are in --data too: beta has seen what it is measured on", file=sys.stderr)
-    predictions, _ = predict_all(judge, dev, replace(config, explain=False), "fit beta on --dev")
-    beta = fit_beta([prediction.probs for prediction in predictions], [row.grade for row in dev])
+        fitted = "temperature and beta have" if config.fit_temperature else "beta has"
+        print(f"warning: {shared} of {len(dev)} pairs of --dev are in --data too: {fitted} seen what it is measured on", file=sys.stderr)
+    predictions, _ = predict_all(judge, dev, replace(config, explain=False), "fit on --dev")
+    probs, gold = [prediction.probs for prediction in predictions], [row.grade for row in dev]
     source = config.dev + (f" split {config.dev_split}" if config.dev_split else "")
-    if config.save_beta:
-        print(f"beta {beta:.4g} -> {store_beta(name, beta, fitted_on=source, rows=len(dev))}")
-    return beta, f"fitted on {source}"
+    if config.fit_temperature:
+        temperature, temperature_from = fit_temperature(probs, gold), f"fitted on {source}"
+        if temperature in TEMPERATURES:
+            print(
+                f"warning: the temperature is at the end of its range, {temperature:g}: --dev has too few rows ({len(dev)}), or the "
+                "judge is always or never right there; fit on more rows",
+                file=sys.stderr,
+            )
+    scaled = apply_temperature(probs, temperature)
+    beta = fit_beta(scaled, gold)
+    if config.fit_temperature:
+        nll = {"nll_before": mean_nll(probs, gold), "nll_after": mean_nll(probs, gold, temperature)}
+        print(f"temperature {temperature:.4g} -> {store_temperature(name, temperature, dev=source, rows=len(dev), **nll)}")
+    if config.save_beta or config.fit_temperature:  # a beta of other probabilities would be wrong, so both are stored
+        print(f"beta {beta:.4g} -> {store_beta(name, beta, temperature, fitted_on=source, rows=len(dev))}")
+    return Deployed(temperature, temperature_from, beta, f"fitted on {source}")
+
+
+def with_temperature(predictions: Sequence[Prediction], temperature: float) -> list[Prediction]:
+    """The predictions of a judge that answers first, with scaled probabilities; their grades stay."""
+    scaled = apply_temperature([prediction.probs for prediction in predictions], temperature)
+    return [replace(prediction, probs=tuple(row)) for prediction, row in zip(predictions, scaled.tolist())]
+
+
+def calibration_at(temperature: float, predictions: Sequence[Prediction], rows: Sequence[Judgement]) -> dict[str, float]:
+    """How far probabilities at a temperature are from how often they are right, by three measures; lower is better."""
+    probs, gold = [prediction.probs for prediction in predictions], [row.grade for row in rows]
+    scaled = apply_temperature(probs, temperature)
+    return {"ece": expected_calibration_error(scaled, gold), "brier": brier_score(scaled, gold), "nll": mean_nll(probs, gold, temperature)}
 
 
 def with_tiers(predictions: Sequence[Prediction], beta: float) -> list[Prediction]:
@@ -134,7 +207,7 @@ def run_judge(config: Config) -> tuple[list[Judgement], list[Prediction], float 
         raise ValueError(f"--model {name} reasons before it answers and has no label probabilities: CumPT (--dev, --beta) cannot be used")
     if judge.prompt.order == "label" and config.explain:
         raise ValueError(f"--explain: --model {name} was trained to answer with the grade alone and has no chain of thought to decode")
-    beta, beta_from = (None, None) if thinker else choose_beta(name, judge, rows, config)
+    deployed = None if thinker else choose_deployed(name, judge, rows, config)
     start = time.perf_counter()
     predictions, cost = predict_all(judge, rows, config, "evaluate")
     seconds = time.perf_counter() - start
@@ -143,7 +216,8 @@ def run_judge(config: Config) -> tuple[list[Judgement], list[Prediction], float 
         "order": judge.prompt.order,
         "data": config.data,
         "split": config.split,
-        "beta_from": beta_from,
+        "beta_from": deployed.beta_from if deployed else None,
+        "temperature": None,
         "cost": {
             "prefills_per_row": cost.prefills / len(rows),
             "decoded_tok_per_row": cost.decoded_tok / len(rows),
@@ -151,7 +225,17 @@ def run_judge(config: Config) -> tuple[list[Judgement], list[Prediction], float 
             "rows_per_s": len(rows) / seconds,
         },
     }
-    return rows, predictions if thinker else with_tiers(predictions, beta), beta, head
+    if thinker:
+        return rows, predictions, None, head
+    if deployed.temperature_from != "none":
+        head["temperature"] = {
+            "value": deployed.temperature,
+            "from": deployed.temperature_from,
+            "before": calibration_at(1.0, predictions, rows),
+            "after": calibration_at(deployed.temperature, predictions, rows),
+        }
+        predictions = with_temperature(predictions, deployed.temperature)
+    return rows, with_tiers(predictions, deployed.beta), deployed.beta, head
 
 
 def read_scores(config: Config) -> tuple[list[Judgement], list[Prediction], float | None, dict]:
@@ -202,6 +286,15 @@ def _stored_prediction(row: dict) -> Prediction:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
+def render_temperature(scaling: dict) -> str:
+    """ECE (x 100), Brier score and NLL of the measured rows without and with the temperature."""
+    lines = [f"temperature {scaling['value']:.4g} ({scaling['from']})", "                 ECE    Brier      NLL"]
+    for title in ("before", "after"):
+        part = scaling[title]
+        lines.append(f"{title:<11}{100 * part['ece']:>9.2f}{part['brier']:>9.4f}{part['nll']:>9.4f}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> dict:
     config = parse_config(Config, __doc__, argv)
     rows, predictions, beta, head = read_scores(config) if config.scores else run_judge(config)
@@ -210,6 +303,8 @@ def main(argv: list[str] | None = None) -> dict:
     report = {**head, "notes": notes, **measured}
     print("\n".join([f"{head.get('model') or head['scores']} on {head.get('data', 'its own rows')} {config.split}".rstrip(), *notes]))
     print(render_report(report))
+    if head.get("temperature"):
+        print(render_temperature(head["temperature"]) + "\n")
     if head["cost"]:
         cost = head["cost"]
         print(

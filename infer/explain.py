@@ -25,7 +25,7 @@ import torch
 from taosr1.config import check, option, parse_config, run_main
 from taosr1.judge import DTYPES, Judge
 from taosr1.sampling.sampler import generate
-from taosr1.serving.deployed import DEFAULT_BETA, open_judge, stored_beta
+from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import score_prompts
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
 from taosr1.task.judgements import Judgement, judgement_to_dict
@@ -54,6 +54,10 @@ class Config:
     out: str = option("", "also write the explanations to this file, .jsonl or .jsonl.gz")
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
     beta: float | None = option(None, "CumPT: a smaller one is more generous; none: the checkpoint's tiering.json, else 0.5")
+    temperature_scaling: str = option(
+        "stored", "stored: scale probabilities by the checkpoint's calibration.json, where it has one; off: show them as they are",
+        TEMPERATURE_SCALING,
+    )  # fmt: skip
     max_new_tokens: int = option(128, "longest reply")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
@@ -85,13 +89,13 @@ def read_pairs(config: Config) -> list[Judgement]:
 # ---- what the judge says ---------------------------------------------------------------------------------------------
 
 
-def explain(judge: Judge, row: Judgement, beta: float, max_new_tokens: int) -> dict:
+def explain(judge: Judge, row: Judgement, beta: float, temperature: float, max_new_tokens: int) -> dict:
     """One pair's `grade`, `tier`, `probs`, `label_mass`, `reply` and what its reasoning amounts to; None where unknown."""
     prompt = judge.prompts([row])[0]
     found: dict = {"grade": None, "tier": None, "probs": None, "label_mass": None}
     first_token = None
     if judge.prompt.order != "pre-cot":
-        score = score_prompts(judge.model, judge.tokenizer, [prompt], beta=beta)[0]
+        score = score_prompts(judge.model, judge.tokenizer, [prompt], beta=beta, temperature=temperature)[0]
         found |= {"grade": score.grade, "tier": score.tier, "probs": list(score.probs), "label_mass": score.label_mass}
         # The reasons are those for the grade that is shown, also where the judge would rather not answer with a label.
         first_token = torch.tensor([judge.tokenizer.label_ids[score.grade - GRADES[0]]])
@@ -173,10 +177,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in judge.prompt.fields]
     if unread:
         print(f"note: this judge reads only {', '.join(judge.prompt.fields)}; it does not see {', '.join(unread)}", file=sys.stderr)
-    beta = config.beta or stored_beta(name) or DEFAULT_BETA
+    temperature = 1.0 if judge.prompt.order == "pre-cot" else chosen_temperature(name, config.temperature_scaling)
+    beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
     explained = []
     for index, row in enumerate(rows):
-        found = explain(judge, row, beta, config.max_new_tokens)
+        found = explain(judge, row, beta, temperature, config.max_new_tokens)
         print(("\n" if index else f"judge       {visible(name)}\n") + render(row, found, judge.prompt.order, beta))
         gold = {"gold_grade": row.grade} if row.grade is not None and "gold_grade" not in row.extra else {}
         explained.append({**judgement_to_dict(row), **gold, **found})

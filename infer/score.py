@@ -14,6 +14,8 @@ The file appears complete or not at all. `infer/evaluate.py --scores scored.json
 Deviations from the paper:
 1. Its beta is not published. Here it is --beta, else what `infer/evaluate.py --dev DEV --save-beta` stored beside the
    weights (tiering.json), else 0.5.
+2. The paper does not calibrate. Here a temperature that `infer/evaluate.py --dev DEV --fit-temperature` stored beside the
+   weights (calibration.json) scales the probabilities: grades stay, tiers may move. --temperature-scaling off says no.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge
-from taosr1.serving.deployed import DEFAULT_BETA, open_judge, stored_beta
+from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts
 from taosr1.task.datasets import keep_split
 from taosr1.task.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
@@ -49,6 +51,9 @@ class Config:
     data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or world:POOL")
     out: str = option("", "file to write, .jsonl or .jsonl.gz")
     beta: float | None = option(None, "CumPT: a smaller one is more generous; none: the checkpoint's tiering.json, else 0.5")
+    temperature_scaling: str = option(
+        "stored", "stored: scale probs by the checkpoint's calibration.json, where it has one; off: take them as they are", TEMPERATURE_SCALING
+    )
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
     limit: int = option(0, "score only the first rows (0: all)")
     max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
@@ -103,13 +108,16 @@ def refuse_thinker(name: str, judge: Judge) -> None:
         )
 
 
-def scored_rows(judge: Judge, pairs: list[Pair], beta: float, batch_tok: int, seen: Counter) -> Iterator[dict]:
-    """The output rows, one batch of prefills after another; `seen` counts grades, tiers and label mass on the way."""
+def scored_rows(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, seen: Counter) -> Iterator[dict]:
+    """The output rows, one batch of prefills after another, with `served` beta and temperature.
+
+    `seen` counts grades, tiers and label mass on the way.
+    """
     bar = progress(total=len(pairs), desc="score", unit="pair")
     for start in range(0, len(pairs), ROWS_AT_A_TIME):
         part = pairs[start : start + ROWS_AT_A_TIME]
         prompts = judge.prompts([row for _, row in part])
-        scores = score_prompts(judge.model, judge.tokenizer, prompts, beta=beta, max_tokens_per_batch=batch_tok)
+        scores = score_prompts(judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=batch_tok)
         for (row, judgement), score in zip(part, scores):
             seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
             yield output_row(row, judgement.grade, score)
@@ -129,9 +137,11 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     pairs = read_pairs(config)
     name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=config.device, seed=config.seed)
     refuse_thinker(name, judge)
-    beta = config.beta or stored_beta(name) or DEFAULT_BETA
+    temperature = chosen_temperature(name, config.temperature_scaling)
+    beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
     seen: Counter = Counter()
-    rows = write_jsonl(config.out, scored_rows(judge, pairs, beta, config.batch_tok, seen))
+    served = {"beta": beta, "temperature": temperature}
+    rows = write_jsonl(config.out, scored_rows(judge, pairs, served, config.batch_tok, seen))
     mass = seen["label_mass"] / rows
     tiers = {tier: seen[tier] for tier in ("Good", "Mid", "Bad")}
     shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())
@@ -142,7 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             "Is it trained for this task (train/sft.py), and asked as it was trained (prompt.json)?",
             file=sys.stderr,
         )
-    return {"rows": rows, "beta": beta, "label_mass": mass, "tiers": tiers, "grades": {g: seen[f"grade {g}"] for g in (4, 3, 2, 1)}}
+    return {"rows": rows, **served, "label_mass": mass, "tiers": tiers, "grades": {g: seen[f"grade {g}"] for g in (4, 3, 2, 1)}}
 
 
 if __name__ == "__main__":

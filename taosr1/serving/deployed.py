@@ -1,7 +1,9 @@
-"""What is served: the judge behind `--model`, and the beta that was fitted for it, stored beside its weights."""
+"""What is served: the judge behind `--model`, and the temperature and beta fitted for it, stored beside its weights."""
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 
 from taosr1.judge import Judge, check_device, load_judge
@@ -10,6 +12,8 @@ from taosr1.model.folders import checkpoints, model_folder
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
 TIERING_FILE = "tiering.json"
+CALIBRATION_FILE = "calibration.json"
+TEMPERATURE_SCALING = ("stored", "off")  # what `--temperature-scaling` may be
 RUNS = "runs/"
 # The scripts' default output folders, furthest along first.
 JUDGE_RUNS = ("runs/student", "runs/post-grpo", "runs/post-dpo", "runs/post-sft")
@@ -51,27 +55,84 @@ def newest_run(*, thinkers: bool = True) -> str:
     raise FileNotFoundError(f"no --model given and none trained yet ({', '.join(runs)}): {', '.join(commands)}; or give --model FOLDER")
 
 
-def stored_beta(model: str) -> float | None:
-    """The CumPT beta stored beside the weights behind `--model`, or None.
+def stored_temperature(model: str) -> float | None:
+    """The temperature stored beside the weights behind `--model`, or None.
 
     Raises: ValueError naming the file, where it holds something else.
+    """
+    path = Path(model_folder(model)) / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    temperature = read_json(path).get("temperature")
+    if not _is_number(temperature) or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"{path}: temperature is {temperature!r}, expected a finite number above 0: fit it again "
+            "(infer/evaluate.py --dev DEV --fit-temperature), delete the file, or give --temperature-scaling off"
+        )
+    return float(temperature)
+
+
+def chosen_temperature(model: str, scaling: str) -> float:
+    """What `--temperature-scaling` amounts to, said on stderr where it changes the probabilities.
+
+    "stored" is the temperature beside the weights, 1 where there is none; "off" is 1 and reads no file.
+    """
+    temperature = (stored_temperature(model) if scaling == "stored" else None) or 1.0
+    if temperature != 1:
+        print(
+            f"note: label probabilities are scaled by temperature {temperature:.4g} ({CALIBRATION_FILE}); --temperature-scaling off leaves them",
+            file=sys.stderr,
+        )
+    return temperature
+
+
+def store_temperature(model: str, temperature: float, **facts: object) -> Path:
+    """Write a temperature beside the weights behind `--model`, with what it was fitted on; returns the file.
+
+    Raises: ValueError where those weights are in no local folder.
+    """
+    path = _local_folder(model, "--fit-temperature", "leave it out") / CALIBRATION_FILE
+    write_json(path, {"temperature": temperature, **facts})
+    return path
+
+
+def stored_beta(model: str, temperature: float = 1.0) -> float | None:
+    """The CumPT beta stored beside the weights behind `--model`, or None.
+
+    A beta is a threshold on probabilities, so it holds only at the temperature it was fitted at.
+    Raises: ValueError naming the file, where it holds something else or a beta fitted at another temperature.
     """
     path = Path(model_folder(model)) / TIERING_FILE
     if not path.is_file():
         return None
-    beta = read_json(path).get("beta")
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta <= 1:
+    stored = read_json(path)
+    beta, fitted_at = stored.get("beta"), stored.get("temperature", 1.0)
+    if not _is_number(beta) or not 0 < beta <= 1:
         raise ValueError(f"{path}: beta is {beta!r}, expected a number in (0, 1]: fit it again or give --beta")
+    if fitted_at != temperature:
+        raise ValueError(
+            f"{path}: beta was fitted on probabilities at temperature {fitted_at}, these are at {temperature}: fit it again "
+            "(infer/evaluate.py --dev DEV --save-beta) or give --beta"
+        )
     return float(beta)
 
 
-def store_beta(model: str, beta: float, **facts: object) -> Path:
+def store_beta(model: str, beta: float, temperature: float = 1.0, **facts: object) -> Path:
     """Write a beta beside the weights behind `--model`, with what it was fitted on; returns the file.
 
     Raises: ValueError where those weights are in no local folder.
     """
+    path = _local_folder(model, "--save-beta", f"pass --beta {beta:.4g} when scoring") / TIERING_FILE
+    write_json(path, {"beta": beta, "temperature": temperature, **facts})
+    return path
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _local_folder(model: str, flag: str, otherwise: str) -> Path:
     folder = Path(model_folder(model))
     if not folder.is_dir():
-        raise ValueError(f"--save-beta: {model} is not a local folder; give --model FOLDER, or pass --beta {beta:.4g} when scoring")
-    write_json(folder / TIERING_FILE, {"beta": beta, **facts})
-    return folder / TIERING_FILE
+        raise ValueError(f"{flag}: {model} is not a local folder; give --model FOLDER, or {otherwise}")
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from taosr1.sampling.labels import LabelProbs, label_probabilities
+from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.grades import GRADES
 
@@ -30,17 +31,20 @@ def score_prompts(
     prompts: list[list[int]],
     *,
     beta: float = 0.5,
+    temperature: float = 1.0,
     max_tokens_per_batch: int = 16384,
     progress: bool = False,
 ) -> list[Score]:
     """Scores every prompt by one prefill, in input order; the prompts of a judge that answers first.
 
     Choice: beta = 0.5 ("Good where Good is likelier than not") until `tiering.fit_beta` has seen a dev set; the paper's
-    is unpublished. Equal probabilities go to the lower grade.
+    is unpublished. Equal probabilities go to the lower grade. `temperature` scales the probabilities before anything reads
+    them (`calibration.apply_temperature`): it moves tiers, never grades. The label mass is not scaled.
     Shapes: prompts is P lists of token ids, each ending where the reply would begin.
-    Raises: ValueError as `label_probabilities` and `cumulative_tier`.
+    Raises: ValueError as `label_probabilities`, `apply_temperature` and `cumulative_tier`.
     """
     found = label_probabilities(model, tokenizer, prompts, max_tokens_per_batch=max_tokens_per_batch, progress=progress)
     grades = (found.probs.argmax(-1) + GRADES[0]).tolist()
-    columns = (grades, cumulative_tier(found.probs, beta), found.probs.tolist(), found.label_mass.tolist())
+    probs = found.probs if temperature == 1 else apply_temperature(found.probs, temperature)
+    columns = (grades, cumulative_tier(probs, beta), probs.tolist(), found.label_mass.tolist())
     return [Score(grade, tier, tuple(probs), mass) for grade, tier, probs, mass in zip(*columns)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
-from taosr1.task.probabilities import checked_probs
+from taosr1.task.probabilities import checked_fit, checked_probs
 
 _TIER_INDEX = np.array([TIERS.index(TIER_OF_GRADE[grade]) for grade in GRADES])  # (4,): [g - 1] is the tier of grade g
 
@@ -65,7 +65,8 @@ def fit_beta(probs, grades: Sequence[int]) -> float:
     Shapes: probs (N, 4), grades (N,).
     Raises: ValueError for no rows, a wrong grade or a row that is not a probability vector.
     """
-    probs, gold = _checked_fit(probs, grades)
+    probs, grades = checked_fit(probs, grades)
+    gold = _TIER_INDEX[grades - 1]
     cumulated = _from_the_top(probs)
     good_from, mid_from = cumulated[:, 1], cumulated[:, 2]  # Good up to the first, Mid up to the second, then Bad
     edges = np.unique(np.concatenate([[0.0], good_from, mid_from, [1.0]]))  # tiers are constant in (edge, next edge]
@@ -114,7 +115,8 @@ def fit_thresholds(probs, grades: Sequence[int], *, steps: int = 50, sweeps: int
     Shapes: probs (N, 4), grades (N,).
     Returns: four thresholds, for grades 1..4.
     """
-    probs, gold = _checked_fit(probs, grades)
+    probs, grades = checked_fit(probs, grades)
+    gold = _TIER_INDEX[grades - 1]
     grid = np.linspace(0.0, 1.0, steps + 1)
     ends = [_climb(probs, gold, np.full(len(GRADES), start), grid, sweeps) for start in (1.0, 0.5)]
     _, best = max(ends, key=lambda end: end[0])  # the first wins a tie
@@ -147,21 +149,6 @@ def _middle_of_first_run(chosen: np.ndarray) -> int:
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _checked_fit(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Checked probabilities (N, 4) and gold tier indices (N,)."""
-    probs = checked_probs(probs)
-    gold = np.asarray(grades)
-    if len(gold) != len(probs):
-        raise ValueError(f"probs has {len(probs)} rows, grades has {len(gold)}: they must be parallel")
-    if len(gold) == 0:
-        raise ValueError("no rows to fit on: probs and grades are empty")
-    wrong = ~np.isin(gold, GRADES)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(f"grades[{row}] is {gold[row]}, expected 1-4")
-    return probs, _TIER_INDEX[gold.astype(np.int64) - 1]
 
 
 def _tier_table(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:

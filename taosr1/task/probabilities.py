@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from taosr1.task.grades import GRADES
@@ -34,3 +36,21 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
             f" within {SUM_TOLERANCE} (probabilities of grades 1..4, not logits)"
         )
     return rows
+
+
+def checked_fit(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the rows that something is fitted on: probabilities as float64 (N, 4), gold grades as int64 (N,).
+
+    Raises: ValueError as `checked_probs`; for no rows, lists of different length, or a grade that is not 1-4, by row.
+    """
+    probs = checked_probs(probs)
+    gold = np.asarray(grades)
+    if len(gold) != len(probs):
+        raise ValueError(f"probs has {len(probs)} rows, grades has {len(gold)}: they must be parallel")
+    if len(gold) == 0:
+        raise ValueError("no rows to fit on: probs and grades are empty")
+    wrong = ~np.isin(gold, GRADES)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"grades[{row}] is {gold[row]}, expected 1-4")
+    return probs, gold.astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from taosr1.evaluation.predict import predict
 from taosr1.evaluation.report import evaluate_predictions
 from taosr1.judge import load_judge
 from taosr1.model.folders import model_folder
-from taosr1.serving.deployed import stored_beta
+from taosr1.serving.calibration import apply_temperature, fit_temperature, mean_nll
+from taosr1.serving.deployed import store_beta, store_temperature, stored_beta, stored_temperature
 from taosr1.serving.tiering import fit_beta
 from taosr1.task.judgements import write_judgements
 from taosr1.task.sources import load_rows
+from train.sft import main as sft
 
 QUICK = ["--bootstrap", "20"]
 
@@ -57,7 +60,7 @@ def test_a_thinker_decodes_and_has_neither_probabilities_nor_tiers(taught_judge,
     assert report["metrics"]["accuracy"]["value"] == pytest.approx(7 / 8)
     assert report["calibration"] is None and report["tiering"] is None and report["beta_from"] is None
     assert report["cost"]["prefills_per_row"] == 1 and 15 < report["cost"]["decoded_tok_per_row"] < 60
-    for flags in (["--dev", "world:dev*20"], ["--beta", "0.4"]):
+    for flags in (["--dev", "world:dev*20"], ["--dev", "world:dev*20", "--fit-temperature"], ["--beta", "0.4"]):
         with pytest.raises(ValueError, match="has no label probabilities: CumPT"):
             main(["--model", taught_judge("pre-cot"), "--data", rows_file, *flags])
 
@@ -73,7 +76,7 @@ def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_fil
     main([*flags, "--dev", "world:dev*60", "--save-beta"])
     stored = Path(model_folder(run)) / "tiering.json"
     try:
-        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), "fitted_on": "world:dev*60", "rows": 60}
+        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), "temperature": 1.0, "fitted_on": "world:dev*60", "rows": 60}
         assert main(flags)["beta_from"] == "tiering.json"
         assert main([*flags, "--beta", "0.9"])["tiering"]["beta"] == 0.9
     finally:
@@ -81,6 +84,77 @@ def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_fil
     capsys.readouterr()
     main([*flags, "--dev", f"{rows_file},{rows_file}"])  # the same rows under another name
     assert "16 of 16 pairs of --dev are in --data too" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_judge(taught_judge, tmp_path) -> str:
+    """A copy of the taught label-first judge's checkpoint, to store numbers in."""
+    return shutil.copytree(model_folder(taught_judge("post-cot")), tmp_path / "judge").as_posix()
+
+
+def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it(own_judge, rows_file, tmp_path, capsys):
+    dev, judge = load_rows("world:dev*60"), load_judge(own_judge)
+    probs, gold = [prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev]
+    expected = fit_temperature(probs, gold)
+    assert expected > 1.2  # eight rows by heart, sixty it has never seen: too sure
+    files = sorted(path.name for path in Path(own_judge).iterdir())
+    flags = ["--model", own_judge, "--data", rows_file, *QUICK]
+    plain = main(flags)
+    report = main([*flags, "--dev", "world:dev*60", "--fit-temperature", "--out", str(tmp_path / "report.json")])
+    assert sorted(path.name for path in Path(own_judge).iterdir()) == sorted([*files, "calibration.json", "tiering.json"])
+    assert json.loads(Path(own_judge, "calibration.json").read_text()) == {
+        "temperature": pytest.approx(expected),
+        "dev": "world:dev*60",
+        "rows": 60,
+        "nll_before": pytest.approx(mean_nll(probs, gold)),
+        "nll_after": pytest.approx(mean_nll(probs, gold, expected)),
+    }
+    beta = fit_beta(apply_temperature(probs, expected), gold)
+    assert json.loads(Path(own_judge, "tiering.json").read_text()) == {
+        "beta": pytest.approx(beta), "temperature": pytest.approx(expected), "fitted_on": "world:dev*60", "rows": 60
+    }  # fmt: skip
+    scaling = report["temperature"]
+    assert (scaling["value"], scaling["from"]) == (pytest.approx(expected), "fitted on world:dev*60")
+    assert scaling["before"]["ece"] == pytest.approx(plain["calibration"]["ece"]) and scaling["before"]["brier"] == pytest.approx(plain["calibration"]["brier"])
+    assert scaling["after"]["ece"] == report["calibration"]["ece"] and scaling["after"]["brier"] == report["calibration"]["brier"]
+    assert scaling["after"] != scaling["before"] and plain["temperature"] is None
+    assert report["confusion"] == plain["confusion"]  # no grade has changed
+    printed = capsys.readouterr().out
+    assert f"temperature {expected:.4g} (fitted on world:dev*60)" in printed and "NLL" in printed
+
+
+def test_a_stored_temperature_is_used_unless_it_is_switched_off(own_judge, rows_file, capsys):
+    flags = ["--model", own_judge, "--data", rows_file, *QUICK]
+    plain = main(flags)
+    store_temperature(own_judge, 3.0)
+    capsys.readouterr()
+    scaled = main(flags)
+    assert scaled["temperature"]["value"] == 3 and scaled["temperature"]["from"] == "calibration.json"
+    assert "scaled by temperature 3 (calibration.json)" in capsys.readouterr().err
+    assert scaled["calibration"]["bins"] != plain["calibration"]["bins"]
+    off = main([*flags, "--temperature-scaling", "off"])
+    assert off["calibration"] == plain["calibration"] and off["temperature"] is None and capsys.readouterr().err.count("note:") == 0
+    main([*flags, "--dev", "world:dev*60", "--save-beta"])  # a beta of the scaled probabilities
+    assert json.loads(Path(own_judge, "tiering.json").read_text())["temperature"] == 3
+    assert main(flags)["beta_from"] == "tiering.json"
+    with pytest.raises(ValueError, match=r"tiering.json: beta was fitted on probabilities at temperature 3.0, these are at 1.0: .* give --beta"):
+        main([*flags, "--temperature-scaling", "off"])
+    refitted = main([*flags, "--dev", "world:dev*60", "--fit-temperature"])  # on unscaled probabilities: not 3 times too much
+    assert refitted["temperature"]["before"] == pytest.approx(scaled["temperature"]["before"])
+
+
+def test_a_temperature_at_the_end_of_its_range_is_warned_about(own_judge, rows_file, eight_rows_file, capsys):
+    main(["--model", own_judge, "--data", rows_file, "--dev", f"{eight_rows_file},{eight_rows_file}", "--fit-temperature", *QUICK])
+    assert "the temperature is at the end of its range, 0.05: --dev has too few rows (16)" in capsys.readouterr().err
+
+
+def test_a_later_stage_does_not_inherit_temperature_or_beta(own_judge, eight_rows_file, tmp_path):
+    store_temperature(own_judge, 3.0)
+    store_beta(own_judge, 0.3, 3.0)
+    sizes = ["--steps", "1", "--eval-every", "1", "--batch-size", "2"]
+    sft(["--model", own_judge, "--data", eight_rows_file, "--dev", eight_rows_file, "--out", str(tmp_path / "later"), *sizes])
+    assert stored_temperature(str(tmp_path / "later")) is None and stored_beta(str(tmp_path / "later")) is None
+    assert not [*(tmp_path / "later").rglob("calibration.json"), *(tmp_path / "later").rglob("tiering.json")]
 
 
 def test_measuring_scores_equals_measuring_the_model(taught_judge, rows_file, tmp_path):
@@ -156,6 +230,10 @@ def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
         (["--dev", "world:test"], "--dev is --data (world:test): beta would be fitted on what it is measured on"),
         (["--save-beta"], "--save-beta stores the beta fitted on --dev: give --dev"),
         (["--dev", "world:dev", "--beta", "0.5"], "--beta and --dev both decide beta"),
+        (["--fit-temperature"], "--fit-temperature fits on other rows than it measures: give --dev"),
+        (["--dev", "world:dev", "--fit-temperature", "--temperature-scaling", "off"], "contradict: leave one out"),
+        (["--temperature-scaling", "on"], "invalid choice: 'on'"),
+        (["--scores", "s.jsonl", "--temperature-scaling", "off"], "are as infer/score.py wrote them"),
         (["--scores", "s.jsonl", "--model", "m", "--explain"], "leave out --model; --explain needs a model"),
         (["--out", "."], "--out . is a folder"),
     ],
@@ -171,5 +249,5 @@ def test_help_teaches(capsys):
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for words in ("python infer/evaluate.py --scores scored.jsonl", "Nothing is fitted on --data", "--save-beta", "--max-bad-rows"):
+    for words in ("python infer/evaluate.py --scores scored.jsonl", "Nothing is fitted on --data", "--save-beta", "--fit-temperature", "--max-bad-rows"):
         assert words in printed

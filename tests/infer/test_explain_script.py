@@ -9,6 +9,8 @@ import pytest
 
 from infer.explain import main, notes, visible
 from taosr1.judge import load_judge
+from taosr1.serving.calibration import apply_temperature
+from taosr1.serving.deployed import store_temperature
 from taosr1.serving.scorer import score_prompts
 from taosr1.task.judgements import Judgement
 from taosr1.task.rows import read_jsonl
@@ -26,6 +28,24 @@ def test_a_pair_on_the_command_line_is_judged_as_the_scorer_judges_it(fresh_judg
     printed = capsys.readouterr().out
     for words in ("boots not leather", "4-Excellent 0.", "label mass", "low label mass", "raise --max-new-tokens"):
         assert words in printed
+
+
+def test_a_stored_temperature_scales_what_is_shown_and_says_so(fresh_judge, capsys):
+    flags = [*PAIR, "--model", fresh_judge("label")]
+    (plain,) = main(flags)
+    stored = store_temperature(fresh_judge("label"), 0.05)
+    capsys.readouterr()
+    try:
+        (scaled,) = main(flags)
+        assert "scaled by temperature 0.05 (calibration.json); --temperature-scaling off leaves them" in capsys.readouterr().err
+        (off,) = main([*flags, "--temperature-scaling", "off"])
+        stored.write_text("{")
+        with pytest.raises(ValueError, match="calibration.json is not valid JSON"):
+            main(flags)
+    finally:
+        stored.unlink()
+    assert scaled["probs"] == pytest.approx(apply_temperature([plain["probs"]], 0.05)[0]) and scaled["grade"] == plain["grade"]
+    assert off == plain and max(scaled["probs"]) > max(plain["probs"])
 
 
 def test_flags_may_stand_between_query_and_title(fresh_judge):

@@ -14,7 +14,8 @@ import pytest
 
 from infer.score import main
 from taosr1.judge import load_judge
-from taosr1.serving.deployed import store_beta
+from taosr1.serving.calibration import apply_temperature
+from taosr1.serving.deployed import store_beta, store_temperature
 from taosr1.serving.scorer import score_prompts
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.rows import read_jsonl
@@ -126,6 +127,39 @@ def test_beta_comes_from_the_flag_else_from_the_checkpoint_else_is_one_half(scor
         stored.unlink()
 
 
+def test_a_stored_temperature_scales_probabilities_and_tiers_but_no_grade(scored, fresh_judge, eight_rows_file, capsys):
+    plain, before = scored(eight_rows_file, "--beta", "0.3")
+    stored = store_temperature(fresh_judge("post-cot"), 0.05)
+    capsys.readouterr()
+    try:
+        summary, after = scored(eight_rows_file, "--beta", "0.3")
+        assert "label probabilities are scaled by temperature 0.05 (calibration.json)" in capsys.readouterr().err
+        off, unscaled = scored(eight_rows_file, "--beta", "0.3", "--temperature-scaling", "off")
+        assert "calibration.json" not in capsys.readouterr().err
+    finally:
+        stored.unlink()
+    assert (plain["temperature"], summary["temperature"], off["temperature"]) == (1, 0.05, 1)
+    assert unscaled == before and off == plain
+    expected = apply_temperature([row["probs"] for row in before], 0.05)
+    for old, new, probs in zip(before, after, expected):
+        assert new["probs"] == pytest.approx(probs, abs=1e-3) and new["probs"] != pytest.approx(old["probs"], abs=1e-3)
+        assert (new["grade"], new["label_mass"]) == (old["grade"], old["label_mass"])
+        assert new["tier"] == cumulative_tier([new["probs"]], 0.3)[0]
+
+
+def test_beta_of_another_temperature_is_refused(scored, fresh_judge, eight_rows_file):
+    judge = fresh_judge("post-cot")
+    stored = [store_temperature(judge, 2.0), store_beta(judge, 0.3, fitted_on="unscaled probabilities")]
+    try:
+        with pytest.raises(ValueError, match=r"tiering.json: beta was fitted on probabilities at temperature 1.0, these are at 2.0"):
+            scored(eight_rows_file)
+        assert scored(eight_rows_file, "--temperature-scaling", "off")[0]["beta"] == 0.3
+        assert scored(eight_rows_file, "--beta", "0.4")[0]["temperature"] == 2
+    finally:
+        for path in stored:
+            path.unlink()
+
+
 def test_low_label_mass_is_warned_about_and_high_is_not(scored, taught_judge, eight_rows_file, tmp_path, capsys):
     scored(eight_rows_file)
     assert "mean label mass is" in capsys.readouterr().err
@@ -188,6 +222,7 @@ def test_wrong_use_says_what_to_do(fresh_judge, tmp_path, monkeypatch):
         (["--out", "x.jsonl"], "--data is missing"),
         (["--data", "x.jsonl", "--out", "x.csv"], "--out is 'x.csv', expected a file name ending in .jsonl"),
         (["--data", "x.jsonl", "--out", "./x.jsonl"], "it would be overwritten"),
+        (["--data", "x", "--out", "y.jsonl", "--temperature-scaling", "2"], "invalid choice: '2'"),
         (["--data", "x", "--out", "y.jsonl", "--beta", "0"], "--beta is 0.0, expected more than 0 and at most 1"),
         (["--data", "x", "--out", "y.jsonl", "--limit", "-1", "--batch-tok", "0"], "--limit is -1, expected 0 or more; --batch-tok is 0"),
     ],
@@ -202,5 +237,5 @@ def test_help_teaches_and_the_script_runs_from_anywhere(tmp_path):
     script = Path(__file__).parents[2] / "infer" / "score.py"
     answer = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0
-    for word in ("python infer/score.py --data", "label_mass", "--batch-tok", "tiering.json"):
+    for word in ("python infer/score.py --data", "label_mass", "--batch-tok", "tiering.json", "calibration.json"):
         assert word in answer.stdout

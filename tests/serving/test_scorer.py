@@ -7,6 +7,7 @@ import torch
 
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.scorer import label_probabilities, score_prompts
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.grades import TIERS
@@ -48,6 +49,15 @@ def test_scores_are_the_label_probabilities_with_argmax_and_cumpt(model, tokeniz
 def test_raising_beta_never_lifts_a_score(model, tokenizer, prompts):
     low, high = (score_prompts(model, tokenizer, prompts, beta=beta) for beta in (0.3, 0.8))
     assert all(TIERS.index(b.tier) >= TIERS.index(a.tier) for a, b in zip(low, high))
+
+
+def test_temperature_scales_what_is_reported_and_tiered_and_leaves_grades(model, tokenizer, prompts):
+    plain, scaled = (score_prompts(model, tokenizer, prompts, beta=0.8, temperature=temperature) for temperature in (1.0, 4.0))
+    expected = apply_temperature([score.probs for score in plain], 4.0)
+    assert [score.probs for score in scaled] == [tuple(row) for row in expected.tolist()]
+    assert [score.tier for score in scaled] == cumulative_tier(expected, 0.8) != [score.tier for score in plain]
+    assert [(score.grade, score.label_mass) for score in scaled] == [(score.grade, score.label_mass) for score in plain]
+    assert score_prompts(model, tokenizer, [], temperature=4.0) == []
 
 
 def test_no_prompts_have_no_scores_and_a_wrong_beta_is_refused(model, tokenizer, prompts):

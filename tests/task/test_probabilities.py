@@ -1,4 +1,4 @@
-"""The one check of label probabilities."""
+"""The one check of label probabilities, alone and with gold grades."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from taosr1.task.probabilities import checked_probs
+from taosr1.task.probabilities import checked_fit, checked_probs
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -35,3 +35,25 @@ def test_a_wrong_row_is_named(row):
 def test_a_wrong_shape_is_named(rows):
     with pytest.raises(ValueError, match=r"has shape .* expected \(N, 4\)"):
         checked_probs(rows)
+
+
+def test_rows_to_fit_on_come_back_as_arrays():
+    probs, gold = checked_fit([[0.25] * 4] * 2, torch.tensor([4, 1]))
+    assert probs.shape == (2, 4) and gold.dtype == np.int64 and gold.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("probs", "grades", "message"),
+    [
+        ([], [], "no rows to fit on"),
+        ([[0.25] * 4], [1, 2], "probs has 1 rows, grades has 2"),
+        ([[0.25] * 4] * 2, [1, 5], r"grades\[1\] is 5, expected 1-4"),
+        ([[0.25] * 4] * 2, [1.0, 2.5], r"grades\[1\] is 2.5"),
+        ([[0.25] * 4] * 2, [0, 1], r"grades\[0\] is 0"),
+        ([[0.25] * 4], [None], r"grades\[0\] is None"),
+        ([[0.25] * 4], [float("nan")], r"grades\[0\] is nan"),
+    ],
+)
+def test_rows_that_nothing_can_be_fitted_on_are_named(probs, grades, message):
+    with pytest.raises(ValueError, match=message):
+        checked_fit(probs, grades)

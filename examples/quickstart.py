@@ -105,11 +105,11 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **warm)
     train("thinker-grpo", "grpo", ("thinker-sft",), steps=200, updates=2, eval_every=4 if quick else 40, model=path("thinker-sft"), test="",
           data="world:labelled*200" if quick else "world:labelled")  # fmt: skip
-    sft("label-12k", ("thinker-sft",), steps=600, model=path("thinker-sft"), order="label", data=GRADED, lr=1e-3)
+    sft("label-12k", ("thinker-sft",), steps=1600, model=path("thinker-sft"), order="label", data=GRADED, **MUON)
     grade_pool("pool.jsonl", "thinker-grpo")
-    # The student starts from that label model (a rival too), which trains beside GRPO, and corrects it with the thinker's 40,000 grades.
+    # The student starts from that label model, a rival too, which trains beside GRPO; the thinker's 40,000 grades correct it.
     student = f"{path('pool.jsonl')},{GRADED}"
-    sft("student-label", ("pool.jsonl", "label-12k"), steps=1400, model=path("label-12k"), order="label", data=student, **MUON)
+    sft("student-label", ("pool.jsonl", "label-12k"), steps=1000, model=path("label-12k"), order="label", data=student, **MUON)
     explained = f"{path('pool.jsonl')},{REASONED}"
     sft("student", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, label_weight=8, **MUON)
     # The paper's.
@@ -119,11 +119,10 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
     train("post-grpo", "grpo", ("post-dpo",), steps=60, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
           lr=4e-4, final_lr_frac=0.5, test="", label_weight=4)  # fmt: skip
-    # Rivals on the same labels. The first two train exactly as the student does: on the 12,000 grades alone, and with pseudo-labels.
-    sft("label-12k-longer", ("label-12k",), steps=1400, model=path("label-12k"), order="label", data=GRADED, **MUON)
+    # Rivals on the same labels. The first trains exactly as the student does, on the label model's own grades for the same pairs.
     grade_pool("own-pool.jsonl", "label-12k")
     own = f"{path('own-pool.jsonl')},{GRADED}"
-    sft("self-trained", ("own-pool.jsonl",), steps=1400, model=path("label-12k"), order="label", data=own, **MUON)
+    sft("self-trained", ("own-pool.jsonl",), steps=1000, model=path("label-12k"), order="label", data=own, **MUON)
     sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
     sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
     for name in SAMPLED:
@@ -183,7 +182,6 @@ ROWS = (
     ("boosted-12k", "gradient boosting on overlap features, 12,000 grades", ("boosted-12k",)),
     ("label-3k", "label cross-entropy, 3,000 grades", ("post-sft", "label-3k")),
     ("label-12k", "label cross-entropy, 12,000 grades", ("thinker-sft", "label-12k")),
-    ("label-12k-longer", "       trained on as long as our student", ("thinker-sft", "label-12k", "label-12k-longer")),
     ("self-trained", "student of that model's pseudo-labels", ("thinker-sft", "label-12k", "own-pool.jsonl", "self-trained")),
     ("post-sft", "paper: post-CoT SFT", ("post-sft",)),
     ("post-sft-longer", "       post-CoT SFT that trains on", ("post-sft", "post-sft-longer")),
@@ -242,7 +240,7 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         per_seed = [100 * (seed[better]["macro_f1"]["value"] - seed[worse]["macro_f1"]["value"]) for seed in seeds]
         return f"{text}: {gap:+.1f} ({', '.join(f'{value:+.1f}' for value in per_seed)} by seed)"
 
-    rivals_3k, rivals_12k = ("boosted-3k", "label-3k", "post-sft", "post-sft-longer"), ("boosted-12k", "label-12k", "label-12k-longer", "self-trained")
+    rivals_3k, rivals_12k = ("boosted-3k", "label-3k", "post-sft", "post-sft-longer"), ("boosted-12k", "label-12k", "self-trained")
     best_3k, best_12k = (max((name for name in rivals if name in seeds[0]), key=score) for rivals in (rivals_3k, rivals_12k))
     return [
         compare("GRPO on unseen grades lifts the thinker by", "thinker-grpo", "thinker-sft"),

@@ -26,7 +26,7 @@ from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
-from taosr1.learning.loop import Schedule, make_optimizers, train
+from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
 from taosr1.learning.run import Run
 from taosr1.learning.selection import shuffled_order
@@ -170,7 +170,8 @@ def with_reference(judge: Judge, pairs: list[PreferencePair], reply_logp, config
     """The pairs with the starting model's log-probs of both replies. Called before any checkpoint is loaded over it."""
     done = []
     for part in micro_batches(pairs, 4 * config.micro_batch_tok):
-        values = reply_logp(collate_pairs(part, config.device)).tolist()
+        with compute_in(judge.model, DTYPES[config.dtype]):
+            values = reply_logp(collate_pairs(part, config.device)).tolist()
         done += [
             PreferencePair(pair.chosen, pair.rejected, chosen, rejected)
             for pair, chosen, rejected in zip(part, values[: len(part)], values[len(part) :])

@@ -30,7 +30,7 @@ from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
-from taosr1.learning.losses import LossSum, grpo_loss
+from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss
 from taosr1.learning.rewards import parse_weights
 from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, least_certain
 from taosr1.learning.run import Run, is_unfinished
@@ -63,11 +63,13 @@ class Config:
     max_new_tokens: int = option(64, "longest reply")
     rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5")
     adv_std: str = option("group", "advantages are divided by the std of their group, of the batch, or not at all", ("group", "batch", "none"))
+    adv_clamp: float = option(0.0, "bound advantages to plus and minus this (0: no bound)")
     ratio: str = option("token", "importance ratio per token, or per sequence (GSPO)", ("token", "sequence"))
     normalise: str = option("sequence", "loss per reply (GRPO), per token (DAPO) or by a constant (Dr. GRPO)", ("sequence", "token", "constant"))
     clip_low: float = option(0.2, "how far below 1 the ratio counts")
     clip_high: float = option(0.2, "how far above 1 the ratio counts")
-    kl_beta: float = option(0.02, "weight of the KL term (estimator k3) to the starting model (0: no reference model is kept)")
+    kl_beta: float = option(0.02, "weight of the KL term to the starting model (0: no reference model is kept)")
+    kl_estimator: str = option("k3", "how the KL term is estimated from a sample: k1, k2 or k3 (never negative)", KL_ESTIMATORS)
     updates: int = option(1, "optimizer steps on each batch of rollouts")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
@@ -86,7 +88,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            *at_least(self, steps=1, groups=1, min_groups=0, max_resample=1, max_new_tokens=1, clip_low=0, clip_high=0, kl_beta=0, updates=1,
+            *at_least(self, steps=1, groups=1, min_groups=0, max_resample=1, max_new_tokens=1, clip_low=0, clip_high=0, kl_beta=0, adv_clamp=0, updates=1,
                       label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0, keep_last=1),
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-        adv_std=config.adv_std, label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
+        adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
     reference = start if config.kl_beta else None
     sampler = Sampler(judge, [rows[n] for n in numbers], settings, parse_weights(config.rewards), reference, numbers)
@@ -137,7 +139,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def loss_fn(model, batch: RolloutBatch) -> LossSum:
         logp = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature)
         return grpo_loss(
-            logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, clip_low=config.clip_low,
+            logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, kl_estimator=config.kl_estimator, clip_low=config.clip_low,
             clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights,
         )  # fmt: skip
 

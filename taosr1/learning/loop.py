@@ -145,6 +145,12 @@ def train(
 BAR_METRICS = ("loss", "reward_balanced", "kept_frac", "kl", "rewards/accuracies", "dev_macro_f1")
 
 
+def compute_in(model: torch.nn.Module, dtype: torch.dtype):
+    """Autocast to `dtype` on the model's device; float32 is left alone. References are measured in what training computes in."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype) if dtype != torch.float32 else nullcontext()
+
+
 def accumulate(
     model: Decoder, batches: Sequence[object], loss_fn: Callable[[Decoder, object], LossSum], compute_dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
@@ -154,9 +160,8 @@ def accumulate(
     counts, is a step without gradient: loss 0.
     """
     total, count, sums = 0.0, 0.0, {}
-    device = next(model.parameters()).device.type
     for batch in batches:
-        with torch.autocast(device, compute_dtype) if compute_dtype != torch.float32 else nullcontext():
+        with compute_in(model, compute_dtype):
             loss = loss_fn(model, batch)
         loss.sum.backward()
         total, count = total + float(loss.sum.detach()), count + loss.count

@@ -16,6 +16,7 @@ from taosr1.config import progress
 from taosr1.judge import Judge
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
 from taosr1.learning.rewards import is_right, reward_parts, total_reward
 from taosr1.learning.selection import (
@@ -53,6 +54,8 @@ class RolloutSettings:
     temperature: float
     max_new_tokens: int
     adv_std: str
+    adv_clamp: float | None
+    compute_dtype: torch.dtype
     label_weight: float
     micro_batch_tok: int
     seed: int
@@ -264,7 +267,7 @@ class Sampler:
         if not groups:
             return []
         rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float64).flatten()
-        advantages = group_advantages(rewards, self.settings.samples, scale=self.settings.adv_std)
+        advantages = group_advantages(rewards, self.settings.samples, scale=self.settings.adv_std, clamp=self.settings.adv_clamp)
         for group, values in zip(groups, advantages.view(len(groups), -1).tolist()):
             group.advantages = values
         if self.settings.balance == "root":
@@ -291,7 +294,7 @@ class Sampler:
             old_logp[row, len(rollout.prompt) : rollout.length_tok] = torch.tensor(rollout.logp)
         ref_logp = None
         if self.reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), compute_in(self.reference, self.settings.compute_dtype):
                 ref_logp = completion_logp(self.reference, batch.ids, batch.mask, temperature=self.settings.temperature)
         position = "none" if self.judge.prompt.order == "pre-cot" else "first"
         weights = label_token_weights(batch.mask, self.settings.label_weight, position)

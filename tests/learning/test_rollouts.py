@@ -21,7 +21,7 @@ BALANCES = sorted(next(field.metadata["choices"] for field in fields(grpo.Config
 EVEN = (0.25, 0.25, 0.25, 0.25)
 SETTINGS = RolloutSettings(
     groups=16, samples=4, gamma=None, difficulty="samples", balance="class", min_groups=4, max_resample=3, temperature=1.0, max_new_tokens=3,
-    adv_std="group", label_weight=1.0, micro_batch_tok=200, seed=0,
+    adv_std="group", adv_clamp=None, compute_dtype=torch.float32, label_weight=1.0, micro_batch_tok=200, seed=0,
 )  # fmt: skip
 
 

@@ -26,12 +26,12 @@ class Config:
     out: str = option("", "JSON file for the whole report")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     test_split: str = option("", "the same for --test (ESCI: test)")
-    seed: int = option(0, "seed of the features, the trees and the bootstrap")
+    seed: int = option(0, "seed of the embedded training pools, the features, the trees and the bootstrap")
 
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse_config(Config, __doc__, argv)
-    rows = load_rows(config.data, split=config.split, need_grade=True)
+    rows = load_rows(config.data, seed=config.seed, split=config.split, need_grade=True)
     test = load_rows(config.test, split=config.test_split, need_grade=True)
     started = time.perf_counter()
     probs = boosted_overlap(rows, test, seed=config.seed)

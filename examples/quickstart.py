@@ -1,6 +1,6 @@
 """Both paths to a deployable judge on the embedded world, then one table with the strong simple rivals beside them.
 
-    python examples/quickstart.py                    # about 17 minutes on two cores
+    python examples/quickstart.py                    # 12 to 15 minutes on two cores
     python examples/quickstart.py --seeds 3          # the same three times, and the mean
     python examples/quickstart.py --quick            # minutes: every step runs, no number means anything
 
@@ -131,7 +131,7 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
         print('without scikit-learn (pip install -c constraints.txt -e ".[dev]") the table lacks its gradient boosting rows')
         return steps
     for name, data in (("boosted-3k", REASONED), ("boosted-12k", GRADED)):
-        add(name, "examples/boosted_overlap.py", output=f"{name}.json", data=data, out=path(f"{name}.json"),
+        add(name, "examples/boosted_overlap.py", output=f"{name}.json", data=data, out=path(f"{name}.json"), seed=seed,
             test="world:test*200" if quick else None)  # fmt: skip
     return steps
 

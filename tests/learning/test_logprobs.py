@@ -254,3 +254,12 @@ def test_sequence_logp_sums_the_reply_and_nothing_else():
             sequence_logp(logp, bad)
     with pytest.raises(ValueError, match="weights"):
         sequence_logp(logp, mask, weights=weights[:, 0])
+
+
+@pytest.mark.parametrize(("chunk_tok", "rows"), [(None, [9]), (9, [9]), (8, [8, 1, 1, 8])])
+def test_only_real_chunks_are_computed_twice(chunk_tok, rows):
+    """Nine reply tokens: one chunk that holds them all needs no second pass through the head in the backward pass."""
+    ids, mask = ragged()
+    model = Bigram(torch.randn(23, 23, generator=torch.Generator().manual_seed(6)))
+    completion_logp(model, ids, mask, chunk_tok=chunk_tok).sum().backward()
+    assert sorted(model.rows_at_head) == sorted(rows)

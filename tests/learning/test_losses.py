@@ -802,3 +802,48 @@ def test_conservative_dpo_stops_at_its_own_confidence():
         (gradient,) = torch.autograd.grad(loss.sum, policy)
         policy.data -= 2.0 * gradient
     close(policy, [math.log(9)], 1e-6)
+
+
+# ---- what tests/mutate.py found untested ----------------------------------------------------------------------------
+
+
+def test_the_default_beta_of_dpo_is_a_tenth():
+    """c - r = 2, so the margin is 0.2 and the loss -log s(0.2)."""
+    loss = dpo_loss(*PAIR)
+    close(loss.sum, math.log1p(math.exp(-0.2)))
+    assert loss.metrics["rewards/margins"] == pytest.approx(0.2)
+
+
+def test_accuracy_counts_the_pairs_that_the_policy_wins():
+    """Two pairs with h > 0 and one with h < 0: 2/3, where counting the lost ones would give 1/3."""
+    policy = tensor(-1.0, -1.0, -4.0), tensor(-4.0, -4.0, -1.0)
+    reference = tensor(-2.0, -2.0, -2.0), tensor(-2.0, -2.0, -2.0)
+    assert dpo_loss(*policy, *reference).metrics["rewards/accuracies"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "value"), [(1.5, 1.0, -1.2), (2.0, -1.0, 2.0), (0.5, 1.0, -0.5)])
+def test_the_sequence_ratio_of_one_token_is_its_ratio(ratio, advantage, value):
+    """A geometric mean over one token; divided by 2 instead it would be the square root of the ratio."""
+    logp, mask = tensor([-1.0, -9.0]), torch.tensor([[True, False]])
+    loss = grpo_loss(logp, logp - math.log(ratio), tensor(advantage), mask, ratio="sequence")
+    close(loss.sum, value)
+    assert loss.metrics["ratio"] == pytest.approx(ratio)
+
+
+def test_lengths_get_no_gradient():
+    lengths = tensor(2.0).requires_grad_(), tensor(4.0).requires_grad_()
+    policy = PAIR[0].clone().requires_grad_()
+    dpo_loss(
+        policy, *PAIR[1:], loss_type="ipo", nll_coef=0.3, chosen_length=lengths[0], rejected_length=lengths[1]
+    ).sum.backward()
+    assert policy.grad is not None and lengths[0].grad is None and lengths[1].grad is None
+
+
+@pytest.mark.parametrize("coefficient", [-0.1, math.inf, math.nan])
+def test_a_coefficient_is_refused_for_itself_where_nothing_else_is_missing(coefficient):
+    """Lengths and reference are there, so the only error left is the coefficient's own."""
+    with pytest.raises(ValueError, match="nll_coef must be"):
+        dpo_loss(*PAIR, nll_coef=coefficient, **LENGTHS)
+    logp, old, ref, advantages, mask, _ = ragged()
+    with pytest.raises(ValueError, match="kl_beta must be"):
+        grpo_loss(logp, old, advantages, mask, ref_logp=ref, kl_beta=coefficient)

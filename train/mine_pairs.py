@@ -90,12 +90,13 @@ def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict
             texts = [judge.reply_text(ids) for ids in own]
             grades = [parse_reply(text, order).grade for text in texts]
             has_teacher = bool(row.cot) or order == "label"
-            outcomes[mining_outcome(grades, row.grade, has_teacher=has_teacher)] += 1
             right_counts.append(sum(grade == row.grade for grade in grades))
             # A right reply that was cut before its end is never chosen: it would teach not to stop.
-            usable = [place for place in range(config.samples) if ended[place] or grades[place] != row.grade]
+            usable = [place for place in range(config.samples) if ended[place] or grades[place] != row.grade] or list(range(config.samples))
+            usable_grades = [grades[place] for place in usable]
+            outcomes[mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)] += 1
             found = mine_pairs(
-                [grades[place] for place in usable], row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
+                usable_grades, row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
                 pairs_per_prompt=config.pairs_per_prompt, generator=generator,
             )  # fmt: skip
             for pair in found:

@@ -59,7 +59,8 @@ def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):
 
 def test_a_right_reply_that_was_cut_is_not_chosen(post, tmp_path, look):
     counts = mine(["--model", post, *QUICK, "--data", "world:reasoned*40", "--max-new-tokens", "4", "--balance", "none", "--out", str(tmp_path / "p.jsonl")])
-    assert counts["outcomes"]["self"] > 0  # some labels are right, but no reply comes to its end within four tokens
+    assert counts["pass_at_n"][0] > 0  # some labels are right, but no reply comes to its end within four tokens
+    assert "self" not in counts["outcomes"] and counts["outcomes"]["oracle"] > 0
     assert {pair["source"] for pair in look.json_lines(tmp_path / "p.jsonl")} == {"oracle"}
 
 

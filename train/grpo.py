@@ -61,7 +61,7 @@ class Config:
     max_resample: int = option(1, "but at most this many times a step, then train on what there is")
     temperature: float = option(1.0, "sampling temperature, also of the training log-probs")
     max_new_tokens: int = option(64, "longest reply")
-    rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5")
+    rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5; steps needs --data with chains of thought (world:explained)")
     adv_std: str = option("group", "advantages are divided by the std of their group, of the batch, or not at all", ("group", "batch", "none"))
     adv_clamp: float = option(0.0, "bound advantages to plus and minus this (0: no bound)")
     ratio: str = option("token", "importance ratio per token, or per sequence (GSPO)", ("token", "sequence"))
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
         raise ValueError(f"--difficulty prefill needs label-first replies, but {start_from} thinks first (pre-cot); use --difficulty samples")
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
-    rows = load_rows(config.data, split=config.split, **common)
+    rows = load_rows(config.data, split=config.split, need_cot="steps" in parse_weights(config.rewards), **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
     test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
     start = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta or test else None
@@ -137,10 +137,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return batches
 
     def loss_fn(model, batch: RolloutBatch) -> LossSum:
-        logp = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature)
+        logp, entropy = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
         return grpo_loss(
             logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, kl_estimator=config.kl_estimator, clip_low=config.clip_low,
-            clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights,
+            clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights, entropy=entropy,
         )  # fmt: skip
 
     last = train(

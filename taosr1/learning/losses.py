@@ -172,6 +172,7 @@ def grpo_loss(
     normalise: str = "sequence",
     max_length: int | None = None,
     weights: Tensor | None = None,
+    entropy: Tensor | None = None,
 ) -> LossSum:
     """Clipped policy gradient with a KL term: sum of -min(r A, clip(r, 1 - low, 1 + high) A) + kl_beta * KL(pi, ref).
 
@@ -185,10 +186,10 @@ def grpo_loss(
         "constant"  sum_i sum_t w l / max_length; replies       (Dr. GRPO: no length bias)
     kl_estimator, with d = logp - ref: "k1" d, "k2" d^2 / 2, "k3" exp(-d) - 1 + d (never negative).
 
-    Shapes: logp, old_logp, ref_logp (B, T); advantages (B,), or (B, T) for rewards per step; mask (B, T) bool;
-        weights (B, T) >= 0. ref_logp is needed only where kl_beta > 0; where it is given, `kl` is logged either way.
+    Shapes: logp, old_logp, ref_logp (B, T); advantages (B,), or (B, T) for rewards per step; mask (B, T) bool; weights
+        (B, T) >= 0; entropy (B, T), logged only. ref_logp is needed where kl_beta > 0; `kl` is logged wherever it is given.
     Returns: metrics ratio, approx_kl (k3 of the old policy to this one), clip_ratio/low_mean, /high_mean,
-        /region_mean (share of tokens whose gradient the clip stopped), kl.
+        /region_mean (share of tokens whose gradient the clip stopped); kl and entropy where they are given.
     Raises: ValueError for shapes and options that do not fit.
     Source: TaoSR1 2508.12365 (GRPO objective); DeepSeekMath 2402.03300 eq. 3-4; GSPO 2507.18071 eq. 5-7; clip-higher
         and token mean: DAPO 2503.14476; constant: 2503.20783; estimators: Schulman, "Approximating KL divergence".
@@ -221,6 +222,8 @@ def grpo_loss(
         means["kl"] = kl_estimate(logp, _stored(ref_logp, mask, "ref_logp"), kl_estimator)
         if kl_beta:
             losses = losses + kl_beta * means["kl"]
+    if entropy is not None:
+        means["entropy"] = _stored(entropy, mask, "entropy")
 
     row_weight = weight.sum(dim=1)  # (B,)
     share = weight / _at_least(row_weight)[:, None]  # each row's weights made to sum to 1
@@ -263,7 +266,7 @@ def _token_weights(logp: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor
 
 
 def _stored(values: Tensor, mask: Tensor, name: str) -> Tensor:
-    """Stored log-probs: detached, zeroed outside the mask."""
+    """Stored log-probs (or entropies): detached, zeroed outside the mask."""
     if values.shape != mask.shape:
         raise ValueError(f"{name} must be {tuple(mask.shape)} like logp, got {tuple(values.shape)}")
     return values.detach().masked_fill(~mask, 0.0)
@@ -285,10 +288,7 @@ def _pair_mask(pairs: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
     shapes = [tuple(value.shape) for value in pairs]
     dtypes = {value.dtype for value in pairs}
     if pairs[0].dim() != 1 or len(set(shapes)) != 1 or dtypes not in ({torch.float32}, {torch.float64}):
-        raise ValueError(
-            f"policy_ and ref_ log-probs must all be (B,), summed over the reply, all float32 or all float64, "
-            f"got {shapes} {sorted(map(str, dtypes))}"
-        )
+        raise ValueError(f"log-probs must be (B,), summed over the reply, all float32 or all float64: {shapes} {dtypes}")
     if mask is None:
         return torch.ones_like(pairs[0], dtype=torch.bool)
     if mask.shape != pairs[0].shape or mask.dtype != torch.bool:
@@ -298,7 +298,7 @@ def _pair_mask(pairs: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
 
 def _lengths(lengths: Tensor | None, mask: Tensor, name: str) -> Tensor:
     if lengths is None or lengths.shape != mask.shape:
-        got = None if lengths is None else tuple(lengths.shape)
+        got = getattr(lengths, "shape", None)
         raise ValueError(f"{name} must be {tuple(mask.shape)} reply tokens for ipo and nll_coef, got {got}")
     if bool((lengths[mask] < 1).any()):
         raise ValueError(f"{name} must be at least 1 for every pair that counts")

@@ -6,13 +6,15 @@ A new reward is one such function and one entry in the `parts` mapping handed to
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from taosr1.task.grades import GRADES
-from taosr1.task.rules import implied_grade, load_rules
+from taosr1.task.prompt import parse_reply
+from taosr1.task.rules import facts_from_cot, implied_grade, load_rules
 
 if TYPE_CHECKING:
     from taosr1.task.judgements import Judgement
@@ -60,9 +62,32 @@ def ordinal_closeness(reply: Reply, gold: Judgement) -> float:
     return 1.0 - abs(reply.grade - gold.grade) / (GRADES[-1] - GRADES[0])
 
 
-REWARD_PARTS: Mapping[str, RewardPart] = MappingProxyType(
-    {"label": label_right, "format": well_formed, "consistency": consistency, "ordinal": ordinal_closeness}
-)
+def rule_steps(reply: Reply, gold: Judgement, rules: Sequence[Rule] | None = None) -> float:
+    """How much of the reference chain of thought (`gold.cot`) the reply's four steps say, 0 to 1, behind a hard rule gate.
+
+    The gate: a reply whose label is not what the rule book makes of its own steps gets 0, however good the steps. Behind it each
+    step counts a quarter: Query and Item by their words, Category by its relation, Attributes by its outcomes; shared over all
+    that either names, so that listing everything does not pay. The label may be wrong: a reply that is wrong in one
+    step is worth more than one that is wrong in three, which is what tells the replies of an all-wrong group apart.
+
+    Raises: ValueError where the judgement has no chain of thought that can be read.
+    Source: TaoSR-AGRL 2510.08048, rule-aware reward shaping; its formula is not public, this one is ours.
+    """
+    reference = parse_reply(gold.cot, "pre-cot")
+    wanted = facts_from_cot(reference)
+    if wanted is None:
+        raise ValueError(f"reward 'steps' compares with a chain of thought (column 'cot'), which {gold.query!r} / {gold.title!r} lacks")
+    if not consistency(reply, gold, rules):
+        return 0.0
+    stated = facts_from_cot(reply)
+    same_category = stated.pop("category") == wanted.pop("category")
+    words = (_overlap(_words(getattr(reply, step)), _words(getattr(reference, step))) for step in ("query", "item"))
+    return (sum(words) + same_category + _overlap(set(stated.items()), set(wanted.items()))) / 4
+
+
+REWARD_PARTS: Mapping[str, RewardPart] = MappingProxyType({
+    "label": label_right, "format": well_formed, "consistency": consistency, "ordinal": ordinal_closeness, "steps": rule_steps,
+})  # fmt: skip
 
 
 def reward_parts(
@@ -116,6 +141,15 @@ def parse_weights(text: str, parts: Mapping[str, RewardPart] = REWARD_PARTS) -> 
     if not weights:
         raise ValueError(f"no reward is named: expected NAME=NUMBER,... with names from {', '.join(parts)}")
     return weights
+
+
+def _words(line: str) -> set[str]:
+    return set(re.findall(r"[^\s;:,]+", line.lower()))
+
+
+def _overlap(found: set, wanted: set) -> float:
+    """What the two have in common, as a share of all that either has (Jaccard); two empty sets agree."""
+    return len(found & wanted) / len(found | wanted) if found | wanted else 1.0
 
 
 def _is_finite(value: object) -> bool:

@@ -7,6 +7,7 @@ by grade, and returns micro-batches with advantages and stored log-probs beside 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -63,14 +64,21 @@ class RolloutSettings:
 
 @dataclass(eq=False)  # a group is itself: a row that is drawn twice may be answered alike twice
 class Group:
-    """One prompt and its G replies. `dropped` says why it is not trained on, "" where it is."""
+    """One prompt and its G replies. `dropped` says why it is not trained on, "" where it is.
+
+    probs: of grades 1..4. Where the label comes first, the label probabilities that serving would see (temperature 1); where it comes
+        last, the shares of the G labels: they sum to less than 1 where a reply could not be read.
+    """
 
     row: int
     prompt: list[int]
     gold: int
     dropped: str
+    probs: list[float] = field(default_factory=list)
     replies: list[list[int]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
     logp: list[list[float]] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -78,10 +86,11 @@ class Group:
     right: int = 0
 
     def record(self) -> dict[str, object]:
-        """The group as a line of samples.jsonl."""
+        """The group as a line of samples.jsonl; `logps` are of whole replies, at the sampling temperature."""
         return {
-            "row": self.row, "gold": self.gold, "right": self.right, "kept": not self.dropped, "dropped": self.dropped, "replies": self.texts,
-            "reward_parts": self.parts, "rewards": self.rewards, "advantages": [round(a, 4) for a in self.advantages],
+            "row": self.row, "gold": self.gold, "right": self.right, "kept": not self.dropped, "dropped": self.dropped,
+            "probs": [round(p, 4) for p in self.probs], "labels": self.labels, "logps": [round(sum(logp), 4) for logp in self.logp],
+            "reward_parts": self.parts, "rewards": self.rewards, "advantages": [round(a, 4) for a in self.advantages], "replies": self.texts,
         }  # fmt: skip
 
 
@@ -206,6 +215,10 @@ class Sampler:
         """Sample the rows' groups, reward them and mark the ones that difficulty drops."""
         settings, judge = self.settings, self.judge
         groups = [Group(row, self.prompts[row], self.rows[row].grade, "") for row in rows]
+        if judge.prompt.order != "pre-cot":
+            probs = label_probabilities(judge.model, judge.tokenizer, [group.prompt for group in groups]).probs.tolist()
+            for group, values in zip(groups, probs):
+                group.probs = values
         first_tokens = None
         if settings.difficulty == "prefill":
             label_ids = torch.tensor(judge.tokenizer.label_ids)
@@ -236,7 +249,7 @@ class Sampler:
             judge.model, [group.prompt for group in groups], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator, first_tokens=first_tokens,
         )  # fmt: skip
-        replies, logp = rollouts.replies(), rollouts.logp.tolist()
+        replies, logp, finished = rollouts.replies(), rollouts.logp.tolist(), rollouts.finished.tolist()
         for index, group in enumerate(groups):
             judgement = self.rows[group.row]
             for row in range(index * settings.samples, (index + 1) * settings.samples):
@@ -244,11 +257,15 @@ class Sampler:
                 reply = parse_reply(text, judge.prompt.order)
                 parts = reward_parts(reply, judgement, self.weights)
                 group.replies.append(replies[row])
+                group.finished.append(finished[row])
                 group.texts.append(text)
+                group.labels.append(reply.grade)
                 group.logp.append(logp[row][: len(replies[row])])
                 group.parts.append(parts)
-                group.rewards.append(total_reward(parts, self.weights, row=group.row))
+                group.rewards.append(total_reward(parts, self.weights, row=self.numbers[group.row]))
                 group.right += is_right(reply, judgement) if settings.difficulty == "samples" else 0
+            if judge.prompt.order == "pre-cot":
+                group.probs = [group.labels.count(grade) / settings.samples for grade in GRADES]
 
     def _remember_survival(self, groups: list[Group], cursor: dict) -> None:
         survival = cursor.setdefault("survival", {})
@@ -308,9 +325,14 @@ class Sampler:
         right_of = {grade: values for grade, values in right_of.items() if values}
         lengths = [len(reply) for group in decoded for reply in group.replies]
         rewards = [reward for group in decoded for reward in group.rewards]
+        finished = [ended for group in decoded for ended in group.finished]
+        parts = {name: [values[name] for group in decoded for values in group.parts] for name in self.weights}
         return {
-            "reward": sum(rewards) / max(1, len(rewards)),
-            "reward_balanced": sum(sum(values) / len(values) for values in right_of.values()) / max(1, len(right_of)),
+            "reward": _mean(rewards),
+            "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else 0.0,
+            **{f"rewards/{name}/mean": _mean(values) for name, values in parts.items()},
+            "frac_reward_zero_std": _mean([len(set(group.rewards)) == 1 for group in decoded]),
+            "reward_balanced": _mean([_mean(values) for values in right_of.values()]),
             "kept_frac": len(kept) / len(sampled),
             "all_right_frac": sum(group.right == size for group in sampled) / len(sampled),
             "all_wrong_frac": sum(group.right == 0 for group in sampled) / len(sampled),
@@ -318,5 +340,10 @@ class Sampler:
             "kept_cv": grade_share_cv([group.gold for group in kept]),
             "resamples": attempts - 1,
             "decoded_tok": sum(lengths),
-            "completions/mean_length": sum(lengths) / max(1, len(lengths)),
+            "completions/mean_length": _mean(lengths),
+            "completions/clipped_ratio": 1 - _mean(finished) if finished else 0.0,
         }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taosr1.task.judgements import Judgement, check_cot, read_judgements
-from taosr1.task.world import POOL_SIZES, read_pool
+from taosr1.task.world import EXPLAINED, POOL_SIZES, read_pool
 
 WORLD = "world:"
 
@@ -35,8 +35,9 @@ def load_rows(
         rows = read_judgements(spec, max_bad_rows=max_bad_rows, need_grade=need_grade, need_cot=need_cot, split=split or None)
         return rows[:limit] if limit else rows
     pool, _, size = spec[len(WORLD) :].partition("*")
-    if pool not in POOL_SIZES or (size and not size.isdigit()):
-        raise ValueError(f"{spec}: no such pool of the embedded world, expected world:NAME or world:NAME*SIZE, NAME one of {', '.join(POOL_SIZES)}")
+    pools = (*POOL_SIZES, EXPLAINED)
+    if pool not in pools or (size and not size.isdigit()):
+        raise ValueError(f"{spec}: no such pool of the embedded world, expected world:NAME or world:NAME*SIZE, NAME one of {', '.join(pools)}")
     rows = read_pool(pool, int(size) if size else None, seed)
     rows = rows[:limit] if limit else rows
     if not rows:

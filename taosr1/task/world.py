@@ -33,6 +33,7 @@ from taosr1.task.judgements import Judgement
 from taosr1.task.rules import decide, load_rules
 
 POOL_SIZES = {"reasoned": 3000, "labelled": 9000, "unlabelled": 40000, "dev": 3000, "test": 4000}
+EXPLAINED = "explained"  # "labelled" with the true reasons
 # Products are split by a hash of what they are; each pool owns some of sixteen buckets.
 POOL_BUCKETS = {"test": (0, 1), "dev": (2, 3), "reasoned": (4, 5), "labelled": (6, 7, 8), "unlabelled": tuple(range(9, 16))}
 HELD_OUT_POOLS = ("dev", "test")
@@ -282,5 +283,14 @@ def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, 
 
 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
-    """The judgements of one pool of the embedded world (see `POOL_SIZES` for the default sizes)."""
-    return [row[2] for row in make_pool(pool, POOL_SIZES.get(pool, 0) if size is None else size, seed)]
+    """The judgements of one pool of the embedded world (see `POOL_SIZES` for the default sizes).
+
+    "explained" are the pairs of "labelled" with the true chain of thought, which no teacher wrote: what rewards for single steps
+    and guided replay compare with.
+    """
+    explained = pool == EXPLAINED
+    pool = "labelled" if explained else pool
+    rows = make_pool(pool, POOL_SIZES.get(pool, 0) if size is None else size, seed)
+    if not explained:
+        return [row[2] for row in rows]
+    return [replace(judgement, cot=cot_of(query, item, facts_of(query, item), judgement.grade)) for query, item, judgement in rows]

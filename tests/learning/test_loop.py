@@ -6,15 +6,16 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 from taosr1.learning import loop
 from taosr1.learning.batches import Example, collate, micro_batches
-from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.learning.loop import MAX_SKIPPED_IN_A_ROW, Schedule, accumulate, make_optimizers, train
-from taosr1.learning.losses import LossSum, sft_loss
+from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.run import Run
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.folders import checkpoints, read_best
@@ -59,14 +60,39 @@ def weights(judge) -> torch.Tensor:
 
 
 # --- One step ---------------------------------------------------------------------------------------------------------
-def test_one_batch_of_eight_and_four_of_two_are_the_same_step(make_judge, tmp_path):
+def dpo_of_rows(model, batch) -> LossSum:
+    """Rows in pairs, (0, 1), (2, 3), ...; reference log-probs that differ by row."""
+    logp = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
+    reference = -batch.ids.sum(dim=1).float() / 100
+    lengths = batch.mask.sum(dim=1)
+    pairs = logp[::2], logp[1::2], reference[::2], reference[1::2]
+    return dpo_loss(*pairs, beta=0.5, nll_coef=0.1, chosen_length=lengths[::2])
+
+
+def grpo_of_rows(model, batch, **options) -> LossSum:
+    """Advantages of both signs and old and reference log-probs, all made from the row's own ids."""
+    logp = completion_logp(model, batch.ids, batch.mask)
+    noise = (batch.ids % 7 - 3) / 10.0
+    advantages = (batch.ids.sum(dim=1) % 5 - 2).float()
+    return grpo_loss(logp, logp.detach() + noise, advantages, batch.mask, ref_logp=logp.detach() - noise, kl_beta=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        loss_fn, dpo_of_rows, grpo_of_rows, partial(grpo_of_rows, normalise="token"), partial(grpo_of_rows, ratio="sequence"),
+        partial(grpo_of_rows, normalise="constant", max_length=9),
+    ],
+    ids=["sft", "dpo", "grpo", "grpo token", "grpo sequence ratio", "grpo constant"],
+)  # fmt: skip
+def test_one_batch_of_eight_and_four_of_two_are_the_same_step(make_judge, tmp_path, loss):
     rows, after, logged = examples(0), [], []
-    for size in (8, 2, 3):
+    for size in (8, 2, 6):
         judge = make_judge()
         parts = [collate(rows[start : start + size]) for start in range(0, 8, size)]
         # Plain gradient descent: Adam's first step divides each gradient by itself, rounding errors included.
         plain = torch.optim.SGD([{"params": list(judge.model.parameters()), "peak_lr": 1.0}], lr=1.0)
-        drive(tmp_path / str(size), judge, steps=1, batches=lambda step, cursor, parts=parts: parts, optimizers=[plain])
+        drive(tmp_path / str(size), judge, steps=1, batches=lambda step, cursor, parts=parts: parts, optimizers=[plain], loss=loss)
         after.append(weights(judge))
         logged.append(metrics(tmp_path / str(size))[0])
     assert (after[0] - weights(make_judge())).norm() > 0.1

@@ -432,6 +432,23 @@ def test_kl_is_logged_but_not_added_where_its_coefficient_is_zero():
     assert "kl" not in without.metrics and logged.metrics["kl"] > 0
 
 
+def test_entropy_is_logged_as_a_mean_over_what_counts_and_never_added():
+    """Replies of one token (entropy 1) and of three (0, 0, 3): a mean of means (1 + 1) / 2 = 1; over tokens 4 / 4 = 1 also, with a
+    last entropy of 7 it is 8 / 4 = 2 against (1 + 7/3) / 2. What lies outside the mask is ignored."""
+    logp = tensor([-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]).requires_grad_()
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    entropy = tensor([1.0, math.nan, 99.0], [0.0, 0.0, 7.0]).requires_grad_()
+    for normalise, expected in (("sequence", (1 + 7 / 3) / 2), ("token", 2.0)):
+        plain = grpo_loss(logp, None, tensor(1.0, -1.0), mask, normalise=normalise)
+        loss = grpo_loss(logp, None, tensor(1.0, -1.0), mask, normalise=normalise, entropy=entropy)
+        assert loss.metrics["entropy"] == pytest.approx(expected) and "entropy" not in plain.metrics
+        close(loss.sum, plain.sum)
+        loss.sum.backward()
+        assert entropy.grad is None
+    with pytest.raises(ValueError, match="entropy"):
+        grpo_loss(logp, None, tensor(1.0, -1.0), mask, entropy=entropy[:, :2])
+
+
 def test_normalisations_by_hand():
     """On policy, reply A (1 token, A = 1) and reply B (3 tokens, A = -1): token losses -1 and +1 +1 +1.
 

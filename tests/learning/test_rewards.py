@@ -12,6 +12,7 @@ from taosr1.learning.rewards import (
     ordinal_closeness,
     parse_weights,
     reward_parts,
+    rule_steps,
     total_reward,
     well_formed,
 )
@@ -66,6 +67,57 @@ def test_consistency_compares_the_steps_with_the_label_and_not_with_the_gold_gra
     assert consistency(reply_of(4, outcome="missed", material="plastic"), gold(4)) == 0.0
     assert consistency(reply_of(2, decision="2-Mismatch", outcome="missed", material="plastic"), gold(4)) == 1.0
     assert consistency(GARBAGE, gold(4)) == 0.0
+
+
+REFERENCE = """Query: travel mug; material not plastic; colour red
+Item: travel mug; material steel red
+Category: same
+Attributes: material met; colour met
+Decision: 4-Excellent"""
+
+
+def explained(text=REFERENCE, grade=4):
+    return Judgement(query="red travel mug not plastic", title="Steel Travel Mug Red", grade=grade, cot=text)
+
+
+def steps_of(*changes, label=4):
+    text = REFERENCE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return rule_steps(parse_reply(f"{label}\n{text}", "post-cot"), explained())
+
+
+def test_steps_count_a_quarter_each():
+    """The Item line of the reference has the words travel, mug, material, steel, red."""
+    assert steps_of() == 1.0
+    # Four of six words in common, and the rule book still says 4.
+    assert steps_of(("material steel red", "material glass red")) == pytest.approx((1 + 4 / 6 + 1 + 1) / 4)
+    # A substitute is grade 3 under the rules, and that is the label here: only the category is wrong.
+    assert steps_of(("Category: same", "Category: related substitute"), label=3) == pytest.approx(3 / 4)
+    # One of two outcomes wrong: (material met) in common of (material met, colour met, colour near).
+    assert steps_of(("colour met", "colour near"), label=3) == pytest.approx((3 + 1 / 3) / 4)
+    # A demand too many costs as much as one too few: listing everything does not pay.
+    assert steps_of(("; colour met", "")) == steps_of(("colour met", "colour met; size met; brand met")) == pytest.approx((3 + 1 / 2) / 4)
+
+
+def test_the_rule_gate_gives_nothing_for_steps_that_lead_elsewhere():
+    assert steps_of(label=1) == steps_of(label=3) == 0.0  # perfect steps, another label
+    assert steps_of(("colour met", "colour missed")) == 0.0  # a miss is no 4, whatever the other steps are worth
+    assert rule_steps(GARBAGE, explained()) == 0.0
+
+
+def test_wrong_replies_are_told_apart_by_their_steps():
+    """Both labels are wrong; the first reply is wrong in one step, the second in two."""
+    near = steps_of(("colour met", "colour near"), label=3)
+    far = steps_of(("colour met", "colour near"), ("Category: same", "Category: related substitute"), label=3)
+    assert 1 > near > far > 0
+
+
+@pytest.mark.parametrize("cot", ["", "Query: a\nItem: b\nCategory: no idea\nAttributes: none\nDecision: 4-Excellent"])
+def test_steps_need_a_chain_of_thought_to_compare_with(cot):
+    with pytest.raises(ValueError, match="column 'cot'"):
+        rule_steps(reply_of(4), explained(cot))
 
 
 def test_a_part_needs_a_gold_grade_where_it_looks_at_it():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -219,11 +220,49 @@ def test_every_group_is_recorded_with_its_replies_rewards_and_fate(labeller):
     _, records = sampler_of(labeller(), weights=weights).collect(0, {})
     assert json.loads(json.dumps(records)) == records
     for record in records:
-        assert record.keys() == {"row", "gold", "right", "kept", "dropped", "replies", "reward_parts", "rewards", "advantages"}
+        assert record.keys() == {
+            "row", "gold", "right", "kept", "dropped", "probs", "labels", "logps", "reward_parts", "rewards", "advantages", "replies"
+        }  # fmt: skip
         assert record["gold"] == ALL_GRADES[record["row"]].grade
+        assert record["labels"] == [int(text) for text in record["replies"]] and record["probs"] == pytest.approx(EVEN, abs=1e-3)
+        assert record["logps"] == pytest.approx([math.log(0.25)] * 4, abs=0.01)  # the end of sequence is all but certain
         for text, parts, reward in zip(record["replies"], record["reward_parts"], record["rewards"]):
             assert parts == {"label": float(int(text) == record["gold"]), "ordinal": 1 - abs(int(text) - record["gold"]) / 3}
             assert reward == pytest.approx(parts["label"] + 0.5 * parts["ordinal"])
+
+
+def test_a_judge_that_thinks_first_is_recorded_with_the_shares_of_its_labels(make_judge, monkeypatch):
+    """Two of four replies decide for 4, one for 2, one cannot be read: 0, 1/4, 0, 1/2."""
+    judge = make_judge("pre-cot")
+    decisions = iter(["Decision: 4-Excellent", "Decision: 2-Mismatch", "garbage", "Decision: 4-Excellent"] * 16)
+    monkeypatch.setattr(Judge, "reply_text", lambda *_: next(decisions))
+    sampler = sampler_of(judge, max_resample=1)
+    _, records = sampler.collect(0, {})
+    for record in records:
+        assert record["probs"] == [0.0, 0.25, 0.0, 0.5] and record["labels"] == [4, 2, None, 4]
+
+
+def test_rewards_and_lengths_are_logged_under_trl_s_names(labeller):
+    """With all replies right their reward is 1.5 with no spread; with labels alike likely the parts' means add up."""
+    sampler = sampler_of(labeller((0.0, 0.0, 0.0, 1.0)), rows_of(*[4] * 40), weights={"label": 1.0, "ordinal": 0.5})
+    sampler.collect(0, {})
+    assert sampler.metrics["reward"] == pytest.approx(1.5) and sampler.metrics["reward_std"] == 0.0
+    assert sampler.metrics["frac_reward_zero_std"] == 1.0 and sampler.metrics["completions/clipped_ratio"] == 0.0
+    sampler = sampler_of(labeller(), weights={"label": 1.0, "ordinal": 0.5}, max_new_tokens=1, max_resample=1)
+    _, records = sampler.collect(0, {})
+    metrics, rewards = sampler.metrics, torch.tensor([record["rewards"] for record in records])
+    assert metrics["rewards/label/mean"] + 0.5 * metrics["rewards/ordinal/mean"] == pytest.approx(metrics["reward"])
+    assert 0 < metrics["rewards/label/mean"] < metrics["rewards/ordinal/mean"] < 1
+    assert metrics["reward_std"] == pytest.approx(rewards.std().item(), rel=1e-5)
+    assert metrics["frac_reward_zero_std"] == pytest.approx((rewards == rewards[:, :1]).all(1).float().mean().item())
+    assert metrics["completions/clipped_ratio"] == 1.0  # one token is the label, and no room for the end
+
+
+def test_a_reward_that_is_no_number_names_the_row_of_the_data(labeller, monkeypatch):
+    monkeypatch.setattr(rollouts, "reward_parts", lambda *_: {"label": math.nan})
+    sampler = Sampler(labeller(), ALL_GRADES[:1], SETTINGS, {"label": 1.0}, None, numbers=[77])
+    with pytest.raises(ValueError, match="row 77: reward 'label' is nan"):
+        sampler.collect(0, {})
 
 
 def test_the_balanced_reward_weighs_every_grade_alike(labeller):

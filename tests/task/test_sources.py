@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from taosr1.task.judgements import write_judgements
+from taosr1.task.prompt import label_of_cot
 from taosr1.task.sources import load_rows
 from taosr1.task.world import read_pool
 
@@ -18,6 +21,12 @@ def test_a_pool_of_the_world_has_the_size_that_is_asked_for(reasoned):
     assert load_rows("world:reasoned*6") == reasoned
     assert load_rows("world:reasoned*6", limit=2) == reasoned[:2]
     assert load_rows("world:reasoned*6", seed=3) == read_pool("reasoned", 6, 3)
+
+
+def test_the_explained_pool_is_the_labelled_one_with_true_reasons():
+    labelled, explained = load_rows("world:labelled*200", seed=2), load_rows("world:explained*200", seed=2, need_cot=True)
+    assert [replace(row, cot="") for row in explained] == labelled
+    assert all(label_of_cot(row.cot) == row.grade for row in explained)
 
 
 def test_a_file_is_read_and_cut(reasoned, tmp_path):

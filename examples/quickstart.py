@@ -85,8 +85,8 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
 
     def evaluate(name: str) -> None:
         test, dev = ("world:test*200", "world:dev*100") if quick else ("world:test", "world:dev")
-        label_first = not name.startswith("thinker")  # a thinker has no label probabilities to fit CumPT to
-        flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev} if label_first else {})
+        label_first = not name.startswith("thinker")  # a thinker has no label probabilities to fit CumPT and a temperature to
+        flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev, "fit_temperature": True} if label_first else {})
         add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **flags)
 
     def sample(name: str) -> None:
@@ -207,7 +207,7 @@ def collect(folder: Path, seconds: dict[str, float]) -> dict[str, dict]:
             "accuracy": report["metrics"]["accuracy"],
             "cost": report.get("cost"),
             "tiering": tiering,
-            "ece": (report.get("calibration") or {}).get("ece"),
+            "temperature": report.get("temperature"),
             "train_s": sum(seconds.get(part, 0.0) for part in parts),
         }
     return results
@@ -255,15 +255,19 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
 
 
 def _tiers(seeds: list[dict[str, dict]]) -> list[str]:
-    lines = ["Good/Mid/Bad, macro-F1 x 100: argmax and CumPT (beta fitted on dev), and calibration error (ECE x 100)"]
+    lines = [
+        "Good/Mid/Bad, macro-F1 x 100: argmax and CumPT; calibration (ECE and Brier score x 100) before and after temperature scaling; beta and temperature from dev"
+    ]
     for name, title, _ in ROWS:
         tiering = [seed.get(name, {}).get("tiering") for seed in seeds]
         if not all(tiering):
             continue
         argmax = statistics.fmean(100 * t["argmax"]["tier_macro_f1"]["value"] for t in tiering)
         cumpt = statistics.fmean(100 * t["cumpt"]["tier_macro_f1"]["value"] for t in tiering)
-        ece = statistics.fmean(100 * seed[name]["ece"] for seed in seeds)
-        lines.append(f"{title:54s} argmax {argmax:5.1f}   CumPT {cumpt:5.1f}   ECE {ece:4.1f}")
+        found = [seed[name]["temperature"] for seed in seeds]
+        ece, brier = (" -> ".join(f"{statistics.fmean(100 * t[when][what] for t in found):4.1f}" for when in ("before", "after")) for what in ("ece", "brier"))
+        scale = statistics.fmean(t["value"] for t in found)
+        lines.append(f"{title:54s} argmax {argmax:5.1f}  CumPT {cumpt:5.1f}  ECE {ece}  Brier {brier}  temperature {scale:.2f}")
     return lines
 
 

@@ -26,9 +26,11 @@ METRICS_FILE = "metrics.jsonl"
 PANELS = {
     "loss": "the step's loss",
     "dev_macro_f1": "macro-F1 on dev",
+    "dev_ece": "calibration error on dev (ECE)",
     "reward_balanced": "share of right replies, grades alike",
     "kept_frac": "share of groups trained on",
     "kept_cv": "imbalance of their grades (CV)",
+    "entropy": "entropy of the next token (nats)",
     "kl": "distance to the starting model",
     "approx_kl": "distance to the sampling weights",
     "clip_ratio/region_mean": "share of tokens the clip stopped",
@@ -38,7 +40,7 @@ PANELS = {
     "lr_factor": "learning rate, of its peak",
     "completions/mean_length": "tokens per sampled reply",
 }
-NEVER_SMOOTHED = ("dev_macro_f1", "lr_factor")  # scores of few checkpoints, and what is known exactly
+NEVER_SMOOTHED = ("dev_macro_f1", "dev_ece", "lr_factor")  # scores of few checkpoints, and what is known exactly
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 4
 MARKED_POINTS = 30  # curves with fewer points show each of them

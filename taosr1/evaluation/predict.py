@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
+from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
 from taosr1.judge import Judge, load_judge
 from taosr1.model.decoder import Decoder
@@ -74,14 +75,21 @@ def _with_steps(reply: Reply) -> Prediction:
 
 
 def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
-    """What the training loop logs and picks its best checkpoint by."""
+    """What the training loop logs and picks its best checkpoint by; calibration too, where there are label probabilities.
+
+    Returns: macro-F1, the share of unreadable replies and, for judges that answer first, ECE and Brier score.
+    """
     predictions = predict(judge, rows, max_new_tokens=max_new_tokens)
     gold = [row.grade for row in rows]
     unparsed = sum(prediction.grade is None for prediction in predictions) / len(rows)
-    return {
+    scores = {
         "dev_macro_f1": macro_f1(gold, [prediction.grade for prediction in predictions]),
         "dev_unparsed_frac": unparsed,
     }
+    probs = [prediction.probs for prediction in predictions]
+    if None in probs:
+        return scores
+    return scores | {"dev_ece": expected_calibration_error(probs, gold), "dev_brier": brier_score(probs, gold)}
 
 
 def before_and_after(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
+from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
@@ -92,6 +93,14 @@ def test_a_reply_that_is_cut_or_says_nothing_has_no_grade_and_counts_as_wrong(pa
 def test_dev_scores_are_macro_f1_and_the_share_that_could_not_be_read(parrot):
     # Always grade 1 where 2 of 6 are: precision 1/3, recall 1, F1 1/2; the other three grades 0.
     assert dev_scores(parrot("pre-cot"), ROWS) == {"dev_macro_f1": pytest.approx(0.125), "dev_unparsed_frac": 0.0}
+
+
+def test_dev_scores_tell_how_calibrated_a_judge_is_that_answers_first(parrot):
+    judge = parrot("post-cot")
+    probs, gold = [prediction.probs for prediction in predict(judge, ROWS)], [row.grade for row in ROWS]
+    scores = dev_scores(judge, ROWS)
+    assert scores["dev_ece"] == pytest.approx(expected_calibration_error(probs, gold)) and scores["dev_ece"] > 0.5  # always 2, and sure of it
+    assert scores["dev_brier"] == pytest.approx(brier_score(probs, gold)) and scores["dev_brier"] > 1
 
 
 def test_no_rows_cost_nothing(parrot):

@@ -27,7 +27,7 @@ def test_three_steps_write_exactly_these_files_and_prefer_the_chosen(post, pairs
         f"checkpoints/step-000003/{name}" for name in look.checkpoint
     }
     rows = look.metrics(tmp_path / "run")
-    assert [row["step"] for row in rows] == [1, 2, 3, 3] and last.keys() == {"dev_macro_f1", "dev_unparsed_frac"}
+    assert [row["step"] for row in rows] == [1, 2, 3, 3] and last.keys() == {"dev_macro_f1", "dev_unparsed_frac", "dev_ece", "dev_brier"}
     assert rows[0].keys() >= {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll", "first_token_margin"}
     assert load_judge(str(tmp_path / "run")).prompt.order == "post-cot"
 

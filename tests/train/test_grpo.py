@@ -28,10 +28,10 @@ def test_three_steps_write_exactly_these_files(post, tmp_path, look):
     }
     rows = look.metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 3]
-    assert rows[0].keys() >= {"loss", "reward", "reward_balanced", "kept_frac", "kept_groups", "kept_cv", "resamples", "decoded_tok", "kl"}
+    assert rows[0].keys() >= {"loss", "reward", "reward_balanced", "kept_frac", "kept_groups", "kept_cv", "resamples", "decoded_tok", "kl", "entropy"}
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[2]["kl"] > 1e-6  # measured against the start, which stays as it was
     test = json.loads((tmp_path / "run" / "test.json").read_text(encoding="utf-8"))
-    assert last == {**{name: last[name] for name in ("dev_macro_f1", "dev_unparsed_frac")}, **test}
+    assert last == {**{name: last[name] for name in ("dev_macro_f1", "dev_unparsed_frac", "dev_ece", "dev_brier")}, **test}
     assert test["test_low_start"] <= test["test_macro_f1_start"] <= test["test_high_start"]
 
 

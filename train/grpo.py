@@ -32,7 +32,7 @@ from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, least_certain
+from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words, least_certain
 from taosr1.learning.run import Run, is_unfinished
 from taosr1.task.sources import load_rows
 
@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = load_rows(config.data, split=config.split, need_cot="steps" in parse_weights(config.rewards), **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
     test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
+    if len({row.grade for row in rows}) == 1:
+        print(f"every row of --data has grade {rows[0].grade}: the model can only learn to say that; mix in rows of other grades")
     start = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta or test else None
     run = Run(config.out, config, config.resume)
     numbers = list(range(len(rows)))
@@ -154,6 +156,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         compute_dtype=DTYPES[config.dtype],
         description=f"grpo {judge.prompt.order}",
     )  # fmt: skip
+    print(fates_in_words(sampler.fates))
     return last | (before_and_after(judge, start, config.out, test, config.max_new_tokens) if test else {})
 
 

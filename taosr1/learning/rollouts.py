@@ -15,7 +15,7 @@ import torch
 
 from taosr1.config import progress
 from taosr1.judge import Judge
-from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
+from taosr1.learning.batches import Batch, Example, collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
@@ -152,7 +152,8 @@ def _greedy_logp(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens:
 class Sampler:
     """Draws prompts from graded rows and turns them into rollouts of the judge's current weights.
 
-    `numbers` are what samples.jsonl calls the rows, where they are a selection of the data. `metrics` describes the last `collect`. All state that a resume needs is in the cursor handed to `collect`.
+    `numbers` are what samples.jsonl calls the rows, where they are a selection of the data. `metrics` describes the last `collect`,
+    `fates` counts what became of all groups since step 0. All state that a resume needs is in the cursor handed to `collect`.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class Sampler:
         self.grades = [row.grade for row in rows]
         self.device = next(judge.model.parameters()).device
         self.metrics: dict[str, float] = {}
+        self.fates: dict[str, int] = {}
 
     def collect(self, step: int, cursor: dict) -> tuple[list[RolloutBatch], list[dict]]:
         """One step's micro-batches, and a record of every group that was sampled for it.
@@ -184,6 +186,9 @@ class Sampler:
                 break
         for group in alive:
             group.dropped = "" if group in kept else "balance"
+        self.fates = cursor.setdefault("fates", {})
+        for fate in [group.dropped or "trained on" for group in sampled] + ["steps"] + ["steps without a group"] * (not kept):
+            self.fates[fate] = self.fates.get(fate, 0) + 1
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)
         parts = micro_batches(rollouts, settings.micro_batch_tok)
@@ -304,19 +309,29 @@ class Sampler:
             group.advantages = [weight * advantage for advantage in group.advantages]
 
     def _batch(self, rollouts: list[Rollout]) -> RolloutBatch:
-        """Rollouts as tensors, with the reference's log-probs where there is a KL term."""
+        """Rollouts as tensors, with the reference's log-probs where there is a KL term.
+
+        The sampler's log-probs are float32. Where training computes in another type they are measured again in that one:
+        else the ratio would start off 1 and the clip would act on rounding errors.
+        """
         batch = collate([Example(rollout.prompt, rollout.reply) for rollout in rollouts], self.device)
-        old_logp = torch.zeros(batch.ids.shape)
-        for row, rollout in enumerate(rollouts):
-            old_logp[row, len(rollout.prompt) : rollout.length_tok] = torch.tensor(rollout.logp)
-        ref_logp = None
-        if self.reference is not None:
-            with torch.no_grad(), compute_in(self.reference, self.settings.compute_dtype):
-                ref_logp = completion_logp(self.reference, batch.ids, batch.mask, temperature=self.settings.temperature)
+        if self.settings.compute_dtype == torch.float32:
+            old_logp = torch.zeros(batch.ids.shape)
+            for row, rollout in enumerate(rollouts):
+                old_logp[row, len(rollout.prompt) : rollout.length_tok] = torch.tensor(rollout.logp)
+        else:
+            old_logp = self._measured(self.judge.model, batch)
+        ref_logp = None if self.reference is None else self._measured(self.reference, batch)
         position = "none" if self.judge.prompt.order == "pre-cot" else "first"
         weights = label_token_weights(batch.mask, self.settings.label_weight, position)
         advantages = torch.tensor([rollout.advantage for rollout in rollouts], dtype=torch.float32, device=self.device)
         return RolloutBatch(batch.ids, batch.mask, old_logp.to(self.device), ref_logp, weights, advantages)
+
+    @torch.no_grad()
+    def _measured(self, model: Decoder, batch: Batch) -> torch.Tensor:
+        """Log-probs (B, T) of the replies under a model, computed as training computes them."""
+        with compute_in(model, self.settings.compute_dtype):
+            return completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature)
 
     def _measure(self, sampled: list[Group], kept: list[Group], attempts: int) -> dict[str, float]:
         """What a person wants to watch. Class-balanced reward, because plain reward rises while rare grades vanish."""
@@ -343,6 +358,22 @@ class Sampler:
             "completions/mean_length": _mean(lengths),
             "completions/clipped_ratio": 1 - _mean(finished) if finished else 0.0,
         }
+
+
+def fates_in_words(fates: dict[str, int]) -> str:
+    """What became of a run's groups, for the person who started it, with advice where nothing was learned; "" for no step."""
+    if not fates:
+        return ""
+    groups = {name: count for name, count in fates.items() if not name.startswith("steps")}
+    shown = ", ".join(f"{count} {name}" for name, count in sorted(groups.items(), key=lambda item: -item[1]))
+    text = f"of {sum(groups.values())} sampled groups: {shown}"
+    if fates.get("steps without a group"):
+        text += f"; {fates['steps without a group']} of {fates['steps']} batches of rollouts held no group to train on"
+    if fates.get("trained on"):
+        return text
+    known = fates.get("all right", 0) > fates.get("all wrong", 0)
+    advice = "the model already knows these rows: give it others" if known else "the model is never right here: train/sft.py comes first"
+    return f"{text}. Nothing was learned: {advice}, or raise --temperature or --samples"
 
 
 def _mean(values: Sequence[float]) -> float:

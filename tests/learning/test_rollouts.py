@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from taosr1.judge import Judge
-from taosr1.learning import rollouts
+from taosr1.learning import loop, rollouts
 from taosr1.learning.logprobs import completion_logp
-from taosr1.learning.rollouts import RolloutSettings, Sampler, least_certain
+from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words, least_certain
 from taosr1.task.judgements import Judgement
 from train import grpo
 
@@ -205,6 +205,19 @@ def test_batches_hold_every_kept_reply_with_its_own_log_probs_and_advantages_of_
             assert record["advantages"] == []
 
 
+def test_the_ratio_starts_at_one_in_half_precision_too(make_judge):
+    """The sampler's float32 log-probs are another measurement: with them the ratio would start off 1."""
+    judge = make_judge(tie_word_embeddings=False)
+    sampler = sampler_of(judge, rows_of(1, 2, 3, 4), compute_dtype=torch.bfloat16)
+    group = rollouts.Group(0, sampler.prompts[0], 1, "")
+    sampler._reply([group], None, torch.Generator().manual_seed(0))
+    batch = sampler._batch([rollouts.Rollout(group.prompt, ids, logp, 1.0) for ids, logp in zip(group.replies, group.logp)])
+    with torch.no_grad(), loop.compute_in(judge.model, torch.bfloat16):
+        assert torch.equal(batch.old_logp, completion_logp(judge.model, batch.ids, batch.mask))
+    sampled = torch.tensor([sum(logp) for logp in group.logp])
+    assert 1e-5 < (batch.old_logp.sum(dim=1) - sampled).abs().max() < 0.2
+
+
 def test_a_judge_that_thinks_first_has_no_label_token_to_weight_and_no_reference_means_no_ref_logp(labeller):
     judge = labeller(order="label")
     batches, _ = sampler_of(judge).collect(0, {})
@@ -256,6 +269,23 @@ def test_rewards_and_lengths_are_logged_under_trl_s_names(labeller):
     assert metrics["reward_std"] == pytest.approx(rewards.std().item(), rel=1e-5)
     assert metrics["frac_reward_zero_std"] == pytest.approx((rewards == rewards[:, :1]).all(1).float().mean().item())
     assert metrics["completions/clipped_ratio"] == 1.0  # one token is the label, and no room for the end
+
+
+def test_the_fates_of_groups_outlive_an_interruption_and_are_told_in_words(labeller):
+    """They are kept in the cursor, which checkpoints save."""
+    cursor: dict = {}
+    sampler_of(labeller(), max_resample=1).collect(0, cursor)
+    sampler = sampler_of(labeller(), max_resample=1)
+    _, records = sampler.collect(1, json.loads(json.dumps(cursor)))
+    assert sampler.fates["steps"] == 2 and "steps without a group" not in sampler.fates
+    assert sum(count for name, count in sampler.fates.items() if name != "steps") >= 30  # both times about 16
+    assert fates_in_words(sampler.fates).startswith(f"of {sum(sampler.fates.values()) - 2} sampled groups: ")
+    assert fates_in_words({}) == ""
+    assert fates_in_words({"all right": 9, "all wrong": 1, "steps": 2, "steps without a group": 2}) == (
+        "of 10 sampled groups: 9 all right, 1 all wrong; 2 of 2 batches of rollouts held no group to train on. Nothing was learned: the model "
+        "already knows these rows: give it others, or raise --temperature or --samples"
+    )
+    assert fates_in_words({"trained on": 3, "balance": 1, "steps": 1}) == "of 4 sampled groups: 3 trained on, 1 balance"
 
 
 def test_a_reward_that_is_no_number_names_the_row_of_the_data(labeller, monkeypatch):

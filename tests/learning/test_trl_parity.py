@@ -1,6 +1,6 @@
 """Our losses against TRL 1.16's own code: values and gradients. Where we differ on purpose, a test says how and why.
 
-Skipped without TRL, which is no dependency of ours: `pip install trl==1.16.0`, then `pytest tests/learning/test_trl_parity.py`.
+Skipped without TRL, which only the [dev] extra brings: `pip install -c constraints.txt -e ".[dev]"`.
 TRL's methods run as they are, on a stand-in `self` that holds only what they read: no formula of theirs is copied here.
 """
 
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-trl = pytest.importorskip("trl", reason="parity with TRL needs TRL itself: pip install trl==1.16.0")
+trl = pytest.importorskip("trl", reason='parity with TRL needs TRL itself: pip install -c constraints.txt -e ".[dev]"')
 if not trl.__version__.startswith("1.16."):
     pytest.skip(f"the stand-ins fit TRL 1.16, found {trl.__version__}: pip install trl==1.16.0", allow_module_level=True)
 

@@ -10,6 +10,8 @@ import torch
 
 import train.sft
 from taosr1.judge import load_judge
+from taosr1.task.judgements import write_judgements
+from taosr1.task.world import read_pool
 from train.grpo import THINKER
 from train.grpo import main as grpo
 
@@ -82,9 +84,11 @@ def test_only_the_least_certain_rows_are_sampled(post, tmp_path, look):
     assert len(drawn["0.2"]) <= 12 < len(drawn["1"]) and max(drawn["0.2"]) > 12  # numbered as in the data
 
 
-def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_path, look):
+def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_path, look, capsys):
     """The fresh judge is never right: every group is dropped, the cap ends the search, and the weights stay."""
     grpo(flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3"))
+    said = capsys.readouterr().out
+    assert "all wrong; 2 of 2 batches of rollouts held no group to train on. Nothing was learned: the model is never right here" in said
     rows = look.metrics(tmp_path / "run")[:2]
     assert [(row["kept_groups"], row["resamples"], row["loss"], row["grad_norm"], row["skipped"]) for row in rows] == [(0, 1, 0, 0, 0)] * 2
     before, after = load_judge(base).model.state_dict(), load_judge(str(tmp_path / "run")).model.state_dict()
@@ -102,6 +106,16 @@ def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_sto
     train.sft.main(sft)
     grpo([*command, "--out", "second"])
     assert "bundled" not in capsys.readouterr().out  # what is there is used
+
+
+def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, tmp_path, look, capsys):
+    path = tmp_path / "fours.jsonl"
+    write_judgements(path, [row for row in read_pool("labelled", 60) if row.grade == 4])
+    grpo(flags(post, tmp_path / "run", "--steps", "4", "--eval-every", "2", "--test", "", "--data", str(path)))
+    said = capsys.readouterr().out
+    groups = look.json_lines(tmp_path / "run" / "samples.jsonl")
+    assert "every row of --data has grade 4" in said and f"of {len(groups)} sampled groups: " in said
+    assert f"{sum(group['kept'] for group in groups)} trained on" in said and "Nothing was learned" not in said
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
-from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss
+from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
+from taosr1.learning.batches import collate, micro_batches
+from taosr1.learning.selection import balanced_order
 from taosr1.learning.rewards import parse_weights
 from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words, least_certain
 from taosr1.learning.run import Run, is_unfinished
@@ -64,6 +66,11 @@ class Config:
     rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5; steps needs --data with chains of thought (world:explained)")
     adv_std: str = option("group", "advantages are divided by the std of their group, of the batch, or not at all", ("group", "batch", "none"))
     adv_clamp: float = option(0.0, "bound advantages to plus and minus this (0: no bound)")
+    guided: int = option(0, "guided replies put into an all-wrong group")
+    hint_lines: int = option(2, "lines of the reference")
+    sft_coef: float = option(0.0, "weight of the cross-entropy on --sft-data")
+    sft_data: str = option("world:reasoned", "rows of the SFT term")
+    sft_rows: int = option(32, "rows of the SFT term a step")
     ratio: str = option("token", "importance ratio per token, or per sequence (GSPO)", ("token", "sequence"))
     normalise: str = option("sequence", "loss per reply (GRPO), per token (DAPO) or by a constant (Dr. GRPO)", ("sequence", "token", "constant"))
     clip_low: float = option(0.2, "how far below 1 the ratio counts")
@@ -125,20 +132,32 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-        adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
+        adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, guided=config.guided, hint_lines=config.hint_lines, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
     reference = start if config.kl_beta else None
     sampler = Sampler(judge, [rows[n] for n in numbers], settings, parse_weights(config.rewards), reference, numbers)
     batches: list[RolloutBatch] = []
+    if config.sft_coef:
+        from train.sft import agreeing, examples_of
+        sft_rows = agreeing(load_rows(config.sft_data, need_cot=True, **common))
+        sft_examples = examples_of(judge, sft_rows)
 
     def step_batches(step: int, cursor: dict) -> list[RolloutBatch]:
         nonlocal batches
         if step % config.updates == 0:
             batches, groups = sampler.collect(step, cursor)
             run.log_samples(step + 1, groups)
+        if config.sft_coef and batches:
+            drawn = balanced_order([row.grade for row in sft_rows], config.seed, step * config.sft_rows, config.sft_rows, power=0.5)
+            total = sum(len(batch.ids) for batch in batches)
+            parts = [collate(part, config.device) for part in micro_batches([sft_examples[i] for i in drawn], config.micro_batch_tok)]
+            return [*batches, *[(part, config.sft_coef * total / sum(float(p.mask.sum()) for p in parts)) for part in parts]]
         return batches
 
     def loss_fn(model, batch: RolloutBatch) -> LossSum:
+        if isinstance(batch, tuple):
+            part, scale = batch
+            return LossSum(scale * sft_loss(completion_logp(model, part.ids, part.mask), part.mask).sum, 0.0, {})
         logp, entropy = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
         return grpo_loss(
             logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, kl_estimator=config.kl_estimator, clip_low=config.clip_low,

@@ -60,6 +60,8 @@ class RolloutSettings:
     label_weight: float
     micro_batch_tok: int
     seed: int
+    guided: int = 0
+    hint_lines: int = 2
 
 
 @dataclass(eq=False)  # a group is itself: a row that is drawn twice may be answered alike twice
@@ -83,6 +85,7 @@ class Group:
     parts: list[dict[str, float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
+    guided: list[int] = field(default_factory=list)
     right: int = 0
 
     def record(self) -> dict[str, object]:
@@ -238,8 +241,47 @@ class Sampler:
             self._reply(decoded, first_tokens, generator)
         if settings.difficulty == "samples":
             self._drop_by_difficulty(groups, torch.tensor([group.right for group in groups]))
+        if settings.guided:
+            for group in groups:
+                if group.dropped == "all wrong" and group.replies:
+                    group.dropped = "" if self._guide(group, generator) else "all wrong"
         self._remember_survival(groups, cursor)
         return groups
+
+    def _guide(self, group: Group, generator: torch.Generator) -> bool:
+        settings, judge = self.settings, self.judge
+        judgement = self.rows[group.row]
+        if judge.prompt.order == "pre-cot":
+            if not judgement.cot:
+                return False
+            text = "\n".join(judgement.cot.split("\n")[: settings.hint_lines])
+            full = judge.tokenizer.encode_text(judgement.cot)
+            n = next(n for n in range(len(full)) if judge.tokenizer.decode(full[:n]).startswith(text))
+            hint = full[:n]
+        else:
+            hint = [judge.tokenizer.label_ids[group.gold - 1]]
+        rollouts = generate(judge.model, [group.prompt + hint], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator)
+        found = []
+        for ids, ended in zip(rollouts.replies(), rollouts.finished.tolist()):
+            reply = parse_reply(judge.reply_text(hint + ids), judge.prompt.order)
+            if ended and reply.well_formed and is_right(reply, judgement) and reply.decision == group.gold:
+                found.append(hint + ids)
+        found = found[: settings.guided]
+        if not found:
+            return False
+        batch = collate([Example(group.prompt, ids) for ids in found], self.device)
+        with torch.no_grad():
+            logp = completion_logp(judge.model, batch.ids, batch.mask, temperature=settings.temperature)
+        for place, ids in enumerate(found):
+            text = judge.reply_text(ids)
+            parts = reward_parts(parse_reply(text, judge.prompt.order), judgement, self.weights)
+            group.replies[place], group.texts[place], group.parts[place] = ids, text, parts
+            group.logp[place] = logp[place][batch.mask[place]].tolist()
+            group.rewards[place] = total_reward(parts, self.weights, row=group.row)
+            group.guided.append(place)
+            group.labels[place], group.finished[place] = group.gold, True
+        return True
 
     def _drop_by_difficulty(self, groups: list[Group], right: torch.Tensor) -> None:
         kept = keep_groups(right, self.settings.samples, self.settings.gamma).tolist()
@@ -352,6 +394,7 @@ class Sampler:
             "all_right_frac": sum(group.right == size for group in sampled) / len(sampled),
             "all_wrong_frac": sum(group.right == 0 for group in sampled) / len(sampled),
             "kept_groups": len(kept),
+            "guided_groups": sum(bool(group.guided) for group in kept),
             "kept_cv": grade_share_cv([group.gold for group in kept]),
             "resamples": attempts - 1,
             "decoded_tok": sum(lengths),

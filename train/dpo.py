@@ -8,7 +8,8 @@ the pairs, and the reference is forgotten.
 
 Deviations from the paper:
 1. `--nll-coef` adds a little cross-entropy on the chosen reply: DPO alone lowers the probability of both.
-2. `--label-weight` counts the label token of a label-first reply that many times in the reply's log-prob.
+2. `--label-weight` counts the label token of a label-first reply that many times: in the reply's log-prob, and so in all that is logged
+   of it, and in its length, which --nll-coef and --loss-type ipo divide by.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class PreferencePair:
     rejected: Example
     ref_chosen: float = 0.0
     ref_rejected: float = 0.0
+    ref_chosen_label: float = 0.0
+    ref_rejected_label: float = 0.0
 
     @property
     def length_tok(self) -> int:
@@ -86,11 +89,12 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs as 2B rows, all chosen replies first: ids, mask (2B, T); ref_logp (2B,) summed over the reply."""
+    """B pairs as 2B rows, all chosen replies first: ids, mask (2B, T); ref_logp (2B,) over the reply, ref_label (2B,) of its first token."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     ref_logp: torch.Tensor
+    ref_label: torch.Tensor
 
 
 def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
@@ -116,7 +120,8 @@ def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
 def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
     batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], device)
     ref_logp = torch.tensor([pair.ref_chosen for pair in pairs] + [pair.ref_rejected for pair in pairs], device=device)
-    return PairBatch(batch.ids, batch.mask, ref_logp)
+    ref_label = torch.tensor([pair.ref_chosen_label for pair in pairs] + [pair.ref_rejected_label for pair in pairs], device=device)
+    return PairBatch(batch.ids, batch.mask, ref_logp, ref_label)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -129,29 +134,31 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(config.out, config, config.resume)
     label_position = "none" if judge.prompt.order == "pre-cot" else "first"
 
-    def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs of the whole replies, (2B,), and of their first tokens, (2B,)."""
+    def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(2B,) each: log-probs of the whole replies and of their first tokens, and how many tokens they are; all weighted."""
         logp = completion_logp(model, batch.ids, batch.mask)
         weights = label_token_weights(batch.mask, config.label_weight, label_position)
         first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
-        return sequence_logp(logp, batch.mask, weights=weights), first
+        return sequence_logp(logp, batch.mask, weights=weights), first, weights.sum(dim=1)
 
-    pairs = with_reference(judge, pairs, lambda batch: reply_logp(judge.model, batch)[0], config)
+    pairs = with_reference(judge, pairs, lambda batch: reply_logp(judge.model, batch)[:2], config)
 
     def step_batches(step: int, cursor: dict) -> list[PairBatch]:
         drawn = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
         return [collate_pairs(part, config.device) for part in micro_batches([pairs[i] for i in drawn], config.micro_batch_tok)]
 
     def loss_fn(model, batch: PairBatch) -> LossSum:
-        logp, first = reply_logp(model, batch)
-        lengths = batch.mask.sum(dim=1)
+        logp, label, lengths = reply_logp(model, batch)
         half = len(lengths) // 2
         loss = dpo_loss(
             logp[:half], logp[half:], batch.ref_logp[:half], batch.ref_logp[half:], beta=config.beta, loss_type=config.loss_type,
             label_smoothing=config.label_smoothing, chosen_length=lengths[:half], rejected_length=lengths[half:], nll_coef=config.nll_coef,
         )  # fmt: skip
-        label_margin = float((first[:half] - first[half:]).detach().mean())  # log-odds of the two labels, for label-first replies
-        return loss._replace(metrics=loss.metrics | {"first_token_margin": label_margin})
+        if label_position == "none":
+            return loss
+        # Label-first pairs differ at their first token, which is all that serving reads: the margin that it has alone.
+        gained = config.beta * (label.detach() - batch.ref_label)
+        return loss._replace(metrics=loss.metrics | {"rewards/label_margins": float((gained[:half] - gained[half:]).mean())})
 
     return train(
         judge.model, judge.tokenizer, judge.prompt, run,
@@ -167,15 +174,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 @torch.no_grad()
 def with_reference(judge: Judge, pairs: list[PreferencePair], reply_logp, config: Config) -> list[PreferencePair]:
-    """The pairs with the starting model's log-probs of both replies. Called before any checkpoint is loaded over it."""
+    """The pairs with the starting model's log-probs of both replies and their first tokens, called before a checkpoint is loaded over it."""
     done = []
     for part in micro_batches(pairs, 4 * config.micro_batch_tok):
         with compute_in(judge.model, DTYPES[config.dtype]):
-            values = reply_logp(collate_pairs(part, config.device)).tolist()
-        done += [
-            PreferencePair(pair.chosen, pair.rejected, chosen, rejected)
-            for pair, chosen, rejected in zip(part, values[: len(part)], values[len(part) :])
-        ]
+            replies, labels = (values.view(2, len(part)).tolist() for values in reply_logp(collate_pairs(part, config.device)))
+        done += [PreferencePair(pair.chosen, pair.rejected, *stored) for pair, *stored in zip(part, *replies, *labels)]
     return done
 
 

@@ -12,33 +12,39 @@ Deviations from the paper:
 1. `--balance root` (the default) keeps every surviving group and weighs grades by the square root of their frequency.
    The paper's class-balanced down-sampling is `--balance class`; the README compares the three on one seed.
 2. `--probe-frac` (ours) finds the rows worth sampling with one greedy reply each; `--probe-frac 1` is the paper's way.
-3. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
-   are decoded. Its replies have exactly the distribution that `samples`, the paper's way, gives.
+3. `--sft-coef` (off by default) goes on learning explained pairs beside the rewards (sister work AFRL, 2602.10006).
+4. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
+   are decoded. Labels, and the replies after them, have exactly the distribution that `samples`, the paper's way, gives.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+import torch
+
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, load_judge
+from taosr1.learning.batches import Example, collate, micro_batches
+from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
-from taosr1.learning.batches import collate, micro_batches
-from taosr1.learning.selection import balanced_order
 from taosr1.learning.rewards import parse_weights
 from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words, least_certain
 from taosr1.learning.run import Run, is_unfinished
+from taosr1.learning.selection import balanced_order
+from taosr1.task.judgements import Judgement
 from taosr1.task.sources import load_rows
 
 THINKER = "runs/thinker-sft"
+SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
@@ -59,18 +65,15 @@ class Config:
         "class: keep equally many groups of every grade (the paper); root: keep all, grades weigh as the root of their frequency; none: as they come",
         ("class", "root", "none"),
     )
-    min_groups: int = option(8, "sample further prompts while fewer groups than this are kept")
-    max_resample: int = option(1, "but at most this many times a step, then train on what there is")
+    min_groups: int = option(8, "sample a further batch of prompts while fewer groups than this are kept")
+    max_resample: int = option(1, "batches of prompts sampled for a step, at most; then train on what there is (1: never a second one)")
     temperature: float = option(1.0, "sampling temperature, also of the training log-probs")
     max_new_tokens: int = option(64, "longest reply")
     rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5; steps needs --data with chains of thought (world:explained)")
     adv_std: str = option("group", "advantages are divided by the std of their group, of the batch, or not at all", ("group", "batch", "none"))
-    adv_clamp: float = option(0.0, "bound advantages to plus and minus this (0: no bound)")
-    guided: int = option(0, "guided replies put into an all-wrong group")
-    hint_lines: int = option(2, "lines of the reference")
-    sft_coef: float = option(0.0, "weight of the cross-entropy on --sft-data")
-    sft_data: str = option("world:reasoned", "rows of the SFT term")
-    sft_rows: int = option(32, "rows of the SFT term a step")
+    adv_clamp: float = option(0.0, "bound advantages to plus and minus this, before --balance root weighs them (0: no bound)")
+    sft_coef: float = option(0.0, "weight of the cross-entropy of --sft-data, learned on beside the rewards so that it is not forgotten (0: off)")
+    sft_data: str = option("world:reasoned", "graded rows, with chains of thought unless the judge only labels, for --sft-coef")
     ratio: str = option("token", "importance ratio per token, or per sequence (GSPO)", ("token", "sequence"))
     normalise: str = option("sequence", "loss per reply (GRPO), per token (DAPO) or by a constant (Dr. GRPO)", ("sequence", "token", "constant"))
     clip_low: float = option(0.2, "how far below 1 the ratio counts")
@@ -95,7 +98,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            *at_least(self, steps=1, groups=1, min_groups=0, max_resample=1, max_new_tokens=1, clip_low=0, clip_high=0, kl_beta=0, adv_clamp=0, updates=1,
+            *at_least(self, steps=1, groups=1, min_groups=0, max_resample=1, max_new_tokens=1, clip_low=0, clip_high=0, kl_beta=0, adv_clamp=0, updates=1, sft_coef=0,
                       label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0, keep_last=1),
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
@@ -107,6 +110,29 @@ class Config:
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
         ])  # fmt: skip
         parse_weights(self.rewards)
+
+
+@dataclass(frozen=True)
+class AnchorBatch:
+    """A micro-batch of the SFT term: ids, mask (B, T); what its summed cross-entropy is multiplied by."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    scale: float
+
+
+def anchor_batches(examples: list[Example], grades: list[int], step: int, batches: list[RolloutBatch], config: Config) -> list[AnchorBatch]:
+    """The SFT term of one step: `--sft-coef` times the mean cross-entropy of SFT_ROWS examples, grades drawn by the root of their frequency.
+
+    The loop divides every sum by what GRPO counts (replies, or token weights), so the scale multiplies by that first.
+    """
+    if not (config.sft_coef and batches):
+        return []
+    counted = sum(float(batch.weights.sum()) if config.normalise == "token" else len(batch.ids) for batch in batches)
+    drawn = [examples[row] for row in balanced_order(grades, config.seed, step * SFT_ROWS, SFT_ROWS, power=0.5)]
+    scale = config.sft_coef * counted / sum(len(example.reply) for example in drawn)
+    parts = (collate(part, config.device) for part in micro_batches(drawn, config.micro_batch_tok))
+    return [AnchorBatch(part.ids, part.mask, scale) for part in parts]
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -124,7 +150,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
     if len({row.grade for row in rows}) == 1:
         print(f"every row of --data has grade {rows[0].grade}: the model can only learn to say that; mix in rows of other grades")
-    start = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta or test else None
+    reference = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta else None
+    config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
     run = Run(config.out, config, config.resume)
     numbers = list(range(len(rows)))
     if config.probe_frac < 1:
@@ -132,32 +159,26 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-        adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, guided=config.guided, hint_lines=config.hint_lines, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
+        adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
-    reference = start if config.kl_beta else None
     sampler = Sampler(judge, [rows[n] for n in numbers], settings, parse_weights(config.rewards), reference, numbers)
-    batches: list[RolloutBatch] = []
+    anchors: list[Judgement] = []
     if config.sft_coef:
-        from train.sft import agreeing, examples_of
-        sft_rows = agreeing(load_rows(config.sft_data, need_cot=True, **common))
-        sft_examples = examples_of(judge, sft_rows)
+        anchors = load_rows(config.sft_data, need_cot=judge.prompt.order != "label", **common)
+        anchors = anchors if judge.prompt.order == "label" else agreeing(anchors)
+    examples, grades = examples_of(judge, anchors, "--sft-data"), [row.grade for row in anchors]
+    batches: list[RolloutBatch] = []
 
-    def step_batches(step: int, cursor: dict) -> list[RolloutBatch]:
+    def step_batches(step: int, cursor: dict) -> list[RolloutBatch | AnchorBatch]:
         nonlocal batches
         if step % config.updates == 0:
             batches, groups = sampler.collect(step, cursor)
             run.log_samples(step + 1, groups)
-        if config.sft_coef and batches:
-            drawn = balanced_order([row.grade for row in sft_rows], config.seed, step * config.sft_rows, config.sft_rows, power=0.5)
-            total = sum(len(batch.ids) for batch in batches)
-            parts = [collate(part, config.device) for part in micro_batches([sft_examples[i] for i in drawn], config.micro_batch_tok)]
-            return [*batches, *[(part, config.sft_coef * total / sum(float(p.mask.sum()) for p in parts)) for part in parts]]
-        return batches
+        return batches + anchor_batches(examples, grades, step, batches, config)
 
-    def loss_fn(model, batch: RolloutBatch) -> LossSum:
-        if isinstance(batch, tuple):
-            part, scale = batch
-            return LossSum(scale * sft_loss(completion_logp(model, part.ids, part.mask), part.mask).sum, 0.0, {})
+    def loss_fn(model, batch: RolloutBatch | AnchorBatch) -> LossSum:
+        if isinstance(batch, AnchorBatch):
+            return LossSum(batch.scale * sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask).sum, 0.0, {})
         logp, entropy = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
         return grpo_loss(
             logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, kl_estimator=config.kl_estimator, clip_low=config.clip_low,
@@ -175,8 +196,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         compute_dtype=DTYPES[config.dtype],
         description=f"grpo {judge.prompt.order}",
     )  # fmt: skip
-    print(fates_in_words(sampler.fates))
-    return last | (before_and_after(judge, start, config.out, test, config.max_new_tokens) if test else {})
+    if sampler.fates:
+        print(fates_in_words(sampler.fates))
+    if not test:
+        return last
+    return last | before_and_after(judge, reference or load_judge(start_from, device=config.device).model, config.out, test, config.max_new_tokens)
 
 
 if __name__ == "__main__":

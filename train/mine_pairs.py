@@ -36,7 +36,7 @@ from taosr1.model.files import write_json
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
 from taosr1.task.judgements import Judgement
-from taosr1.task.prompt import encode_reply, parse_reply, reply_text
+from taosr1.task.prompt import encode_reply, label_of_cot, parse_reply, reply_text
 from taosr1.task.rows import write_jsonl
 from taosr1.task.sources import load_rows
 
@@ -71,8 +71,10 @@ class Config:
 
 def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict], dict]:
     """All pairs before balancing, and counters of every outcome."""
-    pairs: list[dict] = []
+    pairs: dict[tuple, dict] = {}  # by what they say: a row that is drawn twice may give a pair twice
     outcomes: Counter[str] = Counter()
+    replies_seen: Counter[str] = Counter()
+    found_pairs = 0
     right_counts: list[int] = []
     order = judge.prompt.order
     for start in progress(iterable=range(0, len(rows), PROMPTS_AT_A_TIME), desc="mine pairs", unit="batch"):
@@ -89,12 +91,17 @@ def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict
             own, ended = replies[first : first + config.samples], finished[first : first + config.samples]
             texts = [judge.reply_text(ids) for ids in own]
             grades = [parse_reply(text, order).grade for text in texts]
-            has_teacher = bool(row.cot) or order == "label"
+            teacher_grade = row.grade if order == "label" else label_of_cot(row.cot)
+            replies_seen.update(sampled=len(own), cut=ended.count(False), unreadable=grades.count(None))
             right_counts.append(sum(grade == row.grade for grade in grades))
             # A right reply that was cut before its end is never chosen: it would teach not to stop.
             usable = [place for place in range(config.samples) if ended[place] or grades[place] != row.grade] or list(range(config.samples))
             usable_grades = [grades[place] for place in usable]
-            outcomes[mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)] += 1
+            has_teacher = teacher_grade == row.grade
+            outcome = mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)
+            if outcome == "no teacher" and row.cot:
+                outcome = "teacher cannot be read" if teacher_grade is None else "teacher contradicts the gold grade"
+            outcomes[outcome] += 1
             found = mine_pairs(
                 usable_grades, row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
                 pairs_per_prompt=config.pairs_per_prompt, generator=generator,
@@ -103,13 +110,11 @@ def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict
                 rejected = usable[pair.rejected]
                 if pair.chosen == TEACHER:
                     text = reply_text(order, row.grade, row.cot)
-                    if parse_reply(text, order).decision not in (row.grade, None):
-                        outcomes["teacher contradicts the gold grade"] += 1
-                        continue
                     chosen = encode_reply(judge.tokenizer, text)
                 else:
                     text, chosen = texts[usable[pair.chosen]], own[usable[pair.chosen]]
-                pairs.append({
+                found_pairs += 1
+                pairs.setdefault((tuple(prompts[index]), text, texts[rejected]), {
                     "prompt": judge.tokenizer.decode(prompts[index]), "chosen": text, "rejected": texts[rejected],
                     "source": pair.source, "gold": row.grade, "rejected_grade": grades[rejected], "query_id": row.query_id,
                     "item_id": row.item_id, "prompt_ids": prompts[index], "chosen_ids": chosen, "rejected_ids": own[rejected],
@@ -118,7 +123,10 @@ def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict
     prior = grade_prior(gold)
     curve = pass_curve(right_counts, config.samples)
     guess = [prior_pass_at_n(prior, gold, n + 1) for n in range(config.samples)]
-    return pairs, {"rows": len(rows), "outcomes": dict(outcomes), "pass_at_n": curve, "prior_pass_at_n": guess}
+    return list(pairs.values()), {
+        "rows": len(rows), "outcomes": dict(outcomes), "replies": dict(replies_seen), "duplicate_pairs": found_pairs - len(pairs),
+        "pass_at_n": curve, "prior_pass_at_n": guess,
+    }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -23,15 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES, TINY, Judge, load_judge
-from taosr1.learning.batches import Batch, Example, collate, label_token_weights, micro_batches
+from taosr1.judge import DTYPES, TINY, load_judge
+from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches
+from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.run import Run
 from taosr1.learning.selection import balanced_order
-from taosr1.task.judgements import Judgement
-from taosr1.task.prompt import ORDERS, encode_reply, label_of_cot, reply_text
+from taosr1.task.prompt import ORDERS
 from taosr1.task.sources import load_rows
 
 
@@ -72,32 +72,6 @@ class Config:
             (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw does without Muon"),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
-
-
-def examples_of(judge: Judge, rows: list[Judgement]) -> list[Example]:
-    """Each row as prompt and reply ids, in the judge's order of reply.
-
-    Raises: ValueError for a reply that leaves the model no room.
-    """
-    order, tokenizer, positions = judge.prompt.order, judge.tokenizer, judge.model.config.max_position_embeddings
-    replies = [encode_reply(tokenizer, reply_text(order, row.grade, row.cot)) for row in rows]
-    examples = [Example(prompt, reply) for prompt, reply in zip(judge.prompts(rows), replies)]
-    for number, example in enumerate(examples, start=1):
-        if example.length_tok > positions:
-            raise ValueError(
-                f"--data: row {number} takes {len(example.prompt)} + {len(example.reply)} tokens with its reply, the model has {positions} "
-                "positions; shorten its chain of thought"
-            )
-    return examples
-
-
-def agreeing(rows: list[Judgement]) -> list[Judgement]:
-    """The rows whose chain of thought decides for the gold grade: the cheapest filter of a noisy teacher, and a strong one."""
-    kept = [row for row in rows if label_of_cot(row.cot) == row.grade]
-    print(f"{len(rows) - len(kept)} of {len(rows)} chains of thought contradict the gold grade and are left out")
-    if not kept:
-        raise ValueError("--cots agreeing leaves no row: every chain of thought contradicts its gold grade")
-    return kept
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -67,11 +67,12 @@ def sequence_logp(logp: Tensor, mask: Tensor, *, weights: Tensor | None = None) 
             f"logp must be (B, T) with a bool mask of the same shape, got {tuple(logp.shape)} and "
             f"{tuple(mask.shape)} {mask.dtype}"
         )
+    logp = logp.masked_fill(~mask, 0.0)
     if weights is not None:
         if weights.shape != logp.shape:
             raise ValueError(f"weights must be {tuple(logp.shape)} like logp, got {tuple(weights.shape)}")
-        logp = logp * weights.detach()
-    return logp.masked_fill(~mask, 0.0).sum(dim=1)
+        logp = logp * weights.detach().masked_fill(~mask, 0.0)
+    return logp.sum(dim=1)
 
 
 def _token_logp(model, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """Rewards as named parts: plain functions of (reply, gold judgement) -> float, weighted and added up.
 
-A new reward is one such function and one entry in the `parts` mapping handed to `reward_parts`.
+A new reward is one such function and one entry in `REWARD_PARTS`: train/grpo.py --rewards then knows its name.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,8 @@ def rule_steps(reply: Reply, gold: Judgement, rules: Sequence[Rule] | None = Non
 
     The gate: a reply whose label is not what the rule book makes of its own steps gets 0, however good the steps. Behind it each
     step counts a quarter: Query and Item by their words, Category by its relation, Attributes by its outcomes; shared over all
-    that either names, so that listing everything does not pay. The label may be wrong: a reply that is wrong in one
-    step is worth more than one that is wrong in three, which is what tells the replies of an all-wrong group apart.
+    that either names, so that listing everything does not pay. The label may be wrong: a reply that is wrong in one step is worth
+    more than one that is wrong in three.
 
     Raises: ValueError where the judgement has no chain of thought that can be read.
     Source: TaoSR-AGRL 2510.08048, rule-aware reward shaping; its formula is not public, this one is ours.
@@ -153,7 +154,7 @@ def _overlap(found: set, wanted: set) -> float:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, Real) and math.isfinite(value)  # NumPy's numbers are real numbers too
 
 
 @lru_cache(maxsize=1)

@@ -60,8 +60,6 @@ class RolloutSettings:
     label_weight: float
     micro_batch_tok: int
     seed: int
-    guided: int = 0
-    hint_lines: int = 2
 
 
 @dataclass(eq=False)  # a group is itself: a row that is drawn twice may be answered alike twice
@@ -85,7 +83,6 @@ class Group:
     parts: list[dict[str, float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
-    guided: list[int] = field(default_factory=list)
     right: int = 0
 
     def record(self) -> dict[str, object]:
@@ -190,7 +187,7 @@ class Sampler:
         for group in alive:
             group.dropped = "" if group in kept else "balance"
         self.fates = cursor.setdefault("fates", {})
-        for fate in [group.dropped or "trained on" for group in sampled] + ["steps"] + ["steps without a group"] * (not kept):
+        for fate in [group.dropped or "trained on" for group in sampled] + ["steps"] + ["steps short of groups"] * (len(kept) < settings.min_groups) + ["steps without a group"] * (not kept):
             self.fates[fate] = self.fates.get(fate, 0) + 1
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)
@@ -232,6 +229,9 @@ class Sampler:
             label_ids = torch.tensor(judge.tokenizer.label_ids)
             prompts = [group.prompt for group in groups]
             first_tokens = draw_first_tokens(judge.model, prompts, settings.samples, settings.temperature, generator)  # (P, G)
+            grade_of = dict(zip(judge.tokenizer.label_ids, GRADES))
+            for group, drawn in zip(groups, first_tokens.tolist()):
+                group.labels = [grade_of.get(token) for token in drawn]
             gold_ids = label_ids[torch.tensor([group.gold for group in groups]) - GRADES[0]]
             right = (first_tokens == gold_ids[:, None]).sum(1)
             self._drop_by_difficulty(groups, right)
@@ -239,49 +239,10 @@ class Sampler:
         decoded = [group for group in groups if not group.dropped]
         if decoded:
             self._reply(decoded, first_tokens, generator)
-        if settings.difficulty == "samples":
-            self._drop_by_difficulty(groups, torch.tensor([group.right for group in groups]))
-        if settings.guided:
-            for group in groups:
-                if group.dropped == "all wrong" and group.replies:
-                    group.dropped = "" if self._guide(group, generator) else "all wrong"
+            # After `prefill` this drops nothing more, unless a reply began with a label and then could not be read.
+            self._drop_by_difficulty(decoded, torch.tensor([group.right for group in decoded]))
         self._remember_survival(groups, cursor)
         return groups
-
-    def _guide(self, group: Group, generator: torch.Generator) -> bool:
-        settings, judge = self.settings, self.judge
-        judgement = self.rows[group.row]
-        if judge.prompt.order == "pre-cot":
-            if not judgement.cot:
-                return False
-            text = "\n".join(judgement.cot.split("\n")[: settings.hint_lines])
-            full = judge.tokenizer.encode_text(judgement.cot)
-            n = next(n for n in range(len(full)) if judge.tokenizer.decode(full[:n]).startswith(text))
-            hint = full[:n]
-        else:
-            hint = [judge.tokenizer.label_ids[group.gold - 1]]
-        rollouts = generate(judge.model, [group.prompt + hint], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator)
-        found = []
-        for ids, ended in zip(rollouts.replies(), rollouts.finished.tolist()):
-            reply = parse_reply(judge.reply_text(hint + ids), judge.prompt.order)
-            if ended and reply.well_formed and is_right(reply, judgement) and reply.decision == group.gold:
-                found.append(hint + ids)
-        found = found[: settings.guided]
-        if not found:
-            return False
-        batch = collate([Example(group.prompt, ids) for ids in found], self.device)
-        with torch.no_grad():
-            logp = completion_logp(judge.model, batch.ids, batch.mask, temperature=settings.temperature)
-        for place, ids in enumerate(found):
-            text = judge.reply_text(ids)
-            parts = reward_parts(parse_reply(text, judge.prompt.order), judgement, self.weights)
-            group.replies[place], group.texts[place], group.parts[place] = ids, text, parts
-            group.logp[place] = logp[place][batch.mask[place]].tolist()
-            group.rewards[place] = total_reward(parts, self.weights, row=group.row)
-            group.guided.append(place)
-            group.labels[place], group.finished[place] = group.gold, True
-        return True
 
     def _drop_by_difficulty(self, groups: list[Group], right: torch.Tensor) -> None:
         kept = keep_groups(right, self.settings.samples, self.settings.gamma).tolist()
@@ -298,7 +259,7 @@ class Sampler:
         )  # fmt: skip
         replies, logp, finished = rollouts.replies(), rollouts.logp.tolist(), rollouts.finished.tolist()
         for index, group in enumerate(groups):
-            judgement = self.rows[group.row]
+            judgement, group.labels, group.right = self.rows[group.row], [], 0
             for row in range(index * settings.samples, (index + 1) * settings.samples):
                 text = judge.reply_text(replies[row])
                 reply = parse_reply(text, judge.prompt.order)
@@ -310,7 +271,7 @@ class Sampler:
                 group.logp.append(logp[row][: len(replies[row])])
                 group.parts.append(parts)
                 group.rewards.append(total_reward(parts, self.weights, row=self.numbers[group.row]))
-                group.right += is_right(reply, judgement) if settings.difficulty == "samples" else 0
+                group.right += is_right(reply, judgement)
             if judge.prompt.order == "pre-cot":
                 group.probs = [group.labels.count(grade) / settings.samples for grade in GRADES]
 
@@ -343,7 +304,7 @@ class Sampler:
         ]
 
     def _weigh_by_grade(self, groups: list[Group]) -> None:
-        """Scale advantages so that grades weigh as the square root of their frequency in the data; the mean weight is 1."""
+        """Scale advantages so that grades weigh as the root of their frequency among the rows sampled from; the mean weight is 1."""
         count = {grade: sum(group.gold == grade for group in groups) for grade in self.rows_of}
         wanted = {grade: math.sqrt(len(self.rows_of[grade])) for grade in self.rows_of if count[grade]}
         for group in groups:
@@ -376,7 +337,11 @@ class Sampler:
             return completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature)
 
     def _measure(self, sampled: list[Group], kept: list[Group], attempts: int) -> dict[str, float]:
-        """What a person wants to watch. Class-balanced reward, because plain reward rises while rare grades vanish."""
+        """What a person wants to watch. Class-balanced reward, because plain reward rises while rare grades vanish.
+
+        Rewards, parts and lengths are those of decoded groups: with --difficulty prefill, of groups that were kept. survived_cv is of
+        the groups that difficulty let through, kept_cv of those that are left after class balance too.
+        """
         size, decoded = self.settings.samples, [group for group in sampled if group.replies]
         right_of = {grade: [group.right / size for group in sampled if group.gold == grade] for grade in self.rows_of}
         right_of = {grade: values for grade, values in right_of.items() if values}
@@ -394,7 +359,7 @@ class Sampler:
             "all_right_frac": sum(group.right == size for group in sampled) / len(sampled),
             "all_wrong_frac": sum(group.right == 0 for group in sampled) / len(sampled),
             "kept_groups": len(kept),
-            "guided_groups": sum(bool(group.guided) for group in kept),
+            "survived_cv": grade_share_cv([group.gold for group in sampled if group.dropped in ("", "balance")]),
             "kept_cv": grade_share_cv([group.gold for group in kept]),
             "resamples": attempts - 1,
             "decoded_tok": sum(lengths),
@@ -410,13 +375,18 @@ def fates_in_words(fates: dict[str, int]) -> str:
     groups = {name: count for name, count in fates.items() if not name.startswith("steps")}
     shown = ", ".join(f"{count} {name}" for name, count in sorted(groups.items(), key=lambda item: -item[1]))
     text = f"of {sum(groups.values())} sampled groups: {shown}"
-    if fates.get("steps without a group"):
-        text += f"; {fates['steps without a group']} of {fates['steps']} batches of rollouts held no group to train on"
+    if fates.get("steps short of groups"):
+        text += f"; of {fates['steps']} batches of rollouts {fates['steps short of groups']} held fewer than --min-groups groups to train on"
+        text += f", {fates.get('steps without a group', 0)} none at all"
     if fates.get("trained on"):
         return text
-    known = fates.get("all right", 0) > fates.get("all wrong", 0)
-    advice = "the model already knows these rows: give it others" if known else "the model is never right here: train/sft.py comes first"
-    return f"{text}. Nothing was learned: {advice}, or raise --temperature or --samples"
+    advice = {
+        "all right": "the model already knows these rows: give it others, or raise --temperature or --samples",
+        "all wrong": "the model is never right here: train/sft.py comes first, or raise --temperature or --samples",
+        "too easy": "--gamma drops what the model is mostly right on: raise it",
+        "balance": "--balance class finds no grade that survives together with others: try --balance root",
+    }
+    return f"{text}. Nothing was learned: {advice[max(groups, key=groups.get)]}"
 
 
 def _mean(values: Sequence[float]) -> float:

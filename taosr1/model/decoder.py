@@ -140,8 +140,9 @@ class Attention(nn.Module):
             grouped = query.view(rows, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
             return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).reshape(rows, 1, -1)
         query, causal, shared = query.transpose(1, 2), mask is None, self.heads != self.kv_heads
-        # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's.
-        plain = torch.is_grad_enabled() and value.device.type == "cpu" and value.dtype != torch.float32
+        # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's. Training runs under autocast, and so do
+        # its reference and old policy, which need no gradient but have to be measured by the same kernel.
+        plain = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=shared)
         return out.transpose(1, 2).reshape(rows, length, -1)

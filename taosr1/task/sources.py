@@ -48,5 +48,5 @@ def load_rows(
         try:
             check_cot(rows[0].cot)
         except ValueError as error:
-            raise ValueError(f"{spec}: {error}; use world:reasoned, or write them with train/label_pool.py") from error
+            raise ValueError(f"{spec}: {error}; use world:reasoned or world:explained, or write them with train/label_pool.py") from error
     return rows

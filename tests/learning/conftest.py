@@ -27,7 +27,7 @@ def make_judge(tiny_tokenizer) -> Callable[..., Judge]:
     """make_judge(order, seed=0, **shape): fresh weights every time, so that tests may train them."""
 
     def make(order: str = "post-cot", seed: int = 0, **shape) -> Judge:
-        config = DecoderConfig(tiny_tokenizer.vocab_size, **{**SHAPE, **shape}, max_position_embeddings=160)
+        config = DecoderConfig(tiny_tokenizer.vocab_size, **{**SHAPE, "max_position_embeddings": 160, **shape})
         model = Decoder(config).init_weights(torch.Generator().manual_seed(seed))
         return Judge(model, tiny_tokenizer, PromptConfig(order, "brief", ("title",)))
 

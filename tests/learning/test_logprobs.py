@@ -243,12 +243,13 @@ def test_sequence_logp_sums_the_reply_and_nothing_else():
     close(total, torch.tensor([-3.0, -3.0, 0.0]))
     total.sum().backward()
     close(logp.grad, mask.float())
-    weights = torch.ones(3, 3)
-    weights[:, 0] = 4.0
+    weights = torch.tensor([[4.0, 1.0, math.nan], [4.0, math.inf, 1.0], [1.0, 1.0, 1.0]])
+    logp.grad = None
     weighted = sequence_logp(logp, mask, weights=weights.requires_grad_())
     close(weighted, torch.tensor([-6.0, -12.0, 0.0]))
     weighted.sum().backward()
     assert weights.grad is None
+    close(logp.grad, torch.tensor([[4.0, 1.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
     for bad in (mask[:2], mask.float()):
         with pytest.raises(ValueError, match="bool mask"):
             sequence_logp(logp, bad)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from taosr1.learning.rewards import (
@@ -112,6 +113,10 @@ def test_wrong_replies_are_told_apart_by_their_steps():
     near = steps_of(("colour met", "colour near"), label=3)
     far = steps_of(("colour met", "colour near"), ("Category: same", "Category: related substitute"), label=3)
     assert 1 > near > far > 0
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert total_reward({"a": np.float32(0.5), "b": np.int64(2)}, {"a": 2.0, "b": 1.0}) == 3.0
 
 
 @pytest.mark.parametrize("cot", ["", "Query: a\nItem: b\nCategory: no idea\nAttributes: none\nDecision: 4-Excellent"])

@@ -15,6 +15,7 @@ from taosr1.judge import Judge
 from taosr1.learning import loop, rollouts
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words, least_certain
+from taosr1.learning.selection import grade_share_cv
 from taosr1.task.judgements import Judgement
 from train import grpo
 
@@ -83,6 +84,7 @@ def test_prefill_decodes_kept_groups_alone_and_keeps_as_many_as_sampling(labelle
         kept[difficulty], decoded[difficulty] = sampler.metrics["kept_frac"], sampler.metrics["decoded_tok"]
         for record in records:
             assert len(record["replies"]) == (4 if record["kept"] or difficulty == "samples" else 0)
+            assert len(record["labels"]) == 4 and record["right"] == record["labels"].count(record["gold"])  # drawn for dropped groups too
     assert kept["prefill"] == pytest.approx(kept["samples"], abs=0.12)  # three standard deviations
     assert decoded["prefill"] == pytest.approx(decoded["samples"] * kept["prefill"], rel=0.01)
 
@@ -97,6 +99,53 @@ def test_prefill_and_samples_give_kept_groups_the_same_right_counts(labeller):
         shares[difficulty] = [counts[right] / sum(counts.values()) for right in range(5)]
     assert shares["prefill"][0] == shares["prefill"][4] == 0
     assert shares["prefill"] == pytest.approx(shares["samples"], abs=0.06)
+
+
+@pytest.mark.parametrize("difficulty", ["samples", "prefill"])
+def test_a_label_that_is_followed_by_more_is_not_right_under_either_difficulty(labeller, difficulty, monkeypatch):
+    """Every reply begins with a label and goes on as "411", which no parser reads as one."""
+    monkeypatch.setattr(Judge, "reply_text", lambda *_: "411")
+    _, records = sampler_of(labeller(), difficulty=difficulty, max_resample=1).collect(0, {})
+    assert not any(record["kept"] for record in records) and {label for record in records if record["replies"] for label in record["labels"]} == {None}
+
+
+def test_root_balance_weighs_grades_by_the_root_of_their_frequency(labeller):
+    """Rows: sixteen 4s, four 2s; so 4s weigh sqrt(16) = 4 and 2s sqrt(4) = 2. Kept: three groups of 4 and one of 2, mean weight 1:
+    4 groups in all, 2/3 of the weight to the three and 1/3 to the one: 8/9 and 4/3. A weight of the frequency itself would be 16/15, 4/5."""
+    sampler = sampler_of(labeller(), rows_of(*[4] * 16 + [2] * 4), balance="root")
+    groups = [rollouts.Group(0, [1], grade, "", advantages=[1.0, -1.0]) for grade in (4, 4, 4, 2)]
+    sampler._weigh_by_grade(groups)
+    assert [group.advantages for group in groups] == [pytest.approx([8 / 9, -8 / 9])] * 3 + [pytest.approx([4 / 3, -4 / 3])]
+
+
+def test_root_balance_is_what_trained_advantages_carry(labeller):
+    batches, records = sampler_of(labeller(), balance="root", adv_std="none", groups=40).collect(0, {})
+    plain, weighed = sampler_of(labeller(), balance="none", adv_std="none", groups=40), {}
+    for record in records:
+        if record["kept"]:
+            share = record["right"] / 4
+            weighed.setdefault(record["gold"], set()).add(round(max(record["advantages"]) / (1 - share), 2))
+    assert all(len(values) == 1 for values in weighed.values()) and len({min(values) for values in weighed.values()}) > 1
+    _, records = plain.collect(0, {})
+    for record in records:
+        if record["kept"]:
+            assert max(record["advantages"]) == pytest.approx(1 - record["right"] / 4, abs=1e-3)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [({"adv_std": "none"}, 0.75), ({"adv_std": "group"}, 1.5), ({"adv_clamp": 0.5}, 0.5)])
+def test_the_kind_of_advantage_reaches_the_batches(labeller, setting, expected):
+    """One right reply of four: 3/4 without a std, 0.75 / 0.5001 with the group's, and at most the clamp."""
+    _, records = sampler_of(labeller(), balance="none", groups=40, **setting).collect(0, {})
+    found = [max(record["advantages"]) for record in records if record["kept"] and record["right"] == 1]
+    assert found and found == pytest.approx([expected] * len(found), abs=1e-3)
+
+
+def test_the_imbalance_that_survived_and_the_one_that_is_left_are_both_told(labeller):
+    sampler = sampler_of(labeller(), balance="class", groups=60)
+    _, records = sampler.collect(0, {})
+    survived = [record["gold"] for record in records if record["kept"] or record["dropped"] == "balance"]
+    assert sampler.metrics["survived_cv"] == pytest.approx(grade_share_cv(survived)) and sampler.metrics["survived_cv"] > 0
+    assert sampler.metrics["kept_cv"] == 0
 
 
 def test_a_pool_that_is_all_right_or_all_wrong_ends_at_the_cap_without_a_gradient(labeller):
@@ -212,8 +261,8 @@ def test_the_ratio_starts_at_one_in_half_precision_too(make_judge):
     group = rollouts.Group(0, sampler.prompts[0], 1, "")
     sampler._reply([group], None, torch.Generator().manual_seed(0))
     batch = sampler._batch([rollouts.Rollout(group.prompt, ids, logp, 1.0) for ids, logp in zip(group.replies, group.logp)])
-    with torch.no_grad(), loop.compute_in(judge.model, torch.bfloat16):
-        assert torch.equal(batch.old_logp, completion_logp(judge.model, batch.ids, batch.mask))
+    with loop.compute_in(judge.model, torch.bfloat16):  # with a graph, as in training: another kernel would be another number
+        assert torch.equal(batch.old_logp, completion_logp(judge.model, batch.ids, batch.mask).detach())
     sampled = torch.tensor([sum(logp) for logp in group.logp])
     assert 1e-5 < (batch.old_logp.sum(dim=1) - sampled).abs().max() < 0.2
 
@@ -282,8 +331,12 @@ def test_the_fates_of_groups_outlive_an_interruption_and_are_told_in_words(label
     assert fates_in_words(sampler.fates).startswith(f"of {sum(sampler.fates.values()) - 2} sampled groups: ")
     assert fates_in_words({}) == ""
     assert fates_in_words({"all right": 9, "all wrong": 1, "steps": 2, "steps without a group": 2}) == (
-        "of 10 sampled groups: 9 all right, 1 all wrong; 2 of 2 batches of rollouts held no group to train on. Nothing was learned: the model "
-        "already knows these rows: give it others, or raise --temperature or --samples"
+        "of 10 sampled groups: 9 all right, 1 all wrong. Nothing was learned: the model already knows these rows: give it others, or raise "
+        "--temperature or --samples"
+    )
+    assert fates_in_words({"too easy": 5, "all wrong": 1, "steps": 2}).endswith("raise it")
+    assert fates_in_words({"trained on": 3, "steps": 9, "steps short of groups": 4, "steps without a group": 2}) == (
+        "of 3 sampled groups: 3 trained on; of 9 batches of rollouts 4 held fewer than --min-groups groups to train on, 2 none at all"
     )
     assert fates_in_words({"trained on": 3, "balance": 1, "steps": 1}) == "of 4 sampled groups: 3 trained on, 1 balance"
 

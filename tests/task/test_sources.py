@@ -62,7 +62,7 @@ def test_an_unknown_pool_or_size_names_what_is_allowed(spec):
 def test_what_a_pool_lacks_is_said_with_the_way_out():
     with pytest.raises(ValueError, match="no grade; use world:labelled or world:reasoned, or grade them with train/label_pool.py"):
         load_rows("world:unlabelled*2", need_grade=True)
-    with pytest.raises(ValueError, match="'cot' is missing.*use world:reasoned, or write them with train/label_pool.py"):
+    with pytest.raises(ValueError, match="'cot' is missing.*use world:reasoned or world:explained, or write them with train/label_pool.py"):
         load_rows("world:labelled*2", need_cot=True)
     with pytest.raises(ValueError, match=r"world:dev\*0: no rows"):
         load_rows("world:dev*0")

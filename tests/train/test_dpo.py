@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import train.dpo
 from taosr1.judge import load_judge
+from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
+from taosr1.learning.losses import dpo_loss
+from taosr1.learning.selection import shuffled_order
 from train.dpo import Config, collate_pairs, read_pairs, with_reference
 from train.dpo import main as dpo
 
@@ -28,7 +32,7 @@ def test_three_steps_write_exactly_these_files_and_prefer_the_chosen(post, pairs
     }
     rows = look.metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 3] and last.keys() == {"dev_macro_f1", "dev_unparsed_frac", "dev_ece", "dev_brier"}
-    assert rows[0].keys() >= {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll", "first_token_margin"}
+    assert rows[0].keys() >= {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll", "rewards/label_margins"}
     assert load_judge(str(tmp_path / "run")).prompt.order == "post-cot"
 
 
@@ -36,7 +40,38 @@ def test_the_first_step_stands_at_the_reference(post, pairs, tmp_path, look):
     dpo(flags(post, pairs, tmp_path / "run", "--steps", "2", "--nll-coef", "0", "--label-weight", "2"))
     first, second = look.metrics(tmp_path / "run")[:2]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["rewards/margins"] == pytest.approx(0, abs=1e-5)
-    assert abs(second["rewards/margins"]) > 1e-3
+    assert first["rewards/label_margins"] == pytest.approx(0, abs=1e-5)
+    assert second["rewards/margins"] > 1e-3 and second["rewards/label_margins"] > 1e-4  # trained batches are drawn from one pool
+
+
+def test_half_precision_measures_the_reference_as_it_trains(post, pairs, tmp_path, look):
+    """By another kernel, or in float32, the first margin would be noise of some thousandths and half of the pairs 'preferred'."""
+    dpo(flags(post, pairs, tmp_path / "run", "--steps", "1", "--nll-coef", "0", "--dtype", "bfloat16", "--micro-batch-tok", "100000"))
+    first = look.metrics(tmp_path / "run")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["rewards/margins"] == pytest.approx(0, abs=5e-4)
+
+
+def test_the_label_weight_enters_the_log_prob_and_the_length(post, pairs, tmp_path, monkeypatch):
+    """What dpo_loss is given: sums of weighted log-probs, the reference's likewise, weighted lengths, and every flag."""
+    calls = []
+    monkeypatch.setattr(train.dpo, "dpo_loss", lambda *given, **named: calls.append((given, named)) or dpo_loss(*given, **named))
+    more = ["--label-weight", "5", "--beta", "0.3", "--loss-type", "robust", "--label-smoothing", "0.2", "--nll-coef", "0.7"]
+    dpo(flags(post, pairs, tmp_path / "run", "--steps", "1", "--micro-batch-tok", "100000", *more))
+    (given, named), judge = calls[0], load_judge(post)
+    known = read_pairs(pairs, judge.model.config.vocab_size)
+    known = [pair for part in micro_batches(known, 10**9) for pair in part]  # by length, as the reference was measured
+    drawn = [known[row] for row in shuffled_order(len(known), 0, 0, 8)]
+    for side, policy, reference in (("chosen", given[0], given[2]), ("rejected", given[1], given[3])):
+        examples = [getattr(pair, side) for pair in drawn]
+        assert sorted(named[f"{side}_length"].tolist()) == sorted(len(example.reply) + 4 for example in examples)
+        batch = collate(examples)
+        with torch.no_grad():
+            logp = completion_logp(judge.model, batch.ids, batch.mask)
+        weights = label_token_weights(batch.mask, 5.0, "first")
+        expected = sequence_logp(logp, batch.mask, weights=weights).sort().values
+        for value in (policy, reference):
+            torch.testing.assert_close(value.detach().sort().values, expected, rtol=1e-4, atol=1e-3)
+    assert (named["beta"], named["loss_type"], named["label_smoothing"], named["nll_coef"]) == (0.3, "robust", 0.2, 0.7)
 
 
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(post, pairs, tmp_path, look, stopped_after):
@@ -52,15 +87,18 @@ def test_the_stored_reference_is_the_starting_models_log_prob_of_each_reply(post
     judge, config = load_judge(post), Config(model=post, data=pairs, micro_batch_tok=100)
 
     def reply_logp(batch):
-        return sequence_logp(completion_logp(judge.model, batch.ids, batch.mask), batch.mask)
+        logp = completion_logp(judge.model, batch.ids, batch.mask)
+        return sequence_logp(logp, batch.mask), logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
 
     known = read_pairs(pairs, judge.model.config.vocab_size)
     done = with_reference(judge, known, reply_logp, config)
     assert sorted(map(id, [pair.chosen for pair in done])) == sorted(map(id, [pair.chosen for pair in known]))
     for pair in done[:: max(1, len(done) // 6)]:
         with torch.no_grad():
-            alone = reply_logp(collate_pairs([pair], "cpu")).tolist()
-        assert [pair.ref_chosen, pair.ref_rejected] == pytest.approx(alone, abs=1e-3)
+            replies, labels = (values.tolist() for values in reply_logp(collate_pairs([pair], "cpu")))
+        assert [pair.ref_chosen, pair.ref_rejected] == pytest.approx(replies, abs=1e-3)
+        assert [pair.ref_chosen_label, pair.ref_rejected_label] == pytest.approx(labels, abs=1e-4)
+        assert collate_pairs([pair], "cpu").ref_label.tolist() == pytest.approx(labels, abs=1e-4)
 
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])
@@ -73,6 +111,7 @@ def test_a_judge_that_thinks_first_has_no_label_token_to_weight(thinker, pairs, 
     for weight in ("1", "5"):
         dpo(flags(thinker, pairs, tmp_path / weight, "--steps", "1", "--label-weight", weight))
     assert look.metrics(tmp_path / "1")[0]["loss"] == look.metrics(tmp_path / "5")[0]["loss"]
+    assert "rewards/label_margins" not in look.metrics(tmp_path / "1")[0]
 
 
 @pytest.mark.parametrize(

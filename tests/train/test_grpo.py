@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import train.grpo
 import train.sft
-from taosr1.judge import load_judge
+from taosr1.judge import BUNDLED, load_judge
+from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.loop import accumulate
+from taosr1.learning.rollouts import RolloutBatch
 from taosr1.task.judgements import write_judgements
 from taosr1.task.world import read_pool
 from train.grpo import THINKER
@@ -49,7 +54,7 @@ def test_every_group_of_every_step_is_in_samples_jsonl(post, tmp_path, look):
 
 @pytest.mark.parametrize(
     ("judge", "more"),
-    [("thinker", ["--max-new-tokens", "72"]), ("post", ["--difficulty", "prefill", "--updates", "2", "--label-weight", "4", "--kl-beta", "0"])],
+    [("thinker", ["--max-new-tokens", "72"]), ("post", ["--difficulty", "prefill", "--updates", "2", "--label-weight", "4", "--kl-beta", "0", "--sft-coef", "0.1"])],
 )
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(request, tmp_path, look, stopped_after, judge, more):
     model = request.getfixturevalue(judge)
@@ -84,11 +89,89 @@ def test_only_the_least_certain_rows_are_sampled(post, tmp_path, look):
     assert len(drawn["0.2"]) <= 12 < len(drawn["1"]) and max(drawn["0.2"]) > 12  # numbered as in the data
 
 
+def test_every_setting_of_the_loss_and_of_the_rollouts_arrives(post, tmp_path, monkeypatch, look):
+    calls, settings, temperatures = [], [], []
+    real_loss, real_settings, real_logp = train.grpo.grpo_loss, train.grpo.RolloutSettings, train.grpo.completion_logp
+    monkeypatch.setattr(train.grpo, "grpo_loss", lambda *given, **named: calls.append((given, named)) or real_loss(*given, **named))
+    monkeypatch.setattr(train.grpo, "RolloutSettings", lambda **named: settings.append(named) or real_settings(**named))
+    monkeypatch.setattr(train.grpo, "completion_logp", lambda *given, **named: temperatures.append(named["temperature"]) or real_logp(*given, **named))
+    more = ["--kl-beta", "0.3", "--kl-estimator", "k2", "--clip-low", "0.11", "--clip-high", "0.22", "--ratio", "sequence", "--normalise", "constant",
+            "--label-weight", "4", "--temperature", "1.3", "--adv-std", "batch", "--adv-clamp", "1.5", "--gamma", "3", "--updates", "2",
+            "--final-lr-frac", "0.4", "--balance", "none"]  # fmt: skip
+    grpo(flags(post, tmp_path / "run", "--steps", "4", "--eval-every", "4", "--test", "", *more))
+    given, named = calls[0]
+    assert {name: named[name] for name in ("kl_beta", "kl_estimator", "clip_low", "clip_high", "ratio", "normalise", "max_length")} == {
+        "kl_beta": 0.3, "kl_estimator": "k2", "clip_low": 0.11, "clip_high": 0.22, "ratio": "sequence", "normalise": "constant", "max_length": 64
+    }  # fmt: skip
+    first = given[3].int().argmax(dim=1, keepdim=True)
+    assert (named["weights"].gather(1, first) == 4).all() and given[1] is not None and named["ref_logp"] is not None and named["entropy"] is not None
+    assert settings[0].items() >= {"adv_std": "batch", "adv_clamp": 1.5, "gamma": 3, "temperature": 1.3, "label_weight": 4.0, "balance": "none"}.items()
+    assert set(temperatures) == {1.3}
+    # Two updates on each batch of rollouts: sampled before steps 1 and 3 only. The rate ends at 0.4 of its peak.
+    assert {group["step"] for group in look.json_lines(tmp_path / "run" / "samples.jsonl")} == {1, 3}
+    rates = [row["lr_factor"] for row in look.metrics(tmp_path / "run") if "loss" in row]
+    assert rates[0] == 1.0 and 0.4 < rates[-1] < 0.7
+
+
+def test_without_a_kl_term_no_second_model_is_kept(post, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a copy of the model was made")
+
+    monkeypatch.setattr(train.grpo, "copy", SimpleNamespace(deepcopy=refuse))
+    last = grpo(flags(post, tmp_path / "run", "--steps", "1", "--kl-beta", "0", "--test", "world:test*8"))
+    assert "test_macro_f1_start" in last  # the start is read again for the comparison
+    with pytest.raises(AssertionError, match="copy"):
+        grpo(flags(post, tmp_path / "other", "--steps", "1", "--kl-beta", "0.1", "--test", ""))
+
+
+@pytest.mark.parametrize(("normalise", "more"), [("sequence", []), ("token", ["--label-weight", "3"])])
+def test_the_sft_term_is_its_coefficient_times_the_mean_cross_entropy(post, tmp_path, monkeypatch, normalise, more):
+    """The step's gradient is GRPO's mean gradient plus 0.5 x the gradient of the examples' mean cross-entropy per token."""
+    steps, real = [], train.grpo.train
+
+    def spy(model, *given, step_batches, loss_fn, **named):
+        def keep(step, cursor):
+            steps.append(step_batches(step, cursor))
+            gradients.append([gradient_of(model, part, loss_fn) for part in (steps[-1], steps[-1][:rollouts(steps[-1])])])
+            return steps[-1]
+
+        return real(model, *given, step_batches=keep, loss_fn=loss_fn, **named)
+
+    gradients: list = []
+    monkeypatch.setattr(train.grpo, "train", spy)
+    grpo(flags(post, tmp_path / "run", "--steps", "1", "--test", "", "--sft-coef", "0.5", "--sft-data", "world:reasoned*50", "--micro-batch-tok", "900",
+               "--kl-beta", "0", "--normalise", normalise, *more))  # fmt: skip
+    whole, grpo_alone = gradients[0]
+    judge, anchors = load_judge(post), steps[0][rollouts(steps[0]) :]
+    assert len(anchors) > 1 and sum(len(batch.ids) for batch in anchors) == train.grpo.SFT_ROWS
+    for parameter in judge.model.parameters():
+        parameter.grad = None
+    total = sum(-completion_logp(judge.model, batch.ids, batch.mask).sum() for batch in anchors)
+    (total / sum(int(batch.mask.sum()) for batch in anchors)).backward()
+    expected = grpo_alone + 0.5 * torch.cat([p.grad.flatten() for p in judge.model.parameters()])
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-6)
+    assert (whole - grpo_alone).norm() > 0.01 * whole.norm()
+
+
+def rollouts(batches) -> int:
+    return sum(isinstance(batch, RolloutBatch) for batch in batches)
+
+
+def gradient_of(model, batches, loss_fn) -> torch.Tensor:
+    accumulate(model, batches, loss_fn)
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad(set_to_none=True)
+    return found
+
+
 def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_path, look, capsys):
     """The fresh judge is never right: every group is dropped, the cap ends the search, and the weights stay."""
     grpo(flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3"))
     said = capsys.readouterr().out
-    assert "all wrong; 2 of 2 batches of rollouts held no group to train on. Nothing was learned: the model is never right here" in said
+    assert "all wrong; of 2 batches of rollouts 2 held fewer than --min-groups groups to train on, 2 none at all" in said
+    assert "Nothing was learned: the model is never right here" in said
+    grpo(flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3"))  # finished: nothing is sampled, nothing said
+    assert "sampled groups" not in capsys.readouterr().out
     rows = look.metrics(tmp_path / "run")[:2]
     assert [(row["kept_groups"], row["resamples"], row["loss"], row["grad_norm"], row["skipped"]) for row in rows] == [(0, 1, 0, 0, 0)] * 2
     before, after = load_judge(base).model.state_dict(), load_judge(str(tmp_path / "run")).model.state_dict()
@@ -106,6 +189,10 @@ def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_sto
     train.sft.main(sft)
     grpo([*command, "--out", "second"])
     assert "bundled" not in capsys.readouterr().out  # what is there is used
+    # A run that began with the bundled thinker does not go on with another start: its KL term would measure from there.
+    assert json.loads(Path("first/config.json").read_text(encoding="utf-8"))["model"] == BUNDLED
+    with pytest.raises(ValueError, match="model was 'bundled' and is now 'runs/thinker-sft'"):
+        grpo([*command, "--out", "first"])
 
 
 def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, tmp_path, look, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def test_the_output_is_the_pairs_and_their_counts(post, tmp_path, look):
     assert look.files(tmp_path) == {"a/pairs.jsonl", "a/pairs.jsonl.counts.json"}
     stored = json.loads((tmp_path / "a" / "pairs.jsonl.counts.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(counts)) and stored["rows"] == 40 and stored["config"]["samples"] == 4
-    assert sum(stored["outcomes"][name] for name in ("self", "oracle", "all right", "no teacher") if name in stored["outcomes"]) == 40
+    known = {"self", "oracle", "all right", "no teacher", "teacher contradicts the gold grade"}
+    assert sum(stored["outcomes"].values()) == 40 and stored["outcomes"].keys() <= known and stored["replies"]["sampled"] == 160
     curve = stored["pass_at_n"]
     assert len(curve) == len(stored["prior_pass_at_n"]) == 4 and curve == sorted(curve) and 0 < curve[0] < curve[-1] <= 1
 
@@ -69,8 +71,28 @@ def test_a_teacher_that_contradicts_the_gold_grade_is_not_preferred(post, tmp_pa
     write_judgements(tmp_path / "rows.jsonl", rows)
     counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "3", "--balance", "none", "--out",
                    str(tmp_path / "pairs.jsonl")])  # fmt: skip
-    assert counts["outcomes"]["teacher contradicts the gold grade"] == counts["outcomes"]["oracle"] > 0
+    assert counts["outcomes"]["teacher contradicts the gold grade"] > 0 and "oracle" not in counts["outcomes"]
     assert {pair["source"] for pair in look.json_lines(tmp_path / "pairs.jsonl")} == {"self"}
+
+
+def test_a_teacher_that_cannot_be_read_is_not_preferred(post, tmp_path, look):
+    rows = [replace(row, cot="no idea") for row in read_pool("reasoned", 40)]
+    write_judgements(tmp_path / "rows.jsonl", rows)
+    counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "2", "--balance", "none", "--out",
+                   str(tmp_path / "pairs.jsonl")])  # fmt: skip
+    assert counts["outcomes"]["teacher cannot be read"] > 0 and sum(counts["outcomes"].values()) == 40
+    assert not any("no idea" in pair["chosen"] for pair in look.json_lines(tmp_path / "pairs.jsonl"))
+
+
+def test_a_pair_that_comes_up_again_is_kept_once_and_counted(post, tmp_path, look):
+    """The same row twenty times, replies so short that they repeat: every pair of texts is there once."""
+    row = next(row for row in read_pool("reasoned", 40) if f"Decision: {row.grade}" in row.cot)
+    write_judgements(tmp_path / "rows.jsonl", [row] * 20)
+    counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "3", "--balance", "none",
+                   "--max-new-tokens", "2", "--out", str(tmp_path / "pairs.jsonl")])  # fmt: skip
+    texts = [(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in look.json_lines(tmp_path / "pairs.jsonl")]
+    assert len(set(texts)) == len(texts) == counts["mined"] and counts["duplicate_pairs"] > 0
+    assert counts["replies"]["sampled"] == counts["replies"]["cut"] == 60 >= counts["replies"]["unreadable"]
 
 
 def test_a_judge_that_thinks_first_can_be_mined_too(thinker, tmp_path, look):

@@ -312,7 +312,12 @@ def _render_calibration(report: dict) -> str:
     header = ["label probabilities", "ECE", "Brier", "mean label mass", "lowest label mass"]
     shown = [_number(part["ece"]), _number(part["brier"], 1.0, 4)]
     masses = [_number(part[name], 1.0, 4) for name in ("label_mass_mean", "label_mass_min")]
-    return _table(header, [[f"{part['rows']:,} pairs", *shown, *masses]])
+    table = _table(header, [[f"{part['rows']:,} pairs", *shown, *masses]])
+    bins = [
+        [f"{bin['low']:.2f} - {bin['high']:.2f}", f"{bin['rows']:,}", _number(bin["confidence"]), _number(bin["accuracy"])]
+        for bin in part["bins"]
+    ]
+    return table + "\n\n" + _table(["sure of its grade", "pairs", "mean sureness", "of them right"], bins)
 
 
 def _render_tiering(report: dict) -> str:

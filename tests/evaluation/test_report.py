@@ -137,3 +137,13 @@ def test_wrong_input_is_named():
         evaluate_predictions(ungraded, predictions)
     with pytest.raises(ValueError, match=r"predictions\[0\].tier is 'good'"):
         evaluate_predictions(judgements, [dataclasses.replace(predictions[0], tier="good"), *predictions[1:]])
+
+
+def test_the_text_shows_how_sure_the_judge_is_beside_how_often_it_is_right():
+    """Two rows 0.9 sure, one of them right; one row 0.4 sure and right; a prediction without probabilities is left out."""
+    rows = [Judgement(f"q{n}", "t", grade=4) for n in range(4)]
+    sure, unsure = (0.03, 0.03, 0.04, 0.9), (0.2, 0.2, 0.2, 0.4)
+    predictions = [Prediction(4, sure), Prediction(1, sure[::-1]), Prediction(4, unsure), Prediction(4)]
+    text = render_report(evaluate_predictions(rows, predictions))
+    table = text[text.index("sure of its grade") :].splitlines()[1:3]
+    assert [line.split() for line in table] == [["0.33", "-", "0.40", "1", "40.00", "100.00"], ["0.87", "-", "0.93", "2", "90.00", "50.00"]]

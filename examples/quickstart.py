@@ -117,7 +117,7 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), model=path("post-sft"), out=path("post-pairs.jsonl"), seed=seed,
         prompts=100 if quick else 2400)  # fmt: skip
     train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
-    train("post-grpo", "grpo", ("post-dpo",), steps=60, model=path("post-dpo"), data=GRADED, difficulty="prefill", probe_frac=1.0,
+    train("post-grpo", "grpo", ("post-dpo",), steps=60, model=path("post-dpo"), data=GRADED, difficulty="prefill",
           lr=4e-4, final_lr_frac=0.5, test="", label_weight=4)  # fmt: skip
     # Rivals on the same labels. The first trains exactly as the student does, on the label model's own grades for the same pairs.
     grade_pool("own-pool.jsonl", "label-12k")

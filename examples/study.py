@@ -46,7 +46,6 @@ STARTS = {
         100,
         {
             "as it is": "",
-            "no look beforehand (--probe-frac 1)": "--probe-frac 1",
             "steps rewarded too (rule-aware)": "--data world:explained --rewards label=1,steps=0.5",
         },
     ),
@@ -54,7 +53,7 @@ STARTS = {
         "Post-CoT SFT, then GRPO on all 12,000 grades",
         "--order post-cot --eval-every 150 --label-weight 3",
         450,
-        "--eval-every 20 --difficulty prefill --probe-frac 1 --lr 4e-4 --final-lr-frac 0.5 --label-weight 4 --data world:reasoned,world:labelled",
+        "--eval-every 20 --difficulty prefill --lr 4e-4 --final-lr-frac 0.5 --label-weight 4 --data world:reasoned,world:labelled",
         60,
         {"as it is": "", "advantages without std (--adv-std none)": "--adv-std none"},
     ),

@@ -11,9 +11,8 @@ a bundled thinker (what train/sft.py gives) stands in for it.
 Deviations from the paper:
 1. `--balance root` (the default) keeps every surviving group and weighs grades by the square root of their frequency.
    The paper's class-balanced down-sampling is `--balance class`; the README compares the three on one seed.
-2. `--probe-frac` (ours) finds the rows worth sampling with one greedy reply each; `--probe-frac 1` is the paper's way.
-3. `--sft-coef` (off by default) goes on learning explained pairs beside the rewards (sister work AFRL, 2602.10006).
-4. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
+2. `--sft-coef` (off by default) goes on learning explained pairs beside the rewards (sister work AFRL, 2602.10006).
+3. `--difficulty prefill` (label-first replies): the labels of a group are drawn from one prefill and only kept groups
    are decoded. Labels, and the replies after them, have exactly the distribution that `samples`, the paper's way, gives.
 """
 
@@ -37,7 +36,7 @@ from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words, least_certain
+from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words
 from taosr1.learning.run import Run, is_unfinished
 from taosr1.learning.selection import balanced_order
 from taosr1.task.judgements import Judgement
@@ -57,7 +56,6 @@ class Config:
     steps: int = option(100, "optimizer steps")
     groups: int = option(80, "prompts sampled at a time")
     samples: int = option(8, "replies per prompt (G)")
-    probe_frac: float = option(0.5, "look at every row once first, then sample only the rows the model is least certain of, this share (1: all, no look)")
     gamma: int = option(0, "keep a group where 0 < right replies < gamma (0: gamma = G, only all-right and all-wrong go)")
     difficulty: str = option("samples", "how difficulty is measured: sampled replies, or labels drawn from one prefill", ("samples", "prefill"))
     balance: str = option(
@@ -102,7 +100,6 @@ class Config:
                       label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0, keep_last=1),
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
-            (not 0 < self.probe_frac <= 1, f"--probe-frac is {self.probe_frac}, expected more than 0 and at most 1"),
             (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0"),
             (bool(self.eval_every % max(self.updates, 1) or self.steps % max(self.updates, 1)), f"--updates is {self.updates}, expected a divisor "
              f"of --eval-every {self.eval_every} and --steps {self.steps}: checkpoints lie between batches of rollouts"),
@@ -153,15 +150,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     reference = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta else None
     config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
     run = Run(config.out, config, config.resume)
-    numbers = list(range(len(rows)))
-    if config.probe_frac < 1:
-        numbers = least_certain(judge, rows, config.probe_frac, config.max_new_tokens)
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
         adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
-    sampler = Sampler(judge, [rows[n] for n in numbers], settings, parse_weights(config.rewards), reference, numbers)
+    sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference)
     anchors: list[Judgement] = []
     if config.sft_coef:
         anchors = load_rows(config.sft_data, need_cot=judge.prompt.order != "label", **common)

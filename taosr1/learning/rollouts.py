@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from taosr1.config import progress
 from taosr1.judge import Judge
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp
@@ -37,7 +36,6 @@ from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import parse_reply
 
 LOWEST_SURVIVAL = 0.1  # a grade is drawn at most ten times as often as its groups would need if all survived
-PROBE_ROWS = 1024  # rows answered at a time while looking for the least certain ones
 SURVIVAL_MEMORY = 0.8  # weight of the past in the running share of surviving groups
 
 
@@ -120,47 +118,16 @@ class RolloutBatch:
     advantages: torch.Tensor
 
 
-def least_certain(judge: Judge, rows: Sequence[Judgement], share: float, max_new_tokens: int) -> list[int]:
-    """The numbers of the rows, ascending, that the judge is least certain of: this share of them, at least one.
-
-    A row that the judge is sure of gets the same answer in every sample, right or wrong, so its group is dropped after it
-    was paid for. One look at each row finds most of them beforehand: the probability of its label or, where the judge
-    thinks first, of its greedy reply. Gold grades are not looked at.
-    """
-    prompts = judge.prompts(list(rows))
-    judge.model.eval()
-    if judge.prompt.order != "pre-cot":
-        confidence = label_probabilities(judge.model, judge.tokenizer, prompts).probs.amax(dim=1).tolist()
-    else:
-        confidence = _greedy_logp(judge, prompts, max_new_tokens)
-    by_confidence = sorted(range(len(rows)), key=lambda row: confidence[row])
-    return sorted(by_confidence[: max(1, round(share * len(rows)))])
-
-
-def _greedy_logp(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[float]:
-    logp: list[float] = []
-    bar = progress(total=len(prompts), desc="probe", unit="row")
-    for start in range(0, len(prompts), PROBE_ROWS):
-        part = prompts[start : start + PROBE_ROWS]
-        rollouts = generate(judge.model, part, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids)
-        logp += rollouts.logp.sum(dim=1).tolist()
-        bar.update(len(part))
-    bar.close()
-    return logp
-
-
 class Sampler:
     """Draws prompts from graded rows and turns them into rollouts of the judge's current weights.
 
-    `numbers` are what samples.jsonl calls the rows, where they are a selection of the data. `metrics` describes the last `collect`,
-    `fates` counts what became of all groups since step 0. All state that a resume needs is in the cursor handed to `collect`.
+    `metrics` describes the last `collect`, `fates` counts what became of all groups since step 0. All state that a resume needs is in
+    the cursor handed to `collect`.
     """
 
     def __init__(
-        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: Decoder | None,
-        numbers: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
-        self.numbers = range(len(rows)) if numbers is None else numbers
+        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: Decoder | None
+    ) -> None:
         self.judge, self.rows, self.settings, self.weights, self.reference = judge, rows, settings, weights, reference
         self.prompts = judge.prompts(list(rows))
         self.rows_of = {grade: [i for i, row in enumerate(rows) if row.grade == grade] for grade in GRADES}
@@ -192,7 +159,7 @@ class Sampler:
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)
         parts = micro_batches(rollouts, settings.micro_batch_tok)
-        return [self._batch(part) for part in parts], [group.record() | {"row": self.numbers[group.row]} for group in sampled]
+        return [self._batch(part) for part in parts], [group.record() for group in sampled]
 
     def _draw_rows(self, cursor: dict) -> list[int]:
         """The next prompts. Class balance asks for more of the grades whose groups rarely survive."""
@@ -270,7 +237,7 @@ class Sampler:
                 group.labels.append(reply.grade)
                 group.logp.append(logp[row][: len(replies[row])])
                 group.parts.append(parts)
-                group.rewards.append(total_reward(parts, self.weights, row=self.numbers[group.row]))
+                group.rewards.append(total_reward(parts, self.weights, row=group.row))
                 group.right += is_right(reply, judgement)
             if judge.prompt.order == "pre-cot":
                 group.probs = [group.labels.count(grade) / settings.samples for grade in GRADES]
@@ -304,7 +271,7 @@ class Sampler:
         ]
 
     def _weigh_by_grade(self, groups: list[Group]) -> None:
-        """Scale advantages so that grades weigh as the root of their frequency among the rows sampled from; the mean weight is 1."""
+        """Scale advantages so that grades weigh as the root of their frequency in the data; the mean weight is 1."""
         count = {grade: sum(group.gold == grade for group in groups) for grade in self.rows_of}
         wanted = {grade: math.sqrt(len(self.rows_of[grade])) for grade in self.rows_of if count[grade]}
         for group in groups:

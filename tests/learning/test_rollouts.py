@@ -14,7 +14,7 @@ import torch
 from taosr1.judge import Judge
 from taosr1.learning import loop, rollouts
 from taosr1.learning.logprobs import completion_logp
-from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words, least_certain
+from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words
 from taosr1.learning.selection import grade_share_cv
 from taosr1.task.judgements import Judgement
 from train import grpo
@@ -342,9 +342,9 @@ def test_the_fates_of_groups_outlive_an_interruption_and_are_told_in_words(label
 
 
 def test_a_reward_that_is_no_number_names_the_row_of_the_data(labeller, monkeypatch):
-    monkeypatch.setattr(rollouts, "reward_parts", lambda *_: {"label": math.nan})
-    sampler = Sampler(labeller(), ALL_GRADES[:1], SETTINGS, {"label": 1.0}, None, numbers=[77])
-    with pytest.raises(ValueError, match="row 77: reward 'label' is nan"):
+    monkeypatch.setattr(rollouts, "reward_parts", lambda reply, gold, _: {"label": math.nan if gold is ALL_GRADES[25] else 1.0})
+    sampler = sampler_of(labeller(), balance="none", groups=40)
+    with pytest.raises(ValueError, match="row 25: reward 'label' is nan"):
         sampler.collect(0, {})
 
 
@@ -370,28 +370,3 @@ def test_a_step_depends_on_seed_step_cursor_and_weights_alone(labeller, balance)
     assert torch.equal(torch.get_rng_state(), before)
     other = sampler_of(judge, balance=balance, seed=1).collect(1, copy.deepcopy(stored))
     assert other[1] != unbroken[1] and sampler_of(judge, balance=balance).collect(2, stored)[1] != unbroken[1]
-
-
-def test_the_probe_finds_the_rows_whose_greedy_reply_is_least_likely(make_judge, monkeypatch):
-    judge = make_judge("pre-cot")
-    monkeypatch.setattr(rollouts, "PROBE_ROWS", 7)  # several batches, the last one smaller
-    alone = [
-        float(rollouts.generate(judge.model, judge.prompts([row]), max_new_tokens=6, temperature=0, stop_ids=judge.tokenizer.eos_ids).logp.sum())
-        for row in ALL_GRADES
-    ]
-    found = least_certain(judge, ALL_GRADES, 0.25, 6)
-    assert len(found) == 10 and found == sorted(found)
-    assert max(alone[row] for row in found) <= min(alone[row] for row in range(40) if row not in found) + 1e-5
-    assert len(least_certain(judge, ALL_GRADES, 0.001, 6)) == 1
-
-
-def test_the_probe_of_a_label_first_judge_looks_at_its_label_alone(make_judge):
-    judge = make_judge("post-cot")
-    sure = rollouts.label_probabilities(judge.model, judge.tokenizer, judge.prompts(ALL_GRADES)).probs.amax(1)
-    found = least_certain(judge, ALL_GRADES, 0.5, 6)
-    assert len(found) == 20 and max(sure[found]) <= min(sure[[row for row in range(40) if row not in found]])
-
-
-def test_a_selection_of_rows_keeps_its_numbers_in_the_record(labeller):
-    sampler = Sampler(labeller(), ALL_GRADES[:3], SETTINGS, {"label": 1.0}, None, [70, 80, 90])
-    assert {record["row"] for record in sampler.collect(0, {})[1]} == {70, 80, 90}

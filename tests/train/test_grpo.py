@@ -81,14 +81,6 @@ def test_natural_shares_and_other_losses_run(post, tmp_path, look):
     assert len(groups) % 8 == 0 and all(group["right"] < 3 for group in groups if group["kept"])
 
 
-def test_only_the_least_certain_rows_are_sampled(post, tmp_path, look):
-    drawn = {}
-    for share in ("0.2", "1"):
-        grpo(flags(post, tmp_path / share, "--steps", "3", "--test", "", "--probe-frac", share))
-        drawn[share] = {group["row"] for group in look.json_lines(tmp_path / share / "samples.jsonl")}
-    assert len(drawn["0.2"]) <= 12 < len(drawn["1"]) and max(drawn["0.2"]) > 12  # numbered as in the data
-
-
 def test_every_setting_of_the_loss_and_of_the_rollouts_arrives(post, tmp_path, monkeypatch, look):
     calls, settings, temperatures = [], [], []
     real_loss, real_settings, real_logp = train.grpo.grpo_loss, train.grpo.RolloutSettings, train.grpo.completion_logp
@@ -211,7 +203,6 @@ def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, t
         (["--samples", "1"], "--samples is 1, expected at least 2: a group of one has no advantage"),
         (["--gamma", "1"], "--gamma is 1, expected 0 or 2 to --samples"),
         (["--gamma", "5"], "--gamma is 5, expected 0 or 2 to --samples"),
-        (["--probe-frac", "0"], "--probe-frac is 0.0, expected more than 0 and at most 1"),
         (["--temperature", "0"], "--temperature is 0.0, expected more than 0"),
         (["--max-resample", "0"], "--max-resample is 0, expected at least 1"),
         (["--updates", "4", "--eval-every", "8", "--steps", "6"], "--updates is 4, expected a divisor of --eval-every 8 and --steps 6"),

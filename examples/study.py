@@ -1,6 +1,6 @@
 """What single settings are worth, on the embedded world over seeds: one change at a time against the same start.
 
-    python examples/study.py                         # every comparison, three seeds: about an hour and a half on two cores
+    python examples/study.py                         # every comparison, three seeds: about an hour and a half on two slow cores
     python examples/study.py --only thinker --seeds 1
     python examples/study.py --quick                 # minutes: every run starts, no number means anything
 
@@ -46,6 +46,7 @@ STARTS = {
         100,
         {
             "as it is": "",
+            "SFT term (--sft-coef 0.1)": "--sft-coef 0.1",
             "steps rewarded too (rule-aware)": "--data world:explained --rewards label=1,steps=0.5",
         },
     ),
@@ -55,7 +56,7 @@ STARTS = {
         450,
         "--eval-every 20 --difficulty prefill --lr 4e-4 --final-lr-frac 0.5 --label-weight 4 --data world:reasoned,world:labelled",
         60,
-        {"as it is": "", "advantages without std (--adv-std none)": "--adv-std none"},
+        {"as it is": "", "SFT term (--sft-coef 0.1)": "--sft-coef 0.1", "advantages without std (--adv-std none)": "--adv-std none"},
     ),
 }
 

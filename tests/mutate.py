@@ -100,6 +100,7 @@ EQUIVALENT = dict([
     edit("losses._floats", "values = torch.stack([value.detach() for value in metrics.values()]).tolist()",
          "value.detach()", "(value)", _LOGGED),
     edit("logprobs.completion_logp", "preserve_rng_state=False,  # the head draws nothing", "False", "(True)", "it only costs time"),
+    edit("logprobs.sequence_logp", "logp = logp * weights.detach().masked_fill(~mask, 0.0)", "0.0", "(1.0)", "the log-prob it is multiplied by is 0"),
     edit("logprobs._token_logp", "normaliser = logits.logsumexp(dim=-1)  # (N,)", "-1", "(1)", _AXIS),
     edit("logprobs._token_logp", "logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser", "gather(-1", "gather((1)", _AXIS),
     edit("logprobs._token_logp", "logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser", "squeeze(-1", "squeeze((1)", _AXIS),

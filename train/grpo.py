@@ -145,6 +145,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = load_rows(config.data, split=config.split, need_cot="steps" in parse_weights(config.rewards), **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
     test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
+    anchors: list[Judgement] = []
+    if config.sft_coef:
+        anchors = load_rows(config.sft_data, need_cot=judge.prompt.order != "label", **common)
+        anchors = anchors if judge.prompt.order == "label" else agreeing(anchors)
+    examples, grades = examples_of(judge, anchors, "--sft-data"), [row.grade for row in anchors]
     if len({row.grade for row in rows}) == 1:
         print(f"every row of --data has grade {rows[0].grade}: the model can only learn to say that; mix in rows of other grades")
     reference = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta else None
@@ -156,11 +161,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
     sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference)
-    anchors: list[Judgement] = []
-    if config.sft_coef:
-        anchors = load_rows(config.sft_data, need_cot=judge.prompt.order != "label", **common)
-        anchors = anchors if judge.prompt.order == "label" else agreeing(anchors)
-    examples, grades = examples_of(judge, anchors, "--sft-data"), [row.grade for row in anchors]
     batches: list[RolloutBatch] = []
 
     def step_batches(step: int, cursor: dict) -> list[RolloutBatch | AnchorBatch]:

@@ -210,6 +210,10 @@ def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, t
         (["--clip-low", "1.5", "--lr", "0"], "--clip-low is 1.5, expected at most 1; --lr is 0.0, expected more than 0"),
         (["--data", "world:unlabelled*5"], "its pairs have no grade"),
         (["--test", "gone.jsonl"], "no file at gone.jsonl"),
+        (["--sft-coef", "-1"], "--sft-coef is -1.0, expected at least 0"),
+        (["--sft-coef", "0.1", "--sft-data", "gone.jsonl"], "no file at gone.jsonl"),
+        (["--sft-coef", "0.1", "--sft-data", "world:labelled*9"], "field 'cot' is missing"),
+        (["--rewards", "label=1,steps=0.5"], "use world:reasoned or world:explained"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
     ],
 )

@@ -154,7 +154,9 @@ class Sampler:
         for group in alive:
             group.dropped = "" if group in kept else "balance"
         self.fates = cursor.setdefault("fates", {})
-        for fate in [group.dropped or "trained on" for group in sampled] + ["steps"] + ["steps short of groups"] * (len(kept) < settings.min_groups) + ["steps without a group"] * (not kept):
+        happened = [group.dropped or "trained on" for group in sampled] + ["steps"]
+        happened += ["steps short of groups"] * (len(kept) < settings.min_groups) + ["steps without a group"] * (not kept)
+        for fate in happened:
             self.fates[fate] = self.fates.get(fate, 0) + 1
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)

@@ -285,8 +285,8 @@ def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
     """The judgements of one pool of the embedded world (see `POOL_SIZES` for the default sizes).
 
-    "explained" are the pairs of "labelled" with the true chain of thought, which no teacher wrote: what rewards for single steps
-    and guided replay compare with.
+    "explained" are the pairs of "labelled" with the true chain of thought, which no teacher wrote: what the reward for steps compares
+    with.
     """
     explained = pool == EXPLAINED
     pool = "labelled" if explained else pool

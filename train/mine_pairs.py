@@ -6,7 +6,8 @@
 Some replies right, some wrong: its own right reply is chosen over its own wrong one (self-correction). None right: the
 teacher's reply is chosen, where the row has a chain of thought (oracle guidance). The output, JSONL with `prompt`, `chosen`,
 `rejected` and `source` (self | oracle), holds the sampled token ids beside the text, and train/dpo.py trains on those.
-FILE.counts.json beside it says how often each outcome came up, and pass@1..N.
+FILE.counts.json beside it says how often each outcome came up, how many replies were cut or could not be read, how many pairs came up
+again (each is kept once), and pass@1..N.
 
 Deviations from the paper:
 1. `--balance flow` (the default) keeps as many pairs that prefer grade a over b as pairs that prefer b over a: without

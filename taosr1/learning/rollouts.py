@@ -18,7 +18,7 @@ from taosr1.learning.batches import Batch, Example, collate, label_token_weights
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
-from taosr1.learning.rewards import is_right, reward_parts, total_reward
+from taosr1.learning.rewards import reward_parts, total_reward
 from taosr1.learning.selection import (
     balance_by_grade,
     balanced_order,
@@ -81,7 +81,11 @@ class Group:
     parts: list[dict[str, float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
-    right: int = 0
+
+    @property
+    def right(self) -> int:
+        """How many of the G labels are the gold grade: what difficulty counts."""
+        return self.labels.count(self.gold)
 
     def record(self) -> dict[str, object]:
         """The group as a line of samples.jsonl; `logps` are of whole replies, at the sampling temperature."""
@@ -195,29 +199,25 @@ class Sampler:
                 group.probs = values
         first_tokens = None
         if settings.difficulty == "prefill":
-            label_ids = torch.tensor(judge.tokenizer.label_ids)
             prompts = [group.prompt for group in groups]
             first_tokens = draw_first_tokens(judge.model, prompts, settings.samples, settings.temperature, generator)  # (P, G)
             grade_of = dict(zip(judge.tokenizer.label_ids, GRADES))
             for group, drawn in zip(groups, first_tokens.tolist()):
                 group.labels = [grade_of.get(token) for token in drawn]
-            gold_ids = label_ids[torch.tensor([group.gold for group in groups]) - GRADES[0]]
-            right = (first_tokens == gold_ids[:, None]).sum(1)
-            self._drop_by_difficulty(groups, right)
+            self._drop_by_difficulty(groups)
             first_tokens = first_tokens[torch.tensor([not group.dropped for group in groups])].flatten()
         decoded = [group for group in groups if not group.dropped]
         if decoded:
             self._reply(decoded, first_tokens, generator)
             # After `prefill` this drops nothing more, unless a reply began with a label and then could not be read.
-            self._drop_by_difficulty(decoded, torch.tensor([group.right for group in decoded]))
+            self._drop_by_difficulty(decoded)
         self._remember_survival(groups, cursor)
         return groups
 
-    def _drop_by_difficulty(self, groups: list[Group], right: torch.Tensor) -> None:
-        kept = keep_groups(right, self.settings.samples, self.settings.gamma).tolist()
-        for group, keep, count in zip(groups, kept, right.tolist()):
-            group.right = count
-            group.dropped = "" if keep else drop_reason(count, self.settings.samples, self.settings.gamma)
+    def _drop_by_difficulty(self, groups: list[Group]) -> None:
+        kept = keep_groups([group.right for group in groups], self.settings.samples, self.settings.gamma).tolist()
+        for group, keep in zip(groups, kept):
+            group.dropped = "" if keep else drop_reason(group.right, self.settings.samples, self.settings.gamma)
 
     def _reply(self, groups: list[Group], first_tokens: torch.Tensor | None, generator: torch.Generator) -> None:
         """Decode G replies for every group and reward each of them."""
@@ -228,7 +228,7 @@ class Sampler:
         )  # fmt: skip
         replies, logp, finished = rollouts.replies(), rollouts.logp.tolist(), rollouts.finished.tolist()
         for index, group in enumerate(groups):
-            judgement, group.labels, group.right = self.rows[group.row], [], 0
+            judgement, group.labels = self.rows[group.row], []
             for row in range(index * settings.samples, (index + 1) * settings.samples):
                 text = judge.reply_text(replies[row])
                 reply = parse_reply(text, judge.prompt.order)
@@ -240,7 +240,6 @@ class Sampler:
                 group.logp.append(logp[row][: len(replies[row])])
                 group.parts.append(parts)
                 group.rewards.append(total_reward(parts, self.weights, row=group.row))
-                group.right += is_right(reply, judgement)
             if judge.prompt.order == "pre-cot":
                 group.probs = [group.labels.count(grade) / settings.samples for grade in GRADES]
 

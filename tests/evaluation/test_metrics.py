@@ -135,7 +135,7 @@ def test_count_metrics_of_a_stack_equal_each_alone():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_metrics_equal_scikit_learn(seed):
-    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
     gold, predicted, _ = random_rows(300, seed)
     labels = [1, 2, 3, 4]
     per_grade = sklearn_metrics.f1_score(gold, predicted, labels=labels, average=None)

@@ -63,7 +63,7 @@ def test_rare_words_weigh_more():
 
 
 def test_boosting_learns_kind_and_exclusion_from_three_grades():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
     test = shop(150, seed=1)
     probs = boosted_overlap(shop(400, seed=0), test, components=16)
     assert probs.shape == (150, 4)
@@ -74,14 +74,14 @@ def test_boosting_learns_kind_and_exclusion_from_three_grades():
 
 
 def test_boosting_learns_nothing_from_the_test_rows_and_repeats():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
     train, test = shop(120, seed=0), shop(20, seed=1)
     together = boosted_overlap(train, test, components=8)
     assert np.allclose(boosted_overlap(train, test[:5], components=8), together[:5])
 
 
 def test_boosting_takes_one_class_one_query_no_test_rows_and_refuses_ungraded_training():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
     same = [Judgement("mug", f"mug {n}", grade=4) for n in range(5)]
     one_query = [Judgement("mug", f"{n} mug lamp", grade=n % 2 + 1) for n in range(6)]
     assert np.allclose(boosted_overlap(one_query, one_query[:1]).sum(-1), 1)

@@ -257,7 +257,7 @@ def test_a_run_folder_points_to_its_checkpoints(saved, tmp_path):
 
 
 def test_a_hub_name_without_a_network_is_an_error_that_says_so(monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="tokenizers without huggingface_hub: hub ids cannot be tried")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="Nobody/No-Model is neither a local folder nor available"):
         resolve_folder("Nobody/No-Model")

@@ -15,7 +15,7 @@ class KVCache:
     """Keys and values of `rows` sequences, each with its own length.
 
     A key is written at the absolute position of its token in its own row, and a query at position p sees exactly
-    slots 0..p of its row. So rows of different lengths share one batch, padded on the right: what padding writes
+    slots 0..p of its row (with a sliding window of w positions, the last w of them). So rows of different lengths share one batch, padded on the right: what padding writes
     beyond a row's length is overwritten by the row's next real token before any query can see it.
 
     The caller advances `lengths` after each call of the model (by the number of real tokens each row was given);
@@ -56,7 +56,8 @@ class KVCache:
             positions: (rows, T) int64, absolute in each row.
         Returns:
             (rows, 1, T, reach) bool, True where a query may look, `reach` being one past the last position asked for;
-            None where plain causal attention over the new tokens alone is the same (the first call, from position 0).
+            None where plain causal attention over the new tokens alone is the same (the first call, from position 0, of no more than
+            a sliding window).
         Raises:
             ValueError: a position outside the cache.
         """
@@ -70,9 +71,14 @@ class KVCache:
         self._positions, self._reach = positions, high + 1
         self._prefill = self.used == 0 and high == length - 1 and bool((positions == self._slots[:length]).all())
         self.used = max(self.used, self._reach)
-        if self._prefill:
+        window = self.config.sliding_window
+        if self._prefill and (window is None or length <= window):
             return None
-        return (self._slots[: self._reach] <= positions[:, :, None])[:, None]
+        slots = self._slots[: self._reach]
+        seen = slots <= positions[:, :, None]  # (rows, T, reach)
+        if window is not None:
+            seen &= slots > positions[:, :, None] - window
+        return seen[:, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values of one layer and return all that their queries may look at.

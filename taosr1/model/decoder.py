@@ -1,27 +1,42 @@
-"""The decoder: Qwen2, Qwen3 and Llama in one plain PyTorch module with Hugging Face parameter names.
+"""The decoder: Llama, Mistral, Qwen2, Qwen3 and Qwen3-MoE in one plain PyTorch module with Hugging Face parameter names.
 
 Batches are padded on the right. Attention is causal, so padding reaches no real token and no padding mask is needed.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from taosr1.model.cache import KVCache
+from taosr1.model.experts import grouped_linear
+from taosr1.model.rotary import Llama3Scaling, rotary_tables, rotate
 
 INIT_STD = 0.02
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+EXPERT_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+MOST_LAYERS = MOST_EXPERTS = 4096  # beyond any model; a damaged config.json shall not fill the memory with modules
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder, in Hugging Face's words. `qk_norm` is Qwen3, `qkv_bias` is Qwen2, neither is Llama."""
+    """The shape of a decoder, in Hugging Face's words. A family is a choice of flags:
+
+    Llama: none, 3.x with `rope_scaling`. Mistral: `sliding_window`. Qwen2: `qkv_bias`. Qwen3: `qk_norm`.
+    Qwen3-MoE: `qk_norm` and the expert sizes; its `dense_layers` have an ordinary MLP.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,26 +51,33 @@ class DecoderConfig:
     qk_norm: bool = True
     qkv_bias: bool = False
     max_position_embeddings: int = 4096
+    rope_scaling: Llama3Scaling | None = None
+    sliding_window: int | None = None  # a query sees this many positions, its own included; None: all before it
+    num_experts: int = 0  # 0: a dense model
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = True  # the chosen experts' weights are made to sum to 1
+    dense_layers: tuple[int, ...] = ()  # layers of a mixture-of-experts model without experts
 
     def __post_init__(self) -> None:
         problems = []
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
+        sizes = SIZES + ("sliding_window",) * (self.sliding_window is not None) + EXPERT_SIZES * (self.num_experts != 0)
+        for name in sizes:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if type(value) is not int or not 1 <= value < 2**31:
                 problems.append(f"{name} is {value!r}, expected an integer >= 1")
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not value > 0:
+            if type(value) not in (int, float) or not 0 < value < math.inf:
                 problems.append(f"{name} is {value!r}, expected a number > 0")
+        for name in ("tie_word_embeddings", "qk_norm", "qkv_bias", "norm_topk_prob"):
+            if type(getattr(self, name)) is not bool:
+                problems.append(f"{name} is {getattr(self, name)!r}, expected true or false")
+        for name, most in (("num_hidden_layers", MOST_LAYERS), ("num_experts", MOST_EXPERTS)):
+            if not problems and getattr(self, name) > most:
+                problems.append(f"{name} is {getattr(self, name)}, expected at most {most}")
+        if not problems and self.num_experts_per_tok > self.num_experts:
+            problems.append(f"num_experts_per_tok is {self.num_experts_per_tok}, but there are only {self.num_experts} experts")
         if not problems and self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -80,26 +102,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast a bfloat16 x meets float32 weights: the fused kernel wants one dtype.
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
-
-
-def rotary_tables(
-    config: DecoderConfig, length: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines for positions 0..length-1, computed in float32.
-
-    Returns:
-        cos, sin: (length, 1, D); the first half of sin is negated, which turns "rotate half" into a roll.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim  # (D/2,)
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = positions[:, None] * (1.0 / config.rope_theta**exponents)  # (length, D/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), -1)[:, None].to(dtype), torch.cat((-sin, sin), -1)[:, None].to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding. Shapes: x (B, T, heads, D); cos, sin broadcast over heads."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
@@ -148,8 +150,13 @@ class Attention(nn.Module):
         return out.transpose(1, 2).reshape(rows, length, -1)
 
 
+def swiglu(x: Tensor, gate, up, down) -> Tensor:
+    """down(silu(gate(x)) * up(x)): one formula for the dense MLP and for the experts."""
+    return down(F.silu(gate(x)) * up(x))
+
+
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """The dense feed-forward layer."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -158,7 +165,49 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return swiglu(x, self.gate_proj, self.up_proj, self.down_proj)
+
+
+class Experts(nn.Module):
+    """E MLPs whose matrices are stacked, (E, out, in), so that all of them are computed by three grouped products."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        experts, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_proj = nn.Parameter(torch.empty(experts, inner, width))
+        self.up_proj = nn.Parameter(torch.empty(experts, inner, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
+
+    def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
+        """Shapes: rows (R, C) sorted by expert; ends (E,) int32, where each expert's rows end -> (R, C)."""
+        return swiglu(rows, *(partial(grouped_linear, weight=w, ends=ends) for w in (self.gate_proj, self.up_proj, self.down_proj)))
+
+
+class MixtureOfExperts(nn.Module):
+    """Every token goes to the k experts its router likes best and adds their outputs, weighted by the router's probabilities."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.chosen, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)  # the router
+        self.experts = Experts(config)
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (N, k) and expert numbers (N, k) of tokens (N, C). Softmax over all experts comes before the choice."""
+        logits = self.gate(tokens)
+        weights, experts = logits.softmax(-1, dtype=torch.float32).topk(self.chosen, dim=-1)
+        if self.normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights.to(logits.dtype), experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])  # (N, C)
+        weights, experts = self.route(tokens)
+        by_expert, order = experts.flatten().sort(stable=True)  # (N * k,): the assignments, expert by expert
+        numbers = torch.arange(self.gate.out_features, device=x.device)
+        ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)  # (E,): an empty expert ends where it begins
+        out = self.experts(tokens[order // self.chosen], ends)[order.argsort()]  # (N * k, C), token by token again
+        return (out.view(*experts.shape, -1) * weights[..., None]).sum(1).view_as(x)
 
 
 class Block(nn.Module):
@@ -167,7 +216,7 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp = MixtureOfExperts(config) if config.num_experts and layer not in config.dense_layers else MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -181,7 +230,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Zeros, not nn.Embedding's own random numbers: on the meta device those would import half of torch.compile.
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.hidden_size), freeze=False)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -191,6 +241,9 @@ class Decoder(nn.Module):
 
     `hf_config` and `generation_config` are the source folder's JSON objects where the model was loaded from one; they
     are written back by `save_pretrained`, so that nothing another program put there is lost.
+
+    With `activation_checkpointing` on, training keeps only the input of every layer and computes the rest again in the
+    backward pass: the same gradients for about a third more time.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -201,6 +254,7 @@ class Decoder(nn.Module):
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.hf_config: dict[str, Any] = {}
         self.generation_config: dict[str, Any] = {}
+        self.activation_checkpointing = False
         # Not a buffer: a model cast to bfloat16 and back would keep tables of bfloat16 precision.
         self._tables: tuple[Tensor, Tensor] | None = None
 
@@ -235,10 +289,18 @@ class Decoder(nn.Module):
             if positions is None:
                 positions = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
             mask = cache.place(positions)
+        elif self.config.sliding_window is not None and ids.shape[1] > self.config.sliding_window:
+            steps = torch.arange(ids.shape[1], device=ids.device)
+            behind = steps[:, None] - steps  # (T, T): how far back a key lies
+            mask = ((behind >= 0) & (behind < self.config.sliding_window))[None, None]
         cos, sin = self._rotary(ids, cache, positions)
         x = self.model.embed_tokens(ids)  # (B, T, C)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in self.model.layers:
-            x = layer(x, cos, sin, cache, mask)
+            if recompute:
+                x = checkpoint(layer, x, cos, sin, cache, mask, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, cache, mask)
         return self.model.norm(x)
 
     def _rotary(self, ids: Tensor, cache: KVCache | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -275,6 +337,6 @@ class Decoder(nn.Module):
             elif name.endswith(".bias"):
                 parameter.zero_()
             else:
-                std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
+                std = residual if ".o_proj" in name or ".down_proj" in name else INIT_STD
                 parameter.normal_(0.0, std, generator=generator)
         return self

@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError
+    except (ValueError, RecursionError) as error:  # covers UnicodeDecodeError and JSONDecodeError
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")

@@ -1,4 +1,4 @@
-"""Where a run keeps its checkpoints, and which of them `--model RUN` means."""
+"""Folders: where a model's files are, where a run keeps its checkpoints, and which of them `--model` means."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import json
 import re
 from pathlib import Path
 
+from taosr1.model.files import read_json
+from taosr1.model.tokenizer import TOKENIZER_FILES
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE_FILE = "state.json"
 BEST_FILE = "best.json"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
 
+# --- Runs -------------------------------------------------------------------------------------------------------------
 def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     """(step, path) of the complete checkpoints in a folder, oldest first. A half-written one never has such a name."""
     found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in Path(folder).glob("step-*"))
@@ -36,3 +43,71 @@ def model_folder(path: str | Path) -> str:
     if not steps:
         raise FileNotFoundError(f"--model {path}: the run has no complete checkpoint yet; run its script again to continue it")
     return str(steps.get(read_best(folder).get("step"), steps[max(steps)]))
+
+
+# --- Models -----------------------------------------------------------------------------------------------------------
+def resolve_folder(folder_or_hub_id: str | Path) -> Path:
+    """A local model folder: the argument itself where it is one, else a download from the Hugging Face hub.
+
+    Raises:
+        FileNotFoundError: neither; or the folder holds no model (a run's own folder, say).
+    """
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        _check_model_folder(folder)
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{folder} is a file, expected a model folder (with config.json and {SINGLE})")
+    if isinstance(folder_or_hub_id, Path) or not HUB_ID.fullmatch(folder_or_hub_id):
+        raise FileNotFoundError(f"no model folder {folder_or_hub_id} (give a folder, or ORG/NAME on huggingface.co)")
+    return _download(folder_or_hub_id)
+
+
+def weight_files(folder: Path) -> dict[Path, set[str]]:
+    """The safetensors files of a model folder, each with the tensors that the index says are in it (none without an index).
+
+    Raises: FileNotFoundError and ValueError naming what is missing or wrong.
+    """
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: set()}
+    if not (folder / INDEX).is_file():
+        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+        hint = f"; {', '.join(other)} cannot be read: convert to safetensors first" if other else ""
+        raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}{hint}")
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{folder / INDEX}: weight_map is missing, empty or not a map from tensor name to file name")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or "\\" in name or not name.endswith(".safetensors")]
+    if outside:
+        raise ValueError(f"{folder / INDEX} names what is no .safetensors file of its own folder: {', '.join(outside)}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
+    return {folder / file: {name for name, holder in weight_map.items() if holder == file} for file in names}
+
+
+def _check_model_folder(folder: Path) -> None:
+    config = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).is_file() or config.is_file() and {"architectures", "model_type"} & read_json(config).keys():
+        return
+    found = sorted(str(path.parent) for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"checkpoints/*/{name}"))
+    if found or (folder / "checkpoints").is_dir():
+        shown = ", ".join(found) or "none is complete yet"
+        raise FileNotFoundError(f"{folder} is a run folder, not a model: give one of its checkpoints ({shown})")
+    why = "its config.json has no model_type" if config.is_file() else "it has no config.json"
+    raise FileNotFoundError(f"{folder} is not a model folder: {why} (expected a Hugging Face folder or a checkpoint)")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", "generation_config.json", "model*.safetensors", INDEX, ADAPTER, ADAPTER_CONFIG, *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=files))
+    except Exception as error:  # network errors have no common base class across versions of the library
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise FileNotFoundError(
+            f"{hub_id} is neither a local folder nor available from huggingface.co. Check the name and the network, or "
+            f"download the model elsewhere and give its folder ({type(error).__name__}: {first_line})"
+        ) from error

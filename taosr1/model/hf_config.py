@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from taosr1.model.decoder import DecoderConfig
+from taosr1.model.rotary import Llama3Scaling
 
-# architecture -> (model_type, q/k norm, qkv bias, head_dim where the file names none, as transformers has it)
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: its flags, and what transformers assumes where its config.json is silent."""
+
+    model_type: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    experts: bool = False
+    windowed: bool = False  # `sliding_window` holds for every layer; elsewhere `use_sliding_window` has to be off
+    kv_heads: int | None = None  # None: must be written; 0: one per query head
+    head_dim: int = 0  # 0: hidden_size / heads
+    max_position_embeddings: int = 32768
+
+
 FAMILIES = {
-    "Qwen2ForCausalLM": ("qwen2", False, True, None),
-    "Qwen3ForCausalLM": ("qwen3", True, False, 128),
-    "LlamaForCausalLM": ("llama", False, False, None),
+    "LlamaForCausalLM": Family("llama", kv_heads=0, max_position_embeddings=2048),
+    "MistralForCausalLM": Family("mistral", windowed=True, kv_heads=8, max_position_embeddings=131072),
+    "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True),
+    "Qwen3ForCausalLM": Family("qwen3", qk_norm=True, head_dim=128),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", qk_norm=True, experts=True, kv_heads=4),
 }
 SUPPORTED = (
-    "supported: Qwen2ForCausalLM, Qwen3ForCausalLM and LlamaForCausalLM, dense, unquantised, SiLU, full attention, "
-    "plain rotary positions (no scaling)"
+    f"supported: {', '.join(FAMILIES)}; unquantised, SiLU, rotary positions of type default or llama3, full attention "
+    "(Mistral: or one sliding window), bias on q, k and v in Qwen2 alone"
 )
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+MISTRAL_WINDOW = 4096  # transformers' default where a Mistral file has no such key; null means none
 
 
 def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
@@ -24,57 +44,55 @@ def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
     Raises:
         ValueError: every unsupported architecture or option and every missing key, in one message.
     """
-    problems = []
-    names = config.get("architectures")
-    if not names:
-        names = [name for name, family in FAMILIES.items() if family[0] == config.get("model_type")]
-    name = names[0] if isinstance(names, list) and len(names) == 1 else None
-    if name not in FAMILIES:
-        got = f"architectures={config.get('architectures')!r}, model_type={config.get('model_type')!r}"
-        raise ValueError(f"unsupported model: {got}; {SUPPORTED}")
-    family, qk_norm, qkv_bias, default_head_dim = FAMILIES[name]
-    if config.get("model_type", family) != family:
-        problems.append(f"model_type={config['model_type']!r} contradicts architectures=[{name!r}]")
+    name = _architecture(config)
+    family = FAMILIES[name]
+    problems = [] if config.get("model_type", family.model_type) == family.model_type else [
+        f"model_type={config['model_type']!r} contradicts architectures=[{name!r}]"
+    ]  # fmt: skip
     problems += _unsupported_options(config, family)
-    required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    if family != "llama":
-        required.append("num_key_value_heads")  # Llama's default is one per head; Qwen's default is a fixed number
-    for key in required:
-        value = config.get(key)
-        if value is None:
-            problems.append(f"{key} is missing")
-        elif not isinstance(value, int) or value < 1:
-            problems.append(f"{key}={value!r}, expected an integer >= 1")
-    rope_theta, rope_problems = _rope_theta(config)
-    problems += rope_problems
-    if problems:
+    rope_theta, rope_scaling = _rope(config, problems)
+    values = {key: config.get(key) for key in REQUIRED}
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    values["num_key_value_heads"] = _or(config.get("num_key_value_heads"), family.kv_heads if family.kv_heads != 0 else heads)
+    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or _share(width, heads))
+    values["max_position_embeddings"] = _or(config.get("max_position_embeddings"), family.max_position_embeddings)
+    if family.windowed:
+        values["sliding_window"] = config.get("sliding_window", MISTRAL_WINDOW)
+    if family.experts:
+        values["num_experts"] = _or(config.get("num_experts"), config.get("num_local_experts"))  # transformers 5 writes the second
+        values |= {key: config.get(key) for key in ("num_experts_per_tok", "moe_intermediate_size")}
+        values |= {"norm_topk_prob": config.get("norm_topk_prob", False), "dense_layers": _dense_layers(config, problems)}
+    missing = [key for key, value in values.items() if value is None and key != "sliding_window"]
+    problems += [f"{key} is missing" for key in missing]
+    decoder = None
+    if not missing:
+        try:
+            decoder = DecoderConfig(
+                **values, rope_theta=rope_theta, rope_scaling=rope_scaling, rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+                tie_word_embeddings=config.get("tie_word_embeddings", False), qk_norm=family.qk_norm, qkv_bias=family.qkv_bias,
+            )  # fmt: skip
+        except ValueError as error:
+            problems.append(str(error))
+    if problems or decoder is None:
         raise ValueError("this config.json is not supported:\n  " + "\n  ".join(problems) + f"\n{SUPPORTED}")
-    heads = config["num_attention_heads"]
-    return DecoderConfig(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_hidden_layers=config["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=_or(config.get("num_key_value_heads"), heads),
-        head_dim=_or(config.get("head_dim"), _or(default_head_dim, config["hidden_size"] // heads)),
-        # The values below are transformers' own defaults for these three families.
-        rope_theta=rope_theta,
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qk_norm=qk_norm,
-        qkv_bias=qkv_bias,
-        max_position_embeddings=_or(config.get("max_position_embeddings"), 2048 if family == "llama" else 32768),
-    )
+    return decoder
 
 
 def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
-    """The config.json object of a decoder, readable by transformers 4 and 5 and by vLLM."""
-    flags = (config.qk_norm, config.qkv_bias)
-    architecture, model_type = next((name, f[0]) for name, f in FAMILIES.items() if f[1:3] == flags)
+    """The config.json object of a decoder, readable by transformers 4 and 5 and by vLLM.
+
+    A Mistral without a window is written as Llama: the same network.
+    """
+    flags = (config.qk_norm, config.qkv_bias, config.num_experts > 0, config.sliding_window is not None)
+    known = {(f.qk_norm, f.qkv_bias, f.experts, f.windowed): name for name, f in FAMILIES.items()}
+    if flags not in known:
+        raise ValueError(f"no family has q/k norms, qkv bias, experts and a sliding window as in {config}: it cannot be written")
+    name, rope = known[flags], {"rope_theta": config.rope_theta, "rope_type": "default"}
+    if config.rope_scaling is not None:
+        rope |= {"rope_type": "llama3", **asdict(config.rope_scaling)}
     written = {
-        "architectures": [architecture],
-        "model_type": model_type,
+        "architectures": [name],
+        "model_type": FAMILIES[name].model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -85,46 +103,95 @@ def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,  # transformers 4; the next line is transformers 5
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_theta": config.rope_theta,  # transformers 4, with rope_scaling; rope_parameters is transformers 5
+        "rope_scaling": None if config.rope_scaling is None else {key: rope[key] for key in rope if key != "rope_theta"},
+        "rope_parameters": rope,
         "tie_word_embeddings": config.tie_word_embeddings,
         "use_cache": True,
     }
-    if model_type != "qwen2":
+    if not config.qkv_bias:
         written["attention_bias"] = False
+    if config.sliding_window is not None:
+        written["sliding_window"] = config.sliding_window
+    if config.num_experts:
+        written |= {
+            "num_experts": config.num_experts,
+            "num_experts_per_tok": config.num_experts_per_tok,
+            "moe_intermediate_size": config.moe_intermediate_size,
+            "norm_topk_prob": config.norm_topk_prob,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": list(config.dense_layers),
+        }
     return written
 
 
-def _unsupported_options(config: dict[str, Any], family: str) -> list[str]:
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    if not names:
+        names = [name for name, family in FAMILIES.items() if family.model_type == config.get("model_type")]
+    name = names[0] if isinstance(names, list) and len(names) == 1 else None
+    if not isinstance(name, str) or name not in FAMILIES:
+        got = f"architectures={config.get('architectures')!r}, model_type={config.get('model_type')!r}"
+        raise ValueError(f"unsupported model: {got}; {SUPPORTED}")
+    return name
+
+
+def _unsupported_options(config: dict[str, Any], family: Family) -> list[str]:
     """What the file switches on that the decoder does not compute."""
-    problems = []
-    for key in ("quantization_config", "num_experts", "num_local_experts"):
-        if config.get(key):
-            problems.append(f"{key}={config[key]!r}, expected none")
+    none = ["quantization_config"] + ["num_experts", "num_local_experts"] * (not family.experts)
+    problems = [f"{key}={config[key]!r}, expected none" for key in none if config.get(key)]
     for key, only in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0)):
         if config.get(key, only) != only:
             problems.append(f"{key}={config[key]!r}, expected {only!r}")
-    switches = ["mlp_bias", "use_sliding_window", "attention_dropout"]
-    if family != "qwen2":  # whose bias on q, k and v is fixed, and which has no such key
+    switches = ["mlp_bias", "attention_dropout"] + ["use_sliding_window"] * (not family.windowed)
+    if not family.qkv_bias:  # Qwen2's bias on q, k and v is fixed, and it has no such key
         switches.append("attention_bias")
     problems += [f"{key}={config[key]!r}, expected off" for key in switches if config.get(key)]
-    if any(kind != "full_attention" for kind in config.get("layer_types") or []):
-        problems.append(f"layer_types={sorted(set(config['layer_types']))}, expected full_attention only")
+    kinds = config.get("layer_types") or []
+    only = "sliding_attention" if family.windowed and config.get("sliding_window", MISTRAL_WINDOW) else "full_attention"
+    if not isinstance(kinds, list) or any(kind != only for kind in kinds):
+        problems.append(f"layer_types={sorted(set(map(str, kinds)))}, expected {only} only")
     return problems
 
 
-def _rope_theta(config: dict[str, Any]) -> tuple[float, list[str]]:
-    """The rotary base from transformers 4's keys (rope_theta, rope_scaling) or 5's (rope_parameters)."""
-    theta, problems = config.get("rope_theta"), []
+def _rope(config: dict[str, Any], problems: list[str]) -> tuple[Any, Llama3Scaling | None]:
+    """Rotary base and scaling from transformers 4's keys (rope_theta, rope_scaling) or 5's (rope_parameters)."""
+    theta, scaling = config.get("rope_theta"), None
     for key in ("rope_scaling", "rope_parameters"):
-        options = config.get(key) or {}
+        options = config.get(key)
+        if options is None:
+            continue
+        if not isinstance(options, dict):
+            problems.append(f"{key}={options!r}, expected an object or null")
+            continue
         kind = options.get("rope_type", options.get("type", "default"))
-        if kind != "default":
-            problems.append(f"{key} type {kind!r}, expected 'default'")
+        if kind == "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            try:
+                scaling = Llama3Scaling(*(options.get(name) for name in names))
+            except ValueError as error:
+                problems.append(str(error))
+        elif kind != "default":
+            problems.append(f"{key} type {kind!r}, expected 'default' or 'llama3'")
         if options.get("partial_rotary_factor", 1.0) != 1.0:
             problems.append(f"{key} partial_rotary_factor={options['partial_rotary_factor']!r}, expected 1.0")
         theta = options.get("rope_theta", theta)
-    return _or(theta, 10000.0), problems
+    return _or(theta, 10000.0), scaling
+
+
+def _dense_layers(config: dict[str, Any], problems: list[str]) -> tuple[int, ...]:
+    """Layers of a mixture-of-experts model that have an ordinary MLP: those named, and those the step leaves out."""
+    named, step, layers = _or(config.get("mlp_only_layers"), []), config.get("decoder_sparse_step", 1), config.get("num_hidden_layers")
+    if not isinstance(named, list) or any(type(layer) is not int for layer in named) or type(step) is not int or step < 1:
+        problems.append(f"mlp_only_layers={named!r}, decoder_sparse_step={step!r}: expected a list of layer numbers and an integer >= 1")
+        return ()
+    if type(layers) is not int or layers > 10_000:  # reported elsewhere
+        return ()
+    return tuple(layer for layer in range(layers) if layer in named or (layer + 1) % step)
+
+
+def _share(width: Any, heads: Any) -> Any:
+    return width // heads if type(width) is int and type(heads) is int and heads > 0 else width
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -1,8 +1,11 @@
-"""Hugging Face folders in and out: config.json, generation_config.json, safetensors and the tokenizer's files."""
+"""Weights in and out of Hugging Face folders: config.json, generation_config.json and safetensors, whole or in shards.
+
+Loading reads every header first, so that a folder that does not fit is refused before any tensor is touched, and then
+copies file by file straight into parameters of the wanted dtype on the wanted device.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,13 @@ from torch import Tensor
 
 from taosr1.model.decoder import Decoder
 from taosr1.model.files import read_json, replace_file, write_json
+from taosr1.model.folders import INDEX, SINGLE, resolve_folder, weight_files
 from taosr1.model.hf_config import from_hf_config, to_hf_config
-from taosr1.model.tokenizer import TOKENIZER_FILES, Tokenizer
+from taosr1.model.tokenizer import Tokenizer
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# Derived from rope_theta; files written by old transformers hold them.
-DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+MAPPED_BYTES = 64 * 2**20  # of a file, held in memory at most while it is copied
+SHARD_BYTES = 5 * 10**9  # what a weights file holds at most, as in transformers 4
 
 
 def load_pretrained(
@@ -56,79 +58,79 @@ def load_decoder(
         config = from_hf_config(raw)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     with torch.device("meta"):  # no memory and no random numbers until the real weights arrive
-        model = Decoder(config)
-    _fill(model, folder, dtype, torch.device(device))
-    model.hf_config = raw
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = read_json(folder / "generation_config.json")
+        model = Decoder(config).to(dtype)
+    files = _check_headers(model, folder)
+    model.to_empty(device=device)
+    _copy_weights(model, files)
+    model.hf_config, model.generation_config = raw, generation
     return model
 
 
-def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path) -> None:
+def load_weights(model: Decoder, folder: str | Path) -> None:
+    """Copy the weights of a folder into an existing model of the same shape; nothing is copied where they do not fit."""
+    _copy_weights(model, _check_headers(model, Path(folder)))
+
+
+def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write a complete Hugging Face folder; each file is written aside, forced to disk and renamed into place.
 
-    config.json keeps what the source's had beyond the decoder's own keys. A tied head is stored once.
+    config.json keeps what the source's had beyond the decoder's own keys. A tied head is stored once. More than
+    `shard_bytes` of weights go into numbered shards with an index.
 
     Raises:
-        ValueError: the folder holds sharded weights, which would be left beside the new file.
+        ValueError: the folder holds weights in other files than those to be written, which would be left beside them.
     """
     folder = Path(folder)
-    if (folder / INDEX).exists():
-        raise ValueError(f"{folder} holds sharded weights ({INDEX}): save to another folder")
+    tensors = {name: tensor.detach().contiguous() for name, tensor in hf_tensors(model).items()}  # contiguous for safetensors
+    shards = _shards(tensors, shard_bytes)
+    names = {SINGLE} if len(shards) == 1 else {_shard_name(number, len(shards)) for number in range(len(shards))} | {INDEX}
+    left_over = {path.name for pattern in ("model*.safetensors", INDEX) for path in folder.glob(pattern)} - names
+    if left_over:
+        raise ValueError(f"{folder} holds other weights ({', '.join(sorted(left_over))}): save to another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    # contiguous: what safetensors requires. A tied head is no parameter here, so it is not stored twice.
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    replace_file(
-        folder / SINGLE, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    )
+    for number, shard in enumerate(shards):
+        part = {name: tensors[name] for name in shard}
+        replace_file(
+            folder / (SINGLE if len(shards) == 1 else _shard_name(number, len(shards))),
+            lambda temporary, part=part: safetensors.torch.save_file(part, temporary, metadata={"format": "pt"}),
+        )
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        weight_map = {name: _shard_name(number, len(shards)) for number, shard in enumerate(shards) for name in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / "config.json", _config_json(model, tokenizer))
     generation = model.generation_config or {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     write_json(folder / "generation_config.json", generation)
     tokenizer.save(folder)
 
 
-def resolve_folder(folder_or_hub_id: str | Path) -> Path:
-    """A local model folder: the argument itself where it is one, else a download from the Hugging Face hub.
-
-    Raises:
-        FileNotFoundError: neither; or the folder holds no model (a run's own folder, say).
-    """
-    folder = Path(folder_or_hub_id)
-    if folder.is_dir():
-        _check_model_folder(folder)
-        return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file, expected a model folder (with config.json and {SINGLE})")
-    if isinstance(folder_or_hub_id, Path) or not HUB_ID.fullmatch(folder_or_hub_id):
-        raise FileNotFoundError(f"no model folder {folder_or_hub_id} (give a folder, or ORG/NAME on huggingface.co)")
-    return _download(folder_or_hub_id)
+def hf_tensors(model: Decoder) -> dict[str, Tensor]:
+    """Every weight under its Hugging Face name. Stacked experts are one tensor each there, so theirs are views."""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        block, stack, matrix = name.partition(".mlp.experts.")
+        if stack:
+            found |= {f"{block}{stack}{number}.{matrix}.weight": part for number, part in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
 
 
-def _check_model_folder(folder: Path) -> None:
-    config = folder / "config.json"
-    if config.is_file() and {"architectures", "model_type"} & read_json(config).keys():
-        return
-    checkpoints = sorted(path.parent for path in folder.glob("checkpoints/*/config.json"))
-    if checkpoints or (folder / "checkpoints").is_dir():
-        found = ", ".join(map(str, checkpoints)) or "none is complete yet"
-        raise FileNotFoundError(f"{folder} is a run folder, not a model: give one of its checkpoints ({found})")
-    why = "its config.json has no model_type" if config.is_file() else "it has no config.json"
-    raise FileNotFoundError(f"{folder} is not a model folder: {why} (expected a Hugging Face folder or a checkpoint)")
+def _shards(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    """Names in their order, cut so that every shard holds at most `shard_bytes`, or a single larger tensor."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards, size = [*shards, []], 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", "generation_config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # network errors have no common base class across versions of the library
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise FileNotFoundError(
-            f"{hub_id} is neither a local folder nor available from huggingface.co. Check the name and the network, or "
-            f"download the model elsewhere and give its folder ({type(error).__name__}: {first_line})"
-        ) from error
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number + 1:05}-of-{count:05}.safetensors"
 
 
 def _config_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -136,6 +138,7 @@ def _config_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
     source = dict(model.hf_config)
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     written = {**source, **to_hf_config(model.config), "dtype": dtype}
+    written |= {key: source[key] for key in ("architectures", "model_type") if source.get(key)}  # Mistral without a window
     if "torch_dtype" in source:  # transformers 4's name for it
         written["torch_dtype"] = dtype
     if source.get("rope_parameters"):
@@ -146,74 +149,83 @@ def _config_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
     return written
 
 
-def _fill(model: Decoder, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace every (meta) parameter by the stored tensor; nothing missing, left over or mis-shaped."""
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    loaded: dict[str, Tensor] = {}
-    problems, tied_copy = [], None
-    for name, path, handle in _stored(folder):
-        if DERIVED.fullmatch(name):
-            continue
-        tied = name == "lm_head.weight" and model.config.tie_word_embeddings
-        if name not in expected and not tied:
-            problems.append(f"unexpected {name} in {path.name}")
-            continue
-        view = handle.get_slice(name)
-        shape = expected["model.embed_tokens.weight"] if tied else expected[name]
-        if tuple(view.get_shape()) != shape:
-            problems.append(f"{name} in {path.name} has shape {tuple(view.get_shape())}, expected {shape}")
-        elif view.get_dtype() not in ("F32", "F16", "BF16"):
-            problems.append(f"{name} in {path.name} is stored as {view.get_dtype()}, expected F32, F16 or BF16")
-        elif name in loaded:
-            problems.append(f"{name} is stored twice, the second time in {path.name}")
-        else:
-            # copy=True: the tensor read may be a map of the file, and the file may be replaced while we live.
-            tensor = handle.get_tensor(name).to(device=device, dtype=dtype, copy=True)
-            if tied:
-                tied_copy = tensor
-            else:
-                loaded[name] = tensor
-            continue
-        expected.pop(name, None)  # reported already: not missing as well
-    problems += [f"missing {name}" for name in expected if name not in loaded]
-    embedding = loaded.get("model.embed_tokens.weight")
-    if tied_copy is not None and embedding is not None and not torch.equal(tied_copy, embedding):
-        problems.append("lm_head.weight differs from model.embed_tokens.weight, but config.json says they are tied")
+def _check_headers(model: Decoder, folder: Path) -> dict[Path, list[str]]:
+    """Which weights each file holds, after a look at all headers: nothing missing, left over, mis-shaped or mis-placed."""
+    expected = {name: tuple(tensor.shape) for name, tensor in hf_tensors(model).items()}
+    if model.lm_head is None:
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]  # a second copy that old files may hold
+    files: dict[Path, list[str]] = {}
+    problems, seen = [], {}
+    for path, promised in weight_files(folder).items():
+        with _open(path) as handle:
+            names = {name: handle.get_slice(name) for name in handle.keys() if not _derived(name)}
+            problems += [f"missing {name}, which {INDEX} says is in {path.name}" for name in sorted(promised - names.keys()) if not _derived(name)]
+            for name, view in names.items():
+                shape = tuple(view.get_shape())
+                if name not in expected:
+                    problems.append(f"unexpected {name} in {path.name}")
+                elif shape != expected[name]:
+                    problems.append(f"{name} in {path.name} has shape {shape}, expected {expected[name]}")
+                elif view.get_dtype() not in ("F32", "F16", "BF16"):
+                    problems.append(f"{name} in {path.name} is stored as {view.get_dtype()}, expected F32, F16 or BF16")
+                elif name in seen:
+                    problems.append(f"{name} is stored twice, in {seen[name]} and in {path.name}")
+                files.setdefault(path, []).append(name)
+                seen[name] = path.name
+            seen |= {name: path.name for name in promised}  # reported already: not missing as well
+    optional = "lm_head.weight" if model.lm_head is None else None
+    problems += [f"missing {name}" for name in expected if name not in seen and name != optional]
     if problems:
         raise ValueError(_listing(folder, problems))
-    model.load_state_dict(loaded, strict=True, assign=True)
+    return files
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, Path, Any]]:
-    """Every stored tensor of a folder: (name, file, open safetensors handle)."""
-    for path in _weight_files(folder):
-        try:
-            handle = safetensors.safe_open(path, framework="pt")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
-        with handle:
-            for name in handle.keys():
-                yield name, path, handle
+@torch.no_grad()
+def _copy_weights(model: Decoder, files: dict[Path, list[str]]) -> None:
+    """Copy the checked files into the model, a piece at a time: what has been copied of a map leaves the memory at once.
+
+    A copy, because a parameter that is a map of its file changes when the file does.
+    """
+    targets, tied_copy = hf_tensors(model), None
+    for path, names in files.items():
+        handle, mapped = _open(path), 0
+        for name in names:
+            if name not in targets:
+                tied_copy = path
+                continue
+            for start, stop in _pieces(targets[name]):
+                target, stored = targets[name][start:stop], handle.get_slice(name)[start:stop]
+                target.copy_(stored)
+                if target.dtype == torch.float16 != stored.dtype and not target.isfinite().all():
+                    raise ValueError(f"{path}: {name} holds values beyond float16, or NaN: load it as bfloat16 or float32")
+                mapped += stored.nbytes
+                del stored
+                if mapped >= MAPPED_BYTES:
+                    handle, mapped = _open(path), 0
+    if tied_copy is not None:
+        embedding = targets["model.embed_tokens.weight"]
+        for start, stop in _pieces(embedding):
+            stored = _open(tied_copy).get_slice("lm_head.weight")[start:stop]
+            if not torch.equal(stored.to(embedding.device, embedding.dtype), embedding[start:stop]):
+                raise ValueError(f"{tied_copy}: lm_head.weight differs from model.embed_tokens.weight, but config.json says they are tied")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
-        hint = f"; {', '.join(other)} cannot be read: convert to safetensors first" if other else ""
-        raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}{hint}")
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{folder / INDEX}: weight_map is missing or not a map from tensor name to file name")
-    names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise ValueError(f"{folder / INDEX} names files outside its folder: {', '.join(outside)}")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
-    return [folder / name for name in names]
+def _pieces(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """First and last row of pieces of about MAPPED_BYTES."""
+    rows = max(1, MAPPED_BYTES * len(tensor) // max(1, tensor.nbytes))
+    return ((start, min(start + rows, len(tensor))) for start in range(0, len(tensor), rows))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
+
+
+def _derived(name: str) -> bool:
+    """Computed from rope_theta; files written by old transformers hold it."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def _listing(folder: Path, problems: list[str], most: int = 20) -> str:

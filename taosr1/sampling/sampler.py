@@ -129,7 +129,7 @@ def generate(
     Log-probs are those of the whole distribution at the sampling temperature (1 where it is 0), without top-k and
     top-p, so they equal what `completion_logp` computes in training; train on replies drawn with top_k=0, top_p=1.
 
-    Raises: ValueError for an empty prompt or settings out of range.
+    Raises: ValueError for an empty prompt, settings out of range, or weights that give NaN.
     """
     _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens)
     rows = len(prompts) * samples
@@ -183,6 +183,8 @@ def _decode(prompts, samples, model, uniform, forced, stop_ids, where, result, t
         hidden = model.hidden(chosen[:, None], cache=cache, positions=cache.lengths[:, None])  # (R, 1, C)
         cache.lengths += 1
         logits = model.head(hidden[:, 0]).float()
+    if logp.isnan().any():
+        raise ValueError("the logits are not finite: the weights hold NaN, or --dtype overflows")
     finished = torch.ones(len(where), dtype=torch.bool, device=device)
     finished[alive[running]] = False
     inside = torch.arange(longest, device=device) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""Tiny decoders of the three families, and one place that owns the tolerance."""
+"""Tiny decoders of all families, and one place that owns the tolerance."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ import pytest
 import torch
 
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.rotary import Llama3Scaling
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 
-FAMILIES = {"qwen2": {"qkv_bias": True, "qk_norm": False}, "qwen3": {"qk_norm": True}, "llama": {"qk_norm": False}}
+FAMILIES = {
+    "llama": {"qk_norm": False},
+    # A context of 16 stretched by 4: of the rotations of a head of 8, one is fast, one slow, and two are between.
+    "llama3": {"qk_norm": False, "rope_scaling": Llama3Scaling(4.0, 0.5, 2.0, 16), "rope_theta": 100.0},
+    "mistral": {"qk_norm": False, "sliding_window": 5},
+    "qwen2": {"qkv_bias": True, "qk_norm": False},
+    "qwen3": {"qk_norm": True},
+    "qwen3_moe": {"qk_norm": True, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="session")

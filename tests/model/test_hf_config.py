@@ -24,6 +24,9 @@ QWEN3 = {
     "tie_word_embeddings": True,
 }
 
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True, "num_key_value_heads": 4}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
 
 def test_a_transformers_4_and_a_transformers_5_file_are_read_alike():
     new = {key: value for key, value in QWEN3.items() if key not in ("rope_theta", "rope_scaling")}
@@ -37,7 +40,12 @@ def test_a_transformers_4_and_a_transformers_5_file_are_read_alike():
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_what_is_written_is_read_back(architecture):
-    config = from_hf_config({**QWEN3, "architectures": [architecture], "model_type": FAMILIES[architecture][0]})
+    source = {**QWEN3, "architectures": [architecture], "model_type": FAMILIES[architecture].model_type}
+    if FAMILIES[architecture].windowed:
+        source |= {"sliding_window": 16, "use_sliding_window": None}
+    if FAMILIES[architecture].experts:
+        source |= {**EXPERTS, "mlp_only_layers": [1]}
+    config = from_hf_config(source)
     written = to_hf_config(config)
     assert written["architectures"] == [architecture]
     assert from_hf_config(written) == config
@@ -46,24 +54,36 @@ def test_what_is_written_is_read_back(architecture):
 def test_keys_left_out_mean_what_transformers_takes_them_to_mean():
     transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    for name in ("Qwen2", "Qwen3", "Llama"):
-        raw = {"architectures": [f"{name}ForCausalLM"], **{key: QWEN3[key] for key in sizes}, "num_key_value_heads": 2}
+    for name in ("Qwen2", "Qwen3", "Llama", "Mistral", "Qwen3Moe"):
+        raw = {"architectures": [f"{name}ForCausalLM"], **{key: QWEN3[key] for key in sizes}}
+        raw |= {"Qwen3Moe": EXPERTS, "Llama": {}, "Mistral": {}}.get(name, {"num_key_value_heads": 2})
+        if name == "Mistral":
+            raw |= {"num_attention_heads": 8, "hidden_size": 32}  # its default of key/value heads is 8, whatever stands beside it
         ours, theirs = from_hf_config(raw), getattr(transformers, f"{name}Config")(**raw)
         for key in ("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "num_key_value_heads"):
             assert getattr(ours, key) == getattr(theirs, key), (name, key)
-        assert ours.head_dim == (getattr(theirs, "head_dim", None) or 6)
+        assert ours.head_dim == (getattr(theirs, "head_dim", None) or raw["hidden_size"] // raw["num_attention_heads"])
+        if name == "Mistral":
+            assert ours.sliding_window == theirs.sliding_window
+        if name == "Qwen3Moe":
+            assert (ours.norm_topk_prob, ours.num_experts, ours.dense_layers) == (theirs.norm_topk_prob, theirs.num_experts, ())
         assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM"),
+        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+        ({"architectures": [["Qwen3ForCausalLM"]]}, "unsupported model"),
+        ({"architectures": "Qwen3ForCausalLM"}, "unsupported model"),
         ({"architectures": None, "model_type": "gemma"}, "gemma"),
         ({"architectures": ["Qwen2ForCausalLM", "Qwen3ForCausalLM"]}, "unsupported model"),
         ({"model_type": "qwen2"}, "contradicts"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "'llama3'"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_scaling factor is None"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "is not below high_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "factor": float("nan")}}, "factor is nan"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear', expected an object or null"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"attention_bias": True}, "attention_bias=True"),
@@ -73,9 +93,17 @@ def test_keys_left_out_mean_what_transformers_takes_them_to_mean():
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"num_key_value_heads": None}, "num_key_value_heads is missing"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0"),
-        ({"hidden_size": "24"}, "hidden_size='24'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"hidden_size": "24"}, "hidden_size is '24'"),
         ({"rope_theta": "big"}, "rope_theta is 'big'"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"hidden_size": -24}, "hidden_size is -24"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected at most"),
+        ({"intermediate_size": 10**40}, "intermediate_size is 1000"),
         ({"head_dim": 7}, "head_dim is 7"),
     ],
 )
@@ -88,5 +116,54 @@ def test_what_the_decoder_cannot_compute_is_refused_by_name(changes, words):
 def test_all_problems_are_in_one_message_which_says_what_is_supported():
     with pytest.raises(ValueError) as error:
         from_hf_config({**QWEN3, "attention_bias": True, "hidden_act": "gelu", "vocab_size": None})
-    for words in ("attention_bias", "hidden_act", "vocab_size is missing", "Qwen2ForCausalLM", "no scaling"):
+    for words in ("attention_bias", "hidden_act", "vocab_size is missing", "Qwen2ForCausalLM", "default or llama3"):
         assert words in str(error.value)
+    with pytest.raises(ValueError, match="(?s)attention_bias=True.*num_attention_heads is 0.*rope_theta is -1"):
+        from_hf_config({**QWEN3, "attention_bias": True, "num_attention_heads": 0, "rope_theta": -1})
+
+
+QWEN3_MOE = {**QWEN3, **EXPERTS, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_hidden_layers": 6}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"num_experts": None}, "num_experts is missing"),
+        ({"num_experts": 0}, "there are only 0 experts"),
+        ({"num_experts": 10**6}, "num_experts is 1000000, expected at most"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, but there are only 8 experts"),
+        ({"moe_intermediate_size": -1}, "moe_intermediate_size is -1"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers=3"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step=0"),
+    ],
+)
+def test_bad_experts_are_refused_by_name(changes, words):
+    with pytest.raises(ValueError) as error:
+        from_hf_config({**QWEN3_MOE, **changes})
+    assert words in str(error.value)
+
+
+def test_layers_without_experts_are_those_named_and_those_between_steps():
+    assert from_hf_config(QWEN3_MOE).dense_layers == ()
+    assert from_hf_config({**QWEN3_MOE, "decoder_sparse_step": 2, "mlp_only_layers": [1]}).dense_layers == (0, 1, 2, 4)
+    config = from_hf_config({**QWEN3_MOE, "decoder_sparse_step": 3})
+    assert from_hf_config(to_hf_config(config)) == config  # written as a list, read as the same layers
+
+
+def test_a_mistral_file_has_a_window_unless_it_says_null():
+    mistral = {**QWEN3, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    assert from_hf_config(mistral).sliding_window is None
+    assert from_hf_config({key: value for key, value in mistral.items() if key != "sliding_window"}).sliding_window == 4096
+    with pytest.raises(ValueError, match="sliding_window is 0"):
+        from_hf_config({**mistral, "sliding_window": 0})
+
+
+def test_llama3_scaling_is_read_from_either_key_and_written_to_both():
+    llama = {**QWEN3, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    old = from_hf_config({**llama, "rope_scaling": LLAMA3})
+    new = from_hf_config({**llama, "rope_parameters": {**LLAMA3, "rope_theta": 1000000}})
+    assert old == new and old.rope_scaling.factor == 8.0
+    written = to_hf_config(old)
+    assert written["rope_scaling"]["rope_type"] == written["rope_parameters"]["rope_type"] == "llama3"
+    assert from_hf_config(written) == old

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from taosr1.model import files
+from taosr1.model.folders import resolve_folder
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.model.weights import load_decoder, load_pretrained, resolve_folder, save_pretrained
+from taosr1.model.weights import load_decoder, load_pretrained, load_weights, save_pretrained
 
 IDS = torch.tensor([[5, 9, 2, 60, 3]])
 
@@ -36,7 +37,6 @@ def edit_json(path, **changes) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_a_saved_model_is_read_back_bit_for_bit(family, tied, make_model, tokenizer, tmp_path):
     model = make_model(family, vocab_size=tokenizer.vocab_size, tie_word_embeddings=tied)
     save_pretrained(model, tokenizer, tmp_path)
@@ -50,71 +50,80 @@ def test_a_saved_model_is_read_back_bit_for_bit(family, tied, make_model, tokeni
         assert ("lm_head.weight" in stored.keys()) is not tied
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_transformers_reads_the_same_tensors_from_our_folder(family, make_model, tokenizer, assert_close, tmp_path):
     transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
     model = make_model(family, vocab_size=tokenizer.vocab_size)
     save_pretrained(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    state = theirs.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    names = {"llama3": "llama"}
+    assert theirs.config.model_type == names.get(family, family)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, again = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "theirs"))
+    assert ours.keys() == again.keys() and all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
     assert_close(theirs(IDS).logits, model(IDS))
     assert theirs.generation_config.eos_token_id == list(tokenizer.eos_ids)
 
 
-def test_a_folder_of_transformers_passes_through_unchanged(tokenizer, tmp_path):
-    """transformers -> taosr1 -> disk: equal tensors, and config keys we know nothing about are kept."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name, tied", [("Llama", False), ("Mistral", False), ("Qwen2", True), ("Qwen3", True), ("Qwen3Moe", False)])
+def test_a_folder_of_transformers_passes_through_unchanged(name, tied, dtype, tokenizer, tmp_path):
+    """transformers -> taosr1 -> disk: equal bytes, and config keys we know nothing about are kept."""
     transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
-    config = transformers.Qwen3Config(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        tie_word_embeddings=True,
-        eos_token_id=3,
-    )
+    sizes = {"vocab_size": tokenizer.vocab_size, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": 3, "tie_word_embeddings": tied}
+    sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} if name == "Qwen3Moe" else {}
+    sizes |= {"sliding_window": None} if name == "Mistral" else {}
     source, target = tmp_path / "source", tmp_path / "target"
-    theirs = transformers.Qwen3ForCausalLM(config)
+    theirs = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).to(dtype)
     theirs.generation_config.max_new_tokens = 7
     theirs.save_pretrained(source, max_shard_size="20KB")
     tokenizer.save(source)
     edit_json(source / "config.json", my_note={"kept": True})
     assert (source / "model.safetensors.index.json").exists()  # several shards
 
-    model, loaded_tokenizer = load_pretrained(source)
+    model, loaded_tokenizer = load_pretrained(source, dtype=dtype)
     save_pretrained(model, loaded_tokenizer, target)
     stored = safetensors.torch.load_file(target / "model.safetensors")
-    expected = {name: tensor for name, tensor in theirs.state_dict().items() if name != "lm_head.weight"}
-    assert stored.keys() == expected.keys()
-    assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
+    expected = {key: tensor for path in source.glob("*.safetensors") for key, tensor in safetensors.torch.load_file(path).items()}
+    assert stored.keys() == expected.keys() and ("lm_head.weight" in stored) is not tied
+    assert all(stored[key].dtype == dtype and torch.equal(stored[key], tensor) for key, tensor in expected.items())
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, target))
-    assert after == {**before, **after} and after["my_note"] == {"kept": True}
+    assert after == {**before, **after} and after["my_note"] == {"kept": True} and after["architectures"] == before["architectures"]
     assert json.loads((target / "generation_config.json").read_text())["max_new_tokens"] == 7
 
 
-def test_shards_are_read_and_a_missing_one_is_named(saved, assert_close):
+def test_large_weights_are_saved_in_shards_and_read_back(family, make_model, tokenizer, tmp_path):
+    model = make_model(family, vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)
+    save_pretrained(model, tokenizer, tmp_path, shard_bytes=20_000)
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2 and shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == shards
+    assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in model.parameters())
+    for shard in shards:  # a tensor larger than a shard has one of its own
+        sizes = [tensor.nbytes for tensor in safetensors.torch.load_file(tmp_path / shard).values()]
+        assert sum(sizes) <= 20_000 or len(sizes) == 1
+    assert torch.equal(load_decoder(tmp_path)(IDS), model(IDS))
+    save_pretrained(model, tokenizer, tmp_path, shard_bytes=20_000)  # over the same files
+    with pytest.raises(ValueError, match="holds other weights .*model-00001-of"):
+        save_pretrained(model, tokenizer, tmp_path)  # a single file beside old shards: which would be read?
+
+
+def test_large_tensors_are_copied_in_pieces(saved, monkeypatch):
     folder, model = saved
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names, weight_map = sorted(tensors), {}
-    for number in (1, 2):
-        part = f"model-0000{number}-of-00002.safetensors"
-        mine = names[number - 1 :: 2]
-        safetensors.torch.save_file({name: tensors[name].clone() for name in mine}, folder / part)
-        weight_map |= dict.fromkeys(mine, part)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    assert torch.equal(load_decoder(folder)(IDS), model(IDS))
-    with pytest.raises(ValueError, match="sharded"):
-        save_pretrained(model, Tokenizer(folder), folder)
-    (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks model-00002-of-00002.safetensors"):
+    monkeypatch.setattr("taosr1.model.weights.MAPPED_BYTES", 1000)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_decoder(folder).state_dict().items())
+    with pytest.raises(ValueError, match="lm_head.weight differs"):
+        rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1e-3}))
         load_decoder(folder)
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
-    with pytest.raises(ValueError, match="outside its folder"):
-        load_decoder(folder)
+
+
+def test_weights_can_be_read_into_a_model_that_exists(saved, make_model, tokenizer):
+    folder, model = saved
+    other = make_model(seed=5, vocab_size=tokenizer.vocab_size)
+    parameter = other.model.norm.weight
+    load_weights(other, folder)
+    assert torch.equal(other(IDS), model(IDS)) and other.model.norm.weight is parameter
 
 
 def test_every_misfit_is_listed_in_one_message(saved):
@@ -125,7 +134,6 @@ def test_every_misfit_is_listed_in_one_message(saved):
         del tensors["model.layers.0.self_attn.q_norm.weight"]
         tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(2, 3)
         tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
 
     rewrite(folder, damage)
     with pytest.raises(ValueError) as error:
@@ -135,7 +143,6 @@ def test_every_misfit_is_listed_in_one_message(saved):
         "missing model.layers.0.self_attn.q_norm.weight",
         "model.layers.1.mlp.up_proj.weight in model.safetensors has shape (2, 3), expected (40, 24)",
         "model.norm.weight in model.safetensors is stored as F8_E4M3",
-        "lm_head.weight differs from model.embed_tokens.weight",
     ):
         assert words in str(error.value)
     assert "missing model.norm.weight" not in str(error.value)

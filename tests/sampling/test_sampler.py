@@ -304,3 +304,12 @@ def test_an_empty_prompt_and_one_too_long_for_the_model_are_named(model, prompts
         sample(model, [[1], []])
     with pytest.raises(ValueError, match="max_position_embeddings=64"):
         sample(model, [[1] * 65])
+
+
+def test_weights_that_give_nan_are_an_error_not_a_reply(model, prompts):
+    broken = Decoder(model.config)
+    broken.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="logits are not finite"):
+        sample(broken, prompts)

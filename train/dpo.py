@@ -24,11 +24,12 @@ import torch
 
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES, Judge, load_judge
+from taosr1.judge import DTYPES, Judge
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
+from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
 from taosr1.learning.run import Run
 from taosr1.learning.selection import shuffled_order
 from taosr1.task.rows import read_jsonl
@@ -36,7 +37,7 @@ from taosr1.task.sources import load_rows
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MemoryFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
     data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
@@ -65,6 +66,7 @@ class Config:
         check([
             *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, nll_coef=0, label_weight=0, eval_every=0, dev_rows=0, max_new_tokens=1,
                       keep_last=1),
+            *memory_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.beta > 0, f"--beta is {self.beta}, expected more than 0"),
             (not 0 <= self.label_smoothing < 0.5, f"--label-smoothing is {self.label_smoothing}, expected 0 or more and below 0.5"),
@@ -126,7 +128,7 @@ def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    judge = load_judge(config.model, device=config.device)
+    judge = load_trainee(config.model, config, dtype=config.dtype, device=config.device, seed=config.seed)
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(
         config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows, need_grade=True

@@ -35,10 +35,13 @@ from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
+from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
 from taosr1.learning.rewards import parse_weights
 from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words
 from taosr1.learning.run import Run, is_unfinished
 from taosr1.learning.selection import balanced_order
+from taosr1.model.decoder import Decoder
+from taosr1.model.lora import adapters
 from taosr1.task.judgements import Judgement
 from taosr1.task.sources import load_rows
 
@@ -47,7 +50,7 @@ SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MemoryFlags):
     model: str = option(THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker")
     data: str = option("world:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or world:POOL")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
@@ -104,6 +107,7 @@ class Config:
             (bool(self.eval_every % max(self.updates, 1) or self.steps % max(self.updates, 1)), f"--updates is {self.updates}, expected a divisor "
              f"of --eval-every {self.eval_every} and --steps {self.steps}: checkpoints lie between batches of rollouts"),
             (self.clip_low > 1, f"--clip-low is {self.clip_low}, expected at most 1"),
+            *memory_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
         ])  # fmt: skip
         parse_weights(self.rewards)
@@ -132,13 +136,18 @@ def anchor_batches(examples: list[Example], grades: list[int], step: int, batche
     return [AnchorBatch(part.ids, part.mask, scale) for part in parts]
 
 
+def reference_policy(model: Decoder) -> Decoder:
+    """What the KL term measures against: a frozen copy of the start or, where adapters are trained, the one model with them switched off."""
+    return model if adapters(model) else copy.deepcopy(model).requires_grad_(False)
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
         print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")
         start_from = BUNDLED
-    judge = load_judge(start_from, device=config.device)
+    judge = load_trainee(start_from, config, dtype=config.dtype, device=config.device, seed=config.seed)
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
         raise ValueError(f"--difficulty prefill needs label-first replies, but {start_from} thinks first (pre-cot); use --difficulty samples")
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
@@ -152,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     examples, grades = examples_of(judge, anchors, "--sft-data"), [row.grade for row in anchors]
     if len({row.grade for row in rows}) == 1:
         print(f"every row of --data has grade {rows[0].grade}: the model can only learn to say that; mix in rows of other grades")
-    reference = copy.deepcopy(judge.model).requires_grad_(False) if config.kl_beta else None
+    reference = reference_policy(judge.model) if config.kl_beta else None
     config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
     run = Run(config.out, config, config.resume)
     settings = RolloutSettings(
@@ -194,7 +203,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         print(fates_in_words(sampler.fates))
     if not test:
         return last
-    return last | before_and_after(judge, reference or load_judge(start_from, device=config.device).model, config.out, test, config.max_new_tokens)
+    start = judge.model if adapters(judge.model) else reference or load_judge(start_from, device=config.device).model
+    return last | before_and_after(judge, start, config.out, test, config.max_new_tokens)
 
 
 if __name__ == "__main__":

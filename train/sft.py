@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES, TINY, load_judge
+from taosr1.judge import DTYPES, TINY
 from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches
 from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
+from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
 from taosr1.learning.run import Run
 from taosr1.learning.selection import balanced_order
 from taosr1.task.prompt import ORDERS
@@ -36,7 +37,7 @@ from taosr1.task.sources import load_rows
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MemoryFlags):
     model: str = option("tiny", "tiny (fresh weights), a run folder, a Hugging Face folder or hub id")
     data: str = option("world:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or world:POOL")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
@@ -52,6 +53,7 @@ class Config:
     weight_decay: float = option(0.1, "weight decay of the matrices")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0.5 its root, 0 equal")
+    lora_dropout: float = option(0.0, "share of its input that an adapter is not shown, drawn anew each step")
     eval_every: int = option(125, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
@@ -70,13 +72,17 @@ class Config:
                       max_new_tokens=1, keep_last=1),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw does without Muon"),
+            (self.optimizer == "muon" and self.lora_rank > 0, "--optimizer muon moves whole matrices; with --lora-rank use adamw"),
+            *memory_problems(self, self.lora_dropout),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    judge = load_judge(config.model, order=config.order, device=config.device, seed=config.seed)
+    judge = load_trainee(
+        config.model, config, dtype=config.dtype, order=config.order, device=config.device, seed=config.seed, dropout=config.lora_dropout
+    )
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
 from taosr1.judge import Judge, load_judge
+from taosr1.model.adapter_files import load_adapters
 from taosr1.model.decoder import Decoder
+from taosr1.model.folders import model_folder
+from taosr1.model.lora import adapters, adapters_off
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import Rollouts, generate
 from taosr1.task.grades import GRADES
@@ -97,13 +101,19 @@ def before_and_after(
 ) -> dict[str, float]:
     """Held-out macro-F1 of the weights a stage began with and of its best checkpoint, with 95 % intervals over queries.
 
+    Where `start` has adapters, it is judged without them, and then with those of the best checkpoint: one copy of the weights.
     Prints both, writes them to `run_folder`/test.json and returns them.
     """
     gold, queries = [row.grade for row in rows], [row.query_id or row.query for row in rows]
-    best = load_judge(run_folder, device=str(next(start.parameters()).device))
     results: dict[str, float] = {}
-    for name, contender in (("start", replace(judge, model=start)), ("result", best)):
-        grades = [prediction.grade for prediction in predict(contender, rows, max_new_tokens=max_new_tokens)]
+    for name in ("start", "result"):
+        contender, switch = replace(judge, model=start), adapters_off(start) if name == "start" else nullcontext()
+        if name == "result" and adapters(start):
+            load_adapters(start, model_folder(run_folder))
+        elif name == "result":
+            contender = load_judge(run_folder, device=str(next(start.parameters()).device))
+        with switch:
+            grades = [prediction.grade for prediction in predict(contender, rows, max_new_tokens=max_new_tokens)]
         interval = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}
         print(f"test macro-F1 of the {name}: {100 * interval.value:.1f} (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})")

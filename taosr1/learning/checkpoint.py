@@ -1,6 +1,6 @@
 """Checkpoints that are complete or absent: written aside, fsynced, then renamed.
 
-A checkpoint is a Hugging Face folder (so the next stage loads it by path) plus what a resume needs:
+A checkpoint is a Hugging Face folder, or a PEFT folder where adapters are trained (so the next stage loads it by path), plus what a resume needs:
 `optimizer.safetensors` (moments and RNG state) and `state.json` (step, cursor, optimizer settings). No pickle anywhere.
 """
 
@@ -17,11 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from taosr1.model.adapter_files import load_adapters
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import fsync
+from taosr1.model.files import fsync, read_json
 from taosr1.model.folders import BEST_FILE, STATE_FILE, checkpoints, read_best
+from taosr1.model.hf_config import from_hf_config
+from taosr1.model.lora import adapters
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.model.weights import load_decoder, save_pretrained
+from taosr1.model.weights import load_weights, save_pretrained
 from taosr1.task.prompt import PromptConfig
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -80,10 +83,13 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
     Raises: ValueError naming the file where it does not belong to this model and these optimizers.
     """
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    stored = load_decoder(path, dtype=torch.float32, device=str(next(model.parameters()).device))
-    if stored.config != model.config:
-        raise ValueError(f"{path}: holds a model of another shape ({stored.config}) than --model ({model.config})")
-    model.load_state_dict(stored.state_dict())
+    if adapters(model):
+        load_adapters(model, path)
+    else:
+        stored = from_hf_config(read_json(path / "config.json"))
+        if stored != model.config:
+            raise ValueError(f"{path}: holds a model of another shape ({stored}) than --model ({model.config})")
+        load_weights(model, path)
     with safe_open(str(path / OPTIMIZER_FILE), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     torch.set_rng_state(tensors.pop("rng"))

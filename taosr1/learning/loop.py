@@ -65,13 +65,15 @@ def make_optimizers(
     Choice: Muon (Jordan et al. 2024) where a tiny model learns from scratch: it fits the same few thousand pairs in fewer
     steps and judges unseen ones better. A pre-trained model is fine-tuned with AdamW.
     """
-    is_matrix = {name: p.ndim == 2 and ".layers." in name for name, p in model.named_parameters()}
-    matrices = [p for name, p in model.named_parameters() if is_matrix[name]]
-    others = [p for name, p in model.named_parameters() if not is_matrix[name]]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # Stacked experts (3 dimensions) are matrices too, but not to Muon.
+    is_matrix = {name: ".layers." in name and (p.ndim == 2 or p.ndim == 3 and not muon_lr) for name, p in trained.items()}
+    matrices = [p for name, p in trained.items() if is_matrix[name]]
+    others = [p for name, p in trained.items() if not is_matrix[name]]
     groups = [{"params": others, "weight_decay": 0.0, "peak_lr": lr}]
     if not muon_lr:
         groups.append({"params": matrices, "weight_decay": weight_decay, "peak_lr": lr})
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99))]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.99))]
     if muon_lr:
         group = {"params": matrices, "peak_lr": muon_lr}
         optimizers.append(torch.optim.Muon([group], lr=muon_lr, weight_decay=weight_decay))

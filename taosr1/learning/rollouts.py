@@ -29,6 +29,7 @@ from taosr1.learning.selection import (
     shuffled_order,
 )
 from taosr1.model.decoder import Decoder
+from taosr1.model.lora import adapters_off
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import draw_first_tokens, generate
 from taosr1.task.grades import GRADES
@@ -292,7 +293,10 @@ class Sampler:
                 old_logp[row, len(rollout.prompt) : rollout.length_tok] = torch.tensor(rollout.logp)
         else:
             old_logp = self._measured(self.judge.model, batch)
-        ref_logp = None if self.reference is None else self._measured(self.reference, batch)
+        ref_logp = None
+        if self.reference is not None:
+            with adapters_off(self.reference):  # the trained model itself, where it has adapters
+                ref_logp = self._measured(self.reference, batch)
         position = "none" if self.judge.prompt.order == "pre-cot" else "first"
         weights = label_token_weights(batch.mask, self.settings.label_weight, position)
         advantages = torch.tensor([rollout.advantage for rollout in rollouts], dtype=torch.float32, device=self.device)

@@ -17,7 +17,7 @@ from taosr1.model.files import write_json
 from taosr1.model.folders import checkpoints
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
-_FREE_SETTINGS = ("resume", "out", "device", "steps", "keep_last")
+_FREE_SETTINGS = ("resume", "out", "device", "steps", "keep_last", "activation_checkpointing")
 
 
 class Run:

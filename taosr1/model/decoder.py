@@ -240,7 +240,8 @@ class Decoder(nn.Module):
     """A causal language model. `Decoder(config)(ids)` gives logits (B, T, V).
 
     `hf_config` and `generation_config` are the source folder's JSON objects where the model was loaded from one; they
-    are written back by `save_pretrained`, so that nothing another program put there is lost.
+    are written back by `save_pretrained`, so that nothing another program put there is lost. `source` says which folder or hub id
+    that was, "" for fresh weights: an adapter's file has to name its base.
 
     With `activation_checkpointing` on, training keeps only the input of every layer and computes the rest again in the
     backward pass: the same gradients for about a third more time.
@@ -254,6 +255,7 @@ class Decoder(nn.Module):
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.hf_config: dict[str, Any] = {}
         self.generation_config: dict[str, Any] = {}
+        self.source = ""
         self.activation_checkpointing = False
         # Not a buffer: a model cast to bfloat16 and back would keep tables of bfloat16 precision.
         self._tables: tuple[Tensor, Tensor] | None = None

@@ -1,7 +1,8 @@
 """Weights in and out of Hugging Face folders: config.json, generation_config.json and safetensors, whole or in shards.
 
 Loading reads every header first, so that a folder that does not fit is refused before any tensor is touched, and then
-copies file by file straight into parameters of the wanted dtype on the wanted device.
+copies file by file straight into parameters of the wanted dtype on the wanted device. A folder of adapters (PEFT) loads
+as what it stands for: its base with the adapters merged in.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from taosr1.model.adapter_files import load_adapters, read_adapter_config, save_adapters
 from taosr1.model.decoder import Decoder
 from taosr1.model.files import read_json, replace_file, write_json
-from taosr1.model.folders import INDEX, SINGLE, resolve_folder, weight_files
+from taosr1.model.folders import ADAPTER_CONFIG, INDEX, SINGLE, resolve_folder, weight_files
 from taosr1.model.hf_config import from_hf_config, to_hf_config
+from taosr1.model.lora import adapters, add_adapters, merge_adapters
 from taosr1.model.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,8 +39,8 @@ def load_pretrained(
         ValueError: an unsupported config, weights that do not fit it, a tokenizer that does not fit the task or model.
     """
     folder = resolve_folder(folder_or_hub_id)
-    tokenizer = Tokenizer(folder)  # first: it fails fast, the weights are slow
-    model = load_decoder(folder, dtype=dtype, device=device)
+    tokenizer = Tokenizer(_tokenizer_folder(folder))  # first: it fails fast, the weights are slow
+    model = load_decoder(folder_or_hub_id, dtype=dtype, device=device)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only has "
@@ -50,9 +53,10 @@ def load_decoder(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
     """Load the weights and config alone. Arguments and errors as `load_pretrained`."""
-    folder = resolve_folder(folder)
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype}, expected one of {', '.join(DTYPES)}")
+    folder, spec = resolve_folder(folder), folder
+    *above, folder = _base_folders(folder)
     raw = read_json(folder / "config.json")
     try:
         config = from_hf_config(raw)
@@ -65,7 +69,34 @@ def load_decoder(
     model.to_empty(device=device)
     _copy_weights(model, files)
     model.hf_config, model.generation_config = raw, generation
+    for adapter in reversed(above):
+        add_adapters(model, read_adapter_config(adapter)[0])
+        load_adapters(model, adapter)
+        merge_adapters(model)
+    model.source = str(Path(spec).resolve()) if Path(spec).is_dir() else str(spec)
     return model
+
+
+def _base_folders(folder: Path) -> list[Path]:
+    """The folder itself and, where it holds adapters, what they stand on, and so on down to a folder of weights."""
+    chain = [folder]
+    while (chain[-1] / ADAPTER_CONFIG).is_file():
+        if any((chain[-1] / name).is_file() for name in (SINGLE, INDEX)):
+            raise ValueError(f"{chain[-1]} holds both adapters ({ADAPTER_CONFIG}) and whole weights: remove one of them")
+        base = read_adapter_config(chain[-1])[1]
+        try:
+            found = resolve_folder(base)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}") from error
+        if found.resolve() in [path.resolve() for path in chain]:
+            raise ValueError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}, which stands on these adapters itself")
+        chain.append(found)
+    return chain
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer is: adapters of other programs come without one and share their base's."""
+    return next((path for path in _base_folders(folder) if (path / "tokenizer.json").is_file()), folder)
 
 
 def load_weights(model: Decoder, folder: str | Path) -> None:
@@ -77,12 +108,21 @@ def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path, *,
     """Write a complete Hugging Face folder; each file is written aside, forced to disk and renamed into place.
 
     config.json keeps what the source's had beyond the decoder's own keys. A tied head is stored once. More than
-    `shard_bytes` of weights go into numbered shards with an index.
+    `shard_bytes` of weights go into numbered shards with an index. Of a model with adapters only those are written, in
+    PEFT's format: its weights are where they came from.
 
     Raises:
         ValueError: the folder holds weights in other files than those to be written, which would be left beside them.
     """
     folder = Path(folder)
+    generation = model.generation_config or {"pad_token_id": tokenizer.pad_id}
+    generation = {"eos_token_id": list(tokenizer.eos_ids), **generation}
+    if adapters(model):
+        save_adapters(model, folder, model.source)
+        # There is no config.json here to find the end tokens in.
+        write_json(folder / "generation_config.json", generation | {"eos_token_id": list(tokenizer.eos_ids)})
+        tokenizer.save(folder)
+        return
     tensors = {name: tensor.detach().contiguous() for name, tensor in hf_tensors(model).items()}  # contiguous for safetensors
     shards = _shards(tensors, shard_bytes)
     names = {SINGLE} if len(shards) == 1 else {_shard_name(number, len(shards)) for number in range(len(shards))} | {INDEX}
@@ -101,7 +141,6 @@ def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path, *,
         weight_map = {name: _shard_name(number, len(shards)) for number, shard in enumerate(shards) for name in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / "config.json", _config_json(model, tokenizer))
-    generation = model.generation_config or {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     write_json(folder / "generation_config.json", generation)
     tokenizer.save(folder)
 

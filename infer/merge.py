@@ -1,0 +1,56 @@
+"""Write a run's judge as one plain Hugging Face folder, its adapters merged in, for other programs or for serving.
+
+    python infer/merge.py --model runs/mine-grpo --out mine-merged
+    python infer/merge.py --model runs/mine-grpo --out mine-merged --dtype bfloat16
+
+A run that trained LoRA adapters (`--lora-rank`) stores those alone, in PEFT's format, and every script here loads them over
+their base. transformers, vLLM and others want the whole: this is it, with the tokenizer, how the judge is asked, and what was
+fitted for serving (CumPT's beta, the temperature) beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+from taosr1.config import check, option, parse_config, run_main
+from taosr1.judge import DTYPES, load_judge
+from taosr1.learning.checkpoint import new_folder
+from taosr1.model.folders import model_folder
+from taosr1.model.weights import save_pretrained
+from taosr1.serving.deployed import CALIBRATION_FILE, TIERING_FILE
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("", "run folder, folder of adapters, Hugging Face folder or hub id")
+    out: str = option("", "folder to write; it must not exist")
+    dtype: str = option("float32", "type of the weights written", tuple(DTYPES))
+
+    def __post_init__(self) -> None:
+        check([(not self.model, "--model is missing"), (not self.out, "--out is missing")])
+
+
+def main(argv: list[str] | None = None) -> Path:
+    config = parse_config(Config, __doc__, argv)
+    out = Path(config.out)
+    if out.exists():
+        raise FileExistsError(f"--out {out}: exists already; choose another folder")
+    judge = load_judge(config.model, dtype=config.dtype)
+    with new_folder(out) as aside:
+        save_pretrained(judge.model, judge.tokenizer, aside)
+        judge.prompt.save(aside)
+        for name in (TIERING_FILE, CALIBRATION_FILE):
+            fitted = Path(model_folder(config.model)) / name
+            if fitted.is_file():
+                shutil.copy(fitted, aside / name)
+    print(f"{config.model} is in {out}, whole")
+    return out
+
+
+if __name__ == "__main__":
+    run_main(main)

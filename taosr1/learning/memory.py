@@ -1,0 +1,60 @@
+"""What every stage offers for a model that barely fits: adapters over frozen weights, and recomputed activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from taosr1.config import option
+from taosr1.judge import Judge, load_judge
+from taosr1.model.lora import TARGETS, LoraConfig, add_adapters
+
+
+@dataclass(frozen=True)
+class MemoryFlags:
+    """Flags that the training scripts' configs inherit; examples/guide/memory.md says what each is worth."""
+
+    lora_rank: int = option(0, "train LoRA adapters of this rank over frozen weights, which are then held in --dtype (0: train all weights)")
+    lora_alpha: float = option(32.0, "adapters are scaled by this over their rank")
+    lora_targets: str = option(",".join(TARGETS), "layers that get an adapter, by the last part of their names")
+    activation_checkpointing: bool = option(False, "keep only the input of every layer and compute the rest again in the backward pass: less memory, about a third more time")
+
+
+def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool, str]]:
+    """Problems for `taosr1.config.check`."""
+    try:
+        if flags.lora_rank:
+            lora_config(flags, dropout)
+    except ValueError as error:
+        return [(True, f"--lora-rank, --lora-alpha, --lora-dropout, --lora-targets: {error}")]
+    return []
+
+
+def lora_config(flags: MemoryFlags, dropout: float = 0.0) -> LoraConfig:
+    targets = tuple(name.strip() for name in flags.lora_targets.split(",") if name.strip())
+    return LoraConfig(flags.lora_rank, flags.lora_alpha, dropout, targets)
+
+
+def load_trainee(
+    model: str, flags: MemoryFlags, *, dtype: str, order: str | None = None, device: str = "cpu", seed: int = 0, dropout: float = 0.0
+) -> Judge:
+    """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
+
+    Raises: ValueError as `load_judge`, and where adapters would stand on fresh weights, which no file holds.
+    """
+    judge = load_judge(model, order=order, dtype=dtype if flags.lora_rank else "float32", device=device, seed=seed)
+    judge.model.activation_checkpointing = flags.activation_checkpointing
+    if flags.lora_rank:
+        if not judge.model.source:
+            raise ValueError(f"--lora-rank: --model {model} is fresh weights, which no adapter can stand on; give a trained model")
+        try:
+            add_adapters(judge.model, lora_config(flags, dropout), torch.Generator().manual_seed(seed))
+        except ValueError as error:
+            raise ValueError(f"--lora-targets: {error}") from error
+        trained = sum(parameter.numel() for parameter in judge.model.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in judge.model.parameters())
+        print(f"LoRA: {trained:,} of {total:,} weights are trained ({trained / total:.2%}); the rest is frozen in {dtype}")
+    return judge
+
+

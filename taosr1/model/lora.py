@@ -1,0 +1,122 @@
+"""LoRA (Hu et al. 2021, 2106.09685) by hand: y = W x + (alpha / rank) B A x, W frozen, A and B trained.
+
+An adapter is a second, small opinion on top of frozen weights. Switched off (`adapters_off`) the model is the one that
+training began with: DPO's and GRPO's reference policy without a second copy. How adapters are stored: `adapter_files.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taosr1.model.decoder import Decoder
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """rank: columns of A and B. alpha: their product is scaled by alpha / rank. targets: last names of the layers adapted."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        problems = []
+        if type(self.rank) is not int or self.rank < 1:
+            problems.append(f"rank is {self.rank!r}, expected an integer >= 1")
+        if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
+            problems.append(f"alpha is {self.alpha!r}, expected a number > 0")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout!r}, expected 0 or more and below 1")
+        if not self.targets or set(self.targets) - set(TARGETS):
+            problems.append(f"targets are {', '.join(self.targets) or 'none'}, expected some of {', '.join(TARGETS)}")
+        if problems:
+            raise ValueError("bad LoRA config: " + "; ".join(problems))
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with an adapter. It keeps the layer's own `weight` and `bias`, so their names in files stay the same."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator | None = None) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        device = base.weight.device
+        self.lora_A = nn.Linear(self.in_features, config.rank, bias=False, device=device)  # float32, whatever the frozen type
+        self.lora_B = nn.Linear(config.rank, self.out_features, bias=False, device=device)
+        bound = 1 / math.sqrt(self.in_features)  # PEFT's start: A uniform, B zero, so an adapter begins as no change at all
+        with torch.no_grad():
+            self.lora_A.weight.copy_((torch.rand(config.rank, self.in_features, generator=generator) * 2 - 1) * bound)
+            self.lora_B.weight.zero_()
+        self.lora, self.scale, self.active = config, config.alpha / config.rank, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.linear(x, self.weight, self.bias)
+        if not self.active:
+            return out
+        # Sampling and evaluation run without gradients, and without dropout.
+        x = F.dropout(x, self.lora.dropout, training=self.training and torch.is_grad_enabled())
+        down, up = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
+        return out + self.scale * F.linear(F.linear(x, down), up)
+
+    def merged(self) -> nn.Linear:
+        """The plain layer with W + scale * B A, computed in float32 and rounded once. It takes W over: this layer is spent."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        with torch.no_grad():
+            change = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
+            linear.weight.copy_(self.weight.float() + change)
+        return linear
+
+
+def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator | None = None) -> Decoder:
+    """Freeze the model and put an adapter on every linear layer whose last name is a target; returns the model.
+
+    Raises: ValueError where the model has adapters already, or a target names no linear layer (stacked experts are none).
+    """
+    if adapters(model):
+        raise ValueError("the model has adapters already: merge them first (`merge_adapters`)")
+    model.requires_grad_(False)
+    places = [(module, name) for module in model.modules() for name, child in module.named_children() if type(child) is nn.Linear]
+    unknown = set(config.targets) - {name for _, name in places}
+    if unknown:
+        raise ValueError(f"LoRA targets {', '.join(sorted(unknown))} name no linear layer of this model (stacked experts take no adapter)")
+    for module, name in places:
+        if name in config.targets:
+            setattr(module, name, LoraLinear(getattr(module, name), config, generator))
+    return model
+
+
+def adapters(model: nn.Module) -> list[LoraLinear]:
+    return [module for module in model.modules() if isinstance(module, LoraLinear)]
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is the frozen one below its adapters: the reference policy. Without adapters nothing changes."""
+    found = adapters(model)
+    for layer in found:
+        layer.active = False
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.active = True
+
+
+def merge_adapters(model: Decoder) -> Decoder:
+    """Add every adapter into its layer for good; returns the model, plain and trainable again."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoraLinear):
+                setattr(module, name, child.merged())
+    return model.requires_grad_(True)

@@ -85,13 +85,14 @@ class PreferencePair:
 
     @property
     def length_tok(self) -> int:
-        """Tokens this pair takes in a padded batch: two rows of its longer reply."""
-        return 2 * max(self.chosen.length_tok, self.rejected.length_tok)
+        """Tokens this pair takes: its prompt, which both replies share, and the replies."""
+        return len(self.chosen.prompt) + len(self.chosen.reply) + len(self.rejected.reply)
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs as 2B rows, all chosen replies first: ids, mask (2B, T); ref_logp (2B,) over the reply, ref_label (2B,) of its first token."""
+    """B pairs as 2B rows, chosen and rejected by turns (neighbours share their prompt): ids, mask (2B, T); ref_logp (2B,) over the reply,
+    ref_label (2B,) of its first token."""
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -120,9 +121,9 @@ def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
 
 
 def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
-    batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], device)
-    ref_logp = torch.tensor([pair.ref_chosen for pair in pairs] + [pair.ref_rejected for pair in pairs], device=device)
-    ref_label = torch.tensor([pair.ref_chosen_label for pair in pairs] + [pair.ref_rejected_label for pair in pairs], device=device)
+    batch = collate([example for pair in pairs for example in (pair.chosen, pair.rejected)], device)
+    ref_logp = torch.tensor([logp for pair in pairs for logp in (pair.ref_chosen, pair.ref_rejected)], device=device)
+    ref_label = torch.tensor([logp for pair in pairs for logp in (pair.ref_chosen_label, pair.ref_rejected_label)], device=device)
     return PairBatch(batch.ids, batch.mask, ref_logp, ref_label)
 
 
@@ -151,16 +152,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def loss_fn(model, batch: PairBatch) -> LossSum:
         logp, label, lengths = reply_logp(model, batch)
-        half = len(lengths) // 2
         loss = dpo_loss(
-            logp[:half], logp[half:], batch.ref_logp[:half], batch.ref_logp[half:], beta=config.beta, loss_type=config.loss_type,
-            label_smoothing=config.label_smoothing, chosen_length=lengths[:half], rejected_length=lengths[half:], nll_coef=config.nll_coef,
+            logp[::2], logp[1::2], batch.ref_logp[::2], batch.ref_logp[1::2], beta=config.beta, loss_type=config.loss_type,
+            label_smoothing=config.label_smoothing, chosen_length=lengths[::2], rejected_length=lengths[1::2], nll_coef=config.nll_coef,
         )  # fmt: skip
         if label_position == "none":
             return loss
         # Label-first pairs differ at their first token, which is all that serving reads: the margin that it has alone.
         gained = config.beta * (label.detach() - batch.ref_label)
-        return loss._replace(metrics=loss.metrics | {"rewards/label_margins": float((gained[:half] - gained[half:]).mean())})
+        return loss._replace(metrics=loss.metrics | {"rewards/label_margins": float((gained[::2] - gained[1::2]).mean())})
 
     return train(
         judge.model, judge.tokenizer, judge.prompt, run,
@@ -180,8 +180,8 @@ def with_reference(judge: Judge, pairs: list[PreferencePair], reply_logp, config
     done = []
     for part in micro_batches(pairs, 4 * config.micro_batch_tok):
         with compute_in(judge.model, DTYPES[config.dtype]):
-            replies, labels = (values.view(2, len(part)).tolist() for values in reply_logp(collate_pairs(part, config.device)))
-        done += [PreferencePair(pair.chosen, pair.rejected, *stored) for pair, *stored in zip(part, *replies, *labels)]
+            replies, labels = (values.view(len(part), 2).tolist() for values in reply_logp(collate_pairs(part, config.device)))
+        done += [PreferencePair(pair.chosen, pair.rejected, *reply, *label) for pair, reply, label in zip(part, replies, labels)]
     return done
 
 

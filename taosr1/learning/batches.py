@@ -65,6 +65,44 @@ def micro_batches(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
     return batches
 
 
+class Reply(Protocol):
+    """Anything with a prompt and a reply, as token ids."""
+
+    prompt: list[int]
+    reply: list[int]
+
+
+Sibling = TypeVar("Sibling", bound=Reply)
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Replies to one prompt. They take the room of that prompt and of all of them, because the prompt is computed once."""
+
+    items: list
+
+    @property
+    def length_tok(self) -> int:
+        return len(self.items[0].prompt) + sum(len(item.reply) for item in self.items)
+
+
+def sibling_batches(groups: Sequence[Sequence[Sibling]], max_tokens: int) -> list[list[Sibling]]:
+    """`micro_batches` of groups of replies to one prompt: siblings stay side by side, so that `completion_logp` can share their prompt.
+
+    A group too long for the budget is cut into several runs of siblings.
+    """
+    runs: list[Siblings] = []
+    for group in groups:
+        fresh = True
+        for item in group:
+            if not fresh and Siblings([*runs[-1].items, item]).length_tok <= max_tokens:
+                runs[-1].items.append(item)
+            else:
+                runs.append(Siblings([item]))
+            fresh = False
+    return [[item for siblings in part for item in siblings.items] for part in micro_batches(runs, max_tokens)]
+
+
 def label_token_weights(mask: torch.Tensor, weight: float, position: str) -> torch.Tensor:
     """Token weights (B, T): `weight` on the label token, 1 on the other reply tokens, 0 elsewhere.
 

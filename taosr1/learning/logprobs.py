@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from taosr1.learning.shared_prompts import reply_hidden
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 220 tokens of Qwen3, and more than any micro-batch of a tiny vocabulary
+
 
 def completion_logp(
     model,
@@ -17,15 +21,19 @@ def completion_logp(
     temperature: float = 1.0,
     with_entropy: bool = False,
     chunk_tok: int | None = None,
+    plain: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log p(ids[b, t] | ids[b, :t]) at the masked positions, 0 everywhere else; differentiable.
 
     The hidden states of position t - 1 predict token t, so only `hidden(ids[:, :-1])` at masked targets reaches the
     head: N = mask.sum() rows of V logits instead of B * T. Right padding needs no attention mask in a causal model.
 
+    Neighbouring rows with the same prompt (a GRPO group, a DPO pair) share its computation where that saves any: the same
+    numbers, see `shared_prompts`. With `plain` every row is run by itself.
+
     `temperature` divides the logits, as the sampler does: rollout and training log-probs then agree.
-    `chunk_tok` bounds the memory of the head to that many reply tokens at once: each chunk's logits are thrown away
-    and computed again in the backward pass (same values, one more matrix product).
+    `chunk_tok` bounds the memory of the head to that many reply tokens at once (None: LOGITS_AT_ONCE numbers): each chunk's
+    logits are thrown away and computed again in the backward pass (same values, one more matrix product).
 
     Shapes: ids (B, T) int64, right padded; mask (B, T) bool, True at reply tokens, EOS included.
         `model.hidden(ids)` -> (B, T, C) and `model.head(hidden)` -> (N, V).
@@ -36,9 +44,11 @@ def completion_logp(
     """
     _check(ids, mask, temperature, chunk_tok)
     targets = mask[:, 1:]  # (B, T-1)
-    hidden = model.hidden(ids[:, :-1])[targets]  # (N, C)
+    hidden = model.hidden(ids[:, :-1])[targets] if plain else reply_hidden(model, ids, mask)  # (N, C)
     tokens = ids[:, 1:][targets]  # (N,)
-    if chunk_tok is None or len(tokens) <= chunk_tok:
+    if chunk_tok is None:
+        chunk_tok = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    if len(tokens) <= chunk_tok:
         pieces = [_token_logp(model, hidden, tokens, temperature, with_entropy)]
     else:
         pieces = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from taosr1.judge import Judge
-from taosr1.learning.batches import Batch, Example, collate, label_token_weights, micro_batches
+from taosr1.learning.batches import Batch, Example, collate, label_token_weights, sibling_batches
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
@@ -106,10 +106,6 @@ class Rollout:
     logp: list[float]
     advantage: float
 
-    @property
-    def length_tok(self) -> int:
-        return len(self.prompt) + len(self.reply)
-
 
 @dataclass(frozen=True)
 class RolloutBatch:
@@ -165,7 +161,8 @@ class Sampler:
             self.fates[fate] = self.fates.get(fate, 0) + 1
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)
-        parts = micro_batches(rollouts, settings.micro_batch_tok)
+        of_groups = [rollouts[start : start + settings.samples] for start in range(0, len(rollouts), settings.samples)]
+        parts = sibling_batches(of_groups, settings.micro_batch_tok)
         return [self._batch(part) for part in parts], [group.record() for group in sampled]
 
     def _draw_rows(self, cursor: dict) -> list[int]:
@@ -290,7 +287,7 @@ class Sampler:
         if self.settings.compute_dtype == torch.float32:
             old_logp = torch.zeros(batch.ids.shape)
             for row, rollout in enumerate(rollouts):
-                old_logp[row, len(rollout.prompt) : rollout.length_tok] = torch.tensor(rollout.logp)
+                old_logp[row, len(rollout.prompt) : len(rollout.prompt) + len(rollout.reply)] = torch.tensor(rollout.logp)
         else:
             old_logp = self._measured(self.judge.model, batch)
         ref_logp = None

@@ -142,6 +142,10 @@ class Attention(nn.Module):
             grouped = query.view(rows, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
             return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).reshape(rows, 1, -1)
         query, causal, shared = query.transpose(1, 2), mask is None, self.heads != self.kv_heads
+        if shared and not causal and value.device.type == "cuda":
+            # There the kernel that takes a mask and keeps no (T, T) matrix wants a key for every query head.
+            key, value = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (key, value))
+            shared = False
         # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's. Training runs under autocast, and so do
         # its reference and old policy, which need no gradient but have to be measured by the same kernel.
         plain = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
@@ -195,7 +199,7 @@ class MixtureOfExperts(nn.Module):
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (N, k) and expert numbers (N, k) of tokens (N, C). Softmax over all experts comes before the choice."""
         logits = self.gate(tokens)
-        weights, experts = logits.softmax(-1, dtype=torch.float32).topk(self.chosen, dim=-1)
+        weights, experts = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).topk(self.chosen, dim=-1)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights.to(logits.dtype), experts
@@ -276,14 +280,21 @@ class Decoder(nn.Module):
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return F.linear(hidden, weight)
 
-    def hidden(self, ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
-        """Hidden states after the final norm. Arguments and errors are those of `forward`. Returns (B, T, C)."""
+    def hidden(
+        self, ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None, attends: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm. Arguments and errors are those of `forward`. Returns (B, T, C).
+
+        attends: (B, 1, T, T) bool, True where a query (third axis) may look; it replaces the causal mask of a call without a cache.
+        """
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise ValueError(f"ids must be (B, T) with T >= 1, got shape {tuple(ids.shape)}")
         if positions is not None and positions.shape != ids.shape:
             raise ValueError(f"positions have shape {tuple(positions.shape)}, ids {tuple(ids.shape)}: they must match")
-        mask = None
+        mask = attends
         if cache is not None:
+            if attends is not None:
+                raise ValueError("attends is for calls without a cache, which has a mask of its own")
             if torch.is_grad_enabled():
                 raise ValueError("a cache cannot be used where gradients are recorded: call under torch.no_grad()")
             if cache.rows != ids.shape[0]:
@@ -291,7 +302,7 @@ class Decoder(nn.Module):
             if positions is None:
                 positions = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
             mask = cache.place(positions)
-        elif self.config.sliding_window is not None and ids.shape[1] > self.config.sliding_window:
+        elif mask is None and self.config.sliding_window is not None and ids.shape[1] > self.config.sliding_window:
             steps = torch.arange(ids.shape[1], device=ids.device)
             behind = steps[:, None] - steps  # (T, T): how far back a key lies
             mask = ((behind >= 0) & (behind < self.config.sliding_window))[None, None]

@@ -1,6 +1,7 @@
 """Log-probabilities: hand-worked values on a bigram table, and the real decoder against a full log-softmax."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ class Bigram(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.as_tensor(table))
         self.rows_at_head = []
+        self.config = SimpleNamespace(vocab_size=len(self.table))
 
     def hidden(self, ids):
         return nn.functional.one_hot(ids, len(self.table)).to(self.table.dtype)  # (B, T, C = V)
@@ -29,7 +31,6 @@ class Bigram(nn.Module):
 
 @pytest.fixture
 def decoder():
-    torch.manual_seed(0)
     config = DecoderConfig(
         vocab_size=23,
         hidden_size=16,
@@ -40,11 +41,11 @@ def decoder():
         head_dim=8,
         tie_word_embeddings=False,  # a tied random model repeats its last token for ever
     )
-    model = Decoder(config)
+    model = Decoder(config).init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():  # sharper than the initialisation, so that neighbouring positions differ clearly
         for parameter in model.parameters():
             if parameter.dim() == 2:
-                parameter.mul_(3.0)
+                parameter.mul_(20.0)
     return model
 
 

@@ -16,6 +16,7 @@ from taosr1.learning import loop, rollouts
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words
 from taosr1.learning.selection import grade_share_cv
+from taosr1.learning.shared_prompts import pack_rows
 from taosr1.task.judgements import Judgement
 from train import grpo
 
@@ -235,7 +236,8 @@ def test_batches_hold_every_kept_reply_with_its_own_log_probs_and_advantages_of_
     batches, records = sampler.collect(0, {})
     assert len(batches) > 1 and sum(len(batch.ids) for batch in batches) == 4 * sampler.metrics["kept_groups"]
     for batch in batches:
-        assert batch.ids.shape[0] * batch.ids.shape[1] <= 200
+        packed = pack_rows(batch.ids, batch.mask)  # siblings side by side: their prompt counts once against the budget
+        assert packed.ids.numel() <= 200 and len(packed.ids) <= math.ceil(len(batch.ids) / 2)
         with torch.no_grad():
             scores = [completion_logp(model, batch.ids, batch.mask, temperature=0.8) for model in (judge.model, reference)]
         torch.testing.assert_close(batch.old_logp, scores[0], rtol=0, atol=1e-5)

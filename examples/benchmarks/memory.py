@@ -1,0 +1,173 @@
+"""Peak memory of a GRPO and a DPO step beside TRL's on the same model and batch, each in a process of its own.
+
+    python examples/benchmarks/memory.py                                    # small shape, CPU, float32
+    python examples/benchmarks/memory.py --shape qwen3-0.6b --device cuda --dtype bfloat16
+
+GRPO: 4 prompts of 192 tokens x 8 samples of 64, KL to the start, AdamW, two steps. DPO: 8 pairs of 192 + 64 tokens. All rows go
+through one forward and backward pass in both programs (no micro-batches), with and without recomputed activations in both. What
+counts is the peak above what the imports take; the whole process is shown beside it. TRL comes with `.[dev]`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
+
+import torch
+
+from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_model, peak_bytes
+from taosr1.config import option, parse_config, run_main
+from taosr1.judge import DTYPES
+
+PROMPT_TOK, REPLY_TOK, PROMPTS, SAMPLES, PAIRS, STEPS = 192, 64, 4, 8, 8, 2
+
+
+@dataclass(frozen=True)
+class Config:
+    shape: str = option("small", "which model", tuple(SHAPES))
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "compute type over float32 weights", tuple(DTYPES))
+    threads: int = option(1, "CPU threads")
+    out: str = option("", "JSON file to write")
+    one: str = option("", "internal: measure only this, as WHO/STAGE/RECOMPUTE")
+    folder: str = option("", "internal: the model's folder")
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    config = parse_config(Config, __doc__, argv)
+    if config.one:
+        who, stage, recompute = config.one.split("/")
+        print(json.dumps({"ours": ours, "trl": trl}[who](stage, recompute == "recompute", config)))
+        return []
+    rows = []
+    print(f"{config.shape}, {config.dtype}, {config.device}, {config.threads} thread(s); {machine()}")
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(config.shape, Path(folder))
+        for stage in ("grpo", "dpo"):
+            for recompute in ("keep", "recompute"):
+                found = {}
+                for who in ("trl", "ours"):
+                    arguments = ("--one", f"{who}/{stage}/{recompute}", "--folder", folder, "--shape", config.shape, "--device", config.device, "--dtype", config.dtype)
+                    found[who] = in_fresh_process(__file__, *arguments, threads=config.threads)
+                above = {who: value["peak"] - value["base"] for who, value in found.items()}
+                row = {"stage": stage, "activations": recompute, **{f"{who}_mib": round(value / 2**20) for who, value in above.items()},
+                       **{f"{who}_process_mib": round(value["peak"] / 2**20) for who, value in found.items()},
+                       "ratio": round(above["ours"] / above["trl"], 3)}  # fmt: skip
+                rows.append(row)
+                print(f"{stage:4} activations {'recomputed' if recompute == 'recompute' else 'kept':10}  ours {row['ours_mib']:6} MiB  TRL {row['trl_mib']:6} MiB"
+                      f"  ratio {row['ratio']:.2f}   (process: {row['ours_process_mib']} and {row['trl_process_mib']})")  # fmt: skip
+    if config.out:
+        Path(config.out).write_text(json.dumps({"machine": machine(), "shape": config.shape, "dtype": config.dtype, "rows": rows}, indent=1) + "\n")
+    return rows
+
+
+def token_ids(rows: int, length: int, seed: int) -> list[list[int]]:
+    """Random ids that are no control tokens."""
+    return torch.randint(10, 1000, (rows, length), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def ours(stage: str, recompute: bool, config: Config) -> dict:
+    from taosr1.learning.loop import accumulate, make_optimizers
+    from taosr1.model.weights import load_decoder
+
+    base = peak_bytes(config.device)
+    model = load_decoder(config.folder, device=config.device)
+    model.activation_checkpointing = recompute
+    (optimizer,) = make_optimizers(model, 1e-5)
+    step = {"grpo": our_grpo, "dpo": our_dpo}[stage](model, config)
+    started = time.perf_counter()
+    for number in range(STEPS):
+        batch, loss_fn = step(number)
+        accumulate(model, [batch], loss_fn, DTYPES[config.dtype])
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+    return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started}
+
+
+def our_grpo(model, config: Config):
+    import copy
+
+    from taosr1.learning.batches import Example, collate
+    from taosr1.learning.logprobs import completion_logp
+    from taosr1.learning.loop import compute_in
+    from taosr1.learning.losses import group_advantages, grpo_loss
+    from taosr1.sampling.sampler import generate
+
+    reference = copy.deepcopy(model).requires_grad_(False)
+
+    def step(number: int):
+        prompts = token_ids(PROMPTS, PROMPT_TOK, number)
+        generator = torch.Generator().manual_seed(number)
+        replies = generate(model, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
+        batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
+        with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
+            old, ref = completion_logp(model, batch.ids, batch.mask), completion_logp(reference, batch.ids, batch.mask)
+        advantages = group_advantages(torch.randn(len(replies), generator=generator, dtype=torch.float64), SAMPLES).float().to(config.device)
+        return batch, lambda model, batch: grpo_loss(completion_logp(model, batch.ids, batch.mask), old, advantages, batch.mask, ref_logp=ref, kl_beta=0.04)
+
+    return step
+
+
+def our_dpo(model, config: Config):
+    from taosr1.learning.batches import Example, collate
+    from taosr1.learning.logprobs import completion_logp, sequence_logp
+    from taosr1.learning.loop import compute_in
+    from taosr1.learning.losses import dpo_loss
+
+    def step(number: int):
+        prompts, replies = token_ids(PAIRS, PROMPT_TOK, number), token_ids(2 * PAIRS, REPLY_TOK, 100 + number)
+        batch = collate([Example(prompts[row // 2], reply) for row, reply in enumerate(replies)], config.device)  # chosen, rejected by turns
+        with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
+            ref = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
+
+        def loss_fn(model, batch):
+            logp = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
+            return dpo_loss(logp[::2], logp[1::2], ref[::2], ref[1::2])
+
+        return batch, loss_fn
+
+    return step
+
+
+def trl(stage: str, recompute: bool, config: Config) -> dict:
+    """TRL's trainer on the same numbers of tokens. Its prompts are text, cut by its tokenizer to as many tokens as ours have."""
+    import datasets
+    import transformers
+    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+
+    transformers.utils.logging.set_verbosity_error()
+    base = peak_bytes(config.device)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(config.folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(config.folder, dtype=torch.float32)
+    common = dict(output_dir=tempfile.mkdtemp(), max_steps=STEPS, learning_rate=1e-5, report_to=[], save_strategy="no", logging_strategy="no",
+                  disable_tqdm=True, gradient_checkpointing=recompute, bf16=config.dtype == "bfloat16", fp16=config.dtype == "float16",
+                  use_cpu=config.device == "cpu", dataloader_pin_memory=False, optim="adamw_torch")  # fmt: skip
+    texts = [tokenizer.decode(ids) for ids in token_ids(64, 4 * PROMPT_TOK, 0)]
+    if stage == "grpo":
+        exact = [tokenizer.decode(tokenizer(text)["input_ids"][:PROMPT_TOK]) for text in texts]
+        rows = datasets.Dataset.from_dict({"prompt": exact})
+        arguments = GRPOConfig(**common, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES, max_completion_length=REPLY_TOK, beta=0.04,
+                               generation_kwargs={"min_new_tokens": REPLY_TOK})  # fmt: skip
+        reward = lambda completions, **_: [float(hash(text) % 97) for text in completions]  # noqa: E731
+        trainer = GRPOTrainer(model=model, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    else:
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        rows = datasets.Dataset.from_dict({
+            "prompt": [tokenizer.decode(row[:PROMPT_TOK]) for row in ids], "chosen": [tokenizer.decode(row[PROMPT_TOK : PROMPT_TOK + REPLY_TOK]) for row in ids],
+            "rejected": [tokenizer.decode(row[PROMPT_TOK + REPLY_TOK : PROMPT_TOK + 2 * REPLY_TOK]) for row in ids],
+        })  # fmt: skip
+        arguments = DPOConfig(**common, per_device_train_batch_size=PAIRS, max_length=PROMPT_TOK + REPLY_TOK)
+        trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    started = time.perf_counter()
+    trainer.train()
+    return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+    run_main(main)

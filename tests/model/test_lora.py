@@ -227,6 +227,7 @@ def test_we_load_adapters_that_peft_trained_and_train_them_alike(peft, make_mode
     transformers = pytest.importorskip("transformers")
     save_pretrained(make_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "base")
     below = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    torch.manual_seed(0)  # PEFT draws the adapters from the global generator
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(below, config)
     theirs.save_pretrained(tmp_path / "adapters")
@@ -238,7 +239,8 @@ def test_we_load_adapters_that_peft_trained_and_train_them_alike(peft, make_mode
     expected = {name.replace(".default", ""): p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     for name, parameter in ours.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, expected.pop(f"base_model.model.{name}"), rtol=1e-4, atol=1e-6)
+            grad = expected.pop(f"base_model.model.{name}")
+            assert (parameter.grad - grad).norm() <= 1e-4 * grad.norm(), name
     assert not expected
     torch.testing.assert_close(load_pretrained(tmp_path / "adapters")[0](IDS), ours(IDS), rtol=1e-5, atol=1e-5)
 

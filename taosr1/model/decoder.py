@@ -154,9 +154,23 @@ class Attention(nn.Module):
         return out.transpose(1, 2).reshape(rows, length, -1)
 
 
+class GatedSiLU(torch.autograd.Function):
+    """silu(gate) * up. Autograd by itself would keep silu(gate) too, the widest tensor of a layer; here it is computed again."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
+
+
 def swiglu(x: Tensor, gate, up, down) -> Tensor:
     """down(silu(gate(x)) * up(x)): one formula for the dense MLP and for the experts."""
-    return down(F.silu(gate(x)) * up(x))
+    return down(GatedSiLU.apply(gate(x), up(x)) if torch.is_grad_enabled() else F.silu(gate(x)) * up(x))
 
 
 class MLP(nn.Module):

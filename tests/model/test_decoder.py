@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from taosr1.model.cache import KVCache
-from taosr1.model.decoder import Decoder, DecoderConfig, RMSNorm
+from taosr1.model.decoder import Decoder, DecoderConfig, GatedSiLU, RMSNorm
 
 LENGTHS = (7, 1, 12, 4)
 
@@ -146,6 +146,17 @@ def test_activation_checkpointing_changes_no_gradient(family, make_model):
     assert all(torch.equal(a, b) for a, b in zip(*grads))
     with torch.no_grad():  # and sampling still has its cache
         assert torch.equal(model(ids, cache=KVCache(model.config, 4, 16)), model(ids, cache=KVCache(model.config, 4, 16)))
+
+
+def test_the_gated_silu_keeps_two_tensors_and_has_the_gradient_of_its_formula():
+    gate, up = (torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
+    assert torch.autograd.gradcheck(GatedSiLU.apply, (gate, up))
+    kept, plain = [], []
+    for found, function in ((kept, GatedSiLU.apply), (plain, lambda gate, up: torch.nn.functional.silu(gate) * up)):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: found.append(tensor) or tensor, lambda tensor: tensor):  # noqa: B023
+            out = function(gate, up)
+        assert torch.equal(out, torch.nn.functional.silu(gate) * up)
+    assert len(kept) == 2 and len(plain) == 3
 
 
 def test_activation_checkpointing_keeps_one_tensor_a_layer(make_model):

@@ -64,9 +64,11 @@ def load_decoder(
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     with torch.device("meta"):  # no memory and no random numbers until the real weights arrive
-        model = Decoder(config).to(dtype)
+        model = Decoder(config)
     files = _check_headers(model, folder)
-    model.to_empty(device=device)
+    # Not model.to_empty, which imports half of torch.compile first.
+    empty = {name: torch.empty(tensor.shape, dtype=dtype, device=device) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(empty, assign=True)
     _copy_weights(model, files)
     model.hf_config, model.generation_config = raw, generation
     for adapter in reversed(above):
@@ -233,7 +235,7 @@ def _copy_weights(model: Decoder, files: dict[Path, list[str]]) -> None:
                 tied_copy = path
                 continue
             for start, stop in _pieces(targets[name]):
-                target, stored = targets[name][start:stop], handle.get_slice(name)[start:stop]
+                target, stored = targets[name][start:stop], handle.get_tensor(name)[start:stop]  # a view of the map: get_slice would copy
                 target.copy_(stored)
                 if target.dtype == torch.float16 != stored.dtype and not target.isfinite().all():
                     raise ValueError(f"{path}: {name} holds values beyond float16, or NaN: load it as bfloat16 or float32")
@@ -244,7 +246,7 @@ def _copy_weights(model: Decoder, files: dict[Path, list[str]]) -> None:
     if tied_copy is not None:
         embedding = targets["model.embed_tokens.weight"]
         for start, stop in _pieces(embedding):
-            stored = _open(tied_copy).get_slice("lm_head.weight")[start:stop]
+            stored = _open(tied_copy).get_tensor("lm_head.weight")[start:stop]
             if not torch.equal(stored.to(embedding.device, embedding.dtype), embedding[start:stop]):
                 raise ValueError(f"{tied_copy}: lm_head.weight differs from model.embed_tokens.weight, but config.json says they are tied")
 

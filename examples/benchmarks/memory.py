@@ -4,8 +4,10 @@
     python examples/benchmarks/memory.py --shape qwen3-0.6b --device cuda --dtype bfloat16
 
 GRPO: 4 prompts of 192 tokens x 8 samples of 64, KL to the start, AdamW, two steps. DPO: 8 pairs of 192 + 64 tokens. All rows go
-through one forward and backward pass in both programs (no micro-batches), with and without recomputed activations in both. What
-counts is the peak above what the imports take; the whole process is shown beside it. TRL comes with `.[dev]`.
+through one forward and backward pass in both programs (no micro-batches): activations kept, recomputed, or recomputed under
+LoRA adapters of rank 16, in both. What counts is the peak above what the imports take; the whole process is shown beside it.
+"floor" is what both must hold whatever they do: weights, gradients, AdamW's moments, and GRPO's reference, over TRL's peak. TRL
+and PEFT come with `.[dev]`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_m
 from taosr1.config import option, parse_config, run_main
 from taosr1.judge import DTYPES
 
-PROMPT_TOK, REPLY_TOK, PROMPTS, SAMPLES, PAIRS, STEPS = 192, 64, 4, 8, 8, 2
+PROMPT_TOK, REPLY_TOK, PROMPTS, SAMPLES, PAIRS, STEPS, RANK = 192, 64, 4, 8, 8, 2, 16
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,28 @@ class Config:
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     if config.one:
-        who, stage, recompute = config.one.split("/")
-        print(json.dumps({"ours": ours, "trl": trl}[who](stage, recompute == "recompute", config)))
+        who, stage, mode = config.one.split("/")
+        print(json.dumps({"ours": ours, "trl": trl}[who](stage, mode, config)))
         return []
     rows = []
     print(f"{config.shape}, {config.dtype}, {config.device}, {config.threads} thread(s); {machine()}")
     with tempfile.TemporaryDirectory() as folder:
         make_model(config.shape, Path(folder))
         for stage in ("grpo", "dpo"):
-            for recompute in ("keep", "recompute"):
+            for mode in ("keep", "recompute", "lora"):
                 found = {}
                 for who in ("trl", "ours"):
-                    arguments = ("--one", f"{who}/{stage}/{recompute}", "--folder", folder, "--shape", config.shape, "--device", config.device, "--dtype", config.dtype)
+                    arguments = ("--one", f"{who}/{stage}/{mode}", "--folder", folder, "--shape", config.shape, "--device", config.device, "--dtype", config.dtype)
                     found[who] = in_fresh_process(__file__, *arguments, threads=config.threads)
                 above = {who: value["peak"] - value["base"] for who, value in found.items()}
-                row = {"stage": stage, "activations": recompute, **{f"{who}_mib": round(value / 2**20) for who, value in above.items()},
+                copies = {"lora": 1}.get(mode, 4 + (stage == "grpo"))  # weights, gradients, two moments, GRPO's reference
+                floor = copies * found["ours"]["weights"] / above["trl"]
+                row = {"stage": stage, "mode": mode, "floor": round(floor, 3), **{f"{who}_mib": round(value / 2**20) for who, value in above.items()},
                        **{f"{who}_process_mib": round(value["peak"] / 2**20) for who, value in found.items()},
                        "ratio": round(above["ours"] / above["trl"], 3)}  # fmt: skip
                 rows.append(row)
-                print(f"{stage:4} activations {'recomputed' if recompute == 'recompute' else 'kept':10}  ours {row['ours_mib']:6} MiB  TRL {row['trl_mib']:6} MiB"
-                      f"  ratio {row['ratio']:.2f}   (process: {row['ours_process_mib']} and {row['trl_process_mib']})")  # fmt: skip
+                print(f"{stage:4} {mode:9}  ours {row['ours_mib']:6} MiB  TRL {row['trl_mib']:6} MiB  ratio {row['ratio']:.2f}  floor {floor:.2f}"
+                      f"   (process: {row['ours_process_mib']} and {row['trl_process_mib']})", flush=True)  # fmt: skip
     if config.out:
         Path(config.out).write_text(json.dumps({"machine": machine(), "shape": config.shape, "dtype": config.dtype, "rows": rows}, indent=1) + "\n")
     return rows
@@ -72,13 +76,17 @@ def token_ids(rows: int, length: int, seed: int) -> list[list[int]]:
     return torch.randint(10, 1000, (rows, length), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def ours(stage: str, recompute: bool, config: Config) -> dict:
+def ours(stage: str, mode: str, config: Config) -> dict:
     from taosr1.learning.loop import accumulate, make_optimizers
+    from taosr1.model.lora import LoraConfig, add_adapters
     from taosr1.model.weights import load_decoder
 
     base = peak_bytes(config.device)
     model = load_decoder(config.folder, device=config.device)
-    model.activation_checkpointing = recompute
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    model.activation_checkpointing = mode != "keep"
+    if mode == "lora":
+        add_adapters(model, LoraConfig(RANK, 2.0 * RANK))
     (optimizer,) = make_optimizers(model, 1e-5)
     step = {"grpo": our_grpo, "dpo": our_dpo}[stage](model, config)
     started = time.perf_counter()
@@ -87,19 +95,19 @@ def ours(stage: str, recompute: bool, config: Config) -> dict:
         accumulate(model, [batch], loss_fn, DTYPES[config.dtype])
         optimizer.step()
         model.zero_grad(set_to_none=True)
-    return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started}
+    return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started, "weights": weights}
 
 
 def our_grpo(model, config: Config):
-    import copy
-
     from taosr1.learning.batches import Example, collate
     from taosr1.learning.logprobs import completion_logp
     from taosr1.learning.loop import compute_in
     from taosr1.learning.losses import group_advantages, grpo_loss
+    from taosr1.model.lora import adapters_off
     from taosr1.sampling.sampler import generate
+    from train.grpo import reference_policy
 
-    reference = copy.deepcopy(model).requires_grad_(False)
+    reference = reference_policy(model)
 
     def step(number: int):
         prompts = token_ids(PROMPTS, PROMPT_TOK, number)
@@ -107,7 +115,9 @@ def our_grpo(model, config: Config):
         replies = generate(model, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
         batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
         with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
-            old, ref = completion_logp(model, batch.ids, batch.mask), completion_logp(reference, batch.ids, batch.mask)
+            old = completion_logp(model, batch.ids, batch.mask)
+            with adapters_off(reference):
+                ref = completion_logp(reference, batch.ids, batch.mask)
         advantages = group_advantages(torch.randn(len(replies), generator=generator, dtype=torch.float64), SAMPLES).float().to(config.device)
         return batch, lambda model, batch: grpo_loss(completion_logp(model, batch.ids, batch.mask), old, advantages, batch.mask, ref_logp=ref, kl_beta=0.04)
 
@@ -135,19 +145,23 @@ def our_dpo(model, config: Config):
     return step
 
 
-def trl(stage: str, recompute: bool, config: Config) -> dict:
+def trl(stage: str, mode: str, config: Config) -> dict:
     """TRL's trainer on the same numbers of tokens. Its prompts are text, cut by its tokenizer to as many tokens as ours have."""
     import datasets
+    import peft
     import transformers
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+
+    from taosr1.model.lora import TARGETS
 
     transformers.utils.logging.set_verbosity_error()
     base = peak_bytes(config.device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(config.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(config.folder, dtype=torch.float32)
     common = dict(output_dir=tempfile.mkdtemp(), max_steps=STEPS, learning_rate=1e-5, report_to=[], save_strategy="no", logging_strategy="no",
-                  disable_tqdm=True, gradient_checkpointing=recompute, bf16=config.dtype == "bfloat16", fp16=config.dtype == "float16",
+                  disable_tqdm=True, gradient_checkpointing=mode != "keep", bf16=config.dtype == "bfloat16", fp16=config.dtype == "float16",
                   use_cpu=config.device == "cpu", dataloader_pin_memory=False, optim="adamw_torch")  # fmt: skip
+    adapters = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM") if mode == "lora" else None
     texts = [tokenizer.decode(ids) for ids in token_ids(64, 4 * PROMPT_TOK, 0)]
     if stage == "grpo":
         exact = [tokenizer.decode(tokenizer(text)["input_ids"][:PROMPT_TOK]) for text in texts]
@@ -155,7 +169,7 @@ def trl(stage: str, recompute: bool, config: Config) -> dict:
         arguments = GRPOConfig(**common, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES, max_completion_length=REPLY_TOK, beta=0.04,
                                generation_kwargs={"min_new_tokens": REPLY_TOK})  # fmt: skip
         reward = lambda completions, **_: [float(hash(text) % 97) for text in completions]  # noqa: E731
-        trainer = GRPOTrainer(model=model, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer)
+        trainer = GRPOTrainer(model=model, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapters)
     else:
         ids = [tokenizer(text)["input_ids"] for text in texts]
         rows = datasets.Dataset.from_dict({
@@ -163,7 +177,7 @@ def trl(stage: str, recompute: bool, config: Config) -> dict:
             "rejected": [tokenizer.decode(row[PROMPT_TOK + REPLY_TOK : PROMPT_TOK + 2 * REPLY_TOK]) for row in ids],
         })  # fmt: skip
         arguments = DPOConfig(**common, per_device_train_batch_size=PAIRS, max_length=PROMPT_TOK + REPLY_TOK)
-        trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+        trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapters)
     started = time.perf_counter()
     trainer.train()
     return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started}

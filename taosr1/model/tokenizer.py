@@ -69,7 +69,8 @@ class Tokenizer:
         self._files = {n: (self.folder / n).read_bytes() for n in TOKENIZER_FILES if (self.folder / n).is_file()}
         spec = read_json(path)
         self._trusted = _build(spec, path)
-        self._untrusted = _build(_all_special(spec), path)
+        self._continuing = _build(_without_prefix(spec), path)
+        self._untrusted = _build(_all_special(_without_prefix(spec)), path)
         self._untrusted.encode_special_tokens = True
         self._control = _control_ids(self._trusted, spec)
         self._config, model_config, generation = (
@@ -83,12 +84,16 @@ class Tokenizer:
         self.chat_template = self._find_template()
         self.label_ids = self._find_labels()
 
-    def encode_trusted(self, text: str) -> list[int]:
-        """Ids of our own text; control tokens such as <|im_end|> are read as such. Adds no BOS and no EOS."""
-        return self._trusted.encode(SURROGATES.sub("\ufffd", text), add_special_tokens=False).ids
+    def encode_trusted(self, text: str, *, start: bool = True) -> list[int]:
+        """Ids of our own text; control tokens such as <|im_end|> are read as such. Adds no BOS and no EOS.
+
+        start: whether a sequence begins with this text. Tokenizers of the SentencePiece kind (Llama 2, Mistral) put a space before one.
+        """
+        tokenizer = self._trusted if start else self._continuing
+        return tokenizer.encode(SURROGATES.sub("\ufffd", text), add_special_tokens=False).ids
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of anybody's text: never a control token, whatever it spells. Lone surrogates become U+FFFD."""
+        """Ids of anybody's text, behind other text: never a control token, whatever it spells. Lone surrogates become U+FFFD."""
         text = SURROGATES.sub("\ufffd", text)
         ids = self._untrusted.encode(text, add_special_tokens=False).ids
         if self._control.isdisjoint(ids):
@@ -233,6 +238,28 @@ def _build(spec: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
+    """The same tokenizer without the space that SentencePiece kinds put before a text: a piece behind others is no beginning.
+
+    With it the label "4" would be two tokens, and every field of a prompt would have a space of its own.
+    """
+
+    def strip(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kind = part.get("type")
+        if kind == "Prepend":
+            return None
+        if kind == "Metaspace":
+            return {**part, "prepend_scheme": "never"}
+        for key in ("normalizers", "pretokenizers"):
+            if isinstance(part.get(key), list):
+                part = {**part, key: [inner for inner in map(strip, part[key]) if inner is not None]}
+        return part
+
+    return {**spec, "normalizer": strip(spec.get("normalizer")), "pre_tokenizer": strip(spec.get("pre_tokenizer"))}
 
 
 def _all_special(spec: dict[str, Any]) -> dict[str, Any]:

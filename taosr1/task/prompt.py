@@ -110,7 +110,7 @@ def _template_pieces(tokenizer, names: tuple[str, ...], config: PromptConfig) ->
     parts = re.split("\ue000\\d+\ue001", rendered)
     if len(parts) != len(names) + 2:
         raise ValueError(f"the chat template shows the user's message {(len(parts) - 1) / (len(names) + 1):g} times, expected once")
-    return tuple(tuple(tokenizer.encode_trusted(part)) for part in parts)
+    return tuple(tuple(tokenizer.encode_trusted(part, start=index == 0)) for index, part in enumerate(parts))
 
 
 def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[int]:

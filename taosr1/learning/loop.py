@@ -132,6 +132,8 @@ def train(
         model.zero_grad(set_to_none=True)
         step += 1
         metrics |= step_metrics() if step_metrics else {}
+        if torch.cuda.is_available():
+            metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
         run.log(step, **metrics, grad_norm=grad_norm, lr_factor=factor, skipped=skipped, time_s=round(time.perf_counter() - started, 4))
         bar.update()
         bar.set_postfix({name: f"{value:.3f}" for name, value in {**metrics, **last}.items() if name in BAR_METRICS}, refresh=False)

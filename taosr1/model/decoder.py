@@ -22,6 +22,7 @@ from taosr1.model.experts import grouped_linear
 from taosr1.model.rotary import Llama3Scaling, rotary_tables, rotate
 
 INIT_STD = 0.02
+PLAIN_BELOW = 384  # tokens
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
@@ -146,9 +147,10 @@ class Attention(nn.Module):
             # There the kernel that takes a mask and keeps no (T, T) matrix wants a key for every query head.
             key, value = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (key, value))
             shared = False
-        # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's. Training runs under autocast, and so do
-        # its reference and old policy, which need no gradient but have to be measured by the same kernel.
-        plain = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
+        # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's, which keeps a (T, T) matrix for every head:
+        # good for short rows. Training runs under autocast, and so do its reference and old policy, which need no gradient but have to be
+        # measured by the same kernel.
+        plain = length <= PLAIN_BELOW and value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=shared)
         return out.transpose(1, 2).reshape(rows, length, -1)

@@ -14,6 +14,9 @@ import torch
 from taosr1.model.cache import KVCache
 from taosr1.model.decoder import Decoder
 
+CACHE_BYTES = 4 * 2**30  # of keys and values at a time
+LOGITS_AT_ONCE = 2**26  # numbers; choosing tokens takes a few tensors of that size
+MOST_ROWS = 1024  # more rows make no model faster
 COMPACT_BELOW = 0.75  # finished rows leave the batch once fewer than this share of its rows is alive
 
 
@@ -35,6 +38,13 @@ class Rollouts:
     def replies(self) -> list[list[int]]:
         """The replies as plain lists of ids, stop token included where there is one."""
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist())]
+
+
+def rows_that_fit(model: Decoder, length: int) -> int:
+    """How many rows of so many tokens are decoded at once: bounded by the memory of the cache and of the logits."""
+    config = model.config
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * next(model.parameters()).element_size()
+    return max(1, min(MOST_ROWS, CACHE_BYTES // (length * token_bytes), LOGITS_AT_ONCE // config.vocab_size))
 
 
 @torch.no_grad()
@@ -82,17 +92,18 @@ def _last_possible(probs: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def draw_first_tokens(
-    model: Decoder, prompts: Sequence[Sequence[int]], samples: int, temperature: float, generator: torch.Generator, max_rows: int = 1024
+    model: Decoder, prompts: Sequence[Sequence[int]], samples: int, temperature: float, generator: torch.Generator, max_rows: int | None = None
 ) -> torch.Tensor:
     """Draw only the first token of G replies for every prompt, from one prefill and no decoding. Returns (P, G) int64.
 
-    `max_rows` bounds the rows of logits alive at once, as in `generate`.
+    `max_rows` bounds the rows alive at once, as in `generate`.
 
     Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that `generate` alone gives:
     the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
     """
     uniform = torch.rand(len(prompts), samples, generator=generator)
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    max_rows = max_rows or rows_that_fit(model, max(map(len, prompts), default=1))
     drawn = torch.zeros(len(prompts), samples, dtype=torch.int64)
     per_batch = max(1, max_rows // samples)
     for start in range(0, len(order), per_batch):
@@ -118,13 +129,13 @@ def generate(
     stop_ids: Sequence[int],
     generator: torch.Generator | None = None,
     first_tokens: torch.Tensor | None = None,
-    max_rows: int = 1024,
+    max_rows: int | None = None,
 ) -> Rollouts:
     """Sample `samples` replies for every prompt.
 
     `first_tokens` (P, samples) or (P * samples,) forces the first token of each reply: difficulty-by-prefill draws the labels itself and
-    only then lets the kept groups write on. `max_rows` bounds the rows alive at once (memory); prompts are taken in
-    order of length, results come back in the caller's order.
+    only then lets the kept groups write on. `max_rows` bounds the rows alive at once (None: what `rows_that_fit` says); prompts
+    are taken in order of length, results come back in the caller's order.
 
     Log-probs are those of the whole distribution at the sampling temperature (1 where it is 0), without top-k and
     top-p, so they equal what `completion_logp` computes in training; train on replies drawn with top_k=0, top_p=1.
@@ -140,6 +151,7 @@ def generate(
         finished=torch.zeros(rows, dtype=torch.bool),
     )
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    max_rows = max_rows or rows_that_fit(model, max(map(len, prompts), default=1) + max_new_tokens)
     per_batch = max(1, max_rows // samples)
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]

@@ -313,3 +313,19 @@ def test_weights_that_give_nan_are_an_error_not_a_reply(model, prompts):
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="logits are not finite"):
         sample(broken, prompts)
+
+
+def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, prompts, monkeypatch):
+    """2 layers x 2 heads of 8 x keys and values x 4 bytes: 256 bytes a token."""
+    assert sampler.rows_that_fit(model, 100) == 1024
+    monkeypatch.setattr(sampler, "CACHE_BYTES", 256 * 100 * 7)
+    assert sampler.rows_that_fit(model, 100) == 7 and sampler.rows_that_fit(model, 10_000) == 1
+    monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 61 * 5)
+    assert sampler.rows_that_fit(model, 100) == 5
+    alive = []
+    monkeypatch.setattr(sampler, "_decode", lambda prompts, samples, *_: alive.append(len(prompts) * samples))
+    sample(model, prompts, samples=2)
+    assert max(alive) <= 5 and sum(alive) == 2 * len(prompts)
+    monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 1)
+    sample(model, prompts, samples=4)
+    assert alive[-len(prompts) :] == [4] * len(prompts)  # one prompt with its samples, at least

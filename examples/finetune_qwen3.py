@@ -1,0 +1,133 @@
+"""Qwen3-0.6B on ESCI, from nothing to tiers on one GPU: the commands of finetune_qwen3.md, one after another.
+
+    python examples/finetune_qwen3.py --data shopping_queries_dataset_examples.parquet
+    python examples/finetune_qwen3.py --data pairs.jsonl.gz --check --device cpu       # random weights of exactly that shape, a few steps
+
+Label first throughout, because ESCI has grades and no reasons: SFT, mining, DPO, GRPO, then temperature and CumPT's beta fitted on
+dev, every test row scored, and one merged folder. A tenth of the training queries is held out as dev. Each command is printed with
+its time and peak memory; a step that is done is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+import torch
+
+from examples.benchmarks.common import make_model
+from taosr1.config import check, option, parse_config, run_main
+from taosr1.judge import DTYPES
+from taosr1.task.judgements import write_judgements
+from taosr1.task.sources import load_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+DEV_SHARE = 10  # one training query in so many is held out
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = option("", "ESCI rows with their split: .jsonl[.gz], .csv or the .parquet files")
+    model: str = option("Qwen/Qwen3-0.6B", "hub id or folder")
+    out: str = option("runs/qwen3", "folder for everything")
+    lora_rank: int = option(16, "adapters' rank; 0 trains all weights, which takes about four times the memory")
+    device: str = option("cuda", "torch device")
+    dtype: str = option("bfloat16", "compute type", tuple(DTYPES))
+    check: bool = option(False, "random weights of exactly this shape and a few rows and steps: does every command run here?")
+    seed: int = option(0, "seed")
+
+    def __post_init__(self) -> None:
+        check([(not self.data, "--data is missing: ESCI's examples, see examples/finetune_qwen3.md")])
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    config = parse_config(Config, __doc__, argv)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    model = str(make_model("qwen3-0.6b", out / "random", torch.bfloat16)) if config.check else config.model
+    hold_out(config, out)
+    done = []
+    for name, result, command in plan(config, out, model):
+        if (out / result).exists():
+            print(f"{name}: done already ({out / result})")
+            continue
+        print(f"\n{name}: python {shlex.join(command)}", flush=True)
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if os.waitstatus_to_exitcode(status):
+            raise ValueError(f"{name} failed, see above; the same command continues from there")
+        row = {"step": name, "seconds": round(time.perf_counter() - started, 1), "peak_mib": round(usage.ru_maxrss / 1024)}
+        row |= gpu_memory(out / name)
+        done.append(row)
+        print(f"{name}: {row}", flush=True)
+    (out / "steps.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    return done
+
+
+def hold_out(config: Config, out: Path) -> None:
+    """train.jsonl and dev.jsonl by query from the training split, test.jsonl from the other."""
+    limit = 40 if config.check else 0
+    rows = load_rows(config.data, split="train", need_grade=True)
+    queries = {row.query_id or row.query: None for row in rows}
+    dev = set(list(queries)[::DEV_SHARE])
+    parts = {
+        "train": [row for row in rows if (row.query_id or row.query) not in dev],
+        "dev": [row for row in rows if (row.query_id or row.query) in dev],
+        "test": load_rows(config.data, split="test", need_grade=True),
+    }
+    for name, part in parts.items():
+        write_judgements(out / f"{name}.jsonl", part[: limit or len(part)])
+
+
+def plan(config: Config, out: Path, model: str) -> list[tuple[str, str, list[str]]]:
+    """(name, file that exists when it is done, command) of every step."""
+    train, dev, test = (str((out / f"{name}.jsonl").resolve()) for name in ("train", "dev", "test"))
+    small, folder = config.check, out.resolve()
+    steps = {"sft": 2, "dpo": 2, "grpo": 2} if small else {"sft": 600, "dpo": 100, "grpo": 200}
+    machine = ["--device", config.device, "--dtype", config.dtype, "--seed", str(config.seed)]
+    lora = ["--lora-rank", str(config.lora_rank), "--lora-alpha", str(2 * config.lora_rank)] if config.lora_rank else []
+    rate = 10 if config.lora_rank else 1  # adapters want about ten times the learning rate of whole weights
+
+    def stage(name: str, script: str, start: str, *more: object) -> tuple[str, str, list[str]]:
+        every, dev_rows = (2, 4) if small else (max(1, steps[name] // 4), 2000)
+        command = [f"train/{script}.py", "--model", start, "--dev", dev, "--out", str(folder / name), "--steps", steps[name], "--eval-every", every,
+                   "--dev-rows", dev_rows, *more, *lora, *machine]  # fmt: skip
+        return name, f"{name}/checkpoints/step-{steps[name]:06d}", [str(word) for word in command]
+
+    rows = ["--batch-size", 4 if small else 64]
+    pairs = str(folder / "pairs.jsonl")
+    sft, dpo, grpo = (str(folder / name) for name in ("sft", "dpo", "grpo"))
+    mine = ["--prompts", 8 if small else 8000, "--samples", 5, "--temperature", 2.0 if small else 1.0, "--max-new-tokens", 2, "--balance", "none"]
+    groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty", "prefill", "--max-new-tokens", 2, "--test", ""]
+    judged = ["--model", grpo, "--device", config.device, "--dtype", config.dtype]
+    first = ["--limit", 8] if small else []
+    return [
+        stage("sft", "sft", model, "--order", "label", "--data", train, "--lr", 2e-5 * rate, "--micro-batch-tok", 8192, *rows),
+        ("mine", "pairs.jsonl", ["train/mine_pairs.py", "--model", sft, "--data", train, "--out", pairs, *map(str, mine), *machine]),
+        stage("dpo", "dpo", sft, "--data", pairs, "--lr", 2e-6 * rate, "--micro-batch-tok", 8192, *rows),
+        stage("grpo", "grpo", dpo, "--data", train, "--lr", 2e-6 * rate, "--micro-batch-tok", 8192, *groups),
+        ("evaluate", "report.json", ["infer/evaluate.py", *judged, "--data", test, "--dev", dev, "--fit-temperature", "--save-beta",
+                                     "--out", str(folder / "report.json"), *map(str, first)]),
+        ("score", "scored.jsonl", ["infer/score.py", *judged, "--data", test, "--out", str(folder / "scored.jsonl"), *map(str, first)]),
+        ("merge", "merged/config.json", ["infer/merge.py", "--model", grpo, "--dtype", "bfloat16", "--out", str(folder / "merged")]),
+    ]  # fmt: skip
+
+
+def gpu_memory(run: Path) -> dict[str, int]:
+    """The most that torch allocated on the GPU, as a training run logs it."""
+    path = run / "metrics.jsonl"
+    logged = [json.loads(line).get("peak_mib", 0) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return {"gpu_peak_mib": max(logged)} if torch.cuda.is_available() and logged else {}
+
+
+if __name__ == "__main__":
+    run_main(main)

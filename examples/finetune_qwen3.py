@@ -106,15 +106,16 @@ def plan(config: Config, out: Path, model: str) -> list[tuple[str, str, list[str
     rows = ["--batch-size", 4 if small else 64]
     pairs = str(folder / "pairs.jsonl")
     sft, dpo, grpo = (str(folder / name) for name in ("sft", "dpo", "grpo"))
-    mine = ["--prompts", 8 if small else 8000, "--samples", 5, "--temperature", 2.0 if small else 1.0, "--max-new-tokens", 2, "--balance", "none"]
+    mine = ["--prompts", 8 if small else 8000, "--samples", 5, "--max-new-tokens", 2, "--balance", "none"]
+    mine += ["--temperature", 2.0] if small else []  # hardly trained weights: right and wrong by turns
     groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty", "prefill", "--max-new-tokens", 2, "--test", ""]
     judged = ["--model", grpo, "--device", config.device, "--dtype", config.dtype]
     first = ["--limit", 8] if small else []
     return [
-        stage("sft", "sft", model, "--order", "label", "--data", train, "--lr", 2e-5 * rate, "--micro-batch-tok", 8192, *rows),
+        stage("sft", "sft", model, "--order", "label", "--data", train, "--lr", f"{2e-5 * rate:g}", "--micro-batch-tok", 8192, *rows),
         ("mine", "pairs.jsonl", ["train/mine_pairs.py", "--model", sft, "--data", train, "--out", pairs, *map(str, mine), *machine]),
-        stage("dpo", "dpo", sft, "--data", pairs, "--lr", 2e-6 * rate, "--micro-batch-tok", 8192, *rows),
-        stage("grpo", "grpo", dpo, "--data", train, "--lr", 2e-6 * rate, "--micro-batch-tok", 8192, *groups),
+        stage("dpo", "dpo", sft, "--data", pairs, "--lr", f"{2e-6 * rate:g}", "--micro-batch-tok", 8192, *rows),
+        stage("grpo", "grpo", dpo, "--data", train, "--lr", f"{2e-6 * rate:g}", "--micro-batch-tok", 8192, *groups),
         ("evaluate", "report.json", ["infer/evaluate.py", *judged, "--data", test, "--dev", dev, "--fit-temperature", "--save-beta",
                                      "--out", str(folder / "report.json"), *map(str, first)]),
         ("score", "scored.jsonl", ["infer/score.py", *judged, "--data", test, "--out", str(folder / "scored.jsonl"), *map(str, first)]),

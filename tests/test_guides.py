@@ -48,7 +48,10 @@ def test_the_script_runs_the_guides_commands():
     plan = script["plan"](script["Config"](data="esci"), Path("runs/qwen3"), "Qwen/Qwen3-0.6B")
     assert [command[0] for _, _, command in plan] == [words[1] for words in COMMANDS]
     for (_, _, command), words in zip(plan, COMMANDS):
-        ours, page = ({flag: value for flag, value in zip(line[1:], line[2:]) if flag.startswith("--")} for line in (command, words[1:]))
+        ours, page = (
+            {flag: "" if value.startswith("--") else value for flag, value in zip(line[1:], [*line[2:], "--"]) if flag.startswith("--")}
+            for line in (command, words[1:])
+        )
         differ = {flag for flag in ours.keys() | page.keys() if ours.get(flag) != page.get(flag)}
         differ -= {flag for flag in differ if "/" in ours.get(flag, "") or "." in page.get(flag, "")}  # folders and files
         assert differ <= {"--seed", "--lr"}, differ

@@ -1,4 +1,4 @@
-"""One product for many experts: each runs of rows meets its own matrix."""
+"""One product for many experts: each run of rows meets its own matrix."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What F.grouped_mm multiplies: on a GPU its fast kernel takes bfloat16 alone.
+GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e-1]..ends[e] times the matrix of expert e: `grouped_linear_plain` without its loop.
 
     One kernel reads every matrix once and needs no number on the host, where the loop launches E products and waits for
-    their sizes: 0.6 of its time on a CPU, and what makes 128 experts bearable on a GPU.
+    their sizes. On a CPU, 128 experts of Qwen3-30B-A3B's size and 1,024 rows: 0.6 of the loop's time forward and backward.
 
     Shapes: rows (R, in), weight (E, out, in), ends (E,) int32 ascending, the last one R -> (R, out).
     """
     if torch.is_autocast_enabled(rows.device.type):  # grouped_mm is not on autocast's list
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
-    if not hasattr(F, "grouped_mm") or rows.dtype not in GROUPED_DTYPES:
+    if not hasattr(F, "grouped_mm") or rows.dtype not in GROUPED_DTYPES.get(rows.device.type, ()):
         return grouped_linear_plain(rows, weight, ends)
     return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
 

@@ -92,11 +92,11 @@ def plan(config: Config, out: Path, model: str) -> list[tuple[str, str, list[str
     """(name, file that exists when it is done, command) of every step."""
     train, dev, test = (str((out / f"{name}.jsonl").resolve()) for name in ("train", "dev", "test"))
     small, folder = config.check, out.resolve()
-    steps = {"sft": 6, "dpo": 2, "grpo": 2} if small else {"sft": 600, "dpo": 100, "grpo": 200}
+    steps = {"sft": 8, "dpo": 2, "grpo": 2} if small else {"sft": 600, "dpo": 100, "grpo": 200}
     machine = ["--device", config.device, "--dtype", config.dtype, "--seed", str(config.seed)]
     lora = ["--lora-rank", str(config.lora_rank), "--lora-alpha", str(2 * config.lora_rank)] if config.lora_rank else []
     rate = 10 if config.lora_rank else 1  # adapters want about ten times the learning rate of whole weights
-    first_rate = 3e-3 if small else 2e-5 * rate  # random weights have to learn in six steps that a label comes first
+    first_rate = 1e-3 if small else 2e-5 * rate  # random weights have to learn in eight steps that a label comes first
 
     def stage(name: str, script: str, start: str, *more: object) -> tuple[str, str, list[str]]:
         every, dev_rows = (steps[name], 4) if small else (max(1, steps[name] // 4), 2000)
@@ -108,9 +108,7 @@ def plan(config: Config, out: Path, model: str) -> list[tuple[str, str, list[str
     pairs = str(folder / "pairs.jsonl")
     sft, dpo, grpo = (str(folder / name) for name in ("sft", "dpo", "grpo"))
     mine = ["--prompts", 8 if small else 8000, "--samples", 5, "--max-new-tokens", 2, "--balance", "none"]
-    mine += ["--temperature", 2.0] if small else []  # hardly trained weights: right and wrong by turns
     groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty", "prefill", "--max-new-tokens", 2, "--test", ""]
-    groups += ["--temperature", 2.0] if small else []
     judged = ["--model", grpo, "--device", config.device, "--dtype", config.dtype]
     first = ["--limit", 8] if small else []
     return [

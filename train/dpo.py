@@ -49,7 +49,7 @@ class Config(MemoryFlags):
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     steps: int = option(48, "optimizer steps")
     batch_size: int = option(32, "pairs per optimizer step")
-    micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
+    micro_batch_tok: int = option(4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)")
     lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
@@ -59,7 +59,7 @@ class Config(MemoryFlags):
     max_bad_rows: int = option(0, "unreadable dev rows to skip (each is named) before giving up")
     resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "compute type; weights and optimizer stay float32", tuple(DTYPES))
+    dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of the order of pairs and the embedded world")
 
     def __post_init__(self) -> None:

@@ -85,7 +85,7 @@ class Config(MemoryFlags):
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
     final_lr_frac: float = option(0.1, "learning rate at the end, as a fraction of the peak")
-    micro_batch_tok: int = option(4096, "padded tokens per forward pass (memory; changes no result)")
+    micro_batch_tok: int = option(4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)")
     eval_every: int = option(25, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     keep_last: int = option(2, "newest checkpoints kept beside the best one")
@@ -94,7 +94,7 @@ class Config(MemoryFlags):
     max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
     resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "compute type; weights and optimizer stay float32", tuple(DTYPES))
+    dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of sampling, order of rows and the embedded world")
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class Config(MemoryFlags):
     max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
     resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "compute type; weights and optimizer stay float32", tuple(DTYPES))
+    dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of weights, order of rows and the embedded world")
 
     def __post_init__(self) -> None:

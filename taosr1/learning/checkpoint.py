@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from taosr1.model.adapter_files import load_adapters
+from taosr1.model.adapter_files import load_adapters, read_adapter_config
 from taosr1.model.decoder import Decoder
 from taosr1.model.files import fsync, read_json
-from taosr1.model.folders import BEST_FILE, STATE_FILE, checkpoints, read_best
+from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, STATE_FILE, checkpoints, read_best
 from taosr1.model.hf_config import from_hf_config
 from taosr1.model.lora import adapters
 from taosr1.model.tokenizer import Tokenizer
@@ -84,6 +84,7 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
     """
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if adapters(model):
+        _check_adapters(path, model)
         load_adapters(model, path)
     else:
         stored = from_hf_config(read_json(path / "config.json"))
@@ -105,6 +106,17 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
         # Moments come from the checkpoint, settings (learning rates, weight decay) from the run that continues.
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
     return state["step"], state["cursor"]
+
+
+def _check_adapters(path: Path, model: Decoder) -> None:
+    """Adapters mean nothing on another base or at another scale."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{path}: holds whole weights, but this run trains adapters (--lora-rank)")
+    config, base = read_adapter_config(path)
+    if config != adapters(model)[0].lora:
+        raise ValueError(f"{path}: holds adapters with {config}, this run has {adapters(model)[0].lora}")
+    if base != model.source:
+        raise ValueError(f"{path}: holds adapters that stand on {base}, but --model is now {model.source}")
 
 
 def _flatten(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

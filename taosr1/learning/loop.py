@@ -104,7 +104,6 @@ def train(
     Raises: FloatingPointError after MAX_SKIPPED_IN_A_ROW steps whose loss or gradient was not finite.
     """
     step, cursor, skipped, last = 0, {}, 0, {}
-    torch.manual_seed(0)  # no stage draws from the global generator; one that does still repeats itself
     if run.start:
         step, cursor = load_checkpoint(run.start[1], model, optimizers)
         print(f"{description}: continuing from step {step} ({run.start[1]})")
@@ -114,6 +113,7 @@ def train(
     bar = progress(total=schedule.steps, initial=step, desc=description, unit="step")
     while step < schedule.steps:
         started = time.perf_counter()
+        torch.manual_seed(step)  # what draws from the global generators (dropout) repeats itself in a resumed run, on any device
         model.train()
         factor = schedule.lr_factor(step)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):

@@ -23,9 +23,11 @@ class MemoryFlags:
 
 def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool, str]]:
     """Problems for `taosr1.config.check`."""
+    if not flags.lora_rank:
+        idle = dropout or any(getattr(flags, name) != getattr(MemoryFlags, name) for name in ("lora_alpha", "lora_targets"))
+        return [(bool(idle), "--lora-alpha, --lora-targets and --lora-dropout need --lora-rank: without it all weights are trained")]
     try:
-        if flags.lora_rank:
-            lora_config(flags, dropout)
+        lora_config(flags, dropout)
     except ValueError as error:
         return [(True, f"--lora-rank, --lora-alpha, --lora-dropout, --lora-targets: {error}")]
     return []

@@ -18,6 +18,7 @@ PEFT_PREFIX = "base_model.model."
 NOT_COMPUTED = (
     *("bias", "lora_bias", "fan_in_fan_out", "use_dora", "use_rslora", "use_qalora", "rank_pattern", "alpha_pattern", "modules_to_save"),
     *("layers_to_transform", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
+    *("exclude_modules", "use_bdlora", "kasa_config", "monteclora_config"),
 )
 
 

@@ -21,12 +21,13 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(rows.device.type):  # grouped_mm is not on autocast's list
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
-    if not hasattr(F, "grouped_mm") or rows.dtype not in GROUPED_DTYPES.get(rows.device.type, ()):
+    aligned = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])  # bytes, which the kernel asks for
+    if not (aligned and hasattr(F, "grouped_mm") and rows.dtype in GROUPED_DTYPES.get(rows.device.type, ())):
         return grouped_linear_plain(rows, weight, ends)
     return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
 
 
 def grouped_linear_plain(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The same as a loop over experts, for float64 and for torch before 2.10."""
+    """The same as a loop over experts, for float64, odd sizes and torch before 2.10."""
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat([F.linear(part, matrix) for part, matrix in zip(rows.split(sizes), weight)])

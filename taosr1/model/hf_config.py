@@ -164,6 +164,9 @@ def _rope(config: dict[str, Any], problems: list[str]) -> tuple[Any, Llama3Scali
         if not isinstance(options, dict):
             problems.append(f"{key}={options!r}, expected an object or null")
             continue
+        nested = [name for name, value in options.items() if isinstance(value, (dict, list))]
+        if nested:
+            problems.append(f"{key} has entries of its own for {', '.join(nested)}, expected one set of numbers for all layers")
         kind = options.get("rope_type", options.get("type", "default"))
         if kind == "llama3":
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -140,10 +140,10 @@ class Tokenizer:
         return value.get("content") if isinstance(value, dict) else value
 
     def _find_eos(self, generation: dict[str, Any], model: dict[str, Any]) -> tuple[int, ...]:
-        found = _as_ids(generation.get("eos_token_id")) + _as_ids(model.get("eos_token_id"))
+        # The tokenizer's own comes first, and is what training writes: generation_config.json of Llama 3's instruct models lists another before it.
         text = self._token_text("eos_token")
-        if text is not None:
-            found += _as_ids(self._trusted.token_to_id(text))
+        found = _as_ids(self._trusted.token_to_id(text)) if text is not None else []
+        found += _as_ids(generation.get("eos_token_id")) + _as_ids(model.get("eos_token_id"))
         found = [token for token in dict.fromkeys(found) if self._is_id(token)]
         if not found:
             raise ValueError(

@@ -89,7 +89,7 @@ def _base_folders(folder: Path) -> list[Path]:
         try:
             found = resolve_folder(base)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}") from error
+            raise FileNotFoundError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}. Adapters need what they stand on: infer/merge.py makes them whole before it goes") from error
         if found.resolve() in [path.resolve() for path in chain]:
             raise ValueError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}, which stands on these adapters itself")
         chain.append(found)
@@ -97,8 +97,10 @@ def _base_folders(folder: Path) -> list[Path]:
 
 
 def _tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer is: adapters of other programs come without one and share their base's."""
-    return next((path for path in _base_folders(folder) if (path / "tokenizer.json").is_file()), folder)
+    """Where the tokenizer is. Adapters of other programs share their base's: a copy beside them does not know its end tokens."""
+    found = [path for path in _base_folders(folder) if (path / "tokenizer.json").is_file()]
+    whole = (path for path in found if any((path / name).is_file() for name in ("generation_config.json", "config.json")))
+    return next(whole, found[0] if found else folder)
 
 
 def load_weights(model: Decoder, folder: str | Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from taosr1.model.cache import KVCache
 from taosr1.model.decoder import Decoder
 
-CACHE_BYTES = 4 * 2**30  # of keys and values at a time
+CACHE_BYTES = 4 * 2**30  # of keys and values; while rows are copied into another cache there are two
 LOGITS_AT_ONCE = 2**26  # numbers; choosing tokens takes a few tensors of that size
 MOST_ROWS = 1024  # more rows make no model faster
 COMPACT_BELOW = 0.75  # finished rows leave the batch once fewer than this share of its rows is alive
@@ -41,7 +41,10 @@ class Rollouts:
 
 
 def rows_that_fit(model: Decoder, length: int) -> int:
-    """How many rows of so many tokens are decoded at once: bounded by the memory of the cache and of the logits."""
+    """How many rows of so many tokens are decoded at once: bounded by the memory of the cache and of the logits.
+
+    The samples of one prompt stay together, even where they are more.
+    """
     config = model.config
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * next(model.parameters()).element_size()
     return max(1, min(MOST_ROWS, CACHE_BYTES // (length * token_bytes), LOGITS_AT_ONCE // config.vocab_size))

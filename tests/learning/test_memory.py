@@ -34,7 +34,9 @@ def test_with_adapters_the_frozen_rest_is_held_in_the_compute_type(capsys):
 def test_adapters_need_trained_weights_and_known_layers():
     with pytest.raises(ValueError, match="--model tiny is fresh weights"):
         load_trainee("tiny", MemoryFlags(lora_rank=4), dtype="float32")
-    assert memory_problems(MemoryFlags(lora_rank=0, lora_targets="nonsense")) == []
+    for flags, dropout in ((MemoryFlags(), 0.0), (MemoryFlags(lora_targets="q_proj"), 0.0), (MemoryFlags(lora_alpha=64.0), 0.0), (MemoryFlags(), 0.1)):
+        ((wrong, message),) = memory_problems(flags, dropout)
+        assert wrong == (flags != MemoryFlags() or dropout > 0) and "need --lora-rank" in message
     for flags, words in ((MemoryFlags(lora_rank=-1), "rank is -1"), (MemoryFlags(lora_rank=2, lora_targets="nonsense"), "targets are nonsense")):
         ((wrong, message),) = memory_problems(flags)
         assert wrong and "--lora-" in message and words in message

@@ -31,6 +31,15 @@ def test_the_grouped_product_and_its_gradients_equal_the_loop(sizes, dtype):
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * float(expected.detach().abs().max()))
 
 
+@pytest.mark.parametrize("inner", [18, 7, 1])
+def test_sizes_that_the_kernel_refuses_are_computed_by_the_loop(inner, make_model):
+    model = make_model("qwen3_moe", moe_intermediate_size=inner)
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            model(torch.tensor([[5, 9, 2]])).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_each_run_of_rows_meets_its_own_matrix():
     rows, weight, ends = inputs([2, 0, 1])
     for product in (grouped_linear, grouped_linear_plain):

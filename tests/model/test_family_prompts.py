@@ -38,7 +38,7 @@ FAMILIES = {
     "qwen2": (r"\p{N}", QWEN, (), "{%- set default_system = true %}" + CHATML + "{%- endif %}", ("<|im_end|>", "<|endoftext|>"), ("<|im_start|>",)),
     "qwen3": (r"\p{N}", QWEN, ("<think>", "</think>"), CHATML + THINK_OFF + "{%- endif %}", ("<|im_end|>", "<|endoftext|>"), ("</think>",)),
     "llama3": (r"\p{N}{1,3}", ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"), (), HEADERS,
-               ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"), ("<|end_header_id|>",)),
+               ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"), ("<|end_header_id|>",)),
     "mistral": (None, ("<s>", "</s>", "[INST]", "[/INST]"), (), INST, ("</s>",), ("[/INST]",)),
 }  # fmt: skip
 
@@ -66,6 +66,8 @@ def write_folder(family: str, folder: Path) -> None:
     library.save(str(folder / "tokenizer.json"))
     bos = next((token for token in special if token in ("<s>", "<|begin_of_text|>")), None)
     config = {"chat_template": template, "bos_token": bos, "eos_token": ends[0], "tokenizer_class": "PreTrainedTokenizerFast"}
+    if family == "llama3":
+        ends = (*ends[1:], ends[0])  # as its generation_config.json lists them: the turn's end comes last
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [library.token_to_id(end) for end in ends]}))
 

@@ -143,8 +143,8 @@ def test_end_tokens_are_gathered_from_all_three_files_in_order(edited, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 8]}')
     (tmp_path / "config.json").write_text('{"eos_token_id": 8, "pad_token_id": -1}')
     tokenizer = edited("tokenizer_config.json", lambda config: config.pop("pad_token"))
-    assert tokenizer.eos_ids == (9, 8, 3)
-    assert tokenizer.pad_id == 9  # none named: any id will do
+    assert tokenizer.eos_ids == (3, 9, 8)  # the tokenizer's own is what training writes
+    assert tokenizer.pad_id == 3  # none named: any id will do
     with pytest.raises(ValueError, match="no end-of-sequence token"):
         for name in ("generation_config.json", "config.json"):
             (tmp_path / name).unlink()

@@ -109,3 +109,16 @@ def test_a_run_with_adapters_is_not_continued_without_them(post, tmp_path, refus
     flags = ["--model", post, *SFT, "--steps", "2", "--out", tmp_path / "run"]
     sft([str(word) for word in (*flags, *LORA)])
     assert "lora_rank was 4 and is now 0" in refused(sft, *flags)
+
+
+def test_adapters_are_not_continued_at_another_scale_on_another_base_or_from_whole_weights(post, thinker, tmp_path, refused):
+    start = ["--steps", "2", *SFT]
+    sft(["--model", post, *start, *LORA, "--out", str(tmp_path / "run")])
+    sft(["--model", post, *start, "--out", str(tmp_path / "whole")])
+    step = tmp_path / "run/checkpoints/step-000002"
+    again = [*start, "--steps", "3", "--resume", step, "--out"]
+    assert "alpha=64.0" in refused(sft, "--model", post, *again, tmp_path / "a", "--lora-rank", "4", "--lora-alpha", "64")
+    message = refused(sft, "--model", thinker, *again, tmp_path / "b", *LORA)
+    assert "holds adapters that stand on" in message and "--model is now" in message
+    again[again.index(step)] = tmp_path / "whole/checkpoints/step-000002"
+    assert "holds whole weights, but this run trains adapters" in refused(sft, "--model", post, *again, tmp_path / "c", *LORA)

@@ -30,6 +30,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))  # one order, so that configs can be compared
         problems = []
         if type(self.rank) is not int or self.rank < 1:
             problems.append(f"rank is {self.rank!r}, expected an integer >= 1")

@@ -103,7 +103,7 @@ def test_dropout_acts_on_the_adapters_input_while_training_only(make_model):
         ({"rank": 2.5}, "rank is 2.5"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"targets": ("q_proj", "lm_head")}, "targets are q_proj, lm_head"),
+        ({"targets": ("q_proj", "lm_head")}, "targets are lm_head, q_proj"),
         ({"targets": ()}, "targets are none"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from taosr1.learning import logprobs
 from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.sampling.sampler import generate
@@ -265,3 +266,29 @@ def test_only_real_chunks_are_computed_twice(chunk_tok, rows):
     model = Bigram(torch.randn(23, 23, generator=torch.Generator().manual_seed(6)))
     completion_logp(model, ids, mask, chunk_tok=chunk_tok).sum().backward()
     assert sorted(model.rows_at_head) == sorted(rows)
+
+
+def test_without_a_chunk_size_the_logits_alive_at_once_are_bounded(monkeypatch):
+    assert logprobs.LOGITS_AT_ONCE == 2**25
+    model = Bigram(torch.randn(23, 23, generator=torch.Generator().manual_seed(0)))
+    for numbers, rows in ((23 * 9, [9]), (23 * 4 + 22, [4, 4, 1]), (1, [1] * 9)):  # nine reply tokens
+        monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", numbers)
+        model.rows_at_head.clear()
+        with torch.no_grad():
+            completion_logp(model, *ragged())
+        assert model.rows_at_head == rows
+
+
+def test_a_shared_prompt_is_computed_once_unless_plain_is_asked_for(decoder):
+    """Two replies of 3 to a prompt of 12: 12 + 2 + 2 tokens in one row, or two rows of 14."""
+    ids = torch.randint(1, 23, (2, 15), generator=torch.Generator().manual_seed(2))
+    ids[1, :12] = ids[0, :12]
+    mask = torch.arange(15).expand(2, 15) >= 12
+    shapes, hidden = [], decoder.hidden
+    decoder.hidden = lambda ids, **given: shapes.append(tuple(ids.shape)) or hidden(ids, **given)
+    default, plain = completion_logp(decoder, ids, mask), completion_logp(decoder, ids, mask, plain=True)
+    assert shapes == [(1, 16), (2, 14)]
+    close(default, plain)
+    full = hidden(ids)
+    expected = decoder.head(full[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    close(plain[:, 1:], expected.masked_fill(~mask[:, 1:], 0.0))

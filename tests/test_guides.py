@@ -10,6 +10,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.lora import LoraConfig, add_adapters
 
 GUIDES = sorted((Path(__file__).resolve().parents[1] / "examples" / "guide").glob("*.md"))
 PRINTED = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.S)
@@ -56,6 +60,28 @@ def test_the_script_runs_the_guides_commands():
         differ -= {flag for flag in differ if "/" in ours.get(flag, "") or "." in page.get(flag, "")}  # folders and files
         assert differ <= {"--seed", "--lr"}, differ
         assert float(ours.get("--lr", 0)) == float(page.get("--lr", 0))
+
+
+@pytest.mark.parametrize("dtype, low, expected", [(torch.float32, False, 4.7), (torch.bfloat16, True, 2.3), (torch.float32, True, 3.5)])
+def test_the_memory_guides_bytes_are_what_autograd_saves(dtype, low, expected):
+    """Two layers of Qwen3-0.6B's shape: float32, adapters over a bfloat16 base, and float32 masters under autocast."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    model = Decoder(DecoderConfig(vocab_size=64, num_hidden_layers=2, **sizes)).init_weights(torch.Generator().manual_seed(0)).to(dtype)
+    if dtype == torch.bfloat16:
+        add_adapters(model, LoraConfig(16, 32.0), torch.Generator().manual_seed(0))
+    tokens, saved, kept = 400, {}, []  # more than PLAIN_BELOW: attention keeps no (T, T) matrix
+    weights = {tuple(parameter.shape) for parameter in model.parameters()}  # and their copies in bfloat16
+
+    def note(tensor):
+        kept.append(tensor)
+        if tensor.numel() >= tokens and tuple(tensor.shape) not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        model.hidden(torch.randint(0, 64, (1, tokens), generator=torch.Generator().manual_seed(0)))
+    a = 4 * 1024 + (2048 + 1024) + (2048 + 2 * 1024) + 2 * 2048 + 3 * 3072
+    assert sum(saved.values()) / (2 * tokens * a) == pytest.approx(expected, abs=0.1)
 
 
 def test_the_constants_that_the_memory_guide_names_are_the_codes():

@@ -65,14 +65,14 @@ def micro_batches(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
     return batches
 
 
-class Reply(Protocol):
+class HasReply(Protocol):
     """Anything with a prompt and a reply, as token ids."""
 
     prompt: list[int]
     reply: list[int]
 
 
-Sibling = TypeVar("Sibling", bound=Reply)
+Sibling = TypeVar("Sibling", bound=HasReply)
 
 
 @dataclass(frozen=True)

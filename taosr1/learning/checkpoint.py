@@ -87,6 +87,8 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
         _check_adapters(path, model)
         load_adapters(model, path)
     else:
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path}: holds no whole weights, but this run trains them all (no --lora-rank)")
         stored = from_hf_config(read_json(path / "config.json"))
         if stored != model.config:
             raise ValueError(f"{path}: holds a model of another shape ({stored}) than --model ({model.config})")

@@ -18,7 +18,7 @@ class MemoryFlags:
     lora_rank: int = option(0, "train LoRA adapters of this rank over frozen weights, which are then held in --dtype (0: train all weights)")
     lora_alpha: float = option(32.0, "adapters are scaled by this over their rank")
     lora_targets: str = option(",".join(TARGETS), "layers that get an adapter, by the last part of their names")
-    activation_checkpointing: bool = option(False, "keep only the input of every layer and compute the rest again in the backward pass: less memory, about a third more time")
+    activation_checkpointing: bool = option(False, "keep only the input of every layer and compute the rest again in the backward pass: less memory for one more forward pass")
 
 
 def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool, str]]:

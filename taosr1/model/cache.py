@@ -15,7 +15,8 @@ class KVCache:
     """Keys and values of `rows` sequences, each with its own length.
 
     A key is written at the absolute position of its token in its own row, and a query at position p sees exactly
-    slots 0..p of its row (with a sliding window of w positions, the last w of them). So rows of different lengths share one batch, padded on the right: what padding writes
+    slots 0..p of its row (with a sliding window of w positions, the last w of them). So rows of different lengths share one
+    batch, padded on the right: what padding writes
     beyond a row's length is overwritten by the row's next real token before any query can see it.
 
     The caller advances `lengths` after each call of the model (by the number of real tokens each row was given);

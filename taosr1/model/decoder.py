@@ -264,7 +264,7 @@ class Decoder(nn.Module):
     that was, "" for fresh weights: an adapter's file has to name its base.
 
     With `activation_checkpointing` on, training keeps only the input of every layer and computes the rest again in the
-    backward pass: the same gradients for about a third more time.
+    backward pass: the same gradients for one more forward pass.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

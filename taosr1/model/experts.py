@@ -14,7 +14,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e-1]..ends[e] times the matrix of expert e: `grouped_linear_plain` without its loop.
 
     One kernel reads every matrix once and needs no number on the host, where the loop launches E products and waits for
-    their sizes. On a CPU, 128 experts of Qwen3-30B-A3B's size and 1,024 rows: 0.6 of the loop's time forward and backward.
+    their sizes.
 
     Shapes: rows (R, in), weight (E, out, in), ends (E,) int32 ascending, the last one R -> (R, out).
     """

@@ -209,7 +209,7 @@ def peft():
 
 
 def test_peft_loads_our_adapters_and_computes_the_same(peft, family, make_model, tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="parity with PEFT needs transformers too (pip install .[dev])")
     save_pretrained(make_model(family, vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "base")
     model, _ = load_pretrained(tmp_path / "base")
     adapted(model, targets=TARGETS if family != "qwen3_moe" else ATTENTION)
@@ -224,7 +224,7 @@ def test_peft_loads_our_adapters_and_computes_the_same(peft, family, make_model,
 
 def test_we_load_adapters_that_peft_trained_and_train_them_alike(peft, make_model, tokenizer, tmp_path):
     """Forward, and one step of gradient descent, from the same adapters."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="parity with PEFT needs transformers too (pip install .[dev])")
     save_pretrained(make_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "base")
     below = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     torch.manual_seed(0)  # PEFT draws the adapters from the global generator

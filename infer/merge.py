@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.config import check, option, parse_config, run_main
 from taosr1.judge import DTYPES, load_judge
-from taosr1.learning.checkpoint import new_folder
+from taosr1.model.files import new_folder
 from taosr1.model.folders import model_folder
 from taosr1.model.weights import save_pretrained
 from taosr1.serving.deployed import CALIBRATION_FILE, TIERING_FILE
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> Path:
     if out.exists():
         raise FileExistsError(f"--out {out}: exists already; choose another folder")
     judge = load_judge(config.model, dtype=config.dtype)
-    with new_folder(out) as aside:
+    with new_folder(out, manifest=False) as aside:
         save_pretrained(judge.model, judge.tokenizer, aside)
         judge.prompt.save(aside)
         for name in (TIERING_FILE, CALIBRATION_FILE):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from taosr1.judge import TINY, TINY_SHAPE, TINY_VOCAB, Judge, fast_dtype, load_judge
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.files import DamagedError, new_folder, write_sealed
 from taosr1.model.tokenizer import train_tokenizer
 from taosr1.model.weights import save_pretrained
 from taosr1.task.judgements import Judgement
@@ -68,13 +68,17 @@ def test_a_saved_judge_comes_back_and_may_be_asked_in_another_order(small, tmp_p
 def test_a_run_folder_stands_for_its_best_checkpoint_or_its_newest(small, tmp_path):
     for step in (5, 10):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}"
-        save_pretrained(small.model, small.tokenizer, folder)
-        replace(small.prompt, max_chars=step).save(folder)
-        (folder / "state.json").write_text("{}", encoding="utf-8")
-    save_pretrained(small.model, small.tokenizer, tmp_path / "checkpoints" / "step-000015")  # no state.json: not complete
+        with new_folder(folder) as aside:
+            save_pretrained(small.model, small.tokenizer, aside)
+            replace(small.prompt, max_chars=step).save(aside)
+    save_pretrained(small.model, small.tokenizer, tmp_path / "checkpoints" / ".writing-step-000015")
     assert load_judge(str(tmp_path)).prompt.max_chars == 10
-    (tmp_path / "checkpoints" / "best.json").write_text(json.dumps({"step": 5}), encoding="utf-8")
+    write_sealed(tmp_path / "checkpoints" / "best.json", {"step": 5})
     assert load_judge(str(tmp_path)).prompt.max_chars == 5
+    (folder / "manifest.json").unlink()
+    (tmp_path / "checkpoints" / "best.json").unlink()
+    with pytest.raises(DamagedError, match="step-000010/manifest.json is missing"):
+        load_judge(str(tmp_path))
 
 
 def test_a_run_without_a_checkpoint_a_missing_folder_and_an_unknown_device_are_named(tmp_path):

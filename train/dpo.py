@@ -15,8 +15,9 @@ Deviations from the paper:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
@@ -24,20 +25,22 @@ import torch
 
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES, Judge
-from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
+from taosr1.judge import DTYPES
+from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
 from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
-from taosr1.learning.run import Run
+from taosr1.learning.parallel import Team, join_job
+from taosr1.learning.run import Run, RunFlags, identity, run_problems
 from taosr1.learning.selection import shuffled_order
+from taosr1.ranks import gather
 from taosr1.task.rows import read_jsonl
 from taosr1.task.sources import load_rows
 
 
 @dataclass(frozen=True)
-class Config(MemoryFlags):
+class Config(MemoryFlags, RunFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
     data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
@@ -54,18 +57,16 @@ class Config(MemoryFlags):
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
-    keep_last: int = option(2, "newest checkpoints kept beside the best one")
     dev_split: str = option("", "keep only the dev rows whose 'split' column says this (ESCI: test)")
     max_bad_rows: int = option(0, "unreadable dev rows to skip (each is named) before giving up")
-    resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of the order of pairs and the embedded world")
 
     def __post_init__(self) -> None:
         check([
-            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, nll_coef=0, label_weight=0, eval_every=0, dev_rows=0, max_new_tokens=1,
-                      keep_last=1),
+            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, nll_coef=0, label_weight=0, eval_every=0, dev_rows=0, max_new_tokens=1),
+            *run_problems(self),
             *memory_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.beta > 0, f"--beta is {self.beta}, expected more than 0"),
@@ -98,6 +99,7 @@ class PairBatch:
     mask: torch.Tensor
     ref_logp: torch.Tensor
     ref_label: torch.Tensor
+    rows_together: ClassVar[int] = 2  # what halves a batch leaves pairs whole
 
 
 def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
@@ -129,12 +131,14 @@ def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    judge = load_trainee(config.model, config, dtype=config.dtype, device=config.device, seed=config.seed)
+    device = join_job(config.device, deterministic=config.deterministic)
+    judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed)
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(
         config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows, need_grade=True
     )
-    run = Run(config.out, config, config.resume)
+    run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
+    team = Team(judge.model, fsdp=config.fsdp, device=device)
     label_position = "none" if judge.prompt.order == "pre-cot" else "first"
 
     def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,11 +148,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
         return sequence_logp(logp, batch.mask, weights=weights), first, weights.sum(dim=1)
 
-    pairs = with_reference(judge, pairs, lambda batch: reply_logp(judge.model, batch)[:2], config)
+    pairs = with_reference(team, pairs, lambda model, batch: reply_logp(model, batch)[:2], config, device)
 
     def step_batches(step: int, cursor: dict) -> list[PairBatch]:
         drawn = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
-        return [collate_pairs(part, config.device) for part in micro_batches([pairs[i] for i in drawn], config.micro_batch_tok)]
+        parts = team.share(micro_batches([pairs[i] for i in drawn], config.micro_batch_tok), padded_tok)
+        return [part and collate_pairs(part, device) for part in parts]
 
     def loss_fn(model, batch: PairBatch) -> LossSum:
         logp, label, lengths = reply_logp(model, batch)
@@ -162,27 +167,44 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         gained = config.beta * (label.detach() - batch.ref_label)
         return loss._replace(metrics=loss.metrics | {"rewards/label_margins": float((gained[::2] - gained[1::2]).mean())})
 
+    def evaluate(step: int) -> dict[str, float]:
+        with team.whole(DTYPES[config.dtype]) as model:
+            return dev_scores(replace(judge, model=model), dev, config.max_new_tokens)
+
     return train(
         judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, eval_every=config.eval_every, keep_last=config.keep_last),
+        schedule=Schedule(config.steps, eval_every=config.eval_every, save_every=config.save_every, keep_last=config.keep_last, max_skipped=config.max_skipped),
         optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         step_batches=step_batches,
         loss_fn=loss_fn,
-        evaluate=lambda step: dev_scores(judge, dev, config.max_new_tokens),
+        evaluate=evaluate,
         compute_dtype=DTYPES[config.dtype],
         description="dpo",
+        team=team,
     )  # fmt: skip
 
 
 @torch.no_grad()
-def with_reference(judge: Judge, pairs: list[PreferencePair], reply_logp, config: Config) -> list[PreferencePair]:
-    """The pairs with the starting model's log-probs of both replies and their first tokens, called before a checkpoint is loaded over it."""
-    done = []
-    for part in micro_batches(pairs, 4 * config.micro_batch_tok):
-        with compute_in(judge.model, DTYPES[config.dtype]):
-            replies, labels = (values.view(len(part), 2).tolist() for values in reply_logp(collate_pairs(part, config.device)))
-        done += [PreferencePair(pair.chosen, pair.rejected, *reply, *label) for pair, reply, label in zip(part, replies, labels)]
-    return done
+def with_reference(team: Team, pairs: list[PreferencePair], reply_logp, config: Config, device: str) -> list[PreferencePair]:
+    """The pairs with the starting model's log-probs of both replies and their first tokens, called before a checkpoint is loaded over it.
+
+    Each rank measures its share of the batches, and then all have all of them.
+    """
+    parts = micro_batches(pairs, 4 * config.micro_batch_tok)
+    measured = {}
+    for number in team.share(range(len(parts)), lambda number: padded_tok(parts[number])):
+        if number is None:
+            team.idle()
+            continue
+        with compute_in(team.model, DTYPES[config.dtype]):
+            found = team.run(reply_logp, collate_pairs(parts[number], device))
+        measured[number] = [values.view(-1, 2).tolist() for values in found]
+    measured = {number: values for of_rank in gather(measured) for number, values in of_rank.items()}
+    return [
+        PreferencePair(pair.chosen, pair.rejected, *reply, *label)
+        for number, part in enumerate(parts)
+        for pair, reply, label in zip(part, *measured[number])
+    ]
 
 
 if __name__ == "__main__":

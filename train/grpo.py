@@ -30,15 +30,16 @@ import torch
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, load_judge
-from taosr1.learning.batches import Example, collate, micro_batches
+from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
 from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
 from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
-from taosr1.learning.rewards import parse_weights
+from taosr1.learning.parallel import Team, join_job
+from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
 from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words
-from taosr1.learning.run import Run, is_unfinished
+from taosr1.learning.run import Run, RunFlags, identity, is_unfinished, run_problems
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters
@@ -50,7 +51,7 @@ SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
-class Config(MemoryFlags):
+class Config(MemoryFlags, RunFlags):
     model: str = option(THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker")
     data: str = option("world:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or world:POOL")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
@@ -88,11 +89,9 @@ class Config(MemoryFlags):
     micro_batch_tok: int = option(4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)")
     eval_every: int = option(25, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
-    keep_last: int = option(2, "newest checkpoints kept beside the best one")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev and --test (ESCI: test)")
     max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
-    resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of sampling, order of rows and the embedded world")
@@ -100,12 +99,13 @@ class Config(MemoryFlags):
     def __post_init__(self) -> None:
         check([
             *at_least(self, steps=1, groups=1, min_groups=0, max_resample=1, max_new_tokens=1, clip_low=0, clip_high=0, kl_beta=0, adv_clamp=0, updates=1, sft_coef=0,
-                      label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0, keep_last=1),
+                      label_weight=0, final_lr_frac=0, micro_batch_tok=1, eval_every=0, dev_rows=0),
+            *run_problems(self),
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples), f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
             (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0"),
-            (bool(self.eval_every % max(self.updates, 1) or self.steps % max(self.updates, 1)), f"--updates is {self.updates}, expected a divisor "
-             f"of --eval-every {self.eval_every} and --steps {self.steps}: checkpoints lie between batches of rollouts"),
+            (any(steps % max(self.updates, 1) for steps in (self.eval_every, self.save_every, self.steps)), f"--updates is {self.updates}, expected a "
+             f"divisor of --eval-every {self.eval_every}, --save-every {self.save_every} and --steps {self.steps}: checkpoints lie between batches of rollouts"),
             (self.clip_low > 1, f"--clip-low is {self.clip_low}, expected at most 1"),
             *memory_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
@@ -122,18 +122,20 @@ class AnchorBatch:
     scale: float
 
 
-def anchor_batches(examples: list[Example], grades: list[int], step: int, batches: list[RolloutBatch], config: Config) -> list[AnchorBatch]:
-    """The SFT term of one step: `--sft-coef` times the mean cross-entropy of SFT_ROWS examples, grades drawn by the root of their frequency.
+def anchor_batches(examples: list[Example], grades: list[int], step: int, sampler: Sampler, config: Config, device: str) -> list[AnchorBatch | None]:
+    """This rank's share of the SFT term of one step: `--sft-coef` times the mean cross-entropy of SFT_ROWS examples, grades drawn by the
+    root of their frequency.
 
     The loop divides every sum by what GRPO counts (replies, or token weights), so the scale multiplies by that first.
     """
-    if not (config.sft_coef and batches):
+    if not (config.sft_coef and sampler.replies):
         return []
-    counted = sum(float(batch.weights.sum()) if config.normalise == "token" else len(batch.ids) for batch in batches)
+    counted = sampler.reply_weight if config.normalise == "token" else sampler.replies
     drawn = [examples[row] for row in balanced_order(grades, config.seed, step * SFT_ROWS, SFT_ROWS, power=0.5)]
     scale = config.sft_coef * counted / sum(len(example.reply) for example in drawn)
-    parts = (collate(part, config.device) for part in micro_batches(drawn, config.micro_batch_tok))
-    return [AnchorBatch(part.ids, part.mask, scale) for part in parts]
+    parts = sampler.team.share(micro_batches(drawn, config.micro_batch_tok), padded_tok)
+    collated = (part and collate(part, device) for part in parts)
+    return [batch and AnchorBatch(batch.ids, batch.mask, scale) for batch in collated]
 
 
 def reference_policy(model: Decoder) -> Decoder:
@@ -143,11 +145,12 @@ def reference_policy(model: Decoder) -> Decoder:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
+    device = join_job(config.device, deterministic=config.deterministic)
     start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
         print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")
         start_from = BUNDLED
-    judge = load_trainee(start_from, config, dtype=config.dtype, device=config.device, seed=config.seed)
+    judge = load_trainee(start_from, config, dtype=config.dtype, device=device, seed=config.seed)
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
         raise ValueError(f"--difficulty prefill needs label-first replies, but {start_from} thinks first (pre-cot); use --difficulty samples")
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
@@ -161,23 +164,30 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     examples, grades = examples_of(judge, anchors, "--sft-data"), [row.grade for row in anchors]
     if len({row.grade for row in rows}) == 1:
         print(f"every row of --data has grade {rows[0].grade}: the model can only learn to say that; mix in rows of other grades")
-    reference = reference_policy(judge.model) if config.kl_beta else None
     config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
-    run = Run(config.out, config, config.resume)
+    run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev, test=test, sft_data=anchors))
+    frozen = reference_policy(judge.model) if config.kl_beta else None
+    team = Team(judge.model, fsdp=config.fsdp, device=device)
+    reference = team if frozen is judge.model else frozen and Team(frozen, fsdp=config.fsdp, device=device)
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
         adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
     )  # fmt: skip
-    sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference)
-    batches: list[RolloutBatch] = []
+    sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference, team)
+    batches: list[RolloutBatch | None] = []
 
-    def step_batches(step: int, cursor: dict) -> list[RolloutBatch | AnchorBatch]:
+    def step_batches(step: int, cursor: dict) -> list[RolloutBatch | AnchorBatch | None]:
         nonlocal batches
         if step % config.updates == 0:
-            batches, groups = sampler.collect(step, cursor)
+            batches = []
+            try:
+                batches, groups = sampler.collect(step, cursor)
+            except NonFiniteRewardError as error:
+                run.log_samples(step + 1, error.records)
+                raise
             run.log_samples(step + 1, groups)
-        return batches + anchor_batches(examples, grades, step, batches, config)
+        return batches + anchor_batches(examples, grades, step, sampler, config, device)
 
     def loss_fn(model, batch: RolloutBatch | AnchorBatch) -> LossSum:
         if isinstance(batch, AnchorBatch):
@@ -188,23 +198,30 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights, entropy=entropy,
         )  # fmt: skip
 
+    def evaluate(step: int) -> dict[str, float]:
+        with team.whole(DTYPES[config.dtype]) as model:
+            return dev_scores(replace(judge, model=model), dev, config.max_new_tokens)
+
     last = train(
         judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, final_lr_frac=config.final_lr_frac, eval_every=config.eval_every, keep_last=config.keep_last),
+        schedule=Schedule(config.steps, final_lr_frac=config.final_lr_frac, eval_every=config.eval_every, save_every=config.save_every, keep_last=config.keep_last,
+                          max_skipped=config.max_skipped, boundary=config.updates),
         optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         step_batches=step_batches,
         loss_fn=loss_fn,
-        evaluate=lambda step: dev_scores(judge, dev, config.max_new_tokens),
+        evaluate=evaluate,
         step_metrics=lambda: sampler.metrics,
         compute_dtype=DTYPES[config.dtype],
         description=f"grpo {judge.prompt.order}",
+        team=team,
     )  # fmt: skip
     if sampler.fates:
         print(fates_in_words(sampler.fates))
     if not test:
         return last
-    start = judge.model if adapters(judge.model) else reference or load_judge(start_from, device=config.device).model
-    return last | before_and_after(judge, start, config.out, test, config.max_new_tokens)
+    start = team if adapters(judge.model) else reference or Team(load_judge(start_from, device=device).model)
+    with start.whole(DTYPES[config.dtype]) as model:
+        return last | before_and_after(judge, model, config.out, test, config.max_new_tokens)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -24,20 +24,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES, TINY
-from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches
+from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
-from taosr1.learning.run import Run
+from taosr1.learning.parallel import Team, join_job
+from taosr1.learning.run import Run, RunFlags, identity, run_problems
 from taosr1.learning.selection import balanced_order
 from taosr1.task.prompt import ORDERS
 from taosr1.task.sources import load_rows
 
 
 @dataclass(frozen=True)
-class Config(MemoryFlags):
+class Config(MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run folder, a Hugging Face folder or hub id")
     data: str = option("world:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or world:POOL")
     dev: str = option("world:dev", "graded rows that pick the best checkpoint")
@@ -57,11 +58,9 @@ class Config(MemoryFlags):
     eval_every: int = option(125, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
-    keep_last: int = option(2, "newest checkpoints kept beside the best one")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev (ESCI: test)")
     max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
-    resume: str = option("auto", "auto (continue this run folder), none (insist on an empty one) or a checkpoint's path")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of weights, order of rows and the embedded world")
@@ -69,10 +68,12 @@ class Config(MemoryFlags):
     def __post_init__(self) -> None:
         check([
             *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, weight_decay=0, label_weight=0, eval_every=0, dev_rows=0,
-                      max_new_tokens=1, keep_last=1),
+                      max_new_tokens=1),
+            *run_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw does without Muon"),
             (self.optimizer == "muon" and self.lora_rank > 0, "--optimizer muon moves whole matrices; with --lora-rank use adamw"),
+            (self.optimizer == "muon" and self.fsdp, "--optimizer muon moves whole matrices, which no rank has with --fsdp; use adamw"),
             *memory_problems(self, self.lora_dropout),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
@@ -80,36 +81,42 @@ class Config(MemoryFlags):
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    judge = load_trainee(
-        config.model, config, dtype=config.dtype, order=config.order, device=config.device, seed=config.seed, dropout=config.lora_dropout
-    )
+    device = join_job(config.device, deterministic=config.deterministic)
+    judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout)
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
     if config.order != "label" and config.cots == "agreeing":
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
-    run = Run(config.out, config, config.resume)
-    muon_lr = config.muon_lr if config.optimizer == "muon" or (config.optimizer == "auto" and config.model == TINY) else 0.0
+    run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
+    team = Team(judge.model, fsdp=config.fsdp, device=device)
+    fresh = config.model == TINY and not config.fsdp
+    muon_lr = config.muon_lr if config.optimizer == "muon" or (config.optimizer == "auto" and fresh) else 0.0
 
     def step_batches(step: int, cursor: dict) -> list[Batch]:
         drawn = balanced_order(grades, config.seed, step * config.batch_size, config.batch_size, power=config.grade_power)
         parts = micro_batches([examples[row] for row in drawn], config.micro_batch_tok)
-        return [collate(part, config.device) for part in parts]
+        return [part and collate(part, device) for part in team.share(parts, padded_tok)]
 
     def loss_fn(model, batch: Batch) -> LossSum:
         weights = label_token_weights(batch.mask, config.label_weight, "none" if config.order == "pre-cot" else "first")
         return sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask, weights=weights)
 
+    def evaluate(step: int) -> dict[str, float]:
+        with team.whole(DTYPES[config.dtype]) as model:
+            return dev_scores(replace(judge, model=model), dev, config.max_new_tokens)
+
     return train(
         judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, eval_every=config.eval_every, keep_last=config.keep_last),
+        schedule=Schedule(config.steps, eval_every=config.eval_every, save_every=config.save_every, keep_last=config.keep_last, max_skipped=config.max_skipped),
         optimizers=make_optimizers(judge.model, config.lr, weight_decay=config.weight_decay, muon_lr=muon_lr),
         step_batches=step_batches,
         loss_fn=loss_fn,
-        evaluate=lambda step: dev_scores(judge, dev, config.max_new_tokens),
+        evaluate=evaluate,
         compute_dtype=DTYPES[config.dtype],
         description=f"sft {config.order}",
+        team=team,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,8 +13,10 @@ from taosr1.evaluation.report import Prediction
 from taosr1.judge import Judge, load_judge
 from taosr1.model.adapter_files import load_adapters
 from taosr1.model.decoder import Decoder
+from taosr1.model.files import write_json
 from taosr1.model.folders import model_folder
 from taosr1.model.lora import adapters, adapters_off
+from taosr1.ranks import gather, on_first, share, this_rank
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import Rollouts, generate
 from taosr1.task.grades import GRADES
@@ -67,6 +68,14 @@ def predict_with_cost(
     return predictions, Cost(2 * len(prompts), int(rollouts.lengths.sum()))
 
 
+def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> list[Prediction]:
+    """`predict` by all ranks of a job, each for its share of the rows; every rank gets all predictions."""
+    places = share(range(len(rows)), this_rank(), lambda place: len(rows[place].query) + len(rows[place].title))
+    mine = dict(zip(places, predict(judge, [rows[place] for place in places], max_new_tokens=max_new_tokens)))
+    found = {place: prediction for of_rank in gather(mine) for place, prediction in of_rank.items()}
+    return [found[place] for place in range(len(rows))]
+
+
 def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[Reply], Rollouts]:
     """The most likely continuation of every prompt, token by token, parsed."""
     stop_ids = judge.tokenizer.eos_ids
@@ -83,7 +92,7 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
 
     Returns: macro-F1, the share of unreadable replies and, for judges that answer first, ECE and Brier score.
     """
-    predictions = predict(judge, rows, max_new_tokens=max_new_tokens)
+    predictions = predict_together(judge, rows, max_new_tokens)
     gold = [row.grade for row in rows]
     unparsed = sum(prediction.grade is None for prediction in predictions) / len(rows)
     scores = {
@@ -113,9 +122,9 @@ def before_and_after(
         elif name == "result":
             contender = load_judge(run_folder, device=str(next(start.parameters()).device))
         with switch:
-            grades = [prediction.grade for prediction in predict(contender, rows, max_new_tokens=max_new_tokens)]
+            grades = [prediction.grade for prediction in predict_together(contender, rows, max_new_tokens)]
         interval = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}
         print(f"test macro-F1 of the {name}: {100 * interval.value:.1f} (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})")
-    (Path(run_folder) / "test.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    on_first(lambda: write_json(Path(run_folder) / "test.json", results))
     return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -65,6 +65,11 @@ def micro_batches(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
     return batches
 
 
+def padded_tok(items: Sequence[Sized]) -> int:
+    """What a micro-batch costs: its rows times the longest, padding included."""
+    return len(items) * max(item.length_tok for item in items)
+
+
 class HasReply(Protocol):
     """Anything with a prompt and a reply, as token ids."""
 
@@ -103,6 +108,11 @@ def sibling_batches(groups: Sequence[Sequence[Sibling]], max_tokens: int) -> lis
     return [[item for siblings in part for item in siblings.items] for part in micro_batches(runs, max_tokens)]
 
 
+def packed_tok(items: Sequence[Sibling]) -> int:
+    """What a micro-batch of siblings costs: each prompt once, and all replies."""
+    return sum(len(item.reply) for item in items) + sum(len(prompt) for prompt in {tuple(item.prompt) for item in items})
+
+
 def label_token_weights(mask: torch.Tensor, weight: float, position: str) -> torch.Tensor:
     """Token weights (B, T): `weight` on the label token, 1 on the other reply tokens, 0 elsewhere.
 
@@ -114,3 +124,18 @@ def label_token_weights(mask: torch.Tensor, weight: float, position: str) -> tor
         rows = torch.arange(len(mask), device=mask.device)
         weights[rows, mask.int().argmax(dim=1)] *= weight
     return weights
+
+
+def halved(batch: Batch) -> list[Batch]:
+    """A micro-batch as two of half as many rows; itself where it has a single row (or, in pairs, a single pair).
+
+    Works for any dataclass of tensors whose first axis is rows; what is no tensor is in both halves. `rows_together` of its class says
+    how many neighbours cannot be parted (2: chosen and rejected), 1 without it.
+    """
+    together, rows = getattr(batch, "rows_together", 1), len(batch.ids)
+    middle = (rows // together + 1) // 2 * together
+    if middle >= rows:
+        return [batch]
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch) if torch.is_tensor(getattr(batch, field.name))}
+    cuts = (slice(None, middle), slice(middle, None))
+    return [replace(batch, **{name: tensor[cut] for name, tensor in tensors.items()}) for cut in cuts]

@@ -1,56 +1,47 @@
-"""Checkpoints that are complete or absent: written aside, fsynced, then renamed.
+"""Checkpoints that are complete or absent: written aside, with a manifest, fsynced, then renamed (`model/files.py`).
 
 A checkpoint is a Hugging Face folder, or a PEFT folder where adapters are trained (so the next stage loads it by path), plus what a resume needs:
-`optimizer.safetensors` (moments and RNG state) and `state.json` (step, cursor, optimizer settings). No pickle anywhere.
+`optimizer.safetensors` (moments and RNG state; of a sharded model a folder `optimizer/`, a file a rank) and `state.json` (step, cursor,
+optimizer settings). Any number of ranks reads what any number wrote. No pickle anywhere.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from taosr1.learning.parallel import Team
 from taosr1.model.adapter_files import load_adapters, read_adapter_config
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import fsync, read_json
-from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, STATE_FILE, checkpoints, read_best
+from taosr1.model.files import (
+    DAMAGED,
+    LEAVING,
+    STATE_FILE,
+    TEMPORARY,
+    DamagedError,
+    commit,
+    open_aside,
+    read_json,
+    remove_folder,
+    verify,
+    write_json,
+)
+from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best
 from taosr1.model.hf_config import from_hf_config
 from taosr1.model.lora import adapters
+from taosr1.model.sharded_files import read_sharded, stored_shapes, write_sharded
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.model.weights import load_weights, save_pretrained
+from taosr1.model.weights import load_weights, save_descriptions, save_pretrained, save_weights_sharded, weights_into
+from taosr1.ranks import on_first
 from taosr1.task.prompt import PromptConfig
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-_TEMPORARY = ".writing-"
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Write a folder that appears complete or not at all. An existing folder of that name is an error."""
-    if path.exists():
-        raise FileExistsError(f"{path} already exists")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{_TEMPORARY}{path.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                fsync(file)
-        fsync(aside)
-        os.replace(aside, path)
-        fsync(path.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+OPTIMIZER_FILE, OPTIMIZER_FOLDER = "optimizer.safetensors", "optimizer"
 
 
 def save_checkpoint(
@@ -61,28 +52,53 @@ def save_checkpoint(
     prompt: PromptConfig,
     optimizers: Sequence[torch.optim.Optimizer],
     cursor: dict,
+    team: Team | None = None,
+    skipped: int = 0,
 ) -> Path:
-    """Save everything a resume and the next stage need into `folder/step-NNNNNN`; returns that path."""
+    """Save everything a resume and the next stage need into `folder/step-NNNNNN`; returns that path. All ranks call it.
+
+    Raises: OSError naming the folder where it cannot be written (a full disk, say); what was there before is untouched.
+    """
     path = folder / f"step-{step:06d}"
-    with new_folder(path) as aside:
-        save_pretrained(model, tokenizer, aside)
-        prompt.save(aside)
-        tensors = {"rng": torch.get_rng_state()}
-        for index, optimizer in enumerate(optimizers):
-            tensors |= _flatten(f"{index}.", optimizer)
-        save_file(tensors, str(aside / OPTIMIZER_FILE))
-        groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
-        state = {"step": step, "cursor": cursor, "optimizers": groups}
-        (aside / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
+    state = {"step": step, "cursor": cursor, "skipped": skipped, "optimizers": groups}
+    tensors = {"rng": torch.get_rng_state()}
+    for index, optimizer in enumerate(optimizers):
+        tensors |= _flatten(f"{index}.", optimizer)
+    sharded = bool(team and team.sharded)
+    aside = on_first(lambda: open_aside(path))
+    try:
+        if sharded:
+            save_weights_sharded(model, aside)
+            write_sharded(tensors, aside / OPTIMIZER_FOLDER)
+
+        def finish() -> None:
+            if sharded:
+                save_descriptions(model, tokenizer, aside)
+            else:
+                save_pretrained(model, tokenizer, aside)
+                save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(aside / OPTIMIZER_FILE))
+            prompt.save(aside)
+            write_json(aside / STATE_FILE, state)
+            commit(aside, path)
+
+        on_first(finish)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)) or type(error).__name__ == "CheckpointException":
+            kept = [str(older) for _, older in checkpoints(folder)]
+            raise OSError(f"{path} could not be written ({error}); {f'the newest checkpoint is {kept[-1]}' if kept else 'there is no checkpoint yet'}") from error
+        raise
     return path
 
 
-def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, dict]:
-    """Put a checkpoint's weights, optimizers and RNG back in place; returns its step and cursor.
+def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer], team: Team | None = None) -> tuple[int, dict, int]:
+    """Put a checkpoint's weights, optimizers and RNG back in place, sharded or not, whoever wrote it. Its files are taken as verified.
 
+    Returns: its step, its cursor, and how many steps in a row had been skipped before it.
     Raises: ValueError naming the file where it does not belong to this model and these optimizers.
     """
-    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    state = read_json(path / STATE_FILE)
     if adapters(model):
         _check_adapters(path, model)
         load_adapters(model, path)
@@ -92,14 +108,13 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
         stored = from_hf_config(read_json(path / "config.json"))
         if stored != model.config:
             raise ValueError(f"{path}: holds a model of another shape ({stored}) than --model ({model.config})")
-        load_weights(model, path)
-    with safe_open(str(path / OPTIMIZER_FILE), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    torch.set_rng_state(tensors.pop("rng"))
+        weights_into(model, path) if team and team.sharded else load_weights(model, path)
     sizes = [[len(group["params"]) for group in groups] for groups in state["optimizers"]]
     expected = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
     if sizes != expected:
         raise ValueError(f"{path / STATE_FILE}: holds optimizers over {sizes} parameters, this run has {expected}")
+    tensors = _read_optimizers(path, optimizers)
+    torch.set_rng_state(tensors.pop("rng"))
     moments: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     for name, tensor in tensors.items():
         optimizer, parameter, key = name.split(".", 2)
@@ -107,7 +122,29 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
     for optimizer, values in zip(optimizers, moments):
         # Moments come from the checkpoint, settings (learning rates, weight decay) from the run that continues.
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state["step"], state["cursor"]
+    return state["step"], state["cursor"], state["skipped"]
+
+
+def _read_optimizers(path: Path, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """Every stored tensor, those with a weight's shape sharded as that weight is."""
+    sharded = any(hasattr(p, "full_tensor") for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    if not sharded and (path / OPTIMIZER_FILE).is_file():
+        with safe_open(str(path / OPTIMIZER_FILE), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    folder = path / OPTIMIZER_FOLDER if (path / OPTIMIZER_FOLDER).is_dir() else path
+    weights = {
+        f"{number}.{index}": parameter
+        for number, optimizer in enumerate(optimizers)
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    tensors = {"rng": torch.get_rng_state()}
+    for name, shape in stored_shapes(folder).items():
+        weight = weights.get(".".join(name.split(".")[:2]))
+        if weight is None:
+            continue  # a model's own tensors lie in the same folder
+        tensors[name] = torch.zeros_like(weight.detach()) if shape == tuple(weight.shape) else torch.zeros(shape)
+    read_sharded(tensors, folder)
+    return tensors
 
 
 def _check_adapters(path: Path, model: Decoder) -> None:
@@ -124,15 +161,33 @@ def _check_adapters(path: Path, model: Decoder) -> None:
 def _flatten(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as {"<prefix><parameter index>.<name>": tensor}."""
     return {
-        f"{prefix}{index}.{name}": value.detach().cpu().contiguous() if torch.is_tensor(value) else torch.tensor(value)
+        f"{prefix}{index}.{name}": value.detach().contiguous() if torch.is_tensor(value) else torch.tensor(value)
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
 
 
+# --- Which checkpoints there are --------------------------------------------------------------------------------------
+def newest_whole(folder: Path) -> tuple[int, Path] | None:
+    """(step, path) of the newest checkpoint whose files are what was written; None where there is none.
+
+    A damaged one is said aloud and moved out of the way (damaged-step-NNNNNN), so that its step can be made again.
+    """
+    for step, path in reversed(checkpoints(folder)):
+        try:
+            verify(path, required=True)
+            return step, path
+        except DamagedError as error:
+            aside = path.with_name(DAMAGED + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            print(f"warning: {error}. It is now {aside}; going back to the checkpoint before it", file=sys.stderr)
+    return None
+
+
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted save left behind."""
-    for path in (*folder.glob(f"{_TEMPORARY}*"), *folder.glob(".*.tmp")):
+    """Remove what an interrupted save or deletion left behind."""
+    for path in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"{LEAVING}*"), *folder.glob(".*.tmp")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
@@ -140,7 +195,7 @@ def rewind(folder: Path, step: int) -> None:
     """Forget the checkpoints after `step`; and best.json, if it knows of a later evaluation."""
     for later, path in checkpoints(folder):
         if later > step:
-            shutil.rmtree(path)
+            remove_folder(path)
     if read_best(folder).get("evaluated_through", 0) > step:
         (folder / BEST_FILE).unlink()
 
@@ -150,4 +205,4 @@ def prune(folder: Path, keep_last: int) -> None:
     best = read_best(folder).get("step")
     for step, path in checkpoints(folder)[:-keep_last]:
         if step != best:
-            shutil.rmtree(path)
+            remove_folder(path)

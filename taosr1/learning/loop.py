@@ -3,30 +3,39 @@
 `step_batches(step, cursor)` returns the micro-batches of one optimizer step. It may depend on configuration, data, the
 current weights and `cursor`, a small JSON-able dict of its own that is saved with every checkpoint: so a resumed run
 needs no replay and equals the unbroken one. `loss_fn(model, batch)` returns a `LossSum`. Gradients of sums are added
-over micro-batches and divided once by the step's total count: 1 x 8 rows and 4 x 2 rows are the same step.
+over micro-batches and divided once by the step's total count: 1 x 8 rows and 4 x 2 rows are the same step, and so are two ranks with
+4 rows each (`parallel.py`).
+
+What may go wrong in a step does not end the run: a loss, gradient or reward that is not finite skips the step, a micro-batch that
+does not fit into memory is halved. SIGTERM and Ctrl-C let the step end and save it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from taosr1.config import progress
+from taosr1.config import Stopped, StopRequests, progress
+from taosr1.learning.batches import halved
 from taosr1.learning.checkpoint import load_checkpoint, prune, save_checkpoint
 from taosr1.learning.losses import LossSum
+from taosr1.learning.parallel import Team
 from taosr1.learning.run import Run
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import write_json
+from taosr1.model.files import write_json, write_sealed
 from taosr1.model.folders import BEST_FILE, read_best
 from taosr1.model.tokenizer import Tokenizer
+from taosr1.ranks import gather, on_first, this_rank
 from taosr1.task.prompt import PromptConfig
-
-MAX_SKIPPED_IN_A_ROW = 5
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Schedule:
     eval_every: int = 0  # 0: only at the end
     save_every: int = 0  # 0: whenever it is evaluated, and at the end
     keep_last: int = 2
+    max_skipped: int = 5  # steps in a row that may be skipped because a number was not finite
+    boundary: int = 1  # checkpoints lie at multiples of this many steps
 
     def lr_factor(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0, as a fraction of its peak."""
@@ -95,55 +106,78 @@ def train(
     step_metrics: Callable[[], dict[str, float]] | None = None,
     compute_dtype: torch.dtype = torch.float32,
     description: str = "train",
+    team: Team | None = None,
 ) -> dict[str, float]:
     """Train until `schedule.steps`; checkpoints before evaluating, so no evaluation can lose a finished step.
 
+    step_batches: of several ranks each returns its own share; it may raise FloatingPointError (a reward that is not finite), on all.
     evaluate: called with the number of finished steps; its `score` entry decides which checkpoint `best.json` names.
     step_metrics: what a stage wants logged beside the loss (rewards, kept fraction, ...), read once per step.
+    team: the ranks around `model`; None where it trains alone.
     Returns: the last evaluation ({} without `evaluate`).
-    Raises: FloatingPointError after MAX_SKIPPED_IN_A_ROW steps whose loss or gradient was not finite.
+    Raises: FloatingPointError after `schedule.max_skipped` steps in a row whose loss, gradient or reward was not finite; Stopped where
+        SIGTERM or Ctrl-C came, after the step was saved.
     """
+    team = team or Team(model)
     step, cursor, skipped, last = 0, {}, 0, {}
-    if run.start:
-        step, cursor = load_checkpoint(run.start[1], model, optimizers)
-        print(f"{description}: continuing from step {step} ({run.start[1]})")
-        if schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
-            last = _evaluate(run, step, evaluate, score)
-            prune(run.checkpoints, schedule.keep_last)
-    bar = progress(total=schedule.steps, initial=step, desc=description, unit="step")
-    while step < schedule.steps:
-        started = time.perf_counter()
-        torch.manual_seed(step)  # what draws from the global generators (dropout) repeats itself in a resumed run, on any device
-        model.train()
-        factor = schedule.lr_factor(step)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = factor * group["peak_lr"]
-        batches = step_batches(step, cursor)
-        metrics = accumulate(model, batches, loss_fn, compute_dtype)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm))
-        if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm):
-            for optimizer in optimizers:
-                optimizer.step()
-            skipped = 0
-        else:
-            skipped += 1
-            if skipped >= MAX_SKIPPED_IN_A_ROW:
-                raise FloatingPointError(f"step {step}: loss {metrics['loss']}, gradient norm {grad_norm}, {skipped} in a row; lower --lr")
-        model.zero_grad(set_to_none=True)
-        step += 1
-        metrics |= step_metrics() if step_metrics else {}
-        if torch.cuda.is_available():
-            metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-        run.log(step, **metrics, grad_norm=grad_norm, lr_factor=factor, skipped=skipped, time_s=round(time.perf_counter() - started, 4))
-        bar.update()
-        bar.set_postfix({name: f"{value:.3f}" for name, value in {**metrics, **last}.items() if name in BAR_METRICS}, refresh=False)
-        if schedule.saves(step):
-            save_checkpoint(run.checkpoints, step, model, tokenizer, prompt, optimizers, cursor)
-            if schedule.evaluates(step) and evaluate:
+    save = partial(_save, run, model, tokenizer, prompt, optimizers, team)
+    with closing(run), StopRequests() as asked:
+        if run.start:
+            step, cursor, skipped = load_checkpoint(run.start[1], model, optimizers, team)
+            print(f"{description}: continuing from step {step} ({run.start[1]})")
+            if schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
                 last = _evaluate(run, step, evaluate, score)
-            prune(run.checkpoints, schedule.keep_last)
-    bar.close()
+                on_first(lambda: prune(run.checkpoints, schedule.keep_last))
+        bar = progress(total=schedule.steps, initial=step, desc=description, unit="step", disable=not team.ranks.first)
+        while step < schedule.steps:
+            started = time.perf_counter()
+            # What draws from the global generators (dropout) repeats itself in a resumed run, on any device.
+            torch.manual_seed(step * team.ranks.world + team.ranks.rank)
+            model.train()
+            factor = schedule.lr_factor(step)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = factor * group["peak_lr"]
+            batches: Sequence[object] = []
+            try:
+                batches = step_batches(step, cursor)
+                metrics = accumulate(model, batches, loss_fn, compute_dtype, team)
+                grad_norm = team.clip_gradients(schedule.clip_norm)
+                trouble = "" if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else f"loss {metrics['loss']}, gradient norm {grad_norm}"
+            except FloatingPointError as error:
+                metrics, grad_norm, trouble = {"loss": math.nan}, math.nan, str(error)
+            if trouble:
+                skipped += 1
+                if skipped >= schedule.max_skipped:
+                    where = dump_batch(run.folder, step, batches, tokenizer, trouble)
+                    raise FloatingPointError(f"step {step}: {trouble}, {skipped} in a row; its batch is in {where}; lower --lr, or look at that batch")
+            else:
+                for optimizer in optimizers:
+                    optimizer.step()
+                skipped = 0
+            model.zero_grad(set_to_none=True)
+            step += 1
+            metrics |= step_metrics() if step_metrics else {}
+            if torch.cuda.is_available():
+                metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+            run.log(step, **metrics, grad_norm=grad_norm, lr_factor=factor, skipped=skipped, time_s=round(time.perf_counter() - started, 4))
+            bar.update()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in {**metrics, **last}.items() if name in BAR_METRICS}, refresh=False)
+            stop = step % schedule.boundary == 0 and max(gather(asked.signum))  # for all ranks, at the same step
+            if schedule.saves(step) or stop:
+                save(step, cursor, skipped)
+                if schedule.evaluates(step) and evaluate and not stop:
+                    last = _evaluate(run, step, evaluate, score)
+                    stop = max(gather(asked.signum))
+                on_first(lambda: prune(run.checkpoints, schedule.keep_last))
+            if stop:
+                raise Stopped(stop, f"{description}: stopped after step {step} of {schedule.steps}, which is saved; the same command continues")
+        bar.close()
     return last
+
+
+def _save(run: Run, model: Decoder, tokenizer: Tokenizer, prompt: PromptConfig, optimizers, team: Team, step: int, cursor: dict, skipped: int) -> None:
+    run.sync()
+    save_checkpoint(run.checkpoints, step, model, tokenizer, prompt, optimizers, cursor, team, skipped)
 
 
 BAR_METRICS = ("loss", "reward_balanced", "kept_frac", "kl", "rewards/accuracies", "dev_macro_f1")
@@ -156,33 +190,99 @@ def compute_in(model: torch.nn.Module, dtype: torch.dtype):
 
 
 def accumulate(
-    model: Decoder, batches: Sequence[object], loss_fn: Callable[[Decoder, object], LossSum], compute_dtype: torch.dtype = torch.float32
+    model: Decoder,
+    batches: Sequence[object],
+    loss_fn: Callable[[Decoder, object], LossSum],
+    compute_dtype: torch.dtype = torch.float32,
+    team: Team | None = None,
 ) -> dict[str, float]:
-    """Forward and backward over a step's micro-batches; leaves the gradient of sum / count in `.grad`.
+    """Forward and backward over a step's micro-batches, those of all ranks; leaves the gradient of sum / count in `.grad`.
 
     Returns: the whole step's loss and metrics, each a mean over what the losses count. No batches, or nothing that
     counts, is a step without gradient: loss 0.
     """
-    total, count, sums = 0.0, 0.0, {}
-    for batch in batches:
-        with compute_in(model, compute_dtype):
-            loss = loss_fn(model, batch)
-        loss.sum.backward()
-        total, count = total + float(loss.sum.detach()), count + loss.count
-        for name, value in loss.metrics.items():
-            sums[name] = sums.get(name, 0.0) + value * loss.count
+    team, too_large = team or Team(model), None
+    try:
+        parts = _add_up(model, batches, loss_fn, compute_dtype, team)
+    except _TooLargeError as error:
+        too_large = error.number
+    if too_large is not None:  # out here, where the failed pass and its activations are gone
+        print("out of memory in a micro-batch: the step is repeated once, with it halved; a smaller --micro-batch-tok avoids this", file=sys.stderr)
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        parts = _add_up(model, [*batches[:too_large], *halved(batches[too_large]), *batches[too_large + 1 :]], loss_fn, compute_dtype, team)
+    team.sum_gradients()
+    sums = dict.fromkeys(("loss", "count", "passes"), 0.0)
+    for of_rank in gather(parts):
+        for name, value in of_rank.items():
+            sums[name] = sums.get(name, 0.0) + value
+    count = max(sums.pop("count"), 1e-9)
+    if not sums.pop("passes"):
+        model.zero_grad(set_to_none=True)  # no gradient, not one of zeros, which would still move what has momentum
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad /= max(count, 1e-9)
-    return {"loss": total / max(count, 1e-9)} | {name: value / max(count, 1e-9) for name, value in sums.items()}
+            parameter.grad /= count
+    return {name: value / count for name, value in sums.items()}
+
+
+class _TooLargeError(MemoryError):
+    """Micro-batch `number` of a step does not fit into memory."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"out of memory in micro-batch {number}; try a smaller --micro-batch-tok, --activation-checkpointing or --lora-rank")
+        self.number = number
+
+
+def _add_up(model: Decoder, batches: Sequence[object], loss_fn, compute_dtype: torch.dtype, team: Team) -> dict[str, float]:
+    """This rank's micro-batches, one after another: gradients add up in `.grad`. Returns sums of loss, count and metrics."""
+    sums = {"loss": 0.0, "count": 0.0, "passes": 0.0}
+    for number, batch in enumerate(batches):
+        try:
+            if batch is None:  # another rank has more to do
+                team.idle().backward()
+                continue
+            with compute_in(model, compute_dtype):
+                loss = team.run(loss_fn, batch)
+            loss.sum.backward()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) and not team.sharded:  # in shards every pass is everybody's: one rank cannot repeat its own
+                raise _TooLargeError(number) from None
+            raise
+        for name, value in (("loss", float(loss.sum.detach())), ("count", loss.count), ("passes", 1.0)):
+            sums[name] += value
+        for name, value in loss.metrics.items():
+            sums[name] = sums.get(name, 0.0) + value * loss.count
+    return sums
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's, or a CPU's, whose allocator has no exception of its own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def dump_batch(folder: Path, step: int, batches: Sequence[object], tokenizer: Tokenizer, trouble: str) -> Path:
+    """Write what a step was about to learn as one JSON file a rank, for a person to look at: every tensor, and the rows as text."""
+    shown = []
+    for batch in (batch for batch in batches if batch is not None):
+        values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        tensors = {name: value.tolist() if torch.is_tensor(value) else value for name, value in values.items()}
+        shown.append({"texts": [tokenizer.decode(row) for row in tensors.get("ids", [])], **tensors})
+    path = folder / f"bad-step-{step:06d}-rank-{this_rank().rank}.json"
+    write_json(path, {"step": step, "trouble": trouble, "micro_batches": shown})
+    return path
 
 
 def _evaluate(run: Run, step: int, evaluate: Callable[[int], dict[str, float]], score: str) -> dict[str, float]:
     """Evaluate, log, and point best.json at this step where it is the best so far."""
     results = evaluate(step)
-    run.log(step, **results)
-    best = read_best(run.checkpoints)
-    if not best or results[score] > best[score]:
-        best = {"step": step, score: results[score]}
-    write_json(run.checkpoints / BEST_FILE, best | {"evaluated_through": step})
+
+    def remember() -> None:
+        run.log(step, **results)
+        best = read_best(run.checkpoints)
+        if not best or results[score] > best[score]:
+            best = {"step": step, score: results[score]}
+        write_sealed(run.checkpoints / BEST_FILE, best | {"evaluated_through": step})
+
+    on_first(remember)
     return results

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from taosr1.config import option
-from taosr1.judge import Judge, load_judge
+from taosr1.judge import TINY, Judge, load_judge
 from taosr1.model.lora import TARGETS, LoraConfig, add_adapters
 
 
@@ -19,10 +19,13 @@ class MemoryFlags:
     lora_alpha: float = option(32.0, "adapters are scaled by this over their rank")
     lora_targets: str = option(",".join(TARGETS), "layers that get an adapter, by the last part of their names")
     activation_checkpointing: bool = option(False, "keep only the input of every layer and compute the rest again in the backward pass: less memory for one more forward pass")
+    fsdp: bool = option(False, "under torchrun: cut weights, gradients and optimizer into shards, one a rank (FSDP2), for a model that does not fit on one")
 
 
 def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool, str]]:
     """Problems for `taosr1.config.check`."""
+    if flags.fsdp and flags.lora_rank:
+        return [(True, "--fsdp shards what is trained, and adapters are small: with --lora-rank leave it out")]
     if not flags.lora_rank:
         idle = dropout or any(getattr(flags, name) != getattr(MemoryFlags, name) for name in ("lora_alpha", "lora_targets"))
         return [(bool(idle), "--lora-alpha, --lora-targets and --lora-dropout need --lora-rank: without it all weights are trained")]
@@ -45,6 +48,8 @@ def load_trainee(
 
     Raises: ValueError as `load_judge`, and where adapters would stand on fresh weights, which no file holds.
     """
+    # What is sharded is read by each rank for itself, later: no rank has room for all of it. Fresh weights are in no file.
+    device = "meta" if flags.fsdp and model != TINY else device
     judge = load_judge(model, order=order, dtype=dtype if flags.lora_rank else "float32", device=device, seed=seed)
     judge.model.activation_checkpointing = flags.activation_checkpointing
     if flags.lora_rank:

@@ -86,6 +86,14 @@ def rule_steps(reply: Reply, gold: Judgement, rules: Sequence[Rule] | None = Non
     return (sum(words) + same_category + _overlap(set(stated.items()), set(wanted.items()))) / 4
 
 
+class NonFiniteRewardError(FloatingPointError):
+    """A reward is NaN or infinite. `records`: the groups it came up in, as samples.jsonl shows them."""
+
+    def __init__(self, message: str, records: Sequence[dict] = ()) -> None:
+        super().__init__(message)
+        self.records = list(records)
+
+
 REWARD_PARTS: Mapping[str, RewardPart] = MappingProxyType({
     "label": label_right, "format": well_formed, "consistency": consistency, "ordinal": ordinal_closeness, "steps": rule_steps,
 })  # fmt: skip
@@ -107,20 +115,20 @@ def reward_parts(
 def total_reward(parts: Mapping[str, float], weights: Mapping[str, float], *, row: object = None) -> float:
     """The weighted sum of the named parts.
 
-    Raises: ValueError where the two name different parts, or where a part, a weight or the sum is not a finite
-        number; the message names `row` and the part. A NaN reward would poison its whole group in silence.
+    Raises: ValueError where the two name different parts or a weight is not a finite number; NonFiniteRewardError where a part or the
+        sum is not, naming `row` and the part. A NaN reward would poison its whole group in silence.
     """
     where = "" if row is None else f"row {row}: "
     if parts.keys() != weights.keys():
         raise ValueError(f"{where}reward parts {sorted(parts)} and weights {sorted(weights)} name different parts")
     for name, value in parts.items():
         if not _is_finite(value):
-            raise ValueError(f"{where}reward {name!r} is {value!r}, expected a finite number")
+            raise NonFiniteRewardError(f"{where}reward {name!r} is {value!r}, expected a finite number")
         if not _is_finite(weights[name]):
             raise ValueError(f"{where}the weight of reward {name!r} is {weights[name]!r}, expected a finite number")
     total = math.fsum(weights[name] * value for name, value in parts.items())
     if not math.isfinite(total):
-        raise ValueError(f"{where}the total reward is {total}, expected a finite number")
+        raise NonFiniteRewardError(f"{where}the total reward is {total}, expected a finite number")
     return total
 
 

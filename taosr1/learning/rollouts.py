@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from taosr1.judge import Judge
-from taosr1.learning.batches import Batch, Example, collate, label_token_weights, sibling_batches
+from taosr1.learning.batches import Batch, Example, collate, label_token_weights, packed_tok, sibling_batches
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
-from taosr1.learning.rewards import reward_parts, total_reward
+from taosr1.learning.parallel import Team
+from taosr1.learning.rewards import NonFiniteRewardError, reward_parts, total_reward
 from taosr1.learning.selection import (
     balance_by_grade,
     balanced_order,
@@ -30,8 +31,9 @@ from taosr1.learning.selection import (
 )
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters_off
+from taosr1.ranks import gather, share
 from taosr1.sampling.labels import label_probabilities
-from taosr1.sampling.sampler import draw_first_tokens, generate
+from taosr1.sampling.sampler import draw_first_tokens, draw_uniform, generate
 from taosr1.task.grades import GRADES
 from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import parse_reply
@@ -74,6 +76,7 @@ class Group:
     gold: int
     dropped: str
     probs: list[float] = field(default_factory=list)
+    first_tokens: list[int] = field(default_factory=list)  # where difficulty was measured by prefill: they begin the replies
     replies: list[list[int]] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -81,6 +84,7 @@ class Group:
     logp: list[list[float]] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    trouble: str = ""  # why a reward is no number
     advantages: list[float] = field(default_factory=list)
 
     @property
@@ -122,13 +126,18 @@ class RolloutBatch:
 class Sampler:
     """Draws prompts from graded rows and turns them into rollouts of the judge's current weights.
 
+    Of several ranks each answers its share of the prompts, and then tells all others: from there on every rank knows all groups and
+    decides alike, so what is kept, how it is weighed and who computes which micro-batch needs no word more.
+
     `metrics` describes the last `collect`, `fates` counts what became of all groups since step 0. All state that a resume needs is in
     the cursor handed to `collect`.
     """
 
     def __init__(
-        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: Decoder | None
+        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: Team | None, team: Team | None = None
     ) -> None:
+        """reference: what the KL term measures against; team: the ranks around the judge's model, None where it is alone."""
+        self.team = team or Team(judge.model)
         self.judge, self.rows, self.settings, self.weights, self.reference = judge, rows, settings, weights, reference
         self.prompts = judge.prompts(list(rows))
         self.rows_of = {grade: [i for i, row in enumerate(rows) if row.grade == grade] for grade in GRADES}
@@ -137,21 +146,24 @@ class Sampler:
         self.device = next(judge.model.parameters()).device
         self.metrics: dict[str, float] = {}
         self.fates: dict[str, int] = {}
+        self.replies = self.reply_weight = 0  # of all ranks' micro-batches of the last `collect`: how many, and their token weights
 
-    def collect(self, step: int, cursor: dict) -> tuple[list[RolloutBatch], list[dict]]:
-        """One step's micro-batches, and a record of every group that was sampled for it.
+    def collect(self, step: int, cursor: dict) -> tuple[list[RolloutBatch | None], list[dict]]:
+        """One step's micro-batches, this rank's share, and a record of every group that was sampled for it.
 
         No group may survive: then there are no batches and the step has no gradient (`kept_frac` says so).
+        Raises: NonFiniteRewardError, on every rank.
         """
-        settings, sampled = self.settings, []
+        settings, sampled, self.metrics, self.replies = self.settings, [], {}, 0
         self.judge.model.eval()
-        for attempt in range(settings.max_resample):
-            generator = keyed_generator(settings.seed, "rollout", step, attempt)
-            sampled += self._sample(self._draw_rows(cursor), generator, cursor)
-            alive = [group for group in sampled if not group.dropped]
-            kept = self._balanced(alive, keyed_generator(settings.seed, "balance", step))
-            if len(kept) >= settings.min_groups:
-                break
+        with self.team.whole(settings.compute_dtype) as model:
+            for attempt in range(settings.max_resample):
+                generator = keyed_generator(settings.seed, "rollout", step, attempt)
+                sampled += self._sample(model, self._draw_rows(cursor), generator, cursor)
+                alive = [group for group in sampled if not group.dropped]
+                kept = self._balanced(alive, keyed_generator(settings.seed, "balance", step))
+                if len(kept) >= settings.min_groups:
+                    break
         for group in alive:
             group.dropped = "" if group in kept else "balance"
         self.fates = cursor.setdefault("fates", {})
@@ -163,7 +175,9 @@ class Sampler:
         self.metrics = self._measure(sampled, kept, attempt + 1)
         of_groups = [rollouts[start : start + settings.samples] for start in range(0, len(rollouts), settings.samples)]
         parts = sibling_batches(of_groups, settings.micro_batch_tok)
-        return [self._batch(part) for part in parts], [group.record() for group in sampled]
+        labels = 0 if self.judge.prompt.order == "pre-cot" else len(rollouts)
+        self.replies, self.reply_weight = len(rollouts), sum(len(rollout.reply) for rollout in rollouts) + labels * (settings.label_weight - 1)
+        return [self._batch(part) for part in self.team.share(parts, packed_tok)], [group.record() for group in sampled]
 
     def _draw_rows(self, cursor: dict) -> list[int]:
         """The next prompts. Class balance asks for more of the grades whose groups rarely survive."""
@@ -187,42 +201,64 @@ class Sampler:
             chosen += [members[i] for i in shuffled_order(len(members), settings.seed, start, count, stream=grade)]
         return chosen
 
-    def _sample(self, rows: list[int], generator: torch.Generator, cursor: dict) -> list[Group]:
+    def _sample(self, model: Decoder, rows: list[int], generator: torch.Generator, cursor: dict) -> list[Group]:
         """Sample the rows' groups, reward them and mark the ones that difficulty drops."""
-        settings, judge = self.settings, self.judge
+        settings = self.settings
         groups = [Group(row, self.prompts[row], self.rows[row].grade, "") for row in rows]
-        if judge.prompt.order != "pre-cot":
-            probs = label_probabilities(judge.model, judge.tokenizer, [group.prompt for group in groups]).probs.tolist()
-            for group, values in zip(groups, probs):
-                group.probs = values
-        first_tokens = None
-        if settings.difficulty == "prefill":
-            prompts = [group.prompt for group in groups]
-            first_tokens = draw_first_tokens(judge.model, prompts, settings.samples, settings.temperature, generator)  # (P, G)
-            grade_of = dict(zip(judge.tokenizer.label_ids, GRADES))
-            for group, drawn in zip(groups, first_tokens.tolist()):
-                group.labels = [grade_of.get(token) for token in drawn]
+        prefilled = settings.difficulty == "prefill"
+        uniform = torch.rand(len(groups), settings.samples, generator=generator) if prefilled else None
+        if self.judge.prompt.order != "pre-cot":
+            self._each(groups, lambda mine, places: self._look(model, mine, None if uniform is None else uniform[places]))
+        if prefilled:
             self._drop_by_difficulty(groups)
-            first_tokens = first_tokens[torch.tensor([not group.dropped for group in groups])].flatten()
         decoded = [group for group in groups if not group.dropped]
         if decoded:
-            self._reply(decoded, first_tokens, generator)
+            uniform = draw_uniform([group.prompt for group in decoded], settings.samples, settings.max_new_tokens, generator)
+            uniform = uniform.view(len(decoded), settings.samples, -1)
+            self._each(decoded, lambda mine, places: self._reply(model, mine, uniform[places].flatten(0, 1)))
+            self._check_rewards(decoded)
             # After `prefill` this drops nothing more, unless a reply began with a label and then could not be read.
             self._drop_by_difficulty(decoded)
         self._remember_survival(groups, cursor)
         return groups
+
+    def _each(self, groups: list[Group], work: Callable[[list[Group], list[int]], None]) -> None:
+        """Every rank works on its share of the groups (which, and at which places), and then all ranks know what all found."""
+        places = share(range(len(groups)), self.team.ranks, lambda place: len(groups[place].prompt))
+        work([groups[place] for place in places], places)
+        if self.team.ranks.world > 1:
+            for of_rank in gather({place: vars(groups[place]) for place in places}):
+                for place, found in of_rank.items():
+                    vars(groups[place]).update(found)
+
+    def _look(self, model: Decoder, groups: list[Group], uniform: torch.Tensor | None) -> None:
+        """Label probabilities from one prefill, and with `uniform` (P, G) labels drawn from it."""
+        prompts, tokenizer = [group.prompt for group in groups], self.judge.tokenizer
+        for group, values in zip(groups, label_probabilities(model, tokenizer, prompts).probs.tolist()):
+            group.probs = values
+        if uniform is None:
+            return
+        grade_of = dict(zip(tokenizer.label_ids, GRADES))
+        for group, drawn in zip(groups, draw_first_tokens(model, prompts, uniform, self.settings.temperature).tolist()):
+            group.first_tokens, group.labels = drawn, [grade_of.get(token) for token in drawn]
+
+    def _check_rewards(self, groups: list[Group]) -> None:
+        bad = [group for group in groups if group.trouble]
+        if bad:
+            raise NonFiniteRewardError(bad[0].trouble, [group.record() for group in bad])
 
     def _drop_by_difficulty(self, groups: list[Group]) -> None:
         kept = keep_groups([group.right for group in groups], self.settings.samples, self.settings.gamma).tolist()
         for group, keep in zip(groups, kept):
             group.dropped = "" if keep else drop_reason(group.right, self.settings.samples, self.settings.gamma)
 
-    def _reply(self, groups: list[Group], first_tokens: torch.Tensor | None, generator: torch.Generator) -> None:
-        """Decode G replies for every group and reward each of them."""
+    def _reply(self, model: Decoder, groups: list[Group], uniform: torch.Tensor) -> None:
+        """Decode G replies for every group, drawn with `uniform` (P * G, N), and reward each of them."""
         settings, judge = self.settings, self.judge
+        first_tokens = torch.tensor([group.first_tokens for group in groups]) if groups and groups[0].first_tokens else None
         rollouts = generate(
-            judge.model, [group.prompt for group in groups], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator, first_tokens=first_tokens,
+            model, [group.prompt for group in groups], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, uniform=uniform, first_tokens=first_tokens,
         )  # fmt: skip
         replies, logp, finished = rollouts.replies(), rollouts.logp.tolist(), rollouts.finished.tolist()
         for index, group in enumerate(groups):
@@ -237,7 +273,10 @@ class Sampler:
                 group.labels.append(reply.grade)
                 group.logp.append(logp[row][: len(replies[row])])
                 group.parts.append(parts)
-                group.rewards.append(total_reward(parts, self.weights, row=group.row))
+                try:
+                    group.rewards.append(total_reward(parts, self.weights, row=group.row))
+                except FloatingPointError as error:  # told to all ranks first, so that all skip the step
+                    group.trouble = str(error)
             if judge.prompt.order == "pre-cot":
                 group.probs = [group.labels.count(grade) / settings.samples for grade in GRADES]
 
@@ -277,22 +316,29 @@ class Sampler:
             weight = len(groups) * wanted[group.gold] / (sum(wanted.values()) * count[group.gold])
             group.advantages = [weight * advantage for advantage in group.advantages]
 
-    def _batch(self, rollouts: list[Rollout]) -> RolloutBatch:
-        """Rollouts as tensors, with the reference's log-probs where there is a KL term.
+    @torch.no_grad()
+    def _batch(self, rollouts: list[Rollout] | None) -> RolloutBatch | None:
+        """Rollouts as tensors, with the reference's log-probs where there is a KL term. None stays None, but joins in every pass.
 
         The sampler's log-probs are float32. Where training computes in another type they are measured again in that one:
         else the ratio would start off 1 and the clip would act on rounding errors.
         """
+        measures_old = self.settings.compute_dtype != torch.float32
+        if rollouts is None:
+            for team in (self.team if measures_old else None, self.reference):
+                if team is not None:
+                    team.idle()
+            return None
         batch = collate([Example(rollout.prompt, rollout.reply) for rollout in rollouts], self.device)
-        if self.settings.compute_dtype == torch.float32:
+        if not measures_old:
             old_logp = torch.zeros(batch.ids.shape)
             for row, rollout in enumerate(rollouts):
                 old_logp[row, len(rollout.prompt) : len(rollout.prompt) + len(rollout.reply)] = torch.tensor(rollout.logp)
         else:
-            old_logp = self._measured(self.judge.model, batch)
+            old_logp = self._measured(self.team, batch)
         ref_logp = None
         if self.reference is not None:
-            with adapters_off(self.reference):  # the trained model itself, where it has adapters
+            with adapters_off(self.reference.model):  # the trained model itself, where it has adapters
                 ref_logp = self._measured(self.reference, batch)
         position = "none" if self.judge.prompt.order == "pre-cot" else "first"
         weights = label_token_weights(batch.mask, self.settings.label_weight, position)
@@ -300,10 +346,10 @@ class Sampler:
         return RolloutBatch(batch.ids, batch.mask, old_logp.to(self.device), ref_logp, weights, advantages)
 
     @torch.no_grad()
-    def _measured(self, model: Decoder, batch: Batch) -> torch.Tensor:
-        """Log-probs (B, T) of the replies under a model, computed as training computes them."""
-        with compute_in(model, self.settings.compute_dtype):
-            return completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature)
+    def _measured(self, team: Team, batch: Batch) -> torch.Tensor:
+        """Log-probs (B, T) of the replies under a team's model, computed as training computes them."""
+        with compute_in(team.model, self.settings.compute_dtype):
+            return team.run(lambda model: completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature))
 
     def _measure(self, sampled: list[Group], kept: list[Group], attempts: int) -> dict[str, float]:
         """What a person wants to watch. Class-balanced reward, because plain reward rises while rare grades vanish.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from pathlib import Path
 
-from taosr1.model.files import read_json
+from taosr1.model.files import MANIFEST_FILE, DamagedError, read_json, read_sealed
 from taosr1.model.tokenizer import TOKENIZER_FILES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-STATE_FILE = "state.json"
 BEST_FILE = "best.json"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
@@ -19,22 +18,28 @@ _STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
 # --- Runs -------------------------------------------------------------------------------------------------------------
 def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """(step, path) of the complete checkpoints in a folder, oldest first. A half-written one never has such a name."""
+    """(step, path) of the checkpoints in a folder, oldest first. A half-written one never has such a name; `verify` finds damage."""
     found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in Path(folder).glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match and (path / STATE_FILE).exists())
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
 
 
 def read_best(folder: str | Path) -> dict:
-    """best.json of a folder of checkpoints: step and score of the best one; {} where nothing was evaluated yet."""
+    """best.json of a folder of checkpoints: step and score of the best one; {} where nothing was evaluated yet.
+
+    Raises: DamagedError naming the file, where it is not what was written.
+    """
     path = Path(folder) / BEST_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return read_sealed(path) if path.exists() else {}
+    except DamagedError as error:
+        raise DamagedError(f"{error}; without it the newest checkpoint counts as the best, and the next evaluation writes it anew") from error
 
 
 def model_folder(path: str | Path) -> str:
     """What to load for `--model`: a run folder stands for its best checkpoint (its newest without an evaluation).
 
     Anything that is no run folder is returned as it is: a Hugging Face folder or a hub id.
-    Raises: FileNotFoundError for a run without a complete checkpoint.
+    Raises: FileNotFoundError for a run without a complete checkpoint, or whose best one is gone.
     """
     folder = Path(path) / "checkpoints"
     if not folder.is_dir():
@@ -42,7 +47,33 @@ def model_folder(path: str | Path) -> str:
     steps = dict(checkpoints(folder))
     if not steps:
         raise FileNotFoundError(f"--model {path}: the run has no complete checkpoint yet; run its script again to continue it")
-    return str(steps.get(read_best(folder).get("step"), steps[max(steps)]))
+    best = read_best(folder).get("step", max(steps))
+    if best not in steps:
+        raise FileNotFoundError(f"--model {path}: {folder / BEST_FILE} names step {best}, which is not there; give one of {', '.join(map(str, steps.values()))}")
+    if not (steps[best] / MANIFEST_FILE).is_file():
+        raise DamagedError(f"--model {path}: {steps[best] / MANIFEST_FILE} is missing, so nothing says whether this checkpoint is whole")
+    return str(steps[best])
+
+
+def weights_fingerprint(source: str) -> str:
+    """A short text that is another for other weights: of a checkpoint its manifest's hash, else of samples from the weight files.
+
+    source: a local folder or hub id as `Decoder.source` has it, "" for fresh weights.
+    """
+    if not source:
+        return "fresh weights"
+    folder, digest = resolve_folder(source), hashlib.sha256()
+    if (folder / MANIFEST_FILE).is_file():
+        digest.update((folder / MANIFEST_FILE).read_bytes())
+    else:
+        for path in sorted(folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with open(path, "rb") as file:
+                for place in range(0, size, max(2**20, size // 16)):
+                    file.seek(place)
+                    digest.update(file.read(2**20))
+    return f"{folder.name}, sha256 {digest.hexdigest()[:16]}"
 
 
 # --- Models -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ joined, strings never are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -112,6 +113,13 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
             replace_file(folder / name, lambda temporary, data=data: temporary.write_bytes(data))
+
+    def fingerprint(self) -> str:
+        """A short text that is another for another tokenizer: over all of its files."""
+        digest = hashlib.sha256()
+        for name, data in sorted(self._files.items()):
+            digest.update(f"{name} {len(data)} ".encode() + data)
+        return digest.hexdigest()[:16]
 
     def render_prompt(self, messages: Sequence[dict[str, str]], *, enable_thinking: bool = False) -> str:
         """The chat template applied to messages, ready for the model's answer.

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from taosr1.model.adapter_files import load_adapters, read_adapter_config, save_adapters
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import read_json, replace_file, write_json
+from taosr1.model.files import read_json, replace_file, verify, write_json
 from taosr1.model.folders import ADAPTER_CONFIG, INDEX, SINGLE, resolve_folder, weight_files
 from taosr1.model.hf_config import from_hf_config, to_hf_config
 from taosr1.model.lora import adapters, add_adapters, merge_adapters
+from taosr1.model.sharded_files import read_sharded, write_sharded
 from taosr1.model.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,11 +37,13 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: no such folder or model, or a file is missing from it.
-        ValueError: an unsupported config, weights that do not fit it, a tokenizer that does not fit the task or model.
+        ValueError: an unsupported config, weights that do not fit it, a tokenizer that does not fit the task or model, a checkpoint
+            whose files are not what was written.
     """
     folder = resolve_folder(folder_or_hub_id)
+    verify(folder, without="optimizer")
     tokenizer = Tokenizer(_tokenizer_folder(folder))  # first: it fails fast, the weights are slow
-    model = load_decoder(folder_or_hub_id, dtype=dtype, device=device)
+    model = _load_decoder(folder, folder_or_hub_id, dtype, device)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only has "
@@ -52,11 +55,21 @@ def load_pretrained(
 def load_decoder(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """Load the weights and config alone. Arguments and errors as `load_pretrained`."""
+    """Load the weights and config alone. Arguments and errors as `load_pretrained`.
+
+    On device "meta" only headers are read and no weight is: the shape of a model that is to be sharded first.
+    """
+    found = resolve_folder(folder)
+    verify(found, without="optimizer")
+    return _load_decoder(found, folder, dtype, device)
+
+
+def _load_decoder(folder: Path, spec: str | Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype}, expected one of {', '.join(DTYPES)}")
-    folder, spec = resolve_folder(folder), folder
     *above, folder = _base_folders(folder)
+    if above:
+        verify(folder, without="optimizer")  # the base may be a checkpoint too
     raw = read_json(folder / "config.json")
     try:
         config = from_hf_config(raw)
@@ -69,7 +82,10 @@ def load_decoder(
     # Not model.to_empty, which imports half of torch.compile first.
     empty = {name: torch.empty(tensor.shape, dtype=dtype, device=device) for name, tensor in model.state_dict().items()}
     model.load_state_dict(empty, assign=True)
-    _copy_weights(model, files)
+    if str(device) != "meta":
+        _copy_weights(model, files)
+    elif above:
+        raise ValueError(f"{above[0]} holds adapters, which cannot be sharded: make them whole with infer/merge.py first")
     model.hf_config, model.generation_config = raw, generation
     for adapter in reversed(above):
         add_adapters(model, read_adapter_config(adapter)[0])
@@ -119,12 +135,10 @@ def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path, *,
         ValueError: the folder holds weights in other files than those to be written, which would be left beside them.
     """
     folder = Path(folder)
-    generation = model.generation_config or {"pad_token_id": tokenizer.pad_id}
-    generation = {"eos_token_id": list(tokenizer.eos_ids), **generation}
     if adapters(model):
         save_adapters(model, folder, model.source)
         # There is no config.json here to find the end tokens in.
-        write_json(folder / "generation_config.json", generation | {"eos_token_id": list(tokenizer.eos_ids)})
+        write_json(folder / "generation_config.json", _generation_json(model, tokenizer) | {"eos_token_id": list(tokenizer.eos_ids)})
         tokenizer.save(folder)
         return
     tensors = {name: tensor.detach().contiguous() for name, tensor in hf_tensors(model).items()}  # contiguous for safetensors
@@ -144,9 +158,28 @@ def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path, *,
         total = sum(tensor.nbytes for tensor in tensors.values())
         weight_map = {name: _shard_name(number, len(shards)) for number, shard in enumerate(shards) for name in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    save_descriptions(model, tokenizer, folder)
+
+
+def save_descriptions(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+    """What stands beside the weights: config.json, generation_config.json and the tokenizer's files."""
     write_json(folder / "config.json", _config_json(model, tokenizer))
-    write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", _generation_json(model, tokenizer))
     tokenizer.save(folder)
+
+
+def weights_into(model: Decoder, folder: str | Path) -> None:
+    """Read a folder's weights into a sharded model: every rank takes its own slices."""
+    files = _check_headers(model, resolve_folder(folder))
+    tensors = hf_tensors(model)
+    read_sharded(tensors, next(iter(files)).parent)
+
+
+def save_weights_sharded(model: Decoder, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a sharded model's weights as `save_pretrained` would, together with all other ranks."""
+    tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
+    files = _shards(tensors, shard_bytes)
+    write_sharded(tensors, folder, join={name: number for number, names in enumerate(files, start=1) for name in names})
 
 
 def hf_tensors(model: Decoder) -> dict[str, Tensor]:
@@ -174,6 +207,11 @@ def _shards(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
 
 def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def _generation_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
+    generation = model.generation_config or {"pad_token_id": tokenizer.pad_id}
+    return {"eos_token_id": list(tokenizer.eos_ids), **generation}
 
 
 def _config_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -93,18 +93,29 @@ def _last_possible(probs: torch.Tensor) -> torch.Tensor:
     return width - 1 - (probs > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
 
 
+def draw_uniform(prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, generator: torch.Generator | None) -> torch.Tensor:
+    """The numbers in [0, 1) that `generate` draws its tokens with, (P * samples, max_new_tokens), a row for each reply.
+
+    Several ranks that each answer some of the prompts draw the numbers for all, and so give the replies that one rank would.
+    """
+    order = torch.tensor(sorted(range(len(prompts)), key=lambda p: len(prompts[p])), dtype=torch.int64)
+    uniform = torch.empty(len(prompts), samples, max_new_tokens)
+    uniform[order] = torch.rand(len(prompts), samples, max_new_tokens, generator=generator)
+    return uniform.flatten(0, 1)
+
+
 @torch.no_grad()
 def draw_first_tokens(
-    model: Decoder, prompts: Sequence[Sequence[int]], samples: int, temperature: float, generator: torch.Generator, max_rows: int | None = None
+    model: Decoder, prompts: Sequence[Sequence[int]], uniform: torch.Tensor, temperature: float, max_rows: int | None = None
 ) -> torch.Tensor:
     """Draw only the first token of G replies for every prompt, from one prefill and no decoding. Returns (P, G) int64.
 
-    `max_rows` bounds the rows alive at once, as in `generate`.
+    `uniform` (P, G) are the numbers in [0, 1) to draw with; `max_rows` bounds the rows alive at once, as in `generate`.
 
     Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that `generate` alone gives:
     the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
     """
-    uniform = torch.rand(len(prompts), samples, generator=generator)
+    samples = uniform.shape[1]
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     max_rows = max_rows or rows_that_fit(model, max(map(len, prompts), default=1))
     drawn = torch.zeros(len(prompts), samples, dtype=torch.int64)
@@ -133,12 +144,14 @@ def generate(
     generator: torch.Generator | None = None,
     first_tokens: torch.Tensor | None = None,
     max_rows: int | None = None,
+    uniform: torch.Tensor | None = None,
 ) -> Rollouts:
     """Sample `samples` replies for every prompt.
 
     `first_tokens` (P, samples) or (P * samples,) forces the first token of each reply: difficulty-by-prefill draws the labels itself and
     only then lets the kept groups write on. `max_rows` bounds the rows alive at once (None: what `rows_that_fit` says); prompts
-    are taken in order of length, results come back in the caller's order.
+    are taken in order of length, results come back in the caller's order. `uniform`: the numbers to draw with, in place of the
+    generator's, see `draw_uniform`.
 
     Log-probs are those of the whole distribution at the sampling temperature (1 where it is 0), without top-k and
     top-p, so they equal what `completion_logp` computes in training; train on replies drawn with top_k=0, top_p=1.
@@ -156,13 +169,14 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     max_rows = max_rows or rows_that_fit(model, max(map(len, prompts), default=1) + max_new_tokens)
     per_batch = max(1, max_rows // samples)
+    if uniform is None:
+        # Greedy replies draw nothing: an evaluation must not move the global generator of the run around it.
+        uniform = draw_uniform(prompts, samples, max_new_tokens, generator) if temperature else torch.zeros(rows, max_new_tokens)
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         where = (torch.tensor(chosen)[:, None] * samples + torch.arange(samples)).flatten()  # rows of `result`
-        # Greedy replies draw nothing: an evaluation must not move the global generator of the run around it.
-        uniform = torch.rand(len(where), max_new_tokens, generator=generator) if temperature else torch.zeros(len(where), max_new_tokens)
         forced = None if first_tokens is None else first_tokens.flatten()[where]
-        _decode([prompts[p] for p in chosen], samples, model, uniform, forced, stop_ids, where, result, temperature, top_k, top_p)
+        _decode([prompts[p] for p in chosen], samples, model, uniform[where], forced, stop_ids, where, result, temperature, top_k, top_p)
     return result
 
 

@@ -13,6 +13,7 @@ from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.files import new_folder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.model.weights import save_pretrained
 from taosr1.sampling.labels import label_probabilities
@@ -112,9 +113,9 @@ def test_no_rows_cost_nothing(parrot):
 def test_before_and_after_compares_the_start_with_the_best_checkpoint_and_writes_it_down(parrot, tmp_path, capsys):
     start, judge = parrot("pre-cot").model, parrot("pre-cot", COT.replace("1-Irrelevant", "2-Mismatch"))
     folder = tmp_path / "checkpoints" / "step-000001"
-    save_pretrained(judge.model, judge.tokenizer, folder)
-    judge.prompt.save(folder)
-    (folder / "state.json").write_text("{}", encoding="utf-8")
+    with new_folder(folder) as aside:
+        save_pretrained(judge.model, judge.tokenizer, aside)
+        judge.prompt.save(aside)
     later = parrot("pre-cot", "none")  # the weights at the end of the run, which are not its best
     rows = [row for row in ROWS if row.grade == 2]
     found = before_and_after(Judge(later.model, judge.tokenizer, judge.prompt), start, str(tmp_path), rows)

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from taosr1.learning import checkpoint
-from taosr1.learning.checkpoint import load_checkpoint, new_folder, prune, rewind, save_checkpoint, sweep
+from taosr1.learning.checkpoint import load_checkpoint, prune, rewind, save_checkpoint, sweep
 from taosr1.learning.loop import make_optimizers
 from taosr1.model import files
-from taosr1.model.files import write_json
+from taosr1.model.files import new_folder, write_json, write_sealed
 from taosr1.model.folders import checkpoints, model_folder, read_best
 from taosr1.model.weights import load_pretrained
 from taosr1.task.prompt import PromptConfig
 
-FILES = ["config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
+FILES = ["config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
          "tokenizer_config.json"]  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_weights_optimizers_cursor_and_rng_come_back_bit_for_bit(make_judge, tmp
 
     other = make_judge(seed=1)
     others = make_optimizers(other.model, 1e-3, muon_lr=muon_lr)
-    assert load_checkpoint(path, other.model, others) == (3, {"drawn": {"4": 7}, "survival": {"4": 0.1 + 0.2}})
+    assert load_checkpoint(path, other.model, others) == (3, {"drawn": {"4": 7}, "survival": {"4": 0.1 + 0.2}}, 0)
     assert_equal_bits(state(other, others), saved)
     assert torch.equal(torch.rand(3), drawn)
     for seed in range(3, 5):
@@ -73,7 +73,7 @@ def test_weights_optimizers_cursor_and_rng_come_back_bit_for_bit(make_judge, tmp
 def test_a_checkpoint_before_the_first_step_is_one_too(make_judge, tmp_path):
     judge = make_judge()
     path = save(tmp_path, judge, make_optimizers(judge.model, 1e-3), number=0)
-    assert path.name == "step-000000" and load_checkpoint(path, judge.model, make_optimizers(judge.model, 1e-3)) == (0, {})
+    assert path.name == "step-000000" and load_checkpoint(path, judge.model, make_optimizers(judge.model, 1e-3)) == (0, {}, 0)
 
 
 def test_a_checkpoint_is_a_model_folder_with_exactly_these_files(make_judge, tmp_path):
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_a_model_folder_with_exactly_these_files(make_judge, tmp
 def test_a_save_that_fails_anywhere_leaves_nothing_and_can_be_repeated(make_judge, tmp_path, monkeypatch, failing):
     judge = make_judge()
     optimizers = make_optimizers(judge.model, 1e-3)
-    owner, name = (os, "replace") if failing == "os.replace" else (checkpoint, failing)
+    owner, name = {"os.replace": (os, "replace"), "fsync": (files, "fsync")}.get(failing, (checkpoint, failing))
     work, calls = getattr(owner, name), []
 
     def fail(*arguments, **given):
@@ -119,15 +119,17 @@ def test_a_process_killed_in_the_middle_leaves_no_checkpoint_only_what_sweep_rem
 
 
 def test_every_file_is_forced_to_disk_before_the_folder_gets_its_name(make_judge, tmp_path, monkeypatch):
-    judge, forced, fsync = make_judge(), [], checkpoint.fsync
+    judge, forced, fsync = make_judge(), [], files.fsync
 
     def record(path):
         forced.append((path.name, (tmp_path / "step-000003").exists()))
         fsync(path)
 
-    monkeypatch.setattr(checkpoint, "fsync", record)
+    monkeypatch.setattr(files, "fsync", record)
     save(tmp_path, judge, make_optimizers(judge.model, 1e-3))
-    assert sorted(name for name, named in forced if not named) == sorted([*FILES, ".writing-step-000003"])
+    before = [name for name, named in forced if not named]
+    assert set(before) >= {*FILES, ".writing-step-000003"} - {"manifest.json"}
+    assert ".manifest.json." in "".join(before)  # written aside itself
     assert forced[-1] == (tmp_path.name, True)
 
 
@@ -180,9 +182,9 @@ def test_small_json_files_are_replaced_whole(tmp_path, monkeypatch):
 def pretend(folder, *steps: int, best: int | None = None, evaluated_through: int = 0) -> None:
     for number in steps:
         (folder / f"step-{number:06d}").mkdir(parents=True)
-        (folder / f"step-{number:06d}" / "state.json").write_text("{}", encoding="utf-8")
+        (folder / f"step-{number:06d}" / "manifest.json").write_text('{\n  "files": {}\n}\n', encoding="utf-8")
     if best is not None:
-        write_json(folder / "best.json", {"step": best, "evaluated_through": evaluated_through})
+        write_sealed(folder / "best.json", {"step": best, "evaluated_through": evaluated_through})
 
 
 def steps_in(folder) -> list[int]:
@@ -199,7 +201,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path):
 
 def test_incomplete_and_foreign_folders_are_no_checkpoints(tmp_path):
     pretend(tmp_path, 10)
-    for name in ("step-000020", "step-12", "step-00000x", ".writing-step-000030"):
+    for name in ("step-12", "step-00000x", ".writing-step-000030", ".deleting-step-000040", "damaged-step-000050"):
         (tmp_path / name).mkdir()
     assert steps_in(tmp_path) == [10] and checkpoints(tmp_path / "gone") == [] and read_best(tmp_path) == {}
 

@@ -14,7 +14,7 @@ import torch
 from taosr1.learning import loop
 from taosr1.learning.batches import Example, collate, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
-from taosr1.learning.loop import MAX_SKIPPED_IN_A_ROW, Schedule, accumulate, make_optimizers, train
+from taosr1.learning.loop import Schedule, accumulate, make_optimizers, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.run import Run
 from taosr1.learning.selection import keyed_generator
@@ -225,8 +225,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(make_judge, tmp_path, 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_advice(make_judge, tmp_path):
     judge = make_judge()
-    before, most = weights(judge), MAX_SKIPPED_IN_A_ROW
-    with pytest.raises(FloatingPointError, match=rf"step {most - 1}: loss nan, gradient norm nan, {most} in a row; lower --lr"):
+    before, most = weights(judge), Schedule(1).max_skipped
+    with pytest.raises(FloatingPointError, match=rf"step {most - 1}: loss nan, gradient norm nan, {most} in a row; its batch is in .*bad-step-00000{most - 1}-rank-0.json; lower --lr"):
         drive(tmp_path, judge, steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=broken("loss", set(range(9))))
     assert torch.equal(weights(judge), before) and len(metrics(tmp_path)) == most - 1
 

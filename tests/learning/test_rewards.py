@@ -7,6 +7,7 @@ import pytest
 
 from taosr1.learning.rewards import (
     REWARD_PARTS,
+    NonFiniteRewardError,
     consistency,
     is_right,
     label_right,
@@ -150,15 +151,15 @@ def test_a_reward_of_one_s_own_is_one_function():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1"])
-def test_a_reward_that_is_no_number_stops_the_run_and_names_the_row(value):
-    with pytest.raises(ValueError, match="row 17: reward 'label'"):
+def test_a_reward_that_is_no_number_is_refused_and_names_the_row(value):
+    with pytest.raises(NonFiniteRewardError, match="row 17: reward 'label'"):
         total_reward({"format": 1.0, "label": value}, {"format": 1.0, "label": 1.0}, row=17)
     with pytest.raises(ValueError, match="row q7: the weight of reward 'label'"):
         total_reward({"label": 1.0}, {"label": value}, row="q7")
 
 
 def test_an_overflowing_total_is_refused():
-    with pytest.raises(ValueError, match="row 3"):
+    with pytest.raises(NonFiniteRewardError, match="row 3"):
         total_reward({"label": 1e308}, {"label": 10.0}, row=3)
 
 

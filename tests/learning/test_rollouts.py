@@ -14,6 +14,7 @@ import torch
 from taosr1.judge import Judge
 from taosr1.learning import loop, rollouts
 from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.parallel import Team
 from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words
 from taosr1.learning.selection import grade_share_cv
 from taosr1.learning.shared_prompts import pack_rows
@@ -58,7 +59,7 @@ ALL_GRADES = rows_of(*[4] * 20 + [2] * 12 + [1] * 6 + [3] * 2)
 
 
 def sampler_of(judge: Judge, rows=ALL_GRADES, *, weights=None, reference=None, **changes) -> Sampler:
-    return Sampler(judge, rows, replace(SETTINGS, **changes), weights or {"label": 1.0}, reference)
+    return Sampler(judge, rows, replace(SETTINGS, **changes), weights or {"label": 1.0}, reference and Team(reference))
 
 
 # --- Difficulty -------------------------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_the_ratio_starts_at_one_in_half_precision_too(make_judge):
     judge = make_judge(tie_word_embeddings=False)
     sampler = sampler_of(judge, rows_of(1, 2, 3, 4), compute_dtype=torch.bfloat16)
     group = rollouts.Group(0, sampler.prompts[0], 1, "")
-    sampler._reply([group], None, torch.Generator().manual_seed(0))
+    sampler._reply(judge.model, [group], torch.rand(SETTINGS.samples, SETTINGS.max_new_tokens, generator=torch.Generator().manual_seed(0)))
     batch = sampler._batch([rollouts.Rollout(group.prompt, ids, logp, 1.0) for ids, logp in zip(group.replies, group.logp)])
     with loop.compute_in(judge.model, torch.bfloat16):  # with a graph, as in training: another kernel would be another number
         assert torch.equal(batch.old_logp, completion_logp(judge.model, batch.ids, batch.mask).detach())
@@ -346,8 +347,10 @@ def test_the_fates_of_groups_outlive_an_interruption_and_are_told_in_words(label
 def test_a_reward_that_is_no_number_names_the_row_of_the_data(labeller, monkeypatch):
     monkeypatch.setattr(rollouts, "reward_parts", lambda reply, gold, _: {"label": math.nan if gold is ALL_GRADES[25] else 1.0})
     sampler = sampler_of(labeller(), balance="none", groups=40)
-    with pytest.raises(ValueError, match="row 25: reward 'label' is nan"):
+    with pytest.raises(FloatingPointError, match="row 25: reward 'label' is nan") as caught:
         sampler.collect(0, {})
+    assert [record["row"] for record in caught.value.records] == [25]  # for samples.jsonl
+    assert sampler.metrics == {} and sampler.replies == 0  # nothing of the step before is taken for this one's
 
 
 def test_the_balanced_reward_weighs_every_grade_alike(labeller):

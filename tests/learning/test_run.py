@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from taosr1.learning.run import Run
-from taosr1.model.files import write_json
+from taosr1.model.files import DamagedError, write_sealed
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ def lines(path) -> list[dict]:
 def pretend_checkpoint(folder, step: int) -> str:
     path = folder / "checkpoints" / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / "state.json").write_text("{}", encoding="utf-8")
+    (path / "manifest.json").write_text('{\n  "files": {}\n}\n', encoding="utf-8")
     return str(path)
 
 
 def test_a_new_run_writes_its_settings_and_surroundings_before_step_0(tmp_path):
     run = Run(tmp_path / "a" / "run", Config())
-    assert run.start is None and sorted(os.listdir(run.folder)) == ["checkpoints", "config.json", "env.json"]
+    assert run.start is None and sorted(os.listdir(run.folder)) == [".lock", "checkpoints", "config.json", "env.json", "identity.json"]
     assert json.loads((run.folder / "config.json").read_text(encoding="utf-8")) == vars(Config())
     environment = json.loads((run.folder / "env.json").read_text(encoding="utf-8"))
-    assert environment.keys() == {"taosr1", "commit", "python", "torch", "machine", "threads", "cuda"}
+    assert environment.keys() == {"taosr1", "commit", "python", "torch", "machine", "threads", "ranks", "cuda"}
 
 
 def test_an_empty_folder_is_as_good_as_none(tmp_path):
@@ -73,6 +73,7 @@ def test_what_was_logged_after_the_checkpoint_is_dropped_with_a_torn_line(tmp_pa
         run.log_samples(step, [{"text": "line\u2028separator\x85and\u2029more"}] * 2)
     pretend_checkpoint(tmp_path, 4)
     kept = {name: lines(tmp_path / name) for name in ("metrics.jsonl", "samples.jsonl")}
+    run.close()
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 4, "lo')
     Run(tmp_path, Config()).log(5, loss=7)
@@ -91,7 +92,8 @@ def test_a_named_checkpoint_is_continued_and_later_ones_of_this_folder_are_forgo
     paths = [pretend_checkpoint(tmp_path, step) for step in (2, 4, 6)]
     for step in range(1, 7):
         run.log(step, loss=step)
-    write_json(run.checkpoints / "best.json", {"step": 6, "evaluated_through": 6})
+    write_sealed(run.checkpoints / "best.json", {"step": 6, "evaluated_through": 6})
+    run.close()
     run = Run(tmp_path, Config(), paths[1])
     assert run.start[0] == 4 and sorted(os.listdir(run.checkpoints)) == ["step-000002", "step-000004"]
     assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -105,8 +107,9 @@ def test_a_checkpoint_of_another_run_is_continued_in_a_folder_of_its_own(tmp_pat
 
 @pytest.mark.parametrize("name", ["gone", "checkpoints", "checkpoints/step-000004", "checkpoints/step-000009"])
 def test_a_path_that_is_no_complete_checkpoint_is_refused_and_leaves_no_folder_behind(tmp_path, name):
-    (tmp_path / "old" / "checkpoints" / "step-000009").mkdir(parents=True)  # without a state.json
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint there; expected auto, none or RUN/checkpoints/step-NNNNNN"):
+    (tmp_path / "old" / "checkpoints" / "step-000009").mkdir(parents=True)  # without a manifest
+    message = "no complete checkpoint there; expected auto, none or RUN/checkpoints/step-NNNNNN|step-000009/manifest.json is missing"
+    with pytest.raises((FileNotFoundError, DamagedError), match=message):
         Run(tmp_path / "new", Config(), str(tmp_path / "old" / name))
     assert not (tmp_path / "new").exists()
 

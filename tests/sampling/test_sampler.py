@@ -94,7 +94,7 @@ def test_dropping_finished_rows_changes_nothing(model, prompts, share, monkeypat
 def test_the_memory_bound_changes_no_reply(model, prompts, max_rows):
     assert_same(sample(model, prompts, max_rows=max_rows), sample(model, prompts))
     assert_same(sample(model, prompts, temperature=0, max_rows=max_rows), sample(model, prompts, temperature=0))
-    draws = [draw_first_tokens(model, prompts, 4, 1.0, torch.Generator().manual_seed(0), max_rows=rows) for rows in (max_rows, 1024)]
+    draws = [draw_first_tokens(model, prompts, torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(0)), 1.0, max_rows=rows) for rows in (max_rows, 1024)]
     assert torch.equal(*draws)
 
 
@@ -140,7 +140,7 @@ def test_each_distinct_prompt_is_prefilled_once_and_finished_rows_leave(model, p
 def test_first_tokens_are_drawn_from_one_prefill_without_decoding(model, prompts, monkeypatch):
     calls, hidden = [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append(tuple(ids.shape)) or hidden(ids, **given))
-    assert draw_first_tokens(model, prompts, 8, 1.0, torch.Generator().manual_seed(0)).shape == (len(prompts), 8)
+    assert draw_first_tokens(model, prompts, torch.rand(len(prompts), 8), 1.0).shape == (len(prompts), 8)
     assert calls == [(len(prompts), max(LENGTHS))]
 
 
@@ -198,7 +198,7 @@ def test_a_forced_stop_token_is_a_whole_reply(model, prompts):
 def test_first_tokens_drawn_from_a_prefill_have_the_distribution_of_generate(model, prompts):
     samples = 4000
     logits, _ = prefill(model, prompts[:2], 1)
-    drawn = draw_first_tokens(model, prompts[:2], samples, 0.8, torch.Generator().manual_seed(5))
+    drawn = draw_first_tokens(model, prompts[:2], torch.rand(2, samples, generator=torch.Generator().manual_seed(5)), 0.8)
     settings = {"samples": samples, "max_new_tokens": 1, "temperature": 0.8, "max_rows": 10**6}
     generated = sample(model, prompts[:2], 6, **settings).tokens[:, 0].view(2, samples)
     for row, probs in enumerate((logits / 0.8).softmax(-1)):

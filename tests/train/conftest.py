@@ -19,7 +19,7 @@ from train.mine_pairs import main as mine
 from train.sft import main as sft
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24}
-CHECKPOINT = {"config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
+CHECKPOINT = {"config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
               "tokenizer_config.json"}  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def stopped_after(monkeypatch) -> Callable[..., None]:
 
 
 def files(folder: str | Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def json_lines(path: str | Path) -> list[dict]:

@@ -13,6 +13,7 @@ import train.dpo
 from taosr1.judge import load_judge
 from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
+from taosr1.learning.parallel import Team
 from taosr1.learning.losses import dpo_loss
 from taosr1.learning.selection import shuffled_order
 from train.dpo import Config, collate_pairs, read_pairs, with_reference
@@ -27,7 +28,7 @@ def flags(model: str, data: str, out: Path, *more: str) -> list[str]:
 
 def test_three_steps_write_exactly_these_files_and_prefer_the_chosen(post, pairs, tmp_path, look):
     last = dpo(flags(post, pairs, tmp_path / "run", "--steps", "3"))
-    assert look.files(tmp_path / "run") == {"config.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
+    assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
         f"checkpoints/step-000003/{name}" for name in look.checkpoint
     }
     rows = look.metrics(tmp_path / "run")
@@ -88,16 +89,16 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(post, pairs, tmp_path
 def test_the_stored_reference_is_the_starting_models_log_prob_of_each_reply(post, pairs):
     judge, config = load_judge(post), Config(model=post, data=pairs, micro_batch_tok=100)
 
-    def reply_logp(batch):
-        logp = completion_logp(judge.model, batch.ids, batch.mask)
+    def reply_logp(model, batch):
+        logp = completion_logp(model, batch.ids, batch.mask)
         return sequence_logp(logp, batch.mask), logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
 
     known = read_pairs(pairs, judge.model.config.vocab_size)
-    done = with_reference(judge, known, reply_logp, config)
+    done = with_reference(Team(judge.model), known, reply_logp, config, "cpu")
     assert sorted(map(id, [pair.chosen for pair in done])) == sorted(map(id, [pair.chosen for pair in known]))
     for pair in done[:: max(1, len(done) // 6)]:
         with torch.no_grad():
-            replies, labels = (values.tolist() for values in reply_logp(collate_pairs([pair], "cpu")))
+            replies, labels = (values.tolist() for values in reply_logp(judge.model, collate_pairs([pair], "cpu")))
         assert [pair.ref_chosen, pair.ref_rejected] == pytest.approx(replies, abs=1e-3)
         assert [pair.ref_chosen_label, pair.ref_rejected_label] == pytest.approx(labels, abs=1e-4)
         assert collate_pairs([pair], "cpu").ref_label.tolist() == pytest.approx(labels, abs=1e-4)

@@ -30,7 +30,7 @@ def flags(model: str, out: Path, *more: str) -> list[str]:
 
 def test_three_steps_write_exactly_these_files(post, tmp_path, look):
     last = grpo(flags(post, tmp_path / "run", "--steps", "3", "--test", "world:test*20"))
-    assert look.files(tmp_path / "run") == {"config.json", "env.json", "metrics.jsonl", "samples.jsonl", "test.json", "checkpoints/best.json"} | {
+    assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "samples.jsonl", "test.json", "checkpoints/best.json"} | {
         f"checkpoints/step-000003/{name}" for name in look.checkpoint
     }
     rows = look.metrics(tmp_path / "run")
@@ -205,7 +205,7 @@ def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, t
         (["--gamma", "5"], "--gamma is 5, expected 0 or 2 to --samples"),
         (["--temperature", "0"], "--temperature is 0.0, expected more than 0"),
         (["--max-resample", "0"], "--max-resample is 0, expected at least 1"),
-        (["--updates", "4", "--eval-every", "8", "--steps", "6"], "--updates is 4, expected a divisor of --eval-every 8 and --steps 6"),
+        (["--updates", "4", "--eval-every", "8", "--steps", "6"], "--updates is 4, expected a divisor of --eval-every 8, --save-every 0 and --steps 6"),
         (["--rewards", "speed=1"], "reward 'speed=1': expected NAME=NUMBER"),
         (["--clip-low", "1.5", "--lr", "0"], "--clip-low is 1.5, expected at most 1; --lr is 0.0, expected more than 0"),
         (["--data", "world:unlabelled*5"], "its pairs have no grade"),

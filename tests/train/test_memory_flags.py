@@ -20,7 +20,7 @@ from train.sft import main as sft
 
 LORA = ["--lora-rank", "4", "--lora-alpha", "8"]
 ADAPTER_CHECKPOINT = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json", "optimizer.safetensors", "prompt.json",
-                      "state.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+                      "manifest.json", "state.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
 SFT = ["--order", "post-cot", "--data", "world:reasoned*60", "--dev", "world:dev*8", "--batch-size", "8", "--lr", "1e-2"]
 DPO = ["--dev", "world:dev*8", "--batch-size", "8", "--lr", "1e-3"]
 GRPO = ["--data", "world:labelled*60", "--dev", "world:dev*8", "--groups", "8", "--samples", "4", "--max-new-tokens", "64", "--lr", "5e-3"]

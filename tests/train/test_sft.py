@@ -27,7 +27,7 @@ def flags(model: str, out: Path, *more: str) -> list[str]:
 
 def test_three_steps_write_exactly_these_files(base, tmp_path, look):
     last = sft(flags(base, tmp_path / "run", "--steps", "3"))
-    assert look.files(tmp_path / "run") == {"config.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
+    assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
         f"checkpoints/step-000003/{name}" for name in look.checkpoint
     }
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
@@ -152,7 +152,15 @@ def test_a_folder_that_is_not_empty_or_holds_another_run_is_refused(base, tmp_pa
 
 def test_a_checkpoint_of_a_model_of_another_shape_is_not_continued(base, thinker, tmp_path, refused):
     checkpoint = next(Path(thinker).glob("checkpoints/step-*"))
-    assert "holds a model of another shape" in refused(sft, *flags("tiny", tmp_path / "run", "--resume", str(checkpoint)))
+    assert "holds a model of another shape" in refused(
+        sft, *flags("tiny", tmp_path / "run", "--resume", str(checkpoint), "--accept-changed", "tokenizer,label_map")
+    )
+
+
+def test_a_checkpoint_of_another_tokenizer_is_not_continued_unless_one_says_so(base, thinker, tmp_path, refused):
+    checkpoint = next(Path(thinker).glob("checkpoints/step-*"))
+    message = refused(sft, *flags("tiny", tmp_path / "run", "--resume", str(checkpoint)))
+    assert "tokenizer was 'sha256" in message and "--accept-changed tokenizer" in message
 
 
 def test_settings_come_from_a_file_with_flags_on_top(base, tmp_path):

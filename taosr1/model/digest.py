@@ -1,0 +1,31 @@
+"""Which model this is: one number of everything in it that decides what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import torch
+
+from taosr1.model.decoder import Decoder
+from taosr1.model.lora import adapters
+from taosr1.model.tokenizer import Tokenizer
+
+
+def model_digest(model: Decoder, tokenizer: Tokenizer, *asked: object) -> str:
+    """SHA-256 of the weights as they were loaded, the decoder's shape, its adapters' settings, the tokenizer, and how it is asked.
+
+    Of what was loaded and not of a folder: the same for a run, its checkpoint, a copy elsewhere and a hub id, whatever their paths and
+    dates, and another one as soon as a single weight differs. Reads every weight once (1 to 2 GB/s).
+    """
+    digest = hashlib.sha256(repr((model.config, [layer.lora for layer in adapters(model)[:1]], asked)).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(repr((tokenizer.eos_ids, tokenizer.label_ids, tokenizer.chat_template)).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

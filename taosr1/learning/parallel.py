@@ -143,9 +143,10 @@ def _shard(root: Root, device: torch.device | str) -> None:
     model = root.model
     mesh = init_device_mesh(torch.device(device).type, (torch.distributed.get_world_size(),))
     on_meta = next(model.parameters()).is_meta
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, shard_placement_fn=_placement)
-    fully_shard(root, mesh=mesh, shard_placement_fn=_placement)
+    # reshard_after_forward also for the rest, where it is not the default: between passes parameters are shards, always. Else an
+    # optimizer made after a pass without gradients would hold whole tensors that nothing reads again.
+    for part in (*model.model.layers, root):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, shard_placement_fn=_placement)
     if on_meta:
         model.to_empty(device=device)
         weights_into(model, model.source)

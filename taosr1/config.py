@@ -165,7 +165,8 @@ class StopRequests:
         if number == self.signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = number
-        print("stopping after this step; its checkpoint is written first", file=sys.stderr, flush=True)
+        if this_rank().first:
+            print("stopping after this step; its checkpoint is written first", file=sys.stderr, flush=True)
 
 
 def run_main(main) -> None:

@@ -137,18 +137,18 @@ def train(
             factor = schedule.lr_factor(step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = factor * group["peak_lr"]
-            batches: Sequence[object] = []
+            batches, records = [], []
             try:
                 batches = step_batches(step, cursor)
                 metrics = accumulate(model, batches, loss_fn, compute_dtype, team)
                 grad_norm = team.clip_gradients(schedule.clip_norm)
                 trouble = "" if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else f"loss {metrics['loss']}, gradient norm {grad_norm}"
             except FloatingPointError as error:
-                metrics, grad_norm, trouble = {"loss": math.nan}, math.nan, str(error)
+                metrics, grad_norm, trouble, records = {"loss": math.nan}, math.nan, str(error), getattr(error, "records", [])
             if trouble:
                 skipped += 1
                 if skipped >= schedule.max_skipped:
-                    where = dump_batch(run.folder, step, batches, tokenizer, trouble)
+                    where = dump_batch(run.folder, step, batches, records, tokenizer, trouble)
                     raise FloatingPointError(f"step {step}: {trouble}, {skipped} in a row; its batch is in {where}; lower --lr, or look at that batch")
             else:
                 for optimizer in optimizers:
@@ -261,15 +261,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def dump_batch(folder: Path, step: int, batches: Sequence[object], tokenizer: Tokenizer, trouble: str) -> Path:
-    """Write what a step was about to learn as one JSON file a rank, for a person to look at: every tensor, and the rows as text."""
+def dump_batch(folder: Path, step: int, batches: Sequence[object], records: Sequence[dict], tokenizer: Tokenizer, trouble: str) -> Path:
+    """Write what a step was about to learn as one JSON file a rank, for a person to look at: every tensor, and the rows as text.
+
+    records: what there is instead where no batch came to be, because a reward was not finite.
+    """
     shown = []
     for batch in (batch for batch in batches if batch is not None):
         values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
         tensors = {name: value.tolist() if torch.is_tensor(value) else value for name, value in values.items()}
         shown.append({"texts": [tokenizer.decode(row) for row in tensors.get("ids", [])], **tensors})
     path = folder / f"bad-step-{step:06d}-rank-{this_rank().rank}.json"
-    write_json(path, {"step": step, "trouble": trouble, "micro_batches": shown})
+    write_json(path, {"step": step, "trouble": trouble, "micro_batches": shown, "records": list(records)})
     return path
 
 

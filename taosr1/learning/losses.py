@@ -269,6 +269,8 @@ def _stored(values: Tensor, mask: Tensor, name: str) -> Tensor:
     """Stored log-probs (or entropies): detached, zeroed outside the mask."""
     if values.shape != mask.shape:
         raise ValueError(f"{name} must be {tuple(mask.shape)} like logp, got {tuple(values.shape)}")
+    if values.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} is {values.dtype}, expected float32 or float64: a ratio close to 1 is lost in the rounding of half precision")
     return values.detach().masked_fill(~mask, 0.0)
 
 

@@ -88,7 +88,11 @@ class Run:
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
         self._lock: IO[str] | None = None
-        self.start: tuple[int, Path] | None = on_first(lambda: self._open(config, resume, identity()))
+        try:
+            self.start: tuple[int, Path] | None = on_first(lambda: self._open(config, resume, identity()))
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self, config: object, resume: str, identity: dict[str, str]) -> tuple[int, Path] | None:
         folder, settings = self.folder, dict(dataclasses.asdict(config))

@@ -72,8 +72,9 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote. Raises: DamagedError naming the file, where it is anything else."""
     value = read_json(path)
+    as_written = path.read_text(encoding="utf-8") == _json_text(value)  # not one blank more
     seal = value.pop("seal", None)
-    if seal != _seal(value):
+    if seal != _seal(value) or not as_written:
         raise DamagedError(f"{path} is not as it was written (its seal does not fit): it was changed or damaged on disk")
     return value
 
@@ -127,7 +128,7 @@ def commit(aside: Path, path: Path, *, manifest: bool = True) -> None:
     """Give a folder its manifest, force all of it to disk, and only then its name."""
     files = {str(file.relative_to(aside).as_posix()): file for file in sorted(aside.rglob("*")) if file.is_file()}
     if manifest:
-        write_json(aside / MANIFEST_FILE, {"files": {name: _facts(file) for name, file in files.items()}})
+        write_sealed(aside / MANIFEST_FILE, {"files": {name: _facts(file) for name, file in files.items()}})
     for place in (*files.values(), *(folder for folder in aside.rglob("*") if folder.is_dir()), aside):
         fsync(place)
     os.replace(aside, path)
@@ -161,19 +162,17 @@ def verify(folder: Path, *, without: str = "", required: bool = False) -> None:
         if not file.is_file():
             problems.append(f"{file} is missing")
         elif file.stat().st_size != facts["bytes"]:
-            problems.append(f"{file} has {file.stat().st_size} bytes, but {facts['bytes']} were written: it was cut, lengthened or exchanged")
+            problems.append(f"{file} has {file.stat().st_size} bytes, but {MANIFEST_FILE} says {facts['bytes']}: it was cut, lengthened or exchanged")
         elif _facts(file) != facts:
-            problems.append(f"{file} has other bytes than were written (SHA-256 differs): it was changed, exchanged or damaged on disk")
+            problems.append(f"{file} has another SHA-256 than {MANIFEST_FILE} says: it was changed, exchanged or damaged on disk")
     if problems:
         raise DamagedError("; ".join(problems))
 
 
 def _read_manifest(path: Path) -> dict[str, dict]:
-    stored = read_json(path)
-    files = stored.get("files")
-    fit = isinstance(files, dict) and all(isinstance(facts, dict) and facts.keys() == {"bytes", "sha256"} for facts in files.values())
-    if not fit or _json_text(stored) != path.read_text(encoding="utf-8"):
-        raise DamagedError(f"{path} is not as it was written: it was changed or damaged on disk")
+    files = read_sealed(path).get("files")
+    if not (isinstance(files, dict) and all(isinstance(facts, dict) and facts.keys() == {"bytes", "sha256"} for facts in files.values())):
+        raise DamagedError(f"{path}: expected 'files' with 'bytes' and 'sha256' of each")
     return files
 
 

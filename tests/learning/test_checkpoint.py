@@ -182,7 +182,7 @@ def test_small_json_files_are_replaced_whole(tmp_path, monkeypatch):
 def pretend(folder, *steps: int, best: int | None = None, evaluated_through: int = 0) -> None:
     for number in steps:
         (folder / f"step-{number:06d}").mkdir(parents=True)
-        (folder / f"step-{number:06d}" / "manifest.json").write_text('{\n  "files": {}\n}\n', encoding="utf-8")
+        write_sealed(folder / f"step-{number:06d}" / "manifest.json", {"files": {}})
     if best is not None:
         write_sealed(folder / "best.json", {"step": best, "evaluated_through": evaluated_through})
 

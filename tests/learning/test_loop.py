@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 
+from taosr1.config import Stopped
 from taosr1.learning import loop
 from taosr1.learning.batches import Example, collate, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.learning.loop import Schedule, accumulate, make_optimizers, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
+from taosr1.learning.rewards import NonFiniteRewardError
 from taosr1.learning.run import Run
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.folders import checkpoints, read_best
@@ -312,3 +315,145 @@ def test_a_finished_run_has_nothing_left_to_do(make_judge, tmp_path):
     judge = make_judge(seed=3)
     drive(tmp_path, judge, steps=2, batches=lambda step, cursor: pytest.fail("a step after the last"))
     assert len(metrics(tmp_path)) == 2
+
+
+# --- Being asked to stop --------------------------------------------------------------------------------------------------
+def asks(number: int, at: int):
+    """A loss during whose `at`-th call (from 0) this process gets a signal, as from a scheduler or a keyboard."""
+    calls = []
+
+    def loss(model, batch) -> LossSum:
+        calls.append(batch)
+        if len(calls) - 1 == at:
+            os.kill(os.getpid(), number)
+        return loss_fn(model, batch)
+
+    return loss
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_step_end_saves_it_and_says_what_to_exit_with(make_judge, tmp_path, number, code):
+    before = signal.getsignal(number)
+    batch = [collate(examples(0))]
+    with pytest.raises(Stopped, match="stopped after step 2 of 6, which is saved; the same command continues") as caught:
+        drive(tmp_path / "parts", make_judge(), steps=6, batches=lambda step, cursor: batch, loss=asks(number, 1), schedule={"save_every": 4})
+    assert caught.value.code == code and signal.getsignal(number) is before
+    assert [step for step, _ in checkpoints(tmp_path / "parts" / "checkpoints")] == [2]
+    resumed, whole = make_judge(seed=4), make_judge()
+    drive(tmp_path / "parts", resumed, steps=6, batches=lambda step, cursor: batch, schedule={"save_every": 4})
+    drive(tmp_path / "whole", whole, steps=6, batches=lambda step, cursor: batch, schedule={"save_every": 4})
+    assert torch.equal(weights(resumed), weights(whole)) and metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_stop_waits_for_a_step_after_which_a_checkpoint_may_lie(make_judge, tmp_path):
+    with pytest.raises(Stopped, match="after step 4 of 9"):
+        drive(tmp_path, make_judge(), steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=asks(signal.SIGTERM, 2), schedule={"boundary": 4})
+
+
+def test_a_second_ctrl_c_does_not_wait(make_judge, tmp_path):
+    def twice(model, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss_fn(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path, make_judge(), batches=lambda step, cursor: [collate(examples(0))], loss=twice)
+    assert checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_stop_during_an_evaluation_ends_after_it(make_judge, tmp_path):
+    def evaluate(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"dev_macro_f1": 0.5}
+
+    with pytest.raises(Stopped, match="after step 2"):
+        drive(tmp_path, make_judge(), evaluate=evaluate, schedule={"eval_every": 2})
+    assert read_best(tmp_path / "checkpoints")["evaluated_through"] == 2
+
+
+# --- Numbers and memory ---------------------------------------------------------------------------------------------------
+def test_the_batch_of_the_last_skipped_step_is_written_down_to_be_looked_at(make_judge, tmp_path):
+    judge, batch = make_judge(), collate(examples(0))
+    with pytest.raises(FloatingPointError, match="2 in a row; its batch is in .*bad-step-000003-rank-0.json"):
+        drive(tmp_path, judge, steps=9, batches=lambda step, cursor: [batch], loss=broken("loss", {0, 2, 3}), schedule={"max_skipped": 2})
+    dumped = json.loads((tmp_path / "bad-step-000003-rank-0.json").read_text(encoding="utf-8"))
+    assert dumped["step"] == 3 and "loss nan" in dumped["trouble"]
+    (part,) = dumped["micro_batches"]
+    assert part["ids"] == batch.ids.tolist() and part["mask"] == batch.mask.tolist()
+    assert part["texts"][0] == judge.tokenizer.decode(batch.ids[0])
+
+
+def test_a_reward_that_is_not_finite_skips_its_step_and_too_many_end_the_run_with_their_records(make_judge, tmp_path):
+    judge, seen = make_judge(), []
+
+    def step_batches(step, cursor):
+        seen.append(weights(judge))
+        if step in (1, 3, 4):
+            raise NonFiniteRewardError("row 7: reward 'label' is nan", [{"row": 7}])
+        return [collate(examples(0))]
+
+    with pytest.raises(FloatingPointError, match="step 4: row 7: reward 'label' is nan, 2 in a row"):
+        drive(tmp_path, judge, steps=9, batches=step_batches, schedule={"max_skipped": 2})
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
+    assert [row["skipped"] for row in metrics(tmp_path)] == [0, 1, 0, 1]
+    assert json.loads((tmp_path / "bad-step-000004-rank-0.json").read_text(encoding="utf-8"))["records"] == [{"row": 7}]
+
+
+def test_how_many_steps_in_a_row_were_skipped_survives_an_interruption(make_judge, tmp_path):
+    def go(steps: set[int]):
+        drive(tmp_path, make_judge(), steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=broken("loss", steps), schedule={"save_every": 2})
+
+    with pytest.raises(FloatingPointError, match="step 5: .* 5 in a row"):
+        go({1, 2, 3, 4, 5})
+    with pytest.raises(FloatingPointError, match="step 5: .* 5 in a row"):
+        go({0, 1})  # continues after step 4, of which three were skipped in a row
+
+
+def too_large(rows: int, part: str):
+    """A loss that does not fit into memory with more than `rows` rows; the error comes in the forward or in the middle of the backward pass."""
+
+    class Full(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    def loss(model, batch) -> LossSum:
+        found = loss_fn(model, batch)
+        if len(batch.ids) <= rows:
+            return found
+        if part == "forward":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return found._replace(sum=found.sum + 0 * Full.apply(model.model.layers[0].mlp.gate_proj.weight).sum())
+
+    return loss
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_a_micro_batch_that_does_not_fit_is_halved_once_and_the_step_is_the_same(make_judge, part, capsys):
+    judge, parts = make_judge(), [collate(examples(0)[:2]), collate(examples(0)[2:])]
+    expected = accumulate(judge.model, parts, loss_fn)
+    gradients = [parameter.grad.clone() for parameter in judge.model.parameters()]
+    judge.model.zero_grad()
+    found = accumulate(judge.model, parts, too_large(4, part))
+    assert "out of memory in a micro-batch: the step is repeated once, with it halved; a smaller --micro-batch-tok" in capsys.readouterr().err
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    for parameter, gradient in zip(judge.model.parameters(), gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
+    with pytest.raises(MemoryError, match="out of memory in micro-batch 1; try a smaller --micro-batch-tok, --activation-checkpointing or --lora-rank"):
+        accumulate(judge.model, parts, too_large(2, part))
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again(make_judge):
+    calls = []
+
+    def loss(model, batch):
+        calls.append(batch)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        accumulate(make_judge().model, [collate(examples(0))], loss)
+    assert len(calls) == 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
 
 from taosr1.learning.run import Run
+from taosr1.model import files
 from taosr1.model.files import DamagedError, write_sealed
 
 
@@ -21,6 +24,7 @@ class Config:
     resume: str = "auto"
     device: str = "cpu"
     keep_last: int = 2
+    accept_changed: str = ""
 
 
 def lines(path) -> list[dict]:
@@ -30,7 +34,7 @@ def lines(path) -> list[dict]:
 def pretend_checkpoint(folder, step: int) -> str:
     path = folder / "checkpoints" / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / "manifest.json").write_text('{\n  "files": {}\n}\n', encoding="utf-8")
+    write_sealed(path / "manifest.json", {"files": {}})
     return str(path)
 
 
@@ -163,3 +167,99 @@ def test_settings_that_compute_nothing_may_change(tmp_path):
     other = replace(Config(), steps=20, out="elsewhere", resume="x", device="cuda", keep_last=9)
     assert Run(tmp_path, other).start is None
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["steps"] == 20
+
+
+# --- Who else is there, and whether it is the same run -------------------------------------------------------------------
+HOLDER = """
+import sys, time
+from pathlib import Path
+from taosr1.learning.run import lock
+held = lock(Path(sys.argv[1]) / ".lock", "x")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_that_another_process_has_is_refused_until_it_dies_however_it_dies(tmp_path):
+    (tmp_path / "run").mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match=rf"--out .*run: another process \(id {holder.pid}\) is at work there"):
+            Run(tmp_path / "run", Config())
+        assert os.listdir(tmp_path / "run") == [".lock"]  # nothing of it was touched
+    finally:
+        holder.kill()
+        holder.wait()
+    assert Run(tmp_path / "run", Config()).start is None
+
+
+IDENTITY = {"start": "a", "tokenizer": "t", "label_map": "1: 5, 2: 6", "world_size": "2", "data": "9 rows, sha256 0123"}
+
+
+@pytest.mark.parametrize("name", sorted(IDENTITY))
+def test_other_data_weights_tokenizer_labels_or_ranks_are_refused_with_the_difference_and_the_flag(tmp_path, name, capsys):
+    Run(tmp_path, Config(), "auto", lambda: IDENTITY).close()
+    other = {**IDENTITY, name: "other"}
+    with pytest.raises(ValueError) as caught:
+        Run(tmp_path, Config(), "auto", lambda: other)
+    message = str(caught.value)
+    assert f"{name} was {IDENTITY[name]!r} and is now 'other'" in message and f"--accept-changed {name}" in message
+    assert json.loads((tmp_path / "identity.json").read_text(encoding="utf-8")) == IDENTITY
+    Run(tmp_path, replace(Config(), accept_changed=f"lr, {name}"), "auto", lambda: other).close()
+    assert f"accepted: {name} was" in capsys.readouterr().err
+    Run(tmp_path, Config(), "auto", lambda: other).close()  # from now on that is what the run is about
+
+
+def test_a_changed_setting_can_be_accepted_by_name_but_not_along_with_another(tmp_path):
+    Run(tmp_path, Config()).close()
+    with pytest.raises(ValueError, match="data was .* --accept-changed data,lr"):
+        Run(tmp_path, replace(Config(), lr=1.0, data="x", accept_changed="lr"))
+    Run(tmp_path, replace(Config(), lr=1.0, data="x", accept_changed="lr,data")).close()
+
+
+def test_a_branch_may_have_other_data_but_not_another_tokenizer(tmp_path):
+    Run(tmp_path / "old", Config(), "auto", lambda: IDENTITY).close()
+    path = pretend_checkpoint(tmp_path / "old", 4)
+    Run(tmp_path / "new", Config(), path, lambda: {**IDENTITY, "data": "other"}).close()
+    with pytest.raises(ValueError, match="tokenizer was 't' and is now 'other'.*--accept-changed tokenizer"):
+        Run(tmp_path / "third", Config(), path, lambda: {**IDENTITY, "tokenizer": "other"})
+
+
+def test_auto_goes_back_over_damaged_checkpoints_says_so_and_keeps_them_for_a_look(tmp_path, capsys):
+    Run(tmp_path, Config()).close()
+    for step in (2, 4, 6):
+        pretend_checkpoint(tmp_path, step)
+    for step in (4, 6):
+        (tmp_path / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{", encoding="utf-8")
+    run = Run(tmp_path, Config())
+    assert run.start == (2, tmp_path / "checkpoints" / "step-000002")
+    said = capsys.readouterr().err
+    for step in (4, 6):
+        assert f"step-{step:06d}/manifest.json is not valid JSON" in said and f"damaged-step-{step:06d}; going back" in said
+    assert sorted(os.listdir(run.checkpoints)) == ["damaged-step-000004", "damaged-step-000006", "step-000002"]
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused_and_stays_where_it_is(tmp_path):
+    Run(tmp_path, Config()).close()
+    path = pretend_checkpoint(tmp_path, 4)
+    (tmp_path / "checkpoints" / "step-000004" / "manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DamagedError, match="step-000004/manifest.json is not as it was written"):
+        Run(tmp_path, Config(), path)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000004"]
+
+
+def test_what_was_logged_is_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = Run(tmp_path, Config())
+    for step in (1, 2, 3):
+        run.log(step, loss=step)
+    run.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.os, "replace", fail)
+        run._drop_after("metrics.jsonl", 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before

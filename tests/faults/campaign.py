@@ -1,0 +1,350 @@
+"""The long form of the fault tests: break runs on purpose, many times, and count what became of them.
+
+    python tests/faults/campaign.py                          # everything: about an hour on two cores
+    python tests/faults/campaign.py --only kill --runs 200
+
+kill    SIGKILL at random moments of short runs of every stage; each is started again until it ends, by the same command
+term    the same with SIGTERM
+damage  every file of a checkpoint truncated, extended, bit-flipped, removed, exchanged
+disk    a full disk, a read-only one, a data file that is deleted, in every stage
+ranks   one process against two (DDP, FSDP2) in every stage; a rank that is killed in the middle of a step
+groups  two ranks with random numbers of kept groups, none at all among them
+
+Each part ends with a line of counts; any failure is named, its folder is kept, and the exit code is 1. tests/faults/test_faults.py
+runs the same functions with small numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from harness import (
+    DAMAGES,
+    ROOT,
+    STAGES,
+    damage,
+    ended,
+    forked,
+    full_disk,
+    make_world,
+    out_of,
+    result_of,
+    run_whole,
+    script_of,
+    torchrun,
+    worker_of,
+)
+from tqdm import tqdm
+
+from taosr1.config import option, parse_config
+from taosr1.judge import load_judge
+from taosr1.model.files import DamagedError
+from taosr1.model.folders import checkpoints
+
+TRAINED = ("sft", "dpo", "grpo")
+
+
+@dataclass(frozen=True)
+class Config:
+    only: str = option("", "parts to run, separated by commas (none: all)")
+    runs: int = option(200, "runs of kill and of term, and of groups half as many")
+    folder: str = option("runs/faults", "where everything is written; emptied first")
+    seed: int = option(0, "seed of the random moments")
+
+
+class Broken(AssertionError):
+    """A run did what it must not do; the message says which and where to look."""
+
+
+def expect(condition: bool, message: str, log: Path | None = None) -> None:
+    if not condition:
+        tail = f"\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}" if log and log.exists() else ""
+        raise Broken(message + tail)
+
+
+# --- Kills ----------------------------------------------------------------------------------------------------------------
+def unbroken(world: dict[str, list[str]], stage: str, folder: Path) -> tuple[dict, float]:
+    """The result of a stage's short run that nobody disturbs, and how long it takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    started, out = time.monotonic(), out_of(stage, folder)
+    code = run_whole(script_of(stage), [*world[stage], "--out", out], folder / "log")
+    expect(code == 0, f"{stage}: the undisturbed run ended with {code}", folder / "log")
+    return result_of(stage, out), time.monotonic() - started
+
+
+def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: float, signum: int, chance: random.Random, counts: Counter) -> None:
+    """One run that is killed up to three times at random moments and must end as if it had not been."""
+    folder.mkdir(parents=True)
+    out, log = out_of(stage, folder), folder / "log"
+    argv = [*world[stage], "--out", out]
+    for _ in range(chance.randint(1, 3)):
+        newest = max(checkpoints(out / "checkpoints"), default=(0, None))[0] if stage in TRAINED else 0
+        log.unlink(missing_ok=True)
+        child = forked(script_of(stage), argv, log)
+        time.sleep(chance.uniform(0, length_s))
+        os.kill(child, signum)
+        code = ended(child)
+        counts[f"ended with {code}"] += 1
+        # Before Python has our handler a SIGTERM kills; that it may.
+        expect(code in (0, -signum, 128 + signum), f"{stage} in {folder}: exit code {code} after signal {signum}", log)
+        said = log.read_text(encoding="utf-8")
+        expect("Traceback" not in said, f"{stage} in {folder}: a bare traceback", log)
+        if newest and "step/s" in said:
+            expect(f"continuing from step {newest} " in said, f"{stage} in {folder}: did not continue from step {newest}", log)
+            counts["continued from the newest step"] += 1
+        if code == 0:
+            break
+    code = run_whole(script_of(stage), argv, log)
+    expect(code == 0, f"{stage} in {folder}: the last start ended with {code}", log)
+    expect(result_of(stage, out) == expected, f"{stage} in {folder}: the result is not that of the undisturbed run", log)
+    left = [path.name for path in folder.rglob(".*") if path.name.startswith((".writing-", ".deleting-")) or path.name.endswith(".tmp")]
+    expect(not left, f"{stage} in {folder}: left behind {left}")
+    counts["same result"] += 1
+    shutil.rmtree(folder)
+
+
+def kill(folder: Path, world: dict, runs: int, seed: int, signum: int = signal.SIGKILL) -> Counter:
+    """Random kills, the stages by turns."""
+    counts, chance = Counter(), random.Random(seed)
+    known = {stage: unbroken(world, stage, folder / f"whole-{stage}") for stage in STAGES}
+    for number in tqdm(range(runs), desc=signal.Signals(signum).name, unit="run", disable=None):
+        stage = STAGES[number % len(STAGES)]
+        disturbed(world, stage, folder / f"{number:03d}-{stage}", *known[stage], signum, chance, counts)
+        counts["runs"] += 1
+    return counts
+
+
+# --- Damage ---------------------------------------------------------------------------------------------------------------
+def damaged(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, *, places: tuple[float, ...] = (0.0, 0.3, 0.99), starts: bool = True) -> Counter:
+    """Every file of a finished run's newest checkpoint, damaged in every way: no way of reading it may take it for whole.
+
+    starts: also start the stage's script on each, with --resume auto and --resume PATH; else only load the judge.
+    """
+    counts: Counter = Counter()
+    for stage in stages:
+        expected, _ = unbroken(world, stage, folder / stage)
+        run = folder / stage / "run"
+        (_, before), (_, newest) = checkpoints(run / "checkpoints")[-2:]
+        files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
+        cases = [(name, how, place) for name in files for how in DAMAGES for place in (places if how == "flipped" else places[-2:][:1])]
+        for number, (name, how, place) in enumerate(tqdm(cases, desc=f"damage {stage}", unit="file", disable=None)):
+            copy = folder / f"{stage}-{number}" / "run"
+            shutil.copytree(run, copy)
+            (copy / "checkpoints" / "best.json").unlink()  # so that --model RUN means the newest
+            target = copy / "checkpoints" / newest.name / name
+            twin = before / name
+            if how == "swapped" and twin.read_bytes() == target.read_bytes():
+                twin = before / "state.json"  # a file that is alike in all checkpoints is exchanged for another one
+            damage(target, how, twin, place)
+            must_refuse(copy, str(name), counts)
+            if starts:
+                must_fall_back(stage, world[stage], copy, target, expected, counts)
+            counts["damaged files"] += 1
+            shutil.rmtree(copy.parent)
+    return counts
+
+
+def must_refuse(run: Path, name: str, counts: Counter) -> None:
+    """Loading the run's judge names the damaged file; damaged moments do not concern it."""
+    try:
+        load_judge(str(run))
+    except (DamagedError, FileNotFoundError) as error:
+        expect(name in str(error), f"{run}: {name} is damaged, but the error says {error}")
+        counts["refused by --model"] += 1
+    else:
+        expect(name.startswith("optimizer"), f"{run}: loaded in silence although {name} is damaged")
+        counts["moments, which --model does not read"] += 1
+
+
+def must_fall_back(stage: str, argv: list[str], run: Path, target: Path, expected: dict, counts: Counter) -> None:
+    """--resume PATH fails and names the file; auto goes back one checkpoint, says so, and ends as the undisturbed run did."""
+    log = run.parent / "log"
+    code = run_whole(script_of(stage), [*argv, "--out", run, "--resume", target.parents[len(target.relative_to(run).parts) - 3]], log)
+    said = log.read_text(encoding="utf-8")
+    expect(code == 1 and target.name in said and "Traceback" not in said, f"{run}: --resume PATH ended with {code}", log)
+    counts["refused by --resume PATH"] += 1
+    log.unlink()
+    code = run_whole(script_of(stage), [*argv, "--out", run], log)
+    said = log.read_text(encoding="utf-8")
+    expect(code == 0 and target.name in said and "going back to the checkpoint before it" in said, f"{run}: --resume auto ended with {code}", log)
+    found = result_of(stage, run)
+    # best.json was taken away, so only the last evaluation is known to it.
+    expect(all(found[part] == expected[part] for part in ("metrics", "last")), f"{run}: another result after going back", log)
+    counts["went back and ended alike"] += 1
+
+
+# --- Disks ----------------------------------------------------------------------------------------------------------------
+def disk(folder: Path, world: dict, stages: tuple[str, ...] = STAGES) -> Counter:
+    """A disk that fills up while a stage runs, one that is read-only, and data that is gone when a run is continued."""
+    counts: Counter = Counter()
+    for stage in stages:
+        expected, _ = unbroken(world, stage, folder / f"whole-{stage}")
+        full(stage, world[stage], folder / f"full-{stage}", expected, counts)
+    vanished(world["sft"], folder / "vanished", counts)
+    return counts
+
+
+def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Counter) -> None:
+    log = folder.with_name(f"{folder.name}.log")
+    size = "48k" if stage == "mine" else "2500k"  # of pairs a part; of checkpoints two or three
+    with full_disk(folder, size) as place:
+        out = out_of(stage, place)
+        code = run_whole(script_of(stage), [*argv, "--out", out], log)
+        said = log.read_text(encoding="utf-8")
+        expect(code == 1 and "No space left" in said and "Traceback" not in said, f"{stage} on a full disk ended with {code}", log)
+        counts["full disk: clear end"] += 1
+        if stage in TRAINED:
+            whole = checkpoints(out / "checkpoints")
+            expect(bool(whole), f"{stage}: the disk was to hold a checkpoint", log)
+            load_judge(str(out))
+            counts["full disk: last checkpoint whole"] += 1
+        os.system(f"mount -o remount,ro {place}")
+        log.unlink()
+        code = run_whole(script_of(stage), [*argv, "--out", out], log)
+        said = log.read_text(encoding="utf-8")
+        expect(code == 1 and "Read-only" in said and "Traceback" not in said, f"{stage} on a read-only disk ended with {code}", log)
+        counts["read-only: clear end"] += 1
+        os.system(f"mount -o remount,rw,size=64m {place}")
+        code = run_whole(script_of(stage), [*argv, "--out", out], log)
+        expect(code == 0 and result_of(stage, out) == expected, f"{stage}: another result after the disk was full", log)
+        counts["went on to the same result"] += 1
+
+
+def vanished(argv: list[str], folder: Path, counts: Counter) -> None:
+    """Data that is deleted while a run reads it no more does not matter; when it is continued, the error says what is missing."""
+    from taosr1.task.judgements import write_judgements
+    from taosr1.task.world import read_pool
+
+    folder.mkdir()
+    data, out, log = folder / "rows.jsonl", folder / "run", folder / "log"
+    write_judgements(data, read_pool("reasoned", 60))
+    argv = [*argv, "--data", data, "--out", out]
+    child = forked("train.sft", argv, log)
+    while not checkpoints(out / "checkpoints"):
+        time.sleep(0.005)
+    data.unlink()
+    code = ended(child)
+    expect(code == 0, f"a run whose data was deleted ended with {code}", log)
+    code = run_whole("train.sft", argv, log)
+    expect(code == 1 and f"no file at {data}" in log.read_text(encoding="utf-8"), f"continued without its data it ended with {code}", log)
+    counts["data deleted: run ends, continuing is refused"] += 1
+
+
+# --- Ranks ----------------------------------------------------------------------------------------------------------------
+def ranks(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, kinds: tuple[str, ...] = ("ddp", "fsdp")) -> Counter:
+    """One process and two take the same steps; then a rank is killed in the middle of one."""
+    counts: Counter = Counter()
+    for stage in stages:
+        one, _ = unbroken(world_of(world, stage), stage, folder / f"one-{stage}")
+        for kind in kinds:
+            out, log = folder / f"{kind}-{stage}" / "run", folder / f"{kind}-{stage}.log"
+            argv = [ROOT / f"train/{stage}.py", *world_of(world, stage)[stage], "--out", out, *(["--fsdp"] if kind == "fsdp" else [])]
+            expect(torchrun(2, *argv, log=log).wait(300) == 0, f"{stage} {kind} on two ranks failed", log)
+            compare(one["metrics"], result_of(stage, out)["metrics"], f"{stage} {kind}")
+            counts["two ranks equal one to 1e-5"] += 1
+            took = lose_a_rank(argv, out, log)
+            counts["a rank killed: ended clearly"] += 1
+            print(f"{stage} {kind}: the job ended {took:.1f} s after a rank was killed")
+            resume = [*argv, "--accept-changed", "world_size"]
+            if kind == "ddp":
+                code = run_whole(script_of(stage), resume[1:], log)
+            else:
+                code = torchrun(1, *resume, log=log).wait(300)
+            expect(code == 0, f"{stage} {kind}: continuing on one rank ended with {code}", log)
+            compare(one["metrics"], result_of(stage, out)["metrics"], f"{stage} {kind} after a rank was lost")
+            counts["continued on one rank to the same numbers"] += 1
+    return counts
+
+
+def world_of(world: dict, stage: str) -> dict:
+    """AdamW, which FSDP2 can do; micro-batches so small that both ranks have some; more steps, so that there is time for a kill."""
+    extra = ["--micro-batch-tok", "400", "--steps", "16", "--eval-every", "8"] + (["--optimizer", "adamw", "--lr", "1e-3"] if stage == "sft" else [])
+    return {stage: [*world[stage], *extra]}
+
+
+def compare(one: list[dict], two: list[dict], what: str, tolerance: float = 1e-5) -> None:
+    """Every metric of every step, relative to 1 or to the number itself where that is larger."""
+    expect([row["step"] for row in one] == [row["step"] for row in two], f"{what}: other steps")
+    for a, b in zip(one, two):
+        expect(a.keys() == b.keys(), f"{what}: step {a['step']} logs {sorted(a.keys() ^ b.keys())} in one of them only")
+        for name in a.keys() - {"grad_norm"}:
+            expect(abs(a[name] - b[name]) <= tolerance * max(1.0, abs(a[name])), f"{what}: step {a['step']} {name} {a[name]} against {b[name]}")
+        expect(abs(a["grad_norm"] - b["grad_norm"]) <= 1e-4 * max(1.0, a["grad_norm"]) if "grad_norm" in a else True, f"{what}: step {a['step']} gradient norm")
+
+
+def lose_a_rank(argv: list, out: Path, log: Path, patience_s: float = 60.0) -> float:
+    """Start the run anew, kill rank 1 after the first checkpoint, and wait for the end of all. Returns how long that took."""
+    shutil.rmtree(out)
+    log.unlink()
+    job = torchrun(2, *argv, log=log)
+    while not checkpoints(out / "checkpoints"):
+        expect(job.poll() is None, f"{out}: the job ended by itself", log)
+        time.sleep(0.01)
+    started = time.monotonic()
+    os.kill(worker_of(job, 1), signal.SIGKILL)
+    code = job.wait(patience_s)
+    said = log.read_text(encoding="utf-8")
+    expect(code != 0 and ("another rank is gone" in said or "exitcode: -9" in said), f"{out}: lost a rank and ended with {code}", log)
+    return time.monotonic() - started
+
+
+def groups(folder: Path, world: dict, runs: int, seed: int) -> Counter:
+    """Two ranks, and so many kept groups as chance wants: see groups_worker.py, which does it all in one job."""
+    counts: Counter = Counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("ddp", "fsdp"):
+        report, log = folder / f"{kind}.json", folder / f"{kind}.log"
+        model = world["grpo"][world["grpo"].index("--model") + 1]
+        job = torchrun(2, ROOT / "tests/faults/groups_worker.py", model, runs, seed, kind, report, log=log)
+        expect(job.wait(60 + 6 * runs) == 0, f"{kind}: random numbers of kept groups", log)
+        found = json.loads(report.read_text())
+        expect(len(found) == runs, f"{kind}: {len(found)} of {runs} runs", log)
+        counts.update({"runs": runs, "runs without any group": sum(0 in kept for kept, _ in found), "steps": sum(len(kept) for kept, _ in found),
+                       "steps with unequal shares": sum(unequal for _, unequal in found)})  # fmt: skip
+    return counts
+
+
+# --- All of it --------------------------------------------------------------------------------------------------------------
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(Config, __doc__, argv)
+    torch.set_num_threads(1)
+    folder = Path(config.folder).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    world = make_world(folder)
+    parts: dict[str, Callable[[], Counter]] = {
+        "kill": lambda: kill(folder / "kill", world, config.runs, config.seed),
+        "term": lambda: kill(folder / "term", world, config.runs, config.seed + 1, signal.SIGTERM),
+        "damage": lambda: damaged(folder / "damage", world),
+        "disk": lambda: disk(folder / "disk", world),
+        "ranks": lambda: ranks(folder / "ranks", world),
+        "groups": lambda: groups(folder / "groups", world, config.runs // 2, config.seed),
+    }
+    failed = []
+    for name in [part.strip() for part in config.only.split(",") if part.strip()] or parts:
+        started = time.monotonic()
+        try:
+            counts = parts[name]()
+        except (Broken, TimeoutError) as error:
+            failed.append(name)
+            print(f"{name}: FAILED: {error}")
+        else:
+            print(f"{name}: {', '.join(f'{count} {what}' for what, count in counts.items())}; 0 failures, {time.monotonic() - started:.0f} s", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What the fault tests share: scripts run in processes that can be killed, files that get damaged, and what "the same run" means.
+
+Children are forked from a process that has imported torch already, so a short run takes one second and not four, and a kill at a random
+moment falls into the run itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from taosr1.config import run_main
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.folders import checkpoints
+from taosr1.model.tokenizer import train_tokenizer
+from taosr1.model.weights import save_pretrained
+from taosr1.task.prompt import PromptConfig
+from taosr1.task.world import read_pool
+
+SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 24}
+STAGES = ("sft", "dpo", "grpo", "mine")
+TIMELESS = {"time_s"}
+
+
+# --- Processes --------------------------------------------------------------------------------------------------------
+def forked(script: str, argv: Sequence[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Start `python SCRIPT argv` ("train.sft") as a fork of this process, its output in `log`; returns the process id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 70  # anything that is not one of the documented ways to end
+    try:
+        with open(log, "a", encoding="utf-8") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        sys.stdout.reconfigure(line_buffering=True)  # what was said before a kill is in the log
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before()
+        run_main(lambda: importlib.import_module(script).main([str(word) for word in argv]))
+        code = 0
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int, patience_s: float = 120.0) -> int:
+    """The exit code of a child, negative for the signal that killed it. Raises TimeoutError for one that hangs, and kills it."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"process {child} did not end within {patience_s} s")
+
+
+def run_whole(script: str, argv: Sequence[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Run a script to its end; returns its exit code."""
+    return ended(forked(script, argv, log, before))
+
+
+def torchrun(processes: int, *command: object, log: Path) -> subprocess.Popen:
+    """A real torchrun of this machine's own; `command` is a script and its arguments."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(launch, cwd=ROOT, env=environment, stdout=open(log, "a"), stderr=subprocess.STDOUT)
+
+
+def worker_of(launcher: subprocess.Popen, rank: int) -> int:
+    """The process id of a rank that torchrun has started."""
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return int(child)
+    raise ProcessLookupError(f"torchrun {launcher.pid} has no rank {rank}")
+
+
+# --- Runs that are short enough to be killed two hundred times ----------------------------------------------------------
+def make_world(folder: Path) -> dict[str, list[str]]:
+    """Everything that short runs of every stage need; returns the arguments of each stage, without --out."""
+    rows = read_pool("reasoned", 200)
+    texts = [f" {row.query}\n {row.title} {row.price}" for row in rows] + [f"{row.grade}\n{row.cot}" for row in rows]
+    tokenizer = train_tokenizer(texts, 600, folder / "tokenizer")
+    base = folder / "base"
+    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE, max_position_embeddings=256)).init_weights(torch.Generator().manual_seed(0))
+    save_pretrained(model, tokenizer, base)
+    PromptConfig("post-cot", "brief", ("title",)).save(base)
+    learned, pairs = str(folder / "learned"), str(folder / "pairs.jsonl")
+    common = ["--dev", "world:dev*8", "--max-new-tokens", "24"]
+    sft = ["--model", str(base), "--order", "post-cot", "--data", "world:reasoned*120", *common, "--batch-size", "8"]
+    mine = ["--model", learned, "--data", "world:reasoned*60", "--prompts", "0", "--samples", "3", "--max-new-tokens", "24", "--balance", "none"]
+    for script, argv in (
+        ("train.sft", [*sft, "--steps", "80", "--optimizer", "muon", "--lr", "0.01", "--out", learned]),
+        ("train.mine_pairs", [*mine, "--out", pairs]),
+    ):
+        code = run_whole(script, argv, folder / "world.log")
+        assert code == 0, (folder / "world.log").read_text()
+    short = ["--steps", "8", "--save-every", "2", "--eval-every", "4"]
+    dpo = ["--model", learned, "--data", pairs, *common, "--batch-size", "6", *short]
+    grpo = ["--model", learned, "--data", "world:labelled*60", *common, "--test", "", "--groups", "8", "--samples", "4", "--difficulty", "prefill", *short]
+    return {"sft": [*sft, *short], "dpo": dpo, "grpo": grpo, "mine": [*mine, "--data", "world:reasoned*60,world:labelled*500"]}
+
+
+def script_of(stage: str) -> str:
+    return {"mine": "train.mine_pairs"}.get(stage, f"train.{stage}")
+
+
+def out_of(stage: str, folder: Path) -> Path:
+    return folder / ("pairs.jsonl" if stage == "mine" else "run")
+
+
+def result_of(stage: str, out: Path) -> dict[str, object]:
+    """What has to be the same in a run that was broken and one that was not: all metrics, the last checkpoint's and best.json's bytes."""
+    if stage == "mine":
+        return {"pairs": out.read_bytes(), "counts": without_paths(json.loads(Path(f"{out}.counts.json").read_text(encoding="utf-8")))}
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    _, last = checkpoints(out / "checkpoints")[-1]
+    files = {str(path.relative_to(last)): path.read_bytes() for path in sorted(last.rglob("*")) if path.is_file()}
+    best = (out / "checkpoints" / "best.json").read_bytes()
+    return {"metrics": [{name: value for name, value in row.items() if name not in TIMELESS} for row in rows], "last": files, "best": best}
+
+
+def without_paths(counts: dict) -> dict:
+    return {**counts, "config": {name: value for name, value in counts.get("config", {}).items() if name != "out"}}
+
+
+# --- Damage -------------------------------------------------------------------------------------------------------------
+DAMAGES = ("truncated", "extended", "flipped", "removed", "swapped")
+
+
+def damage(path: Path, how: str, other: Path | None = None, place: float = 0.5) -> None:
+    """Damage one file. "flipped" is a single bit, `place` of the way into it; "swapped" puts another file's bytes in its place."""
+    data = bytearray(path.read_bytes())
+    if how == "removed":
+        path.unlink()
+        return
+    if how == "truncated":
+        data = data[: int(len(data) * place)]
+    elif how == "extended":
+        data += b"\n"
+    elif how == "flipped":
+        data[int(len(data) * place)] ^= 1
+    else:
+        data = bytearray(other.read_bytes())
+    path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
+    """A small file system of its own, in memory. Raises PermissionError where this user may not mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True).returncode:
+        raise PermissionError("mounting a tmpfs is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -7,6 +7,7 @@ One process without torchrun is a job of one rank: every function here then does
 
 from __future__ import annotations
 
+import heapq
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -62,11 +63,11 @@ def share(items: Sequence[T], ranks: Ranks, cost: Callable[[T], float] = lambda 
     """
     if ranks.world == 1:
         return list(items)
-    load = [(0.0, rank) for rank in range(ranks.world)]
-    mine = []
-    for index in sorted(range(len(items)), key=lambda index: -cost(items[index])):  # stable
-        busy, rank = min(load)
-        load[rank] = (busy + cost(items[index]), rank)
+    load = [(0.0, rank) for rank in range(ranks.world)]  # a heap: who has least to do comes first
+    costs, mine = [float(cost(item)) for item in items], []
+    for index in sorted(range(len(items)), key=lambda index: -costs[index]):  # stable
+        busy, rank = load[0]
+        heapq.heapreplace(load, (busy + costs[index], rank))
         if rank == ranks.rank:
             mine.append(index)
     return [items[index] for index in sorted(mine)]

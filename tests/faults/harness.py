@@ -49,7 +49,8 @@ def forked(script: str, argv: Sequence[str], log: Path, before: Callable[[], Non
         with open(log, "a", encoding="utf-8") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        sys.stdout.reconfigure(line_buffering=True)  # what was said before a kill is in the log
+        # pytest has put its own in their place. Line by line, so that what was said before a kill is in the log.
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         before()
         run_main(lambda: importlib.import_module(script).main([str(word) for word in argv]))

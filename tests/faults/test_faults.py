@@ -1,0 +1,174 @@
+"""The quick form of campaign.py: every kind of fault once or a few times, by the same functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import campaign
+import harness
+import pytest
+
+from taosr1.model.folders import checkpoints
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, which this system cannot do")
+pytestmark = posix
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(world, tmp_path, signum):
+    counts = campaign.kill(tmp_path, world, 4, 0, signum)
+    assert counts["same result"] == counts["runs"] == 4
+
+
+def test_no_damaged_file_of_a_checkpoint_is_loaded_in_silence(world, tmp_path):
+    counts = campaign.damaged(tmp_path, world, ("sft",), places=(0.0, 0.5, 0.999), starts=False)
+    assert counts["damaged files"] == counts["refused by --model"] + counts["moments, which --model does not read"] == 63
+
+
+def test_a_damaged_checkpoint_is_gone_back_over_and_the_run_ends_alike(world, tmp_path):
+    expected, _ = campaign.unbroken(world, "grpo", tmp_path)
+    counts: Counter = Counter()
+    for name, how in (("optimizer.safetensors", "flipped"), ("model.safetensors", "truncated"), ("manifest.json", "removed")):
+        target = checkpoints(tmp_path / "run" / "checkpoints")[-1][1] / name
+        (tmp_path / "run" / "checkpoints" / "best.json").unlink(missing_ok=True)
+        harness.damage(target, how)
+        campaign.must_fall_back("grpo", world["grpo"], tmp_path / "run", target, expected, counts)
+    assert counts["went back and ended alike"] == 3
+
+
+@pytest.mark.parametrize("stage", harness.STAGES)
+def test_a_full_or_read_only_disk_ends_a_run_clearly_and_loses_nothing(world, tmp_path, stage):
+    try:
+        with harness.full_disk(tmp_path / "probe"):
+            pass
+    except PermissionError as error:
+        pytest.skip(str(error))
+    expected, _ = campaign.unbroken(world, stage, tmp_path / "whole")
+    campaign.full(stage, world[stage], tmp_path / "full", expected, counts := Counter())
+    assert counts["went on to the same result"] == 1
+
+
+def test_a_file_that_may_not_grow_ends_a_save_clearly_and_the_checkpoint_before_it_stays(world, tmp_path):
+    """The same without a file system of one's own: no file beyond 100 kB."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert harness.run_whole("train.sft", [*world["sft"], "--steps", "4", "--out", out], log) == 0
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    code = harness.run_whole("train.sft", [*world["sft"], "--steps", "8", "--out", out], log, limit)
+    said = log.read_text(encoding="utf-8")
+    assert code == 1 and "step-000006 could not be written" in said and "File too large" in said and "the newest checkpoint is" in said
+    assert [step for step, _ in checkpoints(out / "checkpoints")][-1] == 4 and "Traceback" not in said
+    assert harness.run_whole("train.sft", [*world["sft"], "--steps", "8", "--out", out], log) == 0
+
+
+def test_data_that_is_deleted_under_a_run_does_not_matter_until_it_is_continued(world, tmp_path):
+    campaign.vanished(world["sft"], tmp_path / "vanished", Counter())
+
+
+def test_a_second_process_on_a_run_folder_is_refused_while_the_first_works(world, tmp_path):
+    out = tmp_path / "run"
+    first = harness.forked("train.sft", [*world["sft"], "--steps", "400", "--out", out], tmp_path / "first")
+    while not checkpoints(out / "checkpoints"):
+        pass
+    code = harness.run_whole("train.sft", [*world["sft"], "--out", out], tmp_path / "second")
+    assert code == 1 and f"another process (id {first}) is at work there" in (tmp_path / "second").read_text(encoding="utf-8")
+    os.kill(first, signal.SIGINT)
+    assert harness.ended(first) == 130
+    assert "is saved; the same command continues" in (tmp_path / "first").read_text(encoding="utf-8")
+
+
+def test_memory_that_is_really_short_halves_a_micro_batch_and_the_run_ends_alike(world, tmp_path):
+    """Limits on the address space, each a fifth wider, make torch's own allocator fail: the first that is enough is one where half was enough."""
+    argv = [*world["sft"], "--steps", "2", "--save-every", "0", "--eval-every", "0", "--batch-size", "512", "--micro-batch-tok", "1000000", "--optimizer", "adamw", "--lr", "1e-3"]
+    assert harness.run_whole("train.sft", [*argv, "--out", tmp_path / "whole"], tmp_path / "log") == 0
+    room = 300 * 2**20
+    for number in range(16):
+        code = harness.run_whole("train.sft", [*argv, "--out", tmp_path / f"short-{number}"], tmp_path / f"log-{number}", lambda room=room: leave_room(room))
+        said = (tmp_path / f"log-{number}").read_text(encoding="utf-8")
+        assert "Traceback" not in said and "out of memory in a micro-batch: the step is repeated once, with it halved" in said, said
+        if code == 0:
+            break
+        assert code == 1 and "out of memory in micro-batch" in said, said
+        room = room * 6 // 5
+    one, two = (harness.result_of("sft", tmp_path / name)["metrics"] for name in ("whole", f"short-{number}"))
+    campaign.compare(one, two, "with short memory")
+
+
+def leave_room(size: int) -> None:
+    """From here on this process may take so many bytes more, and no more."""
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + size, in_use + size))
+
+
+# --- Several ranks --------------------------------------------------------------------------------------------------------
+def together(folder: Path, jobs: list[tuple[str, list]], processes: int = 2) -> None:
+    """Run scripts one after another in one job of real ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps([[script, [str(word) for word in argv]] for script, argv in jobs]), encoding="utf-8")
+    job = harness.torchrun(processes, harness.ROOT / "tests/faults/several_mains.py", folder / "jobs.json", log=folder / "log")
+    assert job.wait(240) == 0, (folder / "log").read_text(encoding="utf-8")[-3000:]
+
+
+def test_one_process_and_two_take_the_same_steps_whole_or_in_shards(world, tmp_path):
+    jobs, stages = [], campaign.TRAINED
+    for stage in stages:
+        argv = [*campaign.world_of(world, stage)[stage], "--steps", "4", "--eval-every", "2"]
+        assert harness.run_whole(f"train.{stage}", [*argv, "--out", tmp_path / f"one-{stage}"], tmp_path / "log") == 0
+        jobs += [(f"train.{stage}", [*argv, "--out", tmp_path / f"ddp-{stage}"]), (f"train.{stage}", [*argv, "--fsdp", "--out", tmp_path / f"fsdp-{stage}"])]
+    together(tmp_path / "two", jobs)
+    for stage in stages:
+        one = harness.result_of(stage, tmp_path / f"one-{stage}")["metrics"]
+        for kind in ("ddp", "fsdp"):
+            campaign.compare(one, harness.result_of(stage, tmp_path / f"{kind}-{stage}")["metrics"], f"{kind} {stage}")
+
+
+def test_what_any_number_of_ranks_saved_any_other_number_continues(world, tmp_path):
+    """Shards of two ranks on one without shards, and a whole checkpoint in shards: the metrics are those of one process throughout."""
+    argv = [*campaign.world_of(world, "sft")["sft"], "--steps", "6", "--save-every", "2", "--eval-every", "6"]
+    assert harness.run_whole("train.sft", [*argv, "--out", tmp_path / "one"], tmp_path / "log") == 0
+    expected = harness.result_of("sft", tmp_path / "one")["metrics"]
+    out = tmp_path / "mixed"
+
+    def stop_after(step: int, *more: str) -> list:
+        return [*argv, "--out", out, "--accept-changed", "world_size", *more, "--steps", step]
+
+    # --steps decides the learning rates, so each part is told the whole length and stopped by rewinding.
+    together(tmp_path / "a", [("train.sft", stop_after(6, "--fsdp"))])
+    assert not list(out.glob("checkpoints/*/optimizer.safetensors"))
+    rewind(out, 2)
+    assert harness.run_whole("train.sft", stop_after(6), tmp_path / "log") == 0  # shards of two, read by one
+    rewind(out, 4)
+    assert list(out.glob("checkpoints/step-000004/optimizer.safetensors"))
+    together(tmp_path / "b", [("train.sft", stop_after(6, "--fsdp"))])  # a whole one, read in shards
+    campaign.compare(expected, harness.result_of("sft", out)["metrics"], "mixed ranks")
+
+
+def rewind(out: Path, step: int) -> None:
+    """Take away what lies after a step, as if the run had been killed there."""
+    import shutil
+
+    for later, path in checkpoints(out / "checkpoints"):
+        if later > step:
+            shutil.rmtree(path)
+    (out / "checkpoints" / "best.json").unlink(missing_ok=True)
+
+
+def test_random_numbers_of_kept_groups_hang_nobody(world, tmp_path):
+    counts = campaign.groups(tmp_path, world, 4, random.Random(0).randint(0, 99))
+    assert counts["runs"] == 8 and counts["steps with unequal shares"] > 0
+
+
+def test_a_rank_that_is_killed_ends_the_job_and_one_rank_continues_it(world, tmp_path):
+    counts = campaign.ranks(tmp_path, world, ("grpo",), ("ddp",))
+    assert counts["a rank killed: ended clearly"] == counts["continued on one rank to the same numbers"] == 1

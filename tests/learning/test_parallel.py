@@ -1,0 +1,64 @@
+"""A team of one is the plain thing; FSDP2 on real ranks, for every kind of decoder. The stages on several ranks are in tests/faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from taosr1.learning.memory import MemoryFlags, memory_problems
+from taosr1.learning.parallel import Team
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.weights import load_decoder, save_pretrained
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+KINDS = {
+    "qwen3": {},
+    "llama": {"qk_norm": False, "tie_word_embeddings": False},
+    "qwen2": {"qk_norm": False, "qkv_bias": True},
+    "moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "tie_word_embeddings": False},
+}
+
+
+def test_a_team_of_one_does_nothing_of_its_own(make_judge):
+    judge = make_judge()
+    team = Team(judge.model)
+    assert team.share([3, 1, 2]) == [3, 1, 2] and team.run(lambda model, word: (model, word), "x") == (judge.model, "x")
+    with team.whole(torch.bfloat16) as model:
+        assert model is judge.model
+    for parameter in judge.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    team.sum_gradients()
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in judge.model.parameters())
+    assert float(team.idle().detach()) == 0
+
+
+def test_shards_without_ranks_and_shards_of_adapters_are_refused_with_what_to_do(make_judge):
+    with pytest.raises(ValueError, match="--fsdp .*start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"):
+        Team(make_judge().model, fsdp=True)
+    ((wrong, message),) = memory_problems(MemoryFlags(fsdp=True, lora_rank=4))
+    assert wrong and "with --lora-rank leave it out" in message
+
+
+def test_a_model_on_the_meta_device_has_its_shape_and_no_weights(make_judge, tmp_path):
+    judge = make_judge()
+    save_pretrained(judge.model, judge.tokenizer, tmp_path)
+    model = load_decoder(tmp_path, device="meta")
+    assert model.config == judge.model.config and all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_sharded_steps_equal_one_processs_for_every_kind_of_decoder_through_a_checkpoint(tiny_tokenizer, tmp_path):
+    folders = []
+    for kind, flags in KINDS.items():
+        model = Decoder(DecoderConfig(tiny_tokenizer.vocab_size, **SHAPE, **flags)).init_weights(torch.Generator().manual_seed(1))
+        save_pretrained(model, tiny_tokenizer, tmp_path / kind)
+        folders.append(str(tmp_path / kind))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "tests/learning/shards_worker.py"), *folders]
+    answer = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    assert answer.returncode == 0, answer.stdout[-1000:] + answer.stderr[-4000:]
+    assert answer.stdout.count("the same") == 2 * 3 * len(KINDS)

@@ -17,6 +17,9 @@ this script: --temperature-scaling off says no.
 
 A judge that answers first is read from one prefill; --explain decodes its chain of thought too and compares the two. A
 thinker always decodes, has no label probabilities and so neither calibration nor CumPT.
+
+With --out, the same command continues a run of a model that was killed: finished predictions wait in OUT.parts. Under torchrun ranks share the
+rows, and the last to finish measures them all (taosr1/task/parts.py says how); its seconds are those of all ranks together.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -34,7 +37,9 @@ from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.judge import DTYPES, Judge
+from taosr1.model.digest import model_digest
 from taosr1.model.files import write_json
+from taosr1.ranks import Ranks, local_device, this_rank
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (
     DEFAULT_BETA,
@@ -49,6 +54,7 @@ from taosr1.serving.tiering import cumulative_tier, fit_beta
 from taosr1.task.datasets import keep_split
 from taosr1.task.grades import GRADES, TIERS
 from taosr1.task.judgements import Judgement, parse_judgement, read_rows
+from taosr1.task.parts import InMemory, Parts, chunks_of, job_identity
 from taosr1.task.probabilities import checked_probs
 from taosr1.task.rows import BadRows
 from taosr1.task.sources import load_rows
@@ -108,54 +114,64 @@ class Config:
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
 
-def predict_all(judge: Judge, rows: Sequence[Judgement], config: Config, title: str) -> tuple[list[Prediction], Cost]:
-    """A prediction of every row, under a progress bar, and what they took."""
-    predictions: list[Prediction] = []
-    cost = Cost()
-    bar = progress(total=len(rows), desc=title, unit="pair")
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = rows[start : start + ROWS_AT_A_TIME]
-        found, spent = predict_with_cost(judge, part, explain=config.explain, max_new_tokens=config.max_new_tokens)
-        predictions += found
-        cost += spent
-        bar.update(len(part))
+def predict_missing(judge: Judge, rows: Sequence[Judgement], fitted_on: int, config: Config, parts: Parts | InMemory) -> None:
+    """Predict this rank's rows that have no prediction yet. The first `fitted_on` are --dev, of which probabilities are all that is needed."""
+    bar = progress(total=parts.total, initial=parts.done, desc="evaluate", unit="pair")
+    for chunk in parts.missing():
+        start, explain = time.perf_counter(), config.explain and chunk.start >= fitted_on
+        predictions, cost = predict_with_cost(judge, rows[chunk.start : chunk.stop], explain=explain, max_new_tokens=config.max_new_tokens)
+        parts.add(chunk, [[astuple(prediction) for prediction in predictions], astuple(cost), time.perf_counter() - start])
+        bar.update(len(chunk))
     bar.close()
-    return predictions, cost
+
+
+def put_together(parts: Parts | InMemory, fitted_on: int) -> tuple[list[Prediction], Cost, float]:
+    """The predictions of --dev and then of --data; cost and seconds are those of --data."""
+    predictions: list[Prediction] = []
+    cost, seconds = Cost(), 0.0
+    for answers, spent, took in parts.answers():
+        if len(predictions) >= fitted_on:
+            cost, seconds = cost + Cost(*spent), seconds + took
+        predictions += [Prediction(grade, probs and tuple(probs), *others) for grade, probs, *others in answers]
+    return predictions, cost, seconds
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What is done to label probabilities before they are served, and where each number is from."""
+    """What is done to label probabilities before they are served, and where each number is from; beta is None until it is fitted."""
 
     temperature: float
     temperature_from: str
-    beta: float
+    beta: float | None
     beta_from: str
 
 
-def choose_deployed(name: str, judge: Judge, rows: Sequence[Judgement], config: Config) -> Deployed:
-    """Temperature and beta: fitted on --dev where that is asked for, else the flag's, the checkpoint's, or the default."""
+def choose_deployed(name: str, config: Config) -> Deployed:
+    """Temperature and beta without a look at a row: the flag's, else the checkpoint's, else the default. --dev has the last word."""
     temperature = 1.0 if config.fit_temperature else chosen_temperature(name, config.temperature_scaling)
     source = "calibration.json" if temperature != 1 else "none"
-    if config.dev:
-        return fit_deployed(name, judge, rows, config, temperature, source)
-    if config.beta is not None:
+    if config.dev or config.beta is not None:
         return Deployed(temperature, source, config.beta, "--beta")
     found = stored_beta(name, temperature)
     return Deployed(temperature, source, *((DEFAULT_BETA, "default") if found is None else (found, "tiering.json")))
 
 
-def fit_deployed(
-    name: str, judge: Judge, rows: Sequence[Judgement], config: Config, temperature: float, temperature_from: str
-) -> Deployed:
-    """Beta, and with --fit-temperature the temperature before it, fitted on --dev; stored where that is asked for."""
+def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
+    """The rows of --dev; warns where they are measured as well."""
+    if not config.dev:
+        return []
     dev = load_rows(config.dev, seed=config.seed, split=config.dev_split, max_bad_rows=config.max_bad_rows, need_grade=True)
     measured = {(row.query, row.title, row.item_id) for row in rows}
     shared = sum((row.query, row.title, row.item_id) in measured for row in dev)
     if shared:
         fitted = "temperature and beta have" if config.fit_temperature else "beta has"
         print(f"warning: {shared} of {len(dev)} pairs of --dev are in --data too: {fitted} seen what it is measured on", file=sys.stderr)
-    predictions, _ = predict_all(judge, dev, replace(config, explain=False), "fit on --dev")
+    return dev
+
+
+def fit_deployed(name: str, dev: Sequence[Judgement], predictions: Sequence[Prediction], config: Config, chosen: Deployed) -> Deployed:
+    """Beta, and with --fit-temperature the temperature before it, fitted on --dev; stored where that is asked for."""
+    temperature, temperature_from = chosen.temperature, chosen.temperature_from
     probs, gold = [prediction.probs for prediction in predictions], [row.grade for row in dev]
     source = config.dev + (f" split {config.dev_split}" if config.dev_split else "")
     if config.fit_temperature:
@@ -196,46 +212,64 @@ def with_tiers(predictions: Sequence[Prediction], beta: float) -> list[Predictio
     return [prediction if prediction.probs is None else replace(prediction, tier=next(tiers)) for prediction in predictions]
 
 
-def run_judge(config: Config) -> tuple[list[Judgement], list[Prediction], float | None, dict]:
-    """Rows, predictions, beta and the report's head, from a model."""
+def run_judge(config: Config, ranks: Ranks) -> dict:
+    """The report on a model, or {} on a rank that leaves the merging to another."""
     rows = load_rows(
         config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows, need_grade=True
     )
-    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed)
     thinker = judge.prompt.order == "pre-cot"
     if thinker and (config.dev or config.beta is not None):
         raise ValueError(f"--model {name} reasons before it answers and has no label probabilities: CumPT (--dev, --beta) cannot be used")
     if judge.prompt.order == "label" and config.explain:
         raise ValueError(f"--explain: --model {name} was trained to answer with the grade alone and has no chain of thought to decode")
-    deployed = None if thinker else choose_deployed(name, judge, rows, config)
-    start = time.perf_counter()
-    predictions, cost = predict_all(judge, rows, config, "evaluate")
-    seconds = time.perf_counter() - start
-    head = {
-        "model": name,
-        "order": judge.prompt.order,
-        "data": config.data,
-        "split": config.split,
-        "beta_from": deployed.beta_from if deployed else None,
-        "temperature": None,
-        "cost": {
+    deployed = None if thinker else choose_deployed(name, config)
+    dev = load_dev(rows, config)
+    with open_parts(judge, dev, rows, deployed, config, ranks) as parts:
+        predict_missing(judge, [*dev, *rows], len(dev), config, parts)
+        if not parts.to_merge():
+            return {}
+        predictions, cost, seconds = put_together(parts, len(dev))
+        if dev:
+            deployed = fit_deployed(name, dev, predictions[: len(dev)], config, deployed)
+        spent = {
             "prefills_per_row": cost.prefills / len(rows),
             "decoded_tok_per_row": cost.decoded_tok / len(rows),
             "seconds": seconds,
             "rows_per_s": len(rows) / seconds,
-        },
-    }
-    if thinker:
-        return rows, predictions, None, head
+        }
+        served, beta, about = as_deployed(rows, predictions[len(dev) :], deployed)
+        head = {"model": name, "order": judge.prompt.order, "data": config.data, "split": config.split, **about, "cost": spent}
+        return report_on(rows, served, beta, head, config)
+
+
+def open_parts(
+    judge: Judge, dev: list[Judgement], rows: list[Judgement], deployed: Deployed | None, config: Config, ranks: Ranks
+) -> Parts | InMemory:
+    """Where predictions are kept until all are there: those of --dev first, then those of --data."""
+    chunks = chunks_of(len(dev), ROWS_AT_A_TIME) + chunks_of(len(rows), ROWS_AT_A_TIME, start=len(dev))
+    if not config.out:
+        return InMemory(chunks, ranks)
+    facts = {"rows of dev": len(dev), "deployed": deployed and astuple(deployed), "judge": model_digest(judge.model, judge.tokenizer, judge.prompt)}
+    return Parts(config.out, job_identity("evaluate", config, [*dev, *rows], **facts), chunks, ranks)
+
+
+def as_deployed(
+    rows: Sequence[Judgement], predictions: list[Prediction], deployed: Deployed | None
+) -> tuple[list[Prediction], float | None, dict]:
+    """Predictions as they would be served, beta, and what the report says of the two; a thinker's are as they are."""
+    if deployed is None:
+        return predictions, None, {"beta_from": None, "temperature": None}
+    about = {"beta_from": deployed.beta_from, "temperature": None}
     if deployed.temperature_from != "none":
-        head["temperature"] = {
+        about["temperature"] = {
             "value": deployed.temperature,
             "from": deployed.temperature_from,
             "before": calibration_at(1.0, predictions, rows),
             "after": calibration_at(deployed.temperature, predictions, rows),
         }
         predictions = with_temperature(predictions, deployed.temperature)
-    return rows, with_tiers(predictions, deployed.beta), deployed.beta, head
+    return with_tiers(predictions, deployed.beta), deployed.beta, about
 
 
 def read_scores(config: Config) -> tuple[list[Judgement], list[Prediction], float | None, dict]:
@@ -295,9 +329,8 @@ def render_temperature(scaling: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> dict:
-    config = parse_config(Config, __doc__, argv)
-    rows, predictions, beta, head = read_scores(config) if config.scores else run_judge(config)
+def report_on(rows: Sequence[Judgement], predictions: Sequence[Prediction], beta: float | None, head: dict, config: Config) -> dict:
+    """Measure, print, and write to --out where there is one."""
     notes = [ESCI_NOTE] if any("esci_label" in row.extra for row in rows) else []
     measured = evaluate_predictions(rows, predictions, bootstrap=config.bootstrap, seed=config.seed, beta=beta)
     report = {**head, "notes": notes, **measured}
@@ -318,6 +351,16 @@ def main(argv: list[str] | None = None) -> dict:
         write_json(Path(config.out), report)
         print(f"report -> {config.out}")
     return report
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Returns the report, or {} on a rank that leaves the merging to another."""
+    config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    if not config.scores:
+        return run_judge(config, ranks)
+    if ranks.world > 1:
+        raise ValueError(f"--scores is read by one process, this is one of {ranks.world}: start it without torchrun")
+    return report_on(*read_scores(config), config)
 
 
 if __name__ == "__main__":

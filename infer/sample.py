@@ -9,13 +9,17 @@ and top-p), `tokens`, `finished`. Pairs without a grade are sampled too; the cur
 
 pass@n is the unbiased estimate from all N replies. With four labels guessing goes far, so read it against the two columns
 beside it: n labels drawn from the grades as they are, and from the labels this judge itself gives.
+
+Killed at any moment, the same command continues: finished replies wait in OUT.parts. Under torchrun ranks share the pairs, and the last to
+finish merges the replies, each exactly once (taosr1/task/parts.py says how). Neither changes a reply.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -23,11 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge
 from taosr1.learning.selection import keyed_generator
+from taosr1.model.digest import model_digest
+from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
 from taosr1.serving.deployed import open_judge
 from taosr1.task.grades import GRADES
 from taosr1.task.judgements import Judgement
+from taosr1.task.parts import Parts, chunks_of, job_identity
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rows import write_jsonl
 from taosr1.task.sources import load_rows
@@ -78,37 +85,41 @@ class Tally:
     tokens: int = 0
 
 
-def replies_of(judge: Judge, rows: list[Judgement], config: Config, tally: Tally) -> Iterator[dict]:
-    """One dict a reply, pair after pair. The randomness of a batch depends on the seed and its place alone."""
-    bar = progress(total=len(rows), desc="sample", unit="pair")
-    for start in range(0, len(rows), PROMPTS_AT_A_TIME):
-        part = rows[start : start + PROMPTS_AT_A_TIME]
+def sample_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Parts) -> None:
+    """Sample this rank's pairs that have no replies yet. The randomness of a batch depends on the seed and its place alone."""
+    bar = progress(total=parts.total, initial=parts.done, desc="sample", unit="pair")
+    for chunk in parts.missing():
         rollouts = generate(
-            judge.model, judge.prompts(part), samples=config.samples, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids, generator=keyed_generator(config.seed, "sample", start),
+            judge.model, judge.prompts(rows[chunk.start : chunk.stop]), samples=config.samples, max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids,
+            generator=keyed_generator(config.seed, "sample", chunk.start),
         )  # fmt: skip
-        logp, finished = rollouts.logp.sum(dim=1).tolist(), rollouts.finished.tolist()
-        for index, ids in enumerate(rollouts.replies()):
-            place, sample = divmod(index, config.samples)
-            text = judge.reply_text(ids)
-            reply = parse_reply(text, judge.prompt.order)
-            row = part[place]
-            tally.grades.append(reply.grade)
-            tally.malformed += not reply.well_formed
-            tally.cut += not finished[index]
-            tally.tokens += len(ids)
-            if row.grade is not None:
-                if sample == 0:
-                    tally.golds.append(row.grade)
-                    tally.right.append(0)
-                tally.right[-1] += reply.grade == row.grade
-            yield {
-                "row": start + place, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
-                "gold_grade": row.grade, "sample": sample, "reply": text, "grade": reply.grade, "decision": reply.decision,
-                "well_formed": reply.well_formed, "logp": round(logp[index], 5), "tokens": len(ids), "finished": finished[index],
-            }  # fmt: skip
-        bar.update(len(part))
+        texts = [judge.reply_text(ids) for ids in rollouts.replies()]
+        columns = (rollouts.logp.sum(dim=1).tolist(), rollouts.lengths.tolist(), rollouts.finished.tolist())
+        parts.add(chunk, list(zip(texts, *columns)))
+        bar.update(len(chunk))
     bar.close()
+
+
+def replies_of(rows: list[Judgement], samples: int, order: str, answers: Iterable[list], tally: Tally) -> Iterator[dict]:
+    """One dict a reply, pair after pair, from what was sampled."""
+    places = ((place, sample) for place in range(len(rows)) for sample in range(samples))
+    for (place, sample), (text, logp, tokens, finished) in zip(places, chain.from_iterable(answers), strict=True):
+        row, reply = rows[place], parse_reply(text, order)
+        tally.grades.append(reply.grade)
+        tally.malformed += not reply.well_formed
+        tally.cut += not finished
+        tally.tokens += tokens
+        if row.grade is not None:
+            if sample == 0:
+                tally.golds.append(row.grade)
+                tally.right.append(0)
+            tally.right[-1] += reply.grade == row.grade
+        yield {
+            "row": place, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
+            "gold_grade": row.grade, "sample": sample, "reply": text, "grade": reply.grade, "decision": reply.decision,
+            "well_formed": reply.well_formed, "logp": round(logp, 5), "tokens": tokens, "finished": finished,
+        }  # fmt: skip
 
 
 def summary_of(tally: Tally, samples: int) -> dict:
@@ -154,11 +165,17 @@ def render(summary: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    config = parse_config(Config, __doc__, argv)
+    """Returns the summary, or {} on a rank that leaves the merging to another."""
+    config, ranks = parse_config(Config, __doc__, argv), this_rank()
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed)
     tally = Tally()
-    count = write_jsonl(config.out, replies_of(judge, rows, config, tally))
+    identity = job_identity("sample", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    with Parts(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
+        sample_missing(judge, rows, config, parts)
+        if not parts.to_merge():
+            return {}
+        count = write_jsonl(config.out, replies_of(rows, config.samples, judge.prompt.order, parts.answers(), tally))
     summary = {"model": name, "rows": len(rows), **summary_of(tally, config.samples)}
     print(f"{count} replies of {name} to {len(rows)} pairs -> {config.out}: " + render(summary))
     return summary

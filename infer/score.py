@@ -3,6 +3,7 @@
     python infer/score.py --data pairs.jsonl --out scored.jsonl                  # the furthest trained run under runs/
     python infer/score.py --model runs/student --data pairs.csv.gz --out scored.jsonl.gz --beta 0.4
     python infer/score.py --model Qwen/Qwen3-0.6B --data esci/ --split test --out scored.jsonl --device cuda --dtype bfloat16
+    torchrun --standalone --nproc_per_node=8 infer/score.py --data pairs.jsonl --out scored.jsonl --device cuda
 
 Writes one JSON object a line, in input order: every input column as it came, and
     grade       the most probable label, 1-4 (a grade that the row already had is kept as gold_grade)
@@ -10,6 +11,9 @@ Writes one JSON object a line, in input order: every input column as it came, an
     probs       P(grade 1), P(grade 2), P(grade 3), P(grade 4)
     label_mass  probability that the judge answers with a label at all; near 0 the other three mean nothing
 The file appears complete or not at all. `infer/evaluate.py --scores scored.jsonl` measures it.
+
+Killed at any moment, the same command continues: finished rows wait in scored.jsonl.parts. Several ranks share the rows, and the last
+to finish merges them, each exactly once (taosr1/task/parts.py says how).
 
 Deviations from the paper:
 1. Its beta is not published. Here it is --beta, else what `infer/evaluate.py --dev DEV --save-beta` stored beside the
@@ -23,22 +27,26 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge
+from taosr1.model.digest import model_digest
+from taosr1.ranks import local_device, this_rank
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts
 from taosr1.task.datasets import keep_split
 from taosr1.task.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
+from taosr1.task.parts import Parts, chunks_of, job_identity
 from taosr1.task.rows import BadRows, write_jsonl
 from taosr1.task.sources import WORLD, load_rows
 
-ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together; also how often the progress bar moves
+ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together, then stored: what a crash costs at most
 LOW_MASS = 0.5
 DIGITS = 6  # of probabilities in the file
 
@@ -108,21 +116,23 @@ def refuse_thinker(name: str, judge: Judge) -> None:
         )
 
 
-def scored_rows(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, seen: Counter) -> Iterator[dict]:
-    """The output rows, one batch of prefills after another, with `served` beta and temperature.
-
-    `seen` counts grades, tiers and label mass on the way.
-    """
-    bar = progress(total=len(pairs), desc="score", unit="pair")
-    for start in range(0, len(pairs), ROWS_AT_A_TIME):
-        part = pairs[start : start + ROWS_AT_A_TIME]
-        prompts = judge.prompts([row for _, row in part])
+def score_missing(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, parts: Parts) -> None:
+    """Score this rank's rows that have no score yet, one batch of prefills after another, with `served` beta and temperature."""
+    bar = progress(total=parts.total, initial=parts.done, desc="score", unit="pair")
+    for chunk in parts.missing():
+        prompts = judge.prompts([row for _, row in pairs[chunk.start : chunk.stop]])
         scores = score_prompts(judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=batch_tok)
-        for (row, judgement), score in zip(part, scores):
-            seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
-            yield output_row(row, judgement.grade, score)
-        bar.update(len(part))
+        parts.add(chunk, [astuple(score) for score in scores])
+        bar.update(len(chunk))
     bar.close()
+
+
+def scored_rows(pairs: list[Pair], answers: Iterable[list], seen: Counter) -> Iterator[dict]:
+    """The output rows, from the scores of one chunk after another; `seen` counts grades, tiers and label mass on the way."""
+    for (row, judgement), values in zip(pairs, chain.from_iterable(answers), strict=True):
+        score = Score(*values)
+        seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
+        yield output_row(row, judgement.grade, score)
 
 
 def output_row(row: dict, gold: int | None, score: Score) -> dict:
@@ -133,15 +143,22 @@ def output_row(row: dict, gold: int | None, score: Score) -> dict:
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
-    config = parse_config(Config, __doc__, argv)
+    """Returns the summary, or {} on a rank that leaves the merging to another."""
+    config, ranks = parse_config(Config, __doc__, argv), this_rank()
     pairs = read_pairs(config)
-    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=config.device, seed=config.seed)
+    device = local_device(config.device, ranks)
+    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=device, seed=config.seed)
     refuse_thinker(name, judge)
     temperature = chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
     seen: Counter = Counter()
     served = {"beta": beta, "temperature": temperature}
-    rows = write_jsonl(config.out, scored_rows(judge, pairs, served, config.batch_tok, seen))
+    identity = job_identity("score", config, (row for row, _ in pairs), judge=model_digest(judge.model, judge.tokenizer, judge.prompt), **served)
+    with Parts(config.out, identity, chunks_of(len(pairs), ROWS_AT_A_TIME), ranks) as parts:
+        score_missing(judge, pairs, served, config.batch_tok, parts)
+        if not parts.to_merge():
+            return {}
+        rows = write_jsonl(config.out, scored_rows(pairs, parts.answers(), seen))
     mass = seen["label_mass"] / rows
     tiers = {tier: seen[tier] for tier in ("Good", "Mid", "Bad")}
     shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from tqdm import tqdm
 
-from taosr1.ranks import leave, lost_contact, this_rank
+from taosr1.ranks import hush, leave, lost_contact, this_rank
 
 T = TypeVar("T")
 
@@ -178,8 +178,7 @@ def run_main(main) -> None:
     rank = this_rank()
     who = "" if rank.world == 1 else f"rank {rank.rank} of {rank.world}: "
     signal.signal(signal.SIGTERM, _terminate)
-    if not rank.first:
-        sys.stdout = open(os.devnull, "w")  # what is said once, the first rank says
+    hush(rank)
     try:
         main()
         leave()

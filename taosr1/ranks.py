@@ -56,6 +56,18 @@ def local_device(device: str, ranks: Ranks) -> str:
     return f"cuda:{ranks.local}" if device == "cuda" and ranks.world > 1 else device
 
 
+def hush(ranks: Ranks) -> None:
+    """What is said once the first rank says: send what the others print to nowhere."""
+    if not ranks.first:
+        sys.stdout = open(os.devnull, "w")
+
+
+def speak() -> None:
+    """Let this rank print again, where it is the one that has the result."""
+    if getattr(sys.stdout, "name", "") == os.devnull and sys.__stdout__ is not None:
+        sys.stdout = sys.__stdout__
+
+
 def share(items: Sequence[T], ranks: Ranks, cost: Callable[[T], float] = lambda item: 1.0) -> list[T]:
     """This rank's part of a list that every rank has: dearest first, each to the rank that has least to do so far.
 

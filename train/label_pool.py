@@ -9,13 +9,19 @@ whole reply. A grade that the input already had is kept as `gold_grade` and not 
 judge explains graded rows, and only replies that reach the gold grade are kept (its own reasons become training data,
 STaR 2203.14465). Rows whose reply cannot be parsed are left out and counted.
 
+Killed at any moment, the same command continues: graded rows wait in OUT.parts. Under torchrun ranks share the pool, and the last to
+finish merges it, each row exactly once (taosr1/task/parts.py says how).
+
 Not in the paper: its online model is trained like the thinker. Ours learns from it: think first to learn, answer first
 to serve.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,10 +32,14 @@ import torch
 from taosr1.config import at_least, check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.selection import keyed_generator
+from taosr1.model.digest import model_digest
+from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import generate
-from taosr1.task.judgements import Judgement, write_judgements
+from taosr1.task.judgements import Judgement, judgement_to_dict
+from taosr1.task.parts import Parts, chunks_of, job_identity
 from taosr1.task.prompt import parse_reply
+from taosr1.task.rows import write_jsonl
 from taosr1.task.sources import load_rows
 
 ROWS_AT_A_TIME = 4096
@@ -54,6 +64,8 @@ class Config:
     def __post_init__(self) -> None:
         check([
             (not 0 < self.keep_frac <= 1, f"--keep-frac is {self.keep_frac}, expected more than 0 and at most 1"),
+            (not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", self.out.lower()),
+             f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or .jsonl.gz"),
             *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 
@@ -100,28 +112,52 @@ def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgemen
     return replace(row, grade=grade, cot=cot, extra=extra)
 
 
+def grade_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Parts) -> None:
+    """Grade this rank's rows that are not graded yet. The randomness of a batch depends on the seed and its place alone."""
+    bar = progress(total=parts.total, initial=parts.done, desc="grade the pool", unit="pair")
+    for chunk in parts.missing():
+        graded = grade_rows(judge, rows[chunk.start : chunk.stop], config, keyed_generator(config.seed, "pool", chunk.start))
+        parts.add(chunk, [judgement_to_dict(row) for row in graded])
+        bar.update(len(chunk))
+    bar.close()
+
+
+def least_confidence(parts: Parts, keep_frac: float) -> float:
+    """The confidence from which on a graded row belongs to the share of the most confident ones that is kept."""
+    if keep_frac == 1:
+        return -torch.inf
+    values = [row["confidence"] for graded in parts.answers() for row in graded]
+    return float(torch.tensor(values, dtype=torch.float64).quantile(1 - keep_frac))
+
+
+def kept_rows(parts: Parts, limit: float, grades: Counter) -> Iterator[dict]:
+    """The graded rows from that confidence on; `grades` counts them on the way."""
+    for graded in parts.answers():
+        for row in graded:
+            if row["confidence"] >= limit:
+                grades[row["grade"]] += 1
+                yield row
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = parse_config(Config, __doc__, argv)
-    judge = load_judge(config.model, dtype=config.dtype, device=config.device)
+    """Returns how many rows there were and how many are graded, or {} on a rank that leaves the merging to another."""
+    config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip
-    graded: list[Judgement] = []
-    bar = progress(total=len(rows), desc="grade the pool", unit="pair")
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = rows[start : start + ROWS_AT_A_TIME]
-        graded += grade_rows(judge, part, config, keyed_generator(config.seed, "pool", start))
-        bar.update(len(part))
-    bar.close()
-    if config.keep_frac < 1 and graded:
-        values = torch.tensor([row.extra["confidence"] for row in graded], dtype=torch.float64)
-        limit = float(values.quantile(1 - config.keep_frac))
-        graded = [row for row in graded if row.extra["confidence"] >= limit]
-    if not graded:
-        raise ValueError(f"--model {config.model}: not one of {len(rows)} replies could be parsed; train it further or check --model")
-    write_judgements(config.out, graded)
-    shares = {grade: sum(row.grade == grade for row in graded) / len(graded) for grade in (4, 3, 2, 1)}
-    print(f"{len(graded)} of {len(rows)} rows graded -> {config.out}; shares " + ", ".join(f"{g}: {100 * s:.1f} %" for g, s in shares.items()))
-    return {"rows": len(rows), "graded": len(graded)}
+    identity = job_identity("label_pool", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    grades: Counter = Counter()
+    with Parts(config.out, identity, chunks_of(len(rows), ROWS_AT_A_TIME), ranks) as parts:
+        grade_missing(judge, rows, config, parts)
+        if not parts.to_merge():
+            return {}
+        if not any(parts.answers()):
+            parts.discard()
+            raise ValueError(f"--model {config.model}: not one of {len(rows)} replies could be parsed; train it further or check --model")
+        count = write_jsonl(config.out, kept_rows(parts, least_confidence(parts, config.keep_frac), grades))
+    shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in (4, 3, 2, 1))
+    print(f"{count} of {len(rows)} rows graded -> {config.out}; shares {shares}")
+    return {"rows": len(rows), "graded": count}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ teacher's reply is chosen, where the row has a chain of thought (oracle guidance
 FILE.counts.json beside it says how often each outcome came up, how many replies were cut or could not be read, how many pairs came up
 again (each is kept once), and pass@1..N.
 
+Killed at any moment, the same command continues: mined rows wait in FILE.parts. Under torchrun ranks share the rows, and the last to finish
+merges them, each exactly once (taosr1/task/parts.py says how); what is kept, balanced and counted is decided over all of them.
+
 Deviations from the paper:
 1. `--balance flow` (the default) keeps as many pairs that prefer grade a over b as pairs that prefer b over a: without
    it DPO moves the label prior instead of the judgement.
@@ -18,10 +21,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
+
+import torch
 
 from taosr1.config import at_least, check, option, parse_config, progress, run_main
 from taosr1.judge import Judge, load_judge
@@ -33,10 +40,13 @@ from taosr1.learning.selection import (
     mine_pairs,
     mining_outcome,
 )
+from taosr1.model.digest import model_digest
 from taosr1.model.files import write_json
+from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
 from taosr1.task.judgements import Judgement
+from taosr1.task.parts import Parts, chunks_of, job_identity
 from taosr1.task.prompt import encode_reply, label_of_cot, parse_reply, reply_text
 from taosr1.task.rows import write_jsonl
 from taosr1.task.sources import load_rows
@@ -70,90 +80,120 @@ class Config:
         ])  # fmt: skip
 
 
-def mine(judge: Judge, rows: list[Judgement], config: Config) -> tuple[list[dict], dict]:
-    """All pairs before balancing, and counters of every outcome."""
-    pairs: dict[tuple, dict] = {}  # by what they say: a row that is drawn twice may give a pair twice
-    outcomes: Counter[str] = Counter()
-    replies_seen: Counter[str] = Counter()
-    found_pairs = 0
-    right_counts: list[int] = []
-    order = judge.prompt.order
-    for start in progress(iterable=range(0, len(rows), PROMPTS_AT_A_TIME), desc="mine pairs", unit="batch"):
-        part = rows[start : start + PROMPTS_AT_A_TIME]
-        generator = keyed_generator(config.seed, "mine", start)
+def mine_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Parts) -> None:
+    """Mine this rank's rows that are not mined yet. The randomness of a batch depends on the seed and its place alone."""
+    bar = progress(total=parts.total, initial=parts.done, desc="mine pairs", unit="row")
+    for chunk in parts.missing():
+        part, generator = rows[chunk.start : chunk.stop], keyed_generator(config.seed, "mine", chunk.start)
         prompts = judge.prompts(part)
         rollouts = generate(
             judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
             stop_ids=judge.tokenizer.eos_ids, generator=generator,
         )  # fmt: skip
-        replies, finished = rollouts.replies(), rollouts.finished.tolist()
+        replies, finished, mined = rollouts.replies(), rollouts.finished.tolist(), []
         for index, row in enumerate(part):
-            first = index * config.samples
-            own, ended = replies[first : first + config.samples], finished[first : first + config.samples]
-            texts = [judge.reply_text(ids) for ids in own]
-            grades = [parse_reply(text, order).grade for text in texts]
-            teacher_grade = row.grade if order == "label" else label_of_cot(row.cot)
-            replies_seen.update(sampled=len(own), cut=ended.count(False), unreadable=grades.count(None))
-            right_counts.append(sum(grade == row.grade for grade in grades))
-            # A right reply that was cut before its end is never chosen: it would teach not to stop.
-            usable = [place for place in range(config.samples) if ended[place] or grades[place] != row.grade] or list(range(config.samples))
-            usable_grades = [grades[place] for place in usable]
-            has_teacher = teacher_grade == row.grade
-            outcome = mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)
-            if outcome == "no teacher" and row.cot:
-                outcome = "teacher cannot be read" if teacher_grade is None else "teacher contradicts the gold grade"
-            outcomes[outcome] += 1
-            found = mine_pairs(
-                usable_grades, row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
-                pairs_per_prompt=config.pairs_per_prompt, generator=generator,
-            )  # fmt: skip
-            for pair in found:
-                rejected = usable[pair.rejected]
-                if pair.chosen == TEACHER:
-                    text = reply_text(order, row.grade, row.cot)
-                    chosen = encode_reply(judge.tokenizer, text)
-                else:
-                    text, chosen = texts[usable[pair.chosen]], own[usable[pair.chosen]]
-                found_pairs += 1
-                pairs.setdefault((tuple(prompts[index]), text, texts[rejected]), {
-                    "prompt": judge.tokenizer.decode(prompts[index]), "chosen": text, "rejected": texts[rejected],
-                    "source": pair.source, "gold": row.grade, "rejected_grade": grades[rejected], "query_id": row.query_id,
-                    "item_id": row.item_id, "prompt_ids": prompts[index], "chosen_ids": chosen, "rejected_ids": own[rejected],
-                })  # fmt: skip
+            own = slice(index * config.samples, (index + 1) * config.samples)
+            mined.append(mine_row(judge, row, prompts[index], replies[own], finished[own], config, generator))
+        parts.add(chunk, mined)
+        bar.update(len(chunk))
+    bar.close()
+
+
+def mine_row(
+    judge: Judge, row: Judgement, prompt: list[int], own: list[list[int]], ended: list[bool], config: Config, generator: torch.Generator
+) -> dict:
+    """What one row's replies come to: the outcome, how many were right, cut or unreadable, and its preference pairs."""
+    order, texts = judge.prompt.order, [judge.reply_text(ids) for ids in own]
+    grades = [parse_reply(text, order).grade for text in texts]
+    teacher_grade = row.grade if order == "label" else label_of_cot(row.cot)
+    # A right reply that was cut before its end is never chosen: it would teach not to stop.
+    usable = [place for place in range(len(own)) if ended[place] or grades[place] != row.grade] or list(range(len(own)))
+    usable_grades = [grades[place] for place in usable]
+    has_teacher = teacher_grade == row.grade
+    outcome = mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)
+    if outcome == "no teacher" and row.cot:
+        outcome = "teacher cannot be read" if teacher_grade is None else "teacher contradicts the gold grade"
+    found = mine_pairs(
+        usable_grades, row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
+        pairs_per_prompt=config.pairs_per_prompt, generator=generator,
+    )  # fmt: skip
+    pairs = []
+    for pair in found:
+        rejected = usable[pair.rejected]
+        if pair.chosen == TEACHER:
+            text = reply_text(order, row.grade, row.cot)
+            chosen = encode_reply(judge.tokenizer, text)
+        else:
+            text, chosen = texts[usable[pair.chosen]], own[usable[pair.chosen]]
+        pairs.append({
+            "prompt": judge.tokenizer.decode(prompt), "chosen": text, "rejected": texts[rejected],
+            "source": pair.source, "gold": row.grade, "rejected_grade": grades[rejected], "query_id": row.query_id,
+            "item_id": row.item_id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": own[rejected],
+        })  # fmt: skip
+    replies = {"sampled": len(own), "cut": ended.count(False), "unreadable": grades.count(None)}
+    return {"outcome": outcome, "replies": replies, "right": sum(grade == row.grade for grade in grades), "pairs": pairs}
+
+
+def put_together(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tuple[list[dict], dict]:
+    """All pairs before balancing, each once, and counters of every outcome; `mined` is what `mine_row` found, row by row."""
+    pairs: dict[tuple, dict] = {}  # by what they say: a row that is drawn twice may give a pair twice
+    outcomes: Counter[str] = Counter()
+    replies: Counter[str] = Counter()
+    found_pairs = 0
+    right_counts: list[int] = []
+    for _, found in zip(rows, mined, strict=True):
+        outcomes[found["outcome"]] += 1
+        replies.update(found["replies"])
+        right_counts.append(found["right"])
+        found_pairs += len(found["pairs"])
+        for pair in found["pairs"]:
+            pairs.setdefault((tuple(pair["prompt_ids"]), pair["chosen"], pair["rejected"]), pair)
     gold = [row.grade for row in rows]
     prior = grade_prior(gold)
-    curve = pass_curve(right_counts, config.samples)
-    guess = [prior_pass_at_n(prior, gold, n + 1) for n in range(config.samples)]
+    curve = pass_curve(right_counts, samples)
+    guess = [prior_pass_at_n(prior, gold, n + 1) for n in range(samples)]
     return list(pairs.values()), {
-        "rows": len(rows), "outcomes": dict(outcomes), "replies": dict(replies_seen), "duplicate_pairs": found_pairs - len(pairs),
+        "rows": len(rows), "outcomes": dict(outcomes), "replies": dict(replies), "duplicate_pairs": found_pairs - len(pairs),
         "pass_at_n": curve, "prior_pass_at_n": guess,
     }  # fmt: skip
 
 
+def balanced(pairs: list[dict], config: Config) -> list[dict]:
+    """The pairs that --balance leaves."""
+    if config.balance == "none":
+        return pairs
+    flows = [(pair["gold"], pair["rejected_grade"]) for pair in pairs]
+    return [pairs[index] for index in balance_label_flow(flows, keyed_generator(config.seed, "flow"))]
+
+
 def main(argv: list[str] | None = None) -> dict:
-    config = parse_config(Config, __doc__, argv)
-    judge = load_judge(config.model, dtype=config.dtype, device=config.device)
+    """Returns the counts, or {} on a rank that leaves the merging to another."""
+    config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
     rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)
         rows = [rows[index] for index in drawn]
-    pairs, counts = mine(judge, rows, config)
-    mined = len(pairs)
-    if config.balance == "flow":
-        flows = [(pair["gold"], pair["rejected_grade"]) for pair in pairs]
-        pairs = [pairs[index] for index in balance_label_flow(flows, keyed_generator(config.seed, "flow"))]
-    if not pairs:
-        raise ValueError(f"no preference pairs: {mined} mined, 0 left after --balance {config.balance}; outcomes {counts['outcomes']}")
-    counts |= {
-        "mined": mined,
-        "kept": len(pairs),
-        "sources": dict(Counter(pair["source"] for pair in pairs)),
-        "flow": dict(Counter(f"{pair['gold']} over {pair['rejected_grade']}" for pair in pairs)),
-        "config": asdict(config),
-    }
-    write_jsonl(config.out, pairs)
-    write_json(Path(config.out + ".counts.json"), counts)
-    print(f"{len(pairs)} pairs ({counts['sources']}) of {mined} mined from {len(rows)} rows -> {config.out}")
+    identity = job_identity("mine_pairs", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    with Parts(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
+        mine_missing(judge, rows, config, parts)
+        if not parts.to_merge():
+            return {}
+        mined, counts = put_together(rows, chain.from_iterable(parts.answers()), config.samples)
+        pairs = balanced(mined, config)
+        if not pairs:
+            parts.discard()
+            raise ValueError(f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; outcomes {counts['outcomes']}")
+        counts |= {
+            "mined": len(mined),
+            "kept": len(pairs),
+            "sources": dict(Counter(pair["source"] for pair in pairs)),
+            "flow": dict(Counter(f"{pair['gold']} over {pair['rejected_grade']}" for pair in pairs)),
+            "config": asdict(config),
+        }
+        write_jsonl(config.out, pairs)
+        write_json(Path(config.out + ".counts.json"), counts)
+    print(f"{len(pairs)} pairs ({counts['sources']}) of {len(mined)} mined from {len(rows)} rows -> {config.out}")
     for n, (value, guess) in enumerate(zip(counts["pass_at_n"], counts["prior_pass_at_n"]), start=1):
         print(f"pass@{n} {100 * value:5.1f}   guessing from the grade shares {100 * guess:5.1f}")
     return counts

@@ -21,6 +21,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -137,29 +138,22 @@ def train(
             factor = schedule.lr_factor(step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = factor * group["peak_lr"]
-            batches, records = [], []
-            try:
-                batches = step_batches(step, cursor)
-                metrics = accumulate(model, batches, loss_fn, compute_dtype, team)
-                grad_norm = team.clip_gradients(schedule.clip_norm)
-                trouble = "" if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm) else f"loss {metrics['loss']}, gradient norm {grad_norm}"
-            except FloatingPointError as error:
-                metrics, grad_norm, trouble, records = {"loss": math.nan}, math.nan, str(error), getattr(error, "records", [])
-            if trouble:
+            tried = _attempt(model, partial(step_batches, step, cursor), loss_fn, compute_dtype, team, schedule.clip_norm)
+            if tried.trouble:
                 skipped += 1
                 if skipped >= schedule.max_skipped:
-                    where = dump_batch(run.folder, step, batches, records, tokenizer, trouble)
-                    raise FloatingPointError(f"step {step}: {trouble}, {skipped} in a row; its batch is in {where}; lower --lr, or look at that batch")
+                    where = dump_batch(run.folder, step, tried, tokenizer)
+                    raise FloatingPointError(f"step {step}: {tried.trouble}, {skipped} in a row; its batch is in {where}; lower --lr, or look at that batch")
             else:
                 for optimizer in optimizers:
                     optimizer.step()
                 skipped = 0
             model.zero_grad(set_to_none=True)
             step += 1
-            metrics |= step_metrics() if step_metrics else {}
+            metrics = tried.metrics | (step_metrics() if step_metrics else {})
             if torch.cuda.is_available():
                 metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-            run.log(step, **metrics, grad_norm=grad_norm, lr_factor=factor, skipped=skipped, time_s=round(time.perf_counter() - started, 4))
+            run.log(step, **metrics, grad_norm=tried.grad_norm, lr_factor=factor, skipped=skipped, time_s=round(time.perf_counter() - started, 4))
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in {**metrics, **last}.items() if name in BAR_METRICS}, refresh=False)
             stop = step % schedule.boundary == 0 and max(gather(asked.signum))  # for all ranks, at the same step
@@ -173,6 +167,28 @@ def train(
                 raise Stopped(stop, f"{description}: stopped after step {step} of {schedule.steps}, which is saved; the same command continues")
         bar.close()
     return last
+
+
+class _Attempt(NamedTuple):
+    """What came of a step before the optimizer: `trouble` says why it must not move, "" where it may."""
+
+    metrics: dict[str, float]
+    grad_norm: float
+    trouble: str
+    batches: Sequence[object]
+    records: Sequence[dict] = ()  # the groups whose rewards are no numbers, where that is the trouble
+
+
+def _attempt(model: Decoder, make_batches: Callable[[], Sequence[object]], loss_fn, compute_dtype: torch.dtype, team: Team, clip_norm: float) -> _Attempt:
+    """One step's micro-batches and their gradient, clipped."""
+    try:
+        batches = make_batches()
+    except FloatingPointError as error:
+        return _Attempt({"loss": math.nan}, math.nan, str(error), [], getattr(error, "records", ()))
+    metrics = accumulate(model, batches, loss_fn, compute_dtype, team)
+    grad_norm = team.clip_gradients(clip_norm)
+    finite = math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)
+    return _Attempt(metrics, grad_norm, "" if finite else f"loss {metrics['loss']}, gradient norm {grad_norm}", batches)
 
 
 def _save(run: Run, model: Decoder, tokenizer: Tokenizer, prompt: PromptConfig, optimizers, team: Team, step: int, cursor: dict, skipped: int) -> None:
@@ -261,18 +277,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def dump_batch(folder: Path, step: int, batches: Sequence[object], records: Sequence[dict], tokenizer: Tokenizer, trouble: str) -> Path:
-    """Write what a step was about to learn as one JSON file a rank, for a person to look at: every tensor, and the rows as text.
-
-    records: what there is instead where no batch came to be, because a reward was not finite.
-    """
+def dump_batch(folder: Path, step: int, tried: _Attempt, tokenizer: Tokenizer) -> Path:
+    """Write what a step was about to learn as one JSON file a rank, for a person to look at: every tensor, and the rows as text."""
     shown = []
-    for batch in (batch for batch in batches if batch is not None):
+    for batch in (batch for batch in tried.batches if batch is not None):
         values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
         tensors = {name: value.tolist() if torch.is_tensor(value) else value for name, value in values.items()}
         shown.append({"texts": [tokenizer.decode(row) for row in tensors.get("ids", [])], **tensors})
     path = folder / f"bad-step-{step:06d}-rank-{this_rank().rank}.json"
-    write_json(path, {"step": step, "trouble": trouble, "micro_batches": shown, "records": list(records)})
+    write_json(path, {"step": step, "trouble": tried.trouble, "micro_batches": shown, "records": list(tried.records)})
     return path
 
 

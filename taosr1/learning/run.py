@@ -24,6 +24,7 @@ from taosr1.model.files import fsync, read_json, replace_file, verify, write_jso
 from taosr1.model.folders import checkpoints, weights_fingerprint
 from taosr1.ranks import on_first, this_rank
 from taosr1.task.grades import LABELS
+from taosr1.task.part_files import locked
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = ("resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "max_skipped", "activation_checkpointing", "fsdp")
@@ -87,7 +88,7 @@ class Run:
         """
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         try:
             self.start: tuple[int, Path] | None = on_first(lambda: self._open(config, resume, identity()))
         except BaseException:
@@ -178,25 +179,19 @@ class Run:
             self._lock = None
 
 
-def lock(path: Path, what: str) -> IO[str]:
+def lock(path: Path, what: str) -> IO[bytes]:
     """An open file that no second process can lock; its owner's process id stands in it. Closing it, or dying, frees it.
 
     Raises: BlockingIOError naming `what` and the process that has it.
     """
-    file = open(path, "a+", encoding="ascii", errors="replace")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return file  # not POSIX: there is no lock that a killed process would leave
-    except BlockingIOError:
+    file = open(path, "ab+")
+    if not locked(file, wait=False):
         file.seek(0)
-        owner = file.read(20).strip() or "unknown"
+        owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
         file.close()
-        raise BlockingIOError(f"{what}: another process (id {owner}) is at work there; wait for it, stop it, or choose another --out") from None
+        raise BlockingIOError(f"{what}: another process (id {owner}) is at work there; wait for it, stop it, or choose another --out")
     file.truncate(0)
-    file.write(f"{os.getpid()}\n")
+    file.write(f"{os.getpid()}\n".encode())
     file.flush()
     return file
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from pathlib import Path
 
 import torch
 
@@ -23,9 +21,5 @@ def model_digest(model: Decoder, tokenizer: Tokenizer, *asked: object) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    digest.update(repr((tokenizer.eos_ids, tokenizer.label_ids, tokenizer.chat_template)).encode())
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        for path in sorted(Path(folder).iterdir()):
-            digest.update(path.name.encode() + path.read_bytes())
+    digest.update(repr((tokenizer.eos_ids, tokenizer.label_ids, tokenizer.chat_template, tokenizer.fingerprint())).encode())
     return digest.hexdigest()

@@ -58,6 +58,7 @@ def model_folder(path: str | Path) -> str:
 def weights_fingerprint(source: str) -> str:
     """A short text that is another for other weights: of a checkpoint its manifest's hash, else of samples from the weight files.
 
+    Where the weights are in memory `model_digest` reads each of them; this is for a start, and for models that no process holds whole.
     source: a local folder or hub id as `Decoder.source` has it, "" for fresh weights.
     """
     if not source:

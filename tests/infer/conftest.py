@@ -11,6 +11,7 @@ from taosr1.judge import load_judge
 from taosr1.model.weights import save_pretrained
 from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgements import Judgement, write_judgements
+from taosr1.task.parts import Parts
 from taosr1.task.world import read_pool
 from train.sft import main as sft
 
@@ -66,3 +67,29 @@ def esci_file() -> str:
     if not ESCI.exists():
         pytest.skip("the ESCI slice is not beside this checkout (shared/data/esci_us/pairs.jsonl.gz)")
     return str(ESCI)
+
+
+@pytest.fixture
+def as_rank(monkeypatch) -> Callable[..., dict]:
+    """as_rank(rank, world, main, argv, after=n): run a script as torchrun does, interrupted where its n+1st chunk would be stored."""
+
+    def run(rank: int, world: int, main, argv: list[str], after: int | None = None) -> dict:
+        stored, add = [], Parts.add
+
+        def add_or_stop(parts, chunk, answers):
+            if len(stored) == after:
+                raise KeyboardInterrupt
+            stored.append(chunk)
+            add(parts, chunk, answers)
+
+        with monkeypatch.context() as patch:
+            for name, value in (("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank)):
+                patch.setenv(name, str(value))
+            patch.setattr(Parts, "add", add_or_stop)
+            if after is None:
+                return main(argv)
+            with pytest.raises(KeyboardInterrupt):
+                main(argv)
+            return {}
+
+    return run

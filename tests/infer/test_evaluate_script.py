@@ -179,6 +179,43 @@ def test_real_esci_rows_are_measured_by_split_and_state_the_assumption(fresh_jud
     assert "an assumption" in capsys.readouterr().out
 
 
+def without_clock(report: str | Path) -> dict:
+    report = json.loads(Path(report).read_text())
+    assert report["cost"].pop("seconds") * report["cost"].pop("rows_per_s") == pytest.approx(report["rows"])
+    return report
+
+
+@pytest.mark.parametrize("order", ["post-cot", "pre-cot"])
+def test_ranks_that_were_interrupted_report_what_one_process_does(taught_judge, rows_file, order, tmp_path, monkeypatch, as_rank, capsys):
+    """Of what fits temperature and beta on --dev too: chunks of 6, five of --dev and two of --data for a judge that answers first."""
+    monkeypatch.setattr("infer.evaluate.ROWS_AT_A_TIME", 6)
+    judge = shutil.copytree(model_folder(taught_judge(order)), tmp_path / "judge").as_posix()
+    fit = ["--dev", "world:dev*30", "--fit-temperature", "--explain"] if order == "post-cot" else []
+    command = ["--model", judge, "--data", rows_file, *fit, *QUICK, "--out"]
+    capsys.readouterr()  # what training the judge said
+    main([*command, str(tmp_path / "one.json")])
+    stored = {path.name: path.read_bytes() for path in Path(judge).iterdir()}
+    for name in {"calibration.json", "tiering.json"} & stored.keys():
+        (Path(judge) / name).unlink()
+    out, printed = tmp_path / "two.json", capsys.readouterr().out
+    as_rank(0, 2, main, [*command, str(out)], after=1 if fit else 0)
+    assert as_rank(1, 2, main, [*command, str(out)]) == {} and capsys.readouterr().out == "" and not (Path(judge) / "calibration.json").exists()
+    as_rank(0, 2, main, [*command, str(out)])
+    assert without_clock(out) == without_clock(tmp_path / "one.json")
+    assert {path.name: path.read_bytes() for path in Path(judge).iterdir()} == stored
+    assert len(capsys.readouterr().out.split("\n")) == len(printed.split("\n"))
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "judge", "one.json", "two.json", "two.json.done.json"}
+
+
+def test_ranks_need_a_file_to_meet_in_and_scores_need_no_ranks(fresh_judge, eight_rows_file, tmp_path, as_rank):
+    judge = ["--model", fresh_judge("post-cot"), "--data", eight_rows_file]
+    with pytest.raises(ValueError, match="--out is missing: that file is where the 2 ranks meet"):
+        as_rank(0, 2, main, [*judge, *QUICK])
+    score([*judge, "--out", str(tmp_path / "scored.jsonl")])
+    with pytest.raises(ValueError, match="--scores is read by one process, this is one of 2: start it without torchrun"):
+        as_rank(1, 2, main, ["--scores", str(tmp_path / "scored.jsonl"), *QUICK])
+
+
 def test_wrong_use_says_what_to_do(fresh_judge, taught_judge, rows_file, eight_rows, tmp_path):
     judge = ["--model", fresh_judge("post-cot")]
     ungraded, empty, other = (str(tmp_path / name) for name in ("ungraded.jsonl", "empty.jsonl", "other.jsonl"))

@@ -86,6 +86,21 @@ def test_same_seed_same_replies_and_another_seed_others(fresh_judge, eight_rows_
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(taught_judge, tmp_path, monkeypatch, as_rank, capsys):
+    monkeypatch.setattr("infer.sample.PROMPTS_AT_A_TIME", 16)  # four chunks, the last one short
+    command = ["--model", taught_judge("post-cot"), "--data", "world:dev*60", "--samples", "3", "--max-new-tokens", "6", "--out"]
+    capsys.readouterr()  # what training the judge said
+    one = main([*command, str(tmp_path / "one.jsonl")])
+    printed = capsys.readouterr().out
+    out = tmp_path / "two.jsonl"
+    as_rank(1, 2, main, [*command, str(out)], after=1)
+    assert as_rank(0, 2, main, [*command, str(out)]) == {} and capsys.readouterr().out == ""
+    assert as_rank(0, 1, main, [*command, str(out)]) == one  # one process does the rest
+    assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert capsys.readouterr().out == printed.replace("one.jsonl", "two.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.jsonl", "two.jsonl"}
+
+
 def test_pairs_without_a_grade_are_sampled_and_give_no_curve(fresh_judge, eight_rows, out, tmp_path, capsys):
     data = tmp_path / "ungraded.jsonl"
     write_judgements(data, [replace(row, grade=None) for row in eight_rows])

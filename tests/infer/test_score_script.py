@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,42 @@ def test_a_failed_run_leaves_no_file_and_an_old_one_as_it_was(fresh_judge, tmp_p
     assert out.read_text() == "old\n" and sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "scored.jsonl"]
 
 
+def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(fresh_judge, tmp_path, monkeypatch, as_rank, capsys):
+    monkeypatch.setattr("infer.score.ROWS_AT_A_TIME", 2)  # four chunks
+    command = ["--model", fresh_judge("post-cot"), "--data", write(tmp_path / "rows.jsonl", ODD_ROWS), "--out"]
+    capsys.readouterr()
+    one = main([*command, str(tmp_path / "one.jsonl.gz")])
+    printed = capsys.readouterr().out
+    out = tmp_path / "two.jsonl.gz"
+    as_rank(0, 2, main, [*command, str(out)], after=1)
+    said = capsys.readouterr().err
+    assert f"{out}: stopped; 1 of 4 chunks are done and kept in {out}.parts: the same command continues" in said
+    assert as_rank(1, 2, main, [*command, str(out)]) == {} and capsys.readouterr().out == "" and not out.exists()
+    assert as_rank(0, 2, main, [*command, str(out)]) == one
+    assert out.read_bytes() == (tmp_path / "one.jsonl.gz").read_bytes()
+    assert capsys.readouterr().out == printed.replace("one.jsonl.gz", "two.jsonl.gz")  # the summary, once
+    assert as_rank(1, 2, main, [*command, str(out)]) == {} and "the job is done" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "one.jsonl.gz", "two.jsonl.gz", "two.jsonl.gz.done.json"}
+
+
+def test_scores_of_other_rows_another_judge_or_another_beta_are_never_mixed(fresh_judge, tmp_path, monkeypatch, as_rank, capsys):
+    monkeypatch.setattr("infer.score.ROWS_AT_A_TIME", 2)
+    data, out = write(tmp_path / "rows.jsonl", ODD_ROWS), str(tmp_path / "scored.jsonl")
+    command = ["--model", fresh_judge("post-cot"), "--data", data, "--out", out]
+    as_rank(0, 1, main, command, after=1)
+    with pytest.raises(ValueError, match=r"unfinished job with other settings or input \(beta was 0.5 and is now 0.4\)"):
+        main([*command, "--beta", "0.4"])
+    with pytest.raises(ValueError, match=r"\(judge was '\w{64}' and is now '\w{64}'\)"):
+        main([*command, "--model", fresh_judge("label")])
+    write(tmp_path / "rows.jsonl", [{**ODD_ROWS[0], "price": 19.0}, *ODD_ROWS[1:]])
+    with pytest.raises(ValueError, match=r"\(digest of the rows was '\w{64}' and is now '\w{64}'\)"):
+        main(command)
+    write(tmp_path / "rows.jsonl", ODD_ROWS)
+    shutil.copy(data, tmp_path / "moved.jsonl")
+    assert main([*command, "--data", str(tmp_path / "moved.jsonl"), "--batch-tok", "50"])["rows"] == 8  # where they are does not matter
+    assert f"{out}: rank 0 of 1 continues, 1 of 4 chunks are done" in capsys.readouterr().err
+
+
 def _out_of_memory(*_, **__):
     raise RuntimeError("out of memory")
 
@@ -231,6 +268,18 @@ def test_wrong_flags_end_with_a_message(flags, message, capsys):
     with pytest.raises(SystemExit):
         main(flags)
     assert message in capsys.readouterr().err
+
+
+def test_a_shell_started_by_hand_is_a_rank_and_prints_the_summary_if_it_merges(fresh_judge, eight_rows_file, tmp_path):
+    """A run is killed when all is scored and nothing is written; rank 1 of 2 finds that, and what other ranks than the first print is shown."""
+    script, out = Path(__file__).parents[2] / "infer" / "score.py", tmp_path / "scored.jsonl"
+    command = ["--model", fresh_judge("label"), "--data", eight_rows_file, "--out", str(out)]
+    program = "import os, signal, sys; from infer import score; score.write_jsonl = lambda *_: os.kill(os.getpid(), signal.SIGKILL); score.main(sys.argv[1:])"
+    killed = subprocess.run([sys.executable, "-c", program, *command], cwd=script.parents[1], capture_output=True, text=True)
+    assert killed.returncode == -9 and not out.exists()
+    rank = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    merged = subprocess.run([sys.executable, str(script), *command], env=rank, capture_output=True, text=True)
+    assert merged.returncode == 0 and merged.stdout.startswith("8 pairs scored by") and len(read(out)) == 8, merged.stderr
 
 
 def test_help_teaches_and_the_script_runs_from_anywhere(tmp_path):

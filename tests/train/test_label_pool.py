@@ -66,6 +66,24 @@ def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_p
     assert first == [(row["item_id"], row["cot"]) for row in everything if int(row["item_id"].rpartition("-")[2]) < 20]
 
 
+@pytest.mark.parametrize("more", [["--keep-frac", "0.4"], ["--data", "world:labelled*50", "--only-right", "--samples", "3"]], ids=["confident", "right"])
+def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(thinker, tmp_path, monkeypatch, capsys, more):
+    """What the most confident rows are is decided over all rows, whoever graded them."""
+    monkeypatch.setattr("train.label_pool.ROWS_AT_A_TIME", 16)  # four chunks, the last one short
+    command = ["--model", thinker, "--data", "world:unlabelled*50", *more, "--out"]
+    capsys.readouterr()
+    one = label_pool([*command, str(tmp_path / "one.jsonl")])
+    printed, out = capsys.readouterr().out, tmp_path / "two.jsonl"
+    for rank, world, merges in ((1, 3, False), (0, 2, False), (0, 1, True)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        assert not out.exists()
+        assert label_pool([*command, str(out)]) == (one if merges else {})
+    assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert capsys.readouterr().out == printed.replace("one.jsonl", "two.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.jsonl", "two.jsonl"}
+
+
 def test_a_judge_of_labels_alone_grades_without_reasons(base, tmp_path, look):
     sft(["--model", base, "--order", "label", "--data", "world:labelled*40", "--dev", "world:dev*4", "--steps", "1", "--batch-size", "4", "--out",
          str(tmp_path / "labels")])  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 
 from taosr1.judge import load_judge
 from taosr1.task.judgements import write_judgements
+from taosr1.task.parts import Parts
 from taosr1.task.prompt import parse_reply, reply_text
 from taosr1.task.rows import clean_text
 from taosr1.task.world import read_pool
@@ -51,6 +52,53 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(post, pai
     assert (tmp_path / "pairs.jsonl").read_bytes() == Path(pairs).read_bytes()
     mine([*again, "--seed", "1"])
     assert (tmp_path / "pairs.jsonl").read_bytes() != Path(pairs).read_bytes()
+
+
+@pytest.mark.parametrize("balance", ["flow", "none"])
+def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(post, tmp_path, monkeypatch, stopped_in_parts, balance):
+    """Balance, repeated pairs, counters and pass@n are decided over all rows, whoever mined them."""
+    monkeypatch.setattr("train.mine_pairs.PROMPTS_AT_A_TIME", 16)  # five chunks
+    write_judgements(tmp_path / "rows.jsonl", read_pool("reasoned", 40) * 2)  # every row comes up again in another chunk
+    command = ["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "4", "--max-new-tokens", "2",
+               "--balance", balance, "--out"]  # fmt: skip
+    counts = mine([*command, str(tmp_path / "one.jsonl")])
+    assert counts["duplicate_pairs"] > 0 and counts["rows"] == 80
+    out = tmp_path / "two.jsonl"
+    stopped_in_parts(1, mine, [*command, str(out)])
+    (tmp_path / "two.jsonl.parts" / "rank-00000.jsonl").open("ab").write(b'{"chunk": 1, "cr')  # a torn last line
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert not out.exists()
+        merged = mine([*command, str(out)])
+        assert bool(merged) is (rank == 0)
+    assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert merged | {"config": None} == counts | {"config": None}
+    stored = [(tmp_path / f"{name}.jsonl.counts.json").read_text().replace(f"{name}.jsonl", "") for name in ("one", "two")]
+    assert stored[0] == stored[1]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "rows.jsonl", "one.jsonl", "one.jsonl.counts.json", "two.jsonl", "two.jsonl.counts.json", "two.jsonl.done.json"
+    }  # fmt: skip
+
+
+@pytest.fixture
+def stopped_in_parts(monkeypatch):
+    """stopped_in_parts(n, main, argv): interrupted where its n+1st chunk would be stored."""
+
+    def run(after: int, main, argv: list[str]) -> None:
+        stored, add = [], Parts.add
+
+        def add_or_stop(parts, chunk, answers):
+            if len(stored) == after:
+                raise KeyboardInterrupt
+            stored.append(chunk)
+            add(parts, chunk, answers)
+
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(Parts, "add", add_or_stop)
+            main(argv)
+
+    return run
 
 
 def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):

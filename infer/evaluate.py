@@ -51,12 +51,13 @@ from taosr1.serving.deployed import (
     stored_beta,
 )
 from taosr1.serving.tiering import cumulative_tier, fit_beta
+from taosr1.task.bad_rows import BadRows, shorten
 from taosr1.task.datasets import keep_split
 from taosr1.task.grades import GRADES, TIERS
 from taosr1.task.judgements import Judgement, parse_judgement, read_rows
 from taosr1.task.parts import InMemory, Parts, chunks_of, job_identity
 from taosr1.task.probabilities import checked_probs
-from taosr1.task.rows import BadRows
+from taosr1.task.repeats import Repeats
 from taosr1.task.sources import load_rows
 
 ROWS_AT_A_TIME = 512
@@ -85,7 +86,7 @@ class Config:
     split: str = option("", "keep only the rows of --data or --scores whose 'split' column says this (ESCI: test)")
     dev_split: str = option("", "the same for --dev (ESCI: train)")
     limit: int = option(0, "measure only the first rows (0: all)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     seed: int = option(0, "seed of the bootstrap and of the embedded world")
@@ -277,9 +278,11 @@ def read_scores(config: Config) -> tuple[list[Judgement], list[Prediction], floa
     rows: list[Judgement] = []
     predictions: list[Prediction] = []
     bad_rows = BadRows(config.scores, config.max_bad_rows)
+    repeats = Repeats(bad_rows)
     for line, row in read_rows(config.scores, bad_rows):
         try:
             pair = (_gold_judgement(row), _stored_prediction(row))
+            repeats.add(line, pair[0])
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
@@ -307,13 +310,13 @@ def _gold_judgement(row: dict) -> Judgement:
 def _stored_prediction(row: dict) -> Prediction:
     grade, tier, probs, mass = (row.get(name) for name in ("grade", "tier", "probs", "label_mass"))
     if isinstance(grade, bool) or grade not in GRADES:
-        raise ValueError(f"field 'grade' is {grade!r}, expected the predicted grade 1-4")
+        raise ValueError(f"field 'grade' is {shorten(repr(grade))}, expected the predicted grade 1-4")
     if tier not in TIERS:
-        raise ValueError(f"field 'tier' is {tier!r}, expected one of {', '.join(TIERS)}")
-    if not isinstance(probs, list):
-        raise ValueError(f"field 'probs' is {probs!r}, expected four numbers: is this an output of infer/score.py?")
+        raise ValueError(f"field 'tier' is {shorten(repr(tier))}, expected one of {', '.join(TIERS)}")
+    if not (isinstance(probs, list) and all(type(value) in (int, float) and abs(value) < 1e9 for value in probs)):  # no text, no bool, and no int too large for a float
+        raise ValueError(f"field 'probs' is {shorten(repr(probs))}, expected four numbers: is this an output of infer/score.py?")
     if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 <= mass <= 1:
-        raise ValueError(f"field 'label_mass' is {mass!r}, expected a number from 0 to 1")
+        raise ValueError(f"field 'label_mass' is {shorten(repr(mass))}, expected a number from 0 to 1")
     return Prediction(grade, tuple(checked_probs([probs])[0].tolist()), mass, tier=tier)
 
 

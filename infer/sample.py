@@ -54,7 +54,7 @@ class Config:
     max_new_tokens: int = option(128, "longest reply")
     limit: int = option(0, "sample only for the first rows (0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     seed: int = option(0, "seed of sampling and of the embedded world")

@@ -43,6 +43,7 @@ from taosr1.serving.scorer import Score, score_prompts
 from taosr1.task.datasets import keep_split
 from taosr1.task.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
 from taosr1.task.parts import Parts, chunks_of, job_identity
+from taosr1.task.repeats import Repeats
 from taosr1.task.rows import BadRows, write_jsonl
 from taosr1.task.sources import WORLD, load_rows
 
@@ -64,7 +65,7 @@ class Config:
     )
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
     limit: int = option(0, "score only the first rows (0: all)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     batch_tok: int = option(16384, "padded tokens per forward pass (memory; changes no result)")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
@@ -91,9 +92,12 @@ def read_pairs(config: Config) -> list[Pair]:
         return [(judgement_to_dict(row), row) for row in rows]
     pairs: list[Pair] = []
     bad_rows = BadRows(config.data, config.max_bad_rows)
+    repeats = Repeats(bad_rows)
     for line, row in read_rows(config.data, bad_rows):
         try:
-            pairs.append((row, parse_judgement(row)))
+            judgement = parse_judgement(row)
+            repeats.add(line, judgement)
+            pairs.append((row, judgement))
         except ValueError as problem:
             bad_rows.add(line, problem)
         if len(pairs) == (config.limit or None) and not config.split:  # a look at the first rows of a large file stays quick

@@ -58,7 +58,7 @@ class Config(MemoryFlags, RunFlags):
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     dev_split: str = option("", "keep only the dev rows whose 'split' column says this (ESCI: test)")
-    max_bad_rows: int = option(0, "unreadable dev rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable dev rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of the order of pairs and the embedded world")

@@ -91,7 +91,7 @@ class Config(MemoryFlags, RunFlags):
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev and --test (ESCI: test)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of sampling, order of rows and the embedded world")

@@ -56,7 +56,7 @@ class Config:
     max_new_tokens: int = option(64, "longest reply")
     limit: int = option(0, "grade only the first rows (0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     seed: int = option(0, "seed of the embedded world")

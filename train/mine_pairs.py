@@ -67,7 +67,7 @@ class Config:
     pairs_per_prompt: int = option(1, "preference pairs made of one row's replies, at most")
     balance: str = option("flow", "flow: as many a-over-b as b-over-a pairs of every two grades; none: as they come", ("flow", "none"))
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", ("float32", "bfloat16", "float16"))
     seed: int = option(0, "seed of sampling, choice of rows and the embedded world")

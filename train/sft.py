@@ -60,7 +60,7 @@ class Config(MemoryFlags, RunFlags):
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev (ESCI: test)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (each is named) before giving up")
+    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     seed: int = option(0, "seed of weights, order of rows and the embedded world")

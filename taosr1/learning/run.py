@@ -115,6 +115,7 @@ class Run:
         elif named:  # a run that branches off may have other settings and data, but not another language
             self._same(named[1].parent.parent, {IDENTITY_FILE: {name: identity[name] for name in LANGUAGE if name in identity}}, accepted)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         sweep(self.checkpoints)
         start = named or (newest_whole(self.checkpoints) if existed else None)
         rewind(self.checkpoints, start[0] if start else 0)

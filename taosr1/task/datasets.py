@@ -12,6 +12,8 @@ accessory.
 Choices: a category list becomes "A > B > C". `product_color` and the bullet points go into `attributes` ("colour:
 Blue; feature: ..."). Titles, bullet points and descriptions are unescaped ("&amp;" -> "&"), the latter two lose their
 HTML tags. Every original column stays in the judgement's `extra`. `query_kind` is guessed from words (`query_kind`).
+Where a row also has a column under our own name, that one counts, except `grade`: next to an `esci_label` it is a
+prediction of infer/score.py.
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ import html
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taosr1.task.rows import BadRows, clean_value
+from taosr1.task.bad_rows import BadRows, shorten
+from taosr1.task.rows import clean_value
 
 if TYPE_CHECKING:
     from taosr1.task.judgements import Judgement
 
+ESCI_COLUMNS = (
+    "esci_label", "product_id", "product_locale", "product_title", "product_brand", "product_color", "product_color_name", "product_bullet_point",
+    "product_description", "product_category", "product_price",
+)  # fmt: skip
 GRADE_OF_ESCI = {"E": 4, "S": 3, "C": 2, "I": 1}
 # The KDD Cup files spell the labels out.
 _LONG_LABELS = {"EXACT": "E", "SUBSTITUTE": "S", "COMPLEMENT": "C", "IRRELEVANT": "I"}
@@ -85,12 +93,13 @@ def esci_row(row: dict) -> dict:
         "category": row.get("product_category"),
         "description": plain_text(_text(row, "product_description")),
         "price": row.get("product_price"),
-        "grade": _grade(row.get("esci_label")),
         "query_kind": query_kind(str(row.get("query") or "")),
         "query_id": row.get("query_id"),
         "item_id": row.get("product_id"),
     }
-    return {**row, **ours}
+    own = {name: row[name] for name in ours if row.get(name) not in (None, "")}
+    grade = _grade(row.get("esci_label"))
+    return {**row, **ours, **own, "grade": row.get("grade") if grade is None else grade}
 
 
 def keep_split(rows: Sequence[Judgement], split: str) -> list[Judgement]:
@@ -101,38 +110,42 @@ def keep_split(rows: Sequence[Judgement], split: str) -> list[Judgement]:
     kept = [row for row in rows if row.extra.get("split") == split]
     if not kept:
         found = sorted({str(row.extra["split"]) for row in rows if row.extra.get("split") not in (None, "")})
-        raise ValueError(f"no row has split {split!r}: " + (f"the data has {found}" if found else "no 'split' column"))
+        raise ValueError(f"no row has split {split!r}: " + (f"the data has {shorten(str(found), 200)}" if found else "no 'split' column"))
     return kept
 
 
 def _text(row: dict, name: str) -> str:
     value = row.get(name)
-    if value is None:
-        return ""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return " ".join(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"field {name!r} is {value!r}, expected text")
-    return value
+    return _scalar(name, value)
 
 
 def _points(row: dict) -> list[str]:
     """Bullet points: one a line in ESCI, a list in some re-published sets."""
     value = row.get("product_bullet_point")
-    return (
-        [str(point) for point in value] if isinstance(value, list) else _text(row, "product_bullet_point").split("\n")
-    )
+    if isinstance(value, list):
+        return [_scalar("product_bullet_point", point) for point in value]
+    return _text(row, "product_bullet_point").split("\n")
+
+
+def _scalar(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"field {name!r} is {shorten(repr(value))}, expected text")
+    return value
 
 
 def _grade(label: Any) -> int | None:
-    if label is None or label == "":
+    word = "" if label is None else str(label).strip().upper()
+    if not word:
         return None
-    word = str(label).strip().upper()
     grade = GRADE_OF_ESCI.get(_LONG_LABELS.get(word, word))
     if grade is None:
-        raise ValueError(f"field 'esci_label' is {label!r}, expected E, S, C or I")
+        raise ValueError(f"field 'esci_label' is {shorten(repr(label))}, expected E, S, C or I")
     return grade
 
 
@@ -145,37 +158,42 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
     `path` is one parquet file, or ESCI's examples file, or the folder that holds it and the products file. Examples
     keep their order; only the products they name are held in memory.
 
-    Raises: ModuleNotFoundError without pyarrow; FileNotFoundError; ValueError for an example whose product is missing
-        (`bad_rows` may skip it).
+    Raises: ModuleNotFoundError without pyarrow; FileNotFoundError; ValueError naming the file that is damaged, for a product
+        that is there twice and differs, and for an example whose product is missing (`bad_rows` may skip it).
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file at {path}: check --data")
     examples = _one_file(path, "*examples*.parquet") if path.is_dir() else path
-    columns = _parquet(examples).schema_arrow.names
-    if "product_title" in columns or "esci_label" not in columns:
-        yield from enumerate(_parquet_rows(examples), start=1)
-        return
-    products = _one_file(examples.parent, "*products*.parquet")
     bad_rows = bad_rows or BadRows(examples)
     bad_rows.path = examples  # the file whose rows are counted, also where `path` is the folder
-    yield from _joined(examples, products, bad_rows)
+    columns = _parquet(examples).schema_arrow.names
+    try:
+        if "product_title" in columns or "esci_label" not in columns:
+            for number, row in enumerate(_parquet_rows(examples), start=1):
+                bad_rows.rows += 1
+                yield number, row
+        else:
+            yield from _joined(examples, _one_file(examples.parent, "*products*.parquet"), bad_rows)
+    finally:
+        bad_rows.summarise()
 
 
 def _joined(examples: Path, products: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
     keys = [name for name in ("product_id", "product_locale") if name in _parquet(examples).schema_arrow.names]
-    wanted = {tuple(row[key] for key in keys) for row in _parquet_rows(examples, columns=keys)}
+    wanted = {tuple(str(row[key]) for key in keys) for row in _parquet_rows(examples, columns=keys)}
     catalogue: dict[tuple, dict] = {}
-    for product in _parquet_rows(products):
-        key = tuple(product.get(name) for name in keys)
-        if key in wanted:
-            catalogue[key] = product
+    for number, product in enumerate(_parquet_rows(products), start=1):
+        key = tuple(str(product.get(name)) for name in keys)
+        if key in wanted and catalogue.setdefault(key, product) != product:
+            raise ValueError(f"{products}:{number}: product {'/'.join(key)} is there twice, with different columns")
     for number, example in enumerate(_parquet_rows(examples), start=1):
-        key = tuple(example[name] for name in keys)
+        bad_rows.rows += 1
+        key = tuple(str(example[name]) for name in keys)
         if key in catalogue:
             yield number, {**example, **catalogue[key]}
         else:
-            bad_rows.add(number, f"product {'/'.join(map(str, key))} is not in {products.name}")
+            bad_rows.add(number, f"unknown product: {'/'.join(key)} is not in {products.name}")
 
 
 def _one_file(folder: Path, pattern: str) -> Path:
@@ -188,20 +206,34 @@ def _one_file(folder: Path, pattern: str) -> Path:
 
 def _parquet(path: Path) -> Any:
     try:
-        from pyarrow import ArrowInvalid
-        from pyarrow.parquet import ParquetFile
+        from pyarrow import parquet
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f"reading {path.name} needs pyarrow: pip install 'taosr1[data]'") from None
-    try:
-        return ParquetFile(path)
-    except ArrowInvalid as problem:
-        raise ValueError(f"{path}: not a readable parquet file ({problem})") from None
+    with _naming(path):
+        return parquet.ParquetFile(path)
 
 
 def _parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
-    for batch in _parquet(path).iter_batches(batch_size=4096, columns=columns):
-        for row in batch.to_pylist():
-            yield {name: _plain(value) for name, value in clean_value(row).items()}
+    batches = _parquet(path).iter_batches(batch_size=4096, columns=columns)
+    while True:
+        with _naming(path):
+            batch = next(batches, None)
+            rows = [] if batch is None else [clean_value(row) for row in batch.to_pylist()]
+        if batch is None:
+            return
+        for row in rows:
+            yield {name: _plain(value) for name, value in row.items()}
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What pyarrow says about damaged data, with the file's name: its errors are ValueErrors, OSErrors and TypeErrors without one."""
+    try:
+        yield
+    except (ValueError, OSError, TypeError, KeyError) as problem:
+        if isinstance(problem, OSError) and problem.filename is not None:
+            raise
+        raise ValueError(f"{path}: not a readable parquet file ({shorten(str(problem), 200)})") from None
 
 
 def _plain(value: Any) -> Any:

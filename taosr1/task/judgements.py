@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from taosr1.task.datasets import esci_row, is_esci, keep_split, read_parquet
+from taosr1.task.bad_rows import BadRows, shorten
+from taosr1.task.datasets import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
 from taosr1.task.grades import GRADES, grade_name
-from taosr1.task.rows import BadRows, check_file, read_csv, read_jsonl, write_jsonl
+from taosr1.task.lines import BYTE_ORDER_MARK
+from taosr1.task.repeats import Repeats
+from taosr1.task.rows import check_file, read_csv, read_jsonl, write_jsonl
 
 COT_STEPS = ("Query", "Item", "Category", "Attributes", "Decision")
+MAX_COT_CHARS = 10_000  # of the five lines together, where they are learned: more is no explanation, and costs seconds a row
 
 _READERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
@@ -50,9 +55,13 @@ def read_judgements(
 ) -> list[Judgement]:
     """Read judgements from .jsonl, .json, .csv, .tsv (each also .gz) or .parquet; ESCI rows are recognised.
 
-    A number in a text column becomes its text, null becomes "", a list or object of attributes becomes "name: value;
-    ...", a category list "A > B". Columns of other names are kept in `extra`. `split` keeps the rows whose `split`
-    column says so.
+    Text stays as it is, to the character (but see `rows.py` on NUL and lone surrogates; of a chain of thought line ends
+    become LF, and spaces at its lines' ends are dropped). A number in a text column becomes its text, null becomes "",
+    a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other names are kept
+    in `extra`, verbatim. `split` keeps the rows whose `split` column says so.
+
+    Bad rows beside those that cannot be read: a name like "Grade" or " grade" where `grade` is missing, and ids that
+    contradict an earlier row (`Repeats`). How many rows were skipped, and why, is said once at the end, on stderr.
 
     Raises: FileNotFoundError; ValueError naming file, line and field for a bad row beyond the first `max_bad_rows`
         (those are skipped and printed to stderr), for a damaged file, and for a file without a single row.
@@ -70,6 +79,7 @@ def iter_judgements(
 ) -> Iterator[Judgement]:
     """`read_judgements`, one row at a time: for files that do not fit into memory. An empty file yields nothing."""
     bad_rows = bad_rows or BadRows(path)
+    repeats = Repeats(bad_rows)
     for line, row in read_rows(path, bad_rows):
         try:
             judgement = parse_judgement(row)
@@ -77,6 +87,7 @@ def iter_judgements(
                 raise ValueError("field 'grade' is missing, expected 1-4")
             if need_cot:
                 check_cot(judgement.cot)
+            repeats.add(line, judgement)
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
@@ -107,12 +118,15 @@ def parse_judgement(row: dict) -> Judgement:
 
     Raises: ValueError naming the field, what it is and what is expected.
     """
-    row = esci_row(row) if is_esci(row) else row
+    esci = is_esci(row)
+    _check_names(row, COLUMNS + ESCI_COLUMNS if esci else COLUMNS)
+    row = esci_row(row) if esci else row
     for name in ("query", "title"):
         if name not in row:
-            raise ValueError(f"field {name!r} is missing; the row has {', '.join(map(repr, row)) or 'no fields'}")
+            found = ", ".join(shorten(repr(other)) for other in row)
+            raise ValueError(f"field {name!r} is missing; the row has {shorten(found, 200) or 'no fields'}")
     text = {name: _text(name, row.get(name)) for name in COLUMNS if name != "grade"}
-    text["cot"] = text["cot"].replace("\r\n", "\n").strip()
+    text["cot"] = "\n".join(line.rstrip() for line in text["cot"].split("\n")).strip()
     if not text["query"].strip():
         raise ValueError("field 'query' is empty")
     if not any(text[name].strip() for name in PRODUCT_TEXT):
@@ -122,15 +136,25 @@ def parse_judgement(row: dict) -> Judgement:
 
 
 def check_cot(cot: str) -> None:
-    """Raise ValueError unless a chain of thought has its five lines, each with its name in front."""
+    """Raise ValueError unless a chain of thought has its five lines, each with its name in front, and no more."""
     if not cot:
         raise ValueError("field 'cot' is missing, expected the five lines Query: to Decision:")
+    if len(cot) > MAX_COT_CHARS:
+        raise ValueError(f"field 'cot' has {len(cot)} characters, expected five lines of at most {MAX_COT_CHARS} together")
     lines = cot.split("\n")
     if len(lines) != len(COT_STEPS):
         raise ValueError(f"field 'cot' has {len(lines)} lines, expected {len(COT_STEPS)}: {', '.join(COT_STEPS)}")
     for line, step in zip(lines, COT_STEPS):
-        if not line.startswith(f"{step}: "):
-            raise ValueError(f"field 'cot' has the line {line[:40]!r}, expected it to begin with '{step}: '")
+        if not is_cot_line(line, step):
+            raise ValueError(
+                f"field 'cot' has the line {line[:40]!r}, expected it to begin with '{step}: ' and to be one line, without spaces around its text"
+            )
+
+
+def is_cot_line(line: str, step: str) -> bool:
+    """Whether a line is exactly "Step: text": with text, no space around it, and no other line break (CR, U+2028) in it."""
+    text = line.removeprefix(f"{step}: ")
+    return text != line and text == text.strip() and text.splitlines() == [text]
 
 
 def judgement_to_dict(judgement: Judgement) -> dict:
@@ -164,8 +188,10 @@ def _text(name: str, value: Any) -> str:
             parts = [part.replace(";", ",") for part in parts]
         return _JOINERS[name].join(part for part in parts if part)
     if isinstance(value, float):
+        if abs(value) >= 2**53:  # two ids of so many digits can be the same float
+            raise ValueError(f"field {name!r} is {value}, too large for a number with a point or exponent to be exact: write it as text")
         # 123.0 is what an integer column with a gap becomes in many tools.
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else str(value)
+        return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"field {name!r} is {_short(value)}, expected text")
@@ -208,5 +234,17 @@ def _grade(value: Any) -> int | None:
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return shorten(repr(value))
+
+
+def _check_names(row: dict, columns: tuple[str, ...]) -> None:
+    """Raise ValueError for a column that would silently not be read: "Grade" or " grade" where there is no "grade"."""
+    for name in row:
+        plain = _plain_name(name)
+        if plain != name and plain in columns and plain not in row:
+            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {plain!r}, rename it")
+
+
+@lru_cache(maxsize=4096)
+def _plain_name(name: str) -> str:
+    return name.strip().strip(BYTE_ORDER_MARK).strip().lower()

@@ -16,12 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from taosr1.task.grades import LABELS, grade_name
-from taosr1.task.judgements import COT_STEPS, Judgement
+from taosr1.task.judgements import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
 
 ORDERS = ("label", "pre-cot", "post-cot")
 STYLES = ("brief", "full")
 ITEM_FIELDS = ("title", "brand", "price", "category", "attributes", "description")
 PROMPT_FILE = "prompt.json"
+MAX_REPLY_CHARS = MAX_COT_CHARS + len("4\n")
 
 INSTRUCTIONS = """You judge how well a product answers a shopping query.
 4-Excellent: the category and every demand are met.
@@ -139,7 +140,12 @@ def reply_text(order: str, grade: int, cot: str = "") -> str:
 
 
 def encode_reply(tokenizer, text: str) -> list[int]:
-    """Token ids of a reply with the end-of-sequence token; reply text can never hold a control token of its own."""
+    """Token ids of a reply with the end-of-sequence token; reply text can never hold a control token of its own.
+
+    Raises: ValueError for a text too long to be a reply, before it is tokenised: unlike a title it cannot be cut.
+    """
+    if len(text) > MAX_REPLY_CHARS:
+        raise ValueError(f"a reply of {len(text)} characters ({text[:40]!r}...), expected at most {MAX_REPLY_CHARS}: shorten its chain of thought")
     return tokenizer.encode_text(text) + [tokenizer.eos_ids[0]]
 
 
@@ -175,8 +181,8 @@ def parse_reply(text: str, order: str) -> Reply:
             steps[name] = rest.strip()
     decision = _DECISION.get(steps.get("Decision", ""))
     grade = label if order == "post-cot" else decision
-    in_order = len(lines) == len(COT_STEPS) and all(line.startswith(f"{name}: ") for name, line in zip(COT_STEPS, lines))
-    well_formed = in_order and None not in (grade, decision) and all(steps.values())
+    in_order = len(lines) == len(COT_STEPS) and all(map(is_cot_line, lines, COT_STEPS))
+    well_formed = in_order and None not in (grade, decision)
     return Reply(grade, steps.get("Query", ""), steps.get("Item", ""), steps.get("Category", ""), steps.get("Attributes", ""), decision, well_formed)
 
 

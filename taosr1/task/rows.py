@@ -1,51 +1,40 @@
 """Rows in and out of files: JSON Lines, CSV, TSV, plain or gzipped, row by row, every problem with file and line.
 
 Everything that reads or writes rows (judgements, rules, preference pairs, a teacher's replies) goes through here, so a
-damaged file is reported the same way everywhere.
+damaged file is reported the same way everywhere. `lines.py` turns bytes into lines, `bad_rows.py` keeps count.
 
 Choice: text is cleaned at this edge. Lone surrogates (legal in JSON, impossible in UTF-8 and fatal in a tokenizer) and
-NUL become U+FFFD; nothing else is altered.
+NUL become U+FFFD, and a line on stderr says in how many rows; nothing else is altered. Numbers are what JSON has
+everywhere: whole ones of any size are exact, those with a point or an exponent are float64.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 import math
 import os
 import re
-import sys
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-# A line beyond this is no row but a file of another kind; reading it would only fill the memory.
-MAX_LINE_BYTES = 64 * 2**20
+from taosr1.task.bad_rows import BadRows, shorten
+from taosr1.task.lines import BYTE_ORDER_MARK, MAX_LINE_BYTES, DamagedFile, check_file, damage_in, read_lines, rows_in
+
+__all__ = ["BadRows", "check_file", "clean_text", "clean_value", "read_csv", "read_jsonl", "write_jsonl"]
+
+MAX_DEPTH = 64  # of lists and objects inside a row: reading, copying and writing it must not run out of stack
+REPLACED = "held NUL or half a surrogate pair, which became U+FFFD"
 
 _UNENCODABLE = re.compile("[\ud800-\udfff\0]")
-# Bytes that are no UTF-8 become U+DC80..U+DCFF ("surrogateescape"); a raw NUL is marked likewise, by U+DC00.
-_DAMAGE = re.compile("[\udc00-\udcff]")
-_NUL_MARK = "\udc00"
-
-
-class BadRows:
-    """What happens to bad rows: the first `allowed` are skipped and printed to stderr, one more is an error."""
-
-    def __init__(self, path: str | Path, allowed: int = 0, *, flag: str = "--max-bad-rows") -> None:
-        if allowed < 0:
-            raise ValueError(f"{flag} is {allowed}, expected 0 or more")
-        self.path, self.allowed, self.flag, self.skipped = path, allowed, flag, 0
-
-    def add(self, line: int, problem: object) -> None:
-        """Skip one bad row, or raise ValueError("file:line: problem") where no more may be skipped."""
-        if self.skipped >= self.allowed:
-            hint = f"more than the {self.allowed} of {self.flag}" if self.allowed else f"{self.flag} N skips up to N"
-            raise ValueError(f"{self.path}:{line}: {problem}" + (f" ({hint})" if self.flag else ""))
-        self.skipped += 1
-        print(f"skipped {self.path}:{line}: {problem}", file=sys.stderr)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a write that fails so does not say which file it was
+_JOINED = "a byte order mark inside the file: were two files joined?"
+_OLD_MAC = "a CR without LF: are the lines ended by CR alone, as on old Macs? End them by LF"
 
 
 def clean_text(text: str) -> str:
@@ -53,25 +42,23 @@ def clean_text(text: str) -> str:
     return _UNENCODABLE.sub("\ufffd", text) if _UNENCODABLE.search(text) else text
 
 
-def clean_value(value: Any) -> Any:
-    """`clean_text` on every string inside a JSON value."""
+def clean_value(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """`clean_text` on every string inside a JSON value.
+
+    Raises: ValueError for a value nested more than `depth` deep, or where two names become one.
+    """
     if isinstance(value, str):
         return clean_text(value)
+    if isinstance(value, (dict, list, tuple)) and depth == 0:
+        raise ValueError(f"JSON nested too deeply: more than {MAX_DEPTH} lists and objects in each other")
     if isinstance(value, dict):
-        return {clean_text(str(key)): clean_value(item) for key, item in value.items()}
+        cleaned = {clean_text(str(key)): clean_value(item, depth - 1) for key, item in value.items()}
+        if len(cleaned) != len(value):
+            raise ValueError("two fields have the same name once NUL and lone surrogates are replaced")
+        return cleaned
     if isinstance(value, (list, tuple)):
-        return [clean_value(item) for item in value]
+        return [clean_value(item, depth - 1) for item in value]
     return value
-
-
-def check_file(path: str | Path, flag: str = "--data") -> Path:
-    """The path of an existing file; FileNotFoundError / ValueError names the flag to change."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file at {path}: check {flag}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a file: check {flag}")
-    return path
 
 
 def read_jsonl(
@@ -84,15 +71,22 @@ def read_jsonl(
     """
     path = check_file(path, flag)
     bad_rows = bad_rows or BadRows(path, flag="")
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = _parse_json(line)
-        except ValueError as problem:
-            bad_rows.add(number, problem)
-        else:
+    try:
+        for number, line in read_lines(path):
+            if not line.strip():
+                continue
+            bad_rows.rows += 1
+            try:
+                found = _parse_json(line)
+                row = clean_value(found)
+            except ValueError as problem:
+                bad_rows.add(number, problem, rows=rows_in(line))
+                continue
+            if "\\u" in line and row != found:  # what is cleaned can only have been written as an escape
+                bad_rows.note(number, REPLACED)
             yield number, row
+    finally:
+        bad_rows.summarise()
 
 
 def read_csv(
@@ -100,37 +94,56 @@ def read_csv(
 ) -> Iterator[tuple[int, dict]]:
     """The records of a CSV file with a header line, as dicts of strings with the line number each begins on.
 
+    Cells are kept to the character. Spaces around a column's name are no part of it, and lines of white space alone are
+    passed over. A record whose quotes or cells do not fit counts as many bad rows as it has lines.
+
     Raises: ValueError as in `read_jsonl`, and for a header or a record that does not fit; FileNotFoundError.
     """
     path = check_file(path, flag)
     bad_rows = bad_rows or BadRows(path, flag="")
+    try:
+        yield from _records(path, bad_rows, delimiter)
+    finally:
+        bad_rows.summarise()
+
+
+def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[int, dict]]:
+    taken = 0  # rows that may lie in the lines of the current record; 0 where they are blank
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        for _, line in read_lines(path):
+            taken += rows_in(line) if line.strip() else 0
+            yield line
+
     # The module's default of 128 KiB is less than a long description.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header: list[str] = []
     while True:
-        number = reader.line_num + 1
+        number, taken = reader.line_num + 1, 0
         try:
             record = next(reader, None)
-            if record is None:
-                return
-            if not record or (len(record) == 1 and not record[0].strip()):
-                continue
-            if header is None:
-                header = _check_header(path, number, record, delimiter)
-                continue
-            if any(_DAMAGE.search(cell) for cell in record):
-                raise ValueError(_damage("".join(record)))
-            if len(record) != len(header):
-                raise ValueError(f"{len(record)} cells, expected {len(header)} as in the header")
         except csv.Error as problem:
-            if header is None:
-                raise _FileError(f"{path}:{number}: broken CSV header: {problem}") from None
-            bad_rows.add(number, f"broken CSV: {problem} (quotes inside a quoted cell are doubled)")
-        except _FileError:
-            raise
-        except ValueError as problem:
-            bad_rows.add(number, problem)
+            message = _csv_problem(problem)
+            if not header or "field larger" in str(problem):  # what follows would be read from inside a cell
+                raise DamagedFile(f"{path}:{number}: {message}") from None
+            bad_rows.rows += 1
+            bad_rows.add(number, message, rows=taken)
+            continue
+        if record is None:
+            return
+        if not taken:
+            continue
+        if not header:
+            header = _check_header(path, number, record, delimiter)
+            continue
+        bad_rows.rows += 1
+        if len(record) != len(header):
+            problem = f"{len(record)} cells, expected {len(header)} as in the header"
+            bad_rows.add(number, _joined(record, header) or problem, rows=taken)
+        elif found := next(filter(None, map(damage_in, record)), "") or _joined(record, header):
+            bad_rows.add(number, found)
         else:
             yield number, dict(zip(header, record))
 
@@ -141,81 +154,52 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
     Written beside its place, fsynced and renamed, so that a crash never leaves half a file under the final name.
 
     Returns: the number of rows.
+    Raises: ValueError naming file and row for what JSON cannot hold; OSError naming the file.
     """
     count = 0
+    written = BadRows(path)
     with _replacing(Path(path)) as stream:
         for row in rows:
-            line = json.dumps(clean_value(row), ensure_ascii=False, allow_nan=False)
-            stream.write(line.encode("utf-8") + b"\n")
             count += 1
-    return count
-
-
-class _FileError(ValueError):
-    """The file as a whole is damaged: no row can be skipped to get past it."""
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; broken bytes stay in the text as marks that `_DAMAGE` finds."""
-    number = 0
-    with open(path, "rb") as raw:
-        head = raw.read(2)
-        raw.seek(0)
-        if head in (b"\xff\xfe", b"\xfe\xff"):
-            raise _FileError(f"{path}: this file is UTF-16, expected UTF-8")
-        # By content, not by name: a downloaded .gz is often unpacked, and a .jsonl often is not.
-        stream: BinaryIO = gzip.GzipFile(fileobj=raw) if head == b"\x1f\x8b" else raw  # type: ignore[assignment]
-        if head and head != b"\x1f\x8b" and path.suffix == ".gz" and not head.isascii():
-            raise _FileError(f"{path}: named .gz, but this is not gzip data")
-        while True:
             try:
-                data = stream.readline(MAX_LINE_BYTES + 1)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
-                raise _FileError(f"{path}:{number + 1}: damaged or cut off gzip data ({problem})") from None
-            if not data:
-                return
-            number += 1
-            if len(data) > MAX_LINE_BYTES:
-                raise _FileError(
-                    f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes; expected one row a line"
-                )
-            if number == 1:
-                data = data.removeprefix(b"\xef\xbb\xbf")
-            yield number, data.decode("utf-8", "surrogateescape").replace("\0", _NUL_MARK)
-
-
-def _damage(text: str) -> str:
-    mark = _DAMAGE.search(text)
-    assert mark is not None
-    if mark.group() == _NUL_MARK:
-        return "NUL byte in the text (was the file damaged in a crash?)"
-    return f"not UTF-8: byte 0x{ord(mark.group()) - 0xDC00:02x}"
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                if _UNENCODABLE.search(line) or "\\u0000" in line:
+                    before, line = line, json.dumps(clean_value(row), ensure_ascii=False, allow_nan=False)
+                    if line != before:
+                        written.note(count, REPLACED)
+            except ValueError as problem:
+                raise ValueError(f"{path}:{count}: {problem}") from problem
+            stream.write(line.encode("utf-8") + b"\n")
+    written.summarise()
+    return count
 
 
 def _parse_json(line: str) -> dict:
     """One line as a dict; ValueError says what is wrong with it."""
-    if _DAMAGE.search(line):
-        raise ValueError(_damage(line))
+    if problem := damage_in(line):
+        raise ValueError(problem)
+    if line.startswith(BYTE_ORDER_MARK):
+        raise ValueError(_JOINED)
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
-        if not isinstance(row, dict):
-            raise ValueError(f"a JSON {type(row).__name__}, expected one object a line")
-        row = clean_value(row)
     except json.JSONDecodeError as problem:
-        torn = "" if line.endswith("\n") else "; the file ends inside this line: was its writing cut off?"
+        hint = "" if line.endswith("\n") else "; the file ends inside this line: was its writing cut off?"
+        hint = f"; {_OLD_MAC}" if rows_in(line) > 1 else hint
         raise ValueError(
-            f"not JSON: {problem.msg} at column {problem.colno}, expected one object a line{torn}"
+            f"not JSON: {problem.msg} at column {problem.colno}, expected one object a line{hint}"
         ) from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON {type(row).__name__}, expected one object a line")
     return row
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} appears twice")
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"field {shorten(repr(twice))} appears twice")
     return row
 
 
@@ -230,18 +214,32 @@ def _finite(digits: str) -> float:
     return value
 
 
+def _csv_problem(problem: csv.Error) -> str:
+    if "new-line character" in str(problem):
+        return f"broken CSV: {_OLD_MAC}"
+    return f"broken CSV: {problem} (quotes inside a quoted cell are doubled)"
+
+
+def _joined(record: list[str], header: list[str]) -> str:
+    """What tells that another file begins with this record; "" where nothing does."""
+    if record[0].startswith(BYTE_ORDER_MARK):
+        return _JOINED
+    return "this record repeats the header: were two files joined?" if [cell.strip() for cell in record] == header else ""
+
+
 def _check_header(path: Path, number: int, record: list[str], delimiter: str) -> list[str]:
     header = [name.strip() for name in record]
-    if any(_DAMAGE.search(name) for name in header):
-        raise _FileError(f"{path}:{number}: {_damage(''.join(header))}")
-    if "" in header:
-        raise _FileError(f"{path}:{number}: header {header!r} has an empty column name")
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise _FileError(f"{path}:{number}: header names {repeated} twice")
+    problem, shown = damage_in("".join(header)), shorten(repr(header), 200)
+    if not problem and "" in header:
+        problem = f"header {shown} has an empty column name"
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if not problem and repeated:
+        problem = f"header names {shorten(repr(repeated), 200)} twice"
     other = {",": ";", "\t": ","}.get(delimiter, ",")
-    if len(header) == 1 and other in header[0]:
-        raise _FileError(f"{path}:{number}: cells seem to be separated by {other!r}, expected {delimiter!r}")
+    if not problem and len(header) == 1 and other in header[0]:
+        problem = f"cells seem to be separated by {other!r}, expected {delimiter!r}"
+    if problem:
+        raise DamagedFile(f"{path}:{number}: {problem}")
     return header
 
 
@@ -263,8 +261,10 @@ def _replacing(path: Path) -> Iterator[Any]:
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as problem:
         aside.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.errno in _DISK and problem.filename is None:
+            raise OSError(problem.errno, problem.strerror, str(path)) from problem
         raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)

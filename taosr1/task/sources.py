@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from taosr1.task.judgements import Judgement, check_cot, read_judgements
 from taosr1.task.world import EXPLAINED, POOL_SIZES, read_pool
 
@@ -19,14 +21,15 @@ def load_rows(
     need_cot: bool = False,
 ) -> list[Judgement]:
     """The judgements behind `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows;
-    "world:labelled*500" draws a pool of that size.
+    "world:labelled*500" draws a pool of that size. Each source has its own `max_bad_rows`, and ids are compared inside one source only: the
+    pseudo-labels of a pool may stand beside its own grades.
 
     Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError where a pool
     of the world lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    if "," in spec:
+    if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
         parts = [part.strip() for part in spec.split(",")]
         settings = {"seed": seed, "split": split, "max_bad_rows": max_bad_rows, "need_grade": need_grade, "need_cot": need_cot}
         rows = [row for part in parts for row in load_rows(part, **settings)]

@@ -25,10 +25,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from taosr1.task.bad_rows import BadRows, shorten
 from taosr1.task.grades import GRADE_NAMES, GRADES, grade_name
 from taosr1.task.judgements import COT_STEPS, PRODUCT_TEXT, Judgement, read_judgements, write_judgements
 from taosr1.task.prompt import parse_reply
-from taosr1.task.rows import BadRows, read_jsonl, write_jsonl
+from taosr1.task.rows import read_jsonl, write_jsonl
 from taosr1.task.rules import CATEGORY_FACTS, DEMANDS, OUTCOMES, Rule, implied_grade, load_rules, retrieve
 
 CATEGORY_WORDS = {
@@ -38,7 +39,7 @@ CATEGORY_WORDS = {
     "sibling": "related sibling",
     "different": "different",
 }
-MAX_FIELD_CHARS = 2000  # of a product field shown to the outside LLM: enough to judge by, and a bound on its cost
+MAX_FIELD_CHARS = 2000  # of the query and of each product field in an exported prompt: enough to judge by, and a bound on its cost
 MAX_STEP_CHARS = 600  # of one line of a reply: a teacher that rambles on is not one to learn from
 
 SYSTEM = f"""You explain relevance judgements of an online shop. You are given a shopping query, a product, the shop's \
@@ -113,7 +114,7 @@ def row_ids(rows: Sequence[Judgement]) -> list[str]:
     ids: dict[str, None] = {}  # in order, each once
     count: dict[str, int] = {}
     for row in rows:
-        if row.query_id and row.item_id:
+        if row.query_id and row.item_id and "/" not in row.query_id:  # else "a/b" and "c" would be "a" and "b/c"
             name = f"{row.query_id}/{row.item_id}"
         else:
             text = f"{row.query}\n{row.title}".encode("utf-8", "replace")
@@ -129,17 +130,21 @@ def row_ids(rows: Sequence[Judgement]) -> list[str]:
 def teacher_messages(row: Judgement, rules: Sequence[Rule], k: int) -> list[dict[str, str]]:
     """The chat messages that ask an outside LLM for one row's chain of thought.
 
+    Choice: the query and every field are cut to `MAX_FIELD_CHARS` characters, as `encode_prompt` cuts them for our own
+    judge: a shop's description of a megabyte would otherwise be paid for by the token. The rows themselves stay whole.
+
     Raises: ValueError for a row without a grade.
     """
     if row.grade is None:
         raise ValueError(
-            f"no grade for query {row.query!r} and title {row.title!r}: the teacher explains a known grade"
+            f"no grade for query {shorten(repr(row.query))} and title {shorten(repr(row.title))}: the teacher explains a known grade"
         )
+    query = row.query[:MAX_FIELD_CHARS]
     product = {name: getattr(row, name)[:MAX_FIELD_CHARS] for name in (*PRODUCT_TEXT, "price") if getattr(row, name)}
-    chosen = retrieve(row.query, row.title, row.category, rules, k)
+    chosen = retrieve(query, product.get("title", ""), product.get("category", ""), rules, k)
     lines = [
         "Query (data):",
-        json.dumps(row.query[:MAX_FIELD_CHARS], ensure_ascii=False),
+        json.dumps(query, ensure_ascii=False),
         "",
         "Product (data):",
         json.dumps(product, ensure_ascii=False, indent=1),
@@ -170,7 +175,7 @@ def export_prompts(
     for number, (name, row) in enumerate(named, start=1):
         if row.grade is None and not skip_ungraded:
             raise ValueError(
-                f"row {number} (id {name}) has no grade: grade it, or leave such rows out with --skip-ungraded"
+                f"row {number} (id {shorten(name)}) has no grade: grade it, or leave such rows out with --skip-ungraded"
             )
     graded = [(name, row) for name, row in named if row.grade is not None]
     if not graded:
@@ -335,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--rules", default=argparse.SUPPRESS, help="rule book to use instead of the bundled rules.jsonl"
         )
-        command.add_argument("--max-bad-rows", type=int, default=0, help="bad input rows to skip (each is printed)")
+        command.add_argument("--max-bad-rows", type=int, default=0, help="bad input rows to skip (all are counted, the first ones named)")
     return parser
 
 

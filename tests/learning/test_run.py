@@ -263,3 +263,13 @@ def test_what_was_logged_is_rewritten_whole_or_not_at_all(tmp_path, monkeypatch)
         patch.setattr(files.os, "replace", fail)
         run._drop_after("metrics.jsonl", 1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_a_killed_write_left_in_the_folder_is_swept_at_the_start(tmp_path):
+    Run(tmp_path, Config()).close()
+    for name in (".config.json.123.tmp", ".metrics.jsonl.9.tmp", "checkpoints/.best.json.5.tmp"):
+        (tmp_path / name).write_text("half", encoding="utf-8")
+    (tmp_path / "checkpoints" / ".deleting-step-000002").mkdir()
+    Run(tmp_path, Config()).close()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.json", "env.json", "identity.json"]
+    assert os.listdir(tmp_path / "checkpoints") == []

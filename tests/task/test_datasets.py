@@ -119,6 +119,30 @@ def test_empty_and_missing_product_fields_are_empty_text():
     )
 
 
+@pytest.mark.parametrize("label", ["X", "EE", True, 4, ["E"], {"E": 1}])
+def test_another_label_is_refused(label):
+    with pytest.raises(ValueError, match="field 'esci_label' is .* expected E, S, C or I"):
+        parse_judgement({**ROW, "esci_label": label})
+
+
+def test_a_column_of_our_own_in_an_esci_row_is_kept_and_a_prediction_is_no_label():
+    row = parse_judgement({**ROW, "brand": "Ours", "query_kind": "knowledge", "item_id": "i9", "category": "", "grade": 1})
+    assert (row.brand, row.query_kind, row.item_id, row.category, row.grade) == ("Ours", "knowledge", "i9", "Home & Kitchen > Bedding", 3)
+    assert parse_judgement({**ROW, "esci_label": None, "grade": 1}).grade == 1
+
+
+def test_a_misspelt_esci_column_is_refused():
+    row = {("ESCI_Label" if name == "esci_label" else name): value for name, value in ROW.items()}
+    with pytest.raises(ValueError, match="field 'ESCI_Label' is not read: the column is called 'esci_label'"):
+        parse_judgement(row)
+
+
+def test_bullet_points_are_text_or_nothing():
+    assert "None" not in parse_judgement({**ROW, "product_bullet_point": ["soft", None, ""]}).attributes
+    with pytest.raises(ValueError, match="field 'product_bullet_point' is {'a': 1}, expected text"):
+        parse_judgement({**ROW, "product_bullet_point": [{"a": 1}]})
+
+
 def test_labels_without_product_text_say_what_to_do():
     with pytest.raises(ValueError, match="ESCI labels without product text. Give the folder with both parquet files"):
         parse_judgement(EXAMPLES[0])
@@ -209,10 +233,12 @@ def test_amazons_two_parquet_files_are_joined_in_the_order_of_the_examples(write
 def test_an_example_without_its_product_is_a_bad_row(write_parquet, tmp_path, capsys):
     write_parquet("products.parquet", PRODUCTS[:3])  # C us, C es, B us
     write_parquet("examples.parquet", EXAMPLES)
-    with pytest.raises(ValueError, match="examples.parquet:1: product A/us is not in products.parquet"):
+    with pytest.raises(ValueError, match="examples.parquet:1: unknown product: A/us is not in products.parquet"):
         read_judgements(tmp_path / "examples.parquet")
     assert [row.title for row in read_judgements(tmp_path, max_bad_rows=2)] == ["B in us"]
-    assert "examples.parquet:3: product A/es" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "examples.parquet:3: unknown product: A/es" in printed
+    assert "examples.parquet: skipped 2 of 3 rows: unknown product 2" in printed
 
 
 def test_a_joined_parquet_file_and_values_json_lacks(write_parquet, tmp_path):
@@ -227,6 +253,26 @@ def test_a_joined_parquet_file_and_values_json_lacks(write_parquet, tmp_path):
     broken.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="broken.parquet: not a readable parquet file"):
         read_judgements(broken)
+
+
+def test_damaged_parquet_data_is_named_and_never_a_bare_traceback(write_parquet, tmp_path):
+    path = write_parquet("joined.parquet", [{**ROW, "product_id": str(number)} for number in range(500)])
+    whole = path.read_bytes()
+    for place in range(4, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        try:
+            read_judgements(path, max_bad_rows=1000)  # a flipped bit of a text is a text
+        except ValueError as problem:
+            assert str(path) in str(problem)
+
+
+def test_a_product_that_is_there_twice_has_to_be_the_same(write_parquet, tmp_path):
+    write_parquet("examples.parquet", EXAMPLES)
+    write_parquet("products.parquet", [*PRODUCTS, PRODUCTS[-1]])
+    assert len(read_judgements(tmp_path)) == 3
+    write_parquet("products.parquet", [*PRODUCTS, {**PRODUCTS[-1], "product_title": "another"}])
+    with pytest.raises(ValueError, match="products.parquet:7: product A/es is there twice, with different columns"):
+        read_judgements(tmp_path)
 
 
 def test_without_pyarrow_the_error_says_what_to_install(monkeypatch, tmp_path):
@@ -253,6 +299,12 @@ def test_no_real_row_is_lost_and_the_labels_add_up(real_rows):
     assert grades["test"] == {4: 577, 3: 322, 2: 42, 1: 235}
     assert len({row.query_id for row in keep_split(real_rows, "test")}) == 27
     assert len({row.query for row in real_rows if row.query_kind == "negation"}) == 27
+
+
+@needs_esci
+def test_no_real_pair_is_repeated_or_contradicted(capsys):
+    read_judgements(ESCI, need_grade=True)
+    assert capsys.readouterr().err == ""
 
 
 @needs_esci

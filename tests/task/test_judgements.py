@@ -212,7 +212,8 @@ def test_bad_rows_up_to_the_limit_are_skipped_and_printed(tmp_path, capsys):
     assert len(read_judgements(path, max_bad_rows=2)) == 2
     printed = capsys.readouterr().err.splitlines()
     assert printed[0] == f"skipped {path}:2: field 'grade' is 9, expected 1-4"
-    assert printed[1].startswith(f"skipped {path}:3: not JSON") and len(printed) == 2
+    assert printed[1].startswith(f"skipped {path}:3: not JSON")
+    assert printed[2:] == [f"{path}: skipped 2 of 4 rows: field 'grade' 1, not JSON 1"]
     assert f"{path}:3: " in refusal(path, max_bad_rows=1)
     assert "more than the 1 of --max-bad-rows" in refusal(path, max_bad_rows=1)
     with pytest.raises(ValueError, match="--max-bad-rows is -1, expected 0 or more"):
@@ -252,6 +253,66 @@ def test_a_bit_flip_inside_gzip_data_is_noticed(tmp_path):
 def test_utf_16_is_named(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(GOOD), encoding="utf-16")
     assert "UTF-16, expected UTF-8" in refusal(tmp_path / "data.jsonl")
+
+
+@pytest.mark.parametrize(("value", "text"), [("007", "007"), (12345678901234567890, "12345678901234567890"), (1e3, "1000"), ("1e3", "1e3"), (2**53 - 1.0, str(2**53 - 1))])
+def test_an_id_stays_what_it_is(tmp_path, value, text):
+    assert read_judgements(save(tmp_path, [{**GOOD, "query_id": value}]))[0].query_id == text
+    (tmp_path / "data.csv").write_text(f"query,title,item_id\nq,t,{text}\n", encoding="utf-8")
+    assert read_judgements(tmp_path / "data.csv")[0].item_id == text
+
+
+@pytest.mark.parametrize("value", ["12345678901234567890.0", "1.2345678901234567e19", "9007199254740993.0", "-1e300"])
+def test_a_number_that_a_float_cannot_hold_exactly_is_no_id(tmp_path, value):
+    path = save(tmp_path, [f'{{"query": "a", "title": "b", "query_id": {value}}}'])
+    assert "field 'query_id' is" in refusal(path) and "write it as text" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["Grade", " grade", "grade ", "GRADE", "\ufeffgrade", "\ufeffquery"])
+def test_a_column_that_would_silently_not_be_read_is_refused(tmp_path, name):
+    row = {"query": "boots", "title": "Boots", "grade": 4}
+    plain = name.strip("\ufeff ").lower()
+    row[name] = row.pop(plain)
+    assert f"data.jsonl:1: field {name!r} is not read: the column is called {plain!r}, rename it" in refusal(save(tmp_path, [row]))
+    both = {**row, plain: "mug" if plain == "query" else 1}
+    assert read_judgements(save(tmp_path, [both]))[0].extra == {name: row[name]}  # then it is a column of its own
+
+
+def test_names_of_columns_may_have_spaces_around_them_in_csv_where_their_case_still_counts(tmp_path):
+    (tmp_path / "data.csv").write_text("query, title ,grade\na,b,4\n", encoding="utf-8")
+    assert read_judgements(tmp_path / "data.csv") == [Judgement("a", "b", grade=4)]
+    (tmp_path / "data.csv").write_text("query,title,Grade\na,b,4\n", encoding="utf-8")
+    assert "data.csv:2: field 'Grade' is not read" in refusal(tmp_path / "data.csv")
+
+
+def test_an_error_is_short_whatever_the_row_holds(tmp_path):
+    big = "x" * 2**20
+    for row in ({"query": "a", big: "b"}, {**GOOD, "grade": big}, {**GOOD, "title": [big]}, {"query": "a", "product_title": "b", "esci_label": big}):
+        assert len(refusal(save(tmp_path, [row]))) < 1000
+    assert len(refusal(save(tmp_path, ['{"' + big + '": 1, "' + big + '": 2}']))) < 1000
+    assert len(refusal(save(tmp_path, [{f"column {n}": n for n in range(10_000)}]))) < 1000
+    assert len(refusal(save(tmp_path, [{**GOOD, "split": str(n)} for n in range(3000)]), split="other")) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cot: cot.replace("Category: same", "Category: "), "'Category:'"),
+        (lambda cot: cot.replace("Category: same", "Category:  same"), "'Category:  same'"),
+        (lambda cot: cot.replace("Category: same", "Category: same\u2028x"), "one line"),
+        (lambda cot: cot.replace("Category: same", "Category: same\rx"), "one line"),
+        (lambda cot: cot.replace("boots", "boots " * 2000), "characters, expected five lines of at most 10000 together"),
+    ],
+)
+def test_a_chain_of_thought_that_no_reply_parser_would_call_well_formed_is_refused(tmp_path, change, message):
+    path = save(tmp_path, [{**GOOD, "cot": change(COT)}])
+    assert message in refusal(path, need_cot=True)
+    assert len(read_judgements(path)) == 1  # where it is not learned it is only carried along
+
+
+def test_spaces_at_the_ends_of_its_lines_are_no_part_of_a_chain_of_thought(tmp_path):
+    path = save(tmp_path, [{**GOOD, "cot": "\n" + COT.replace("\n", "  \r\n") + " \n"}])
+    assert read_judgements(path, need_cot=True)[0].cot == COT
 
 
 def test_a_chain_of_thought_is_checked_where_it_is_needed(tmp_path):
@@ -373,7 +434,7 @@ def test_any_rows_survive_a_round_trip(tmp_path):
     )
 
     @hypothesis.settings(max_examples=60, deadline=None)
-    @given(strategies.lists(rows, min_size=1, max_size=3), strategies.sampled_from([".jsonl", ".jsonl.gz"]))
+    @given(strategies.lists(rows, min_size=1, max_size=3, unique_by=lambda row: (row.query_id, row.item_id)), strategies.sampled_from([".jsonl", ".jsonl.gz"]))
     def check(judgements, suffix):
         path = tmp_path / f"rows{suffix}"
         write_judgements(path, judgements)

@@ -153,6 +153,12 @@ def test_ids_name_the_row_and_do_not_depend_on_its_place():
     assert row_ids(ROWS[::-1]) == row_ids(ROWS)[::-1]
 
 
+def test_a_slash_in_an_id_cannot_make_two_rows_one():
+    row = replace(ROWS[0], query_id="a", item_id="b/c")
+    assert row_ids([row]) == ["a/b/c"]
+    assert row_ids([replace(row, query_id="a/b", item_id="c"), row])[1] == "a/b/c"
+
+
 def test_rows_without_a_grade_stop_the_export_or_are_left_out(tmp_path):
     rows = [ROWS[0], replace(ROWS[1], grade=None), ROWS[2]]
     out = tmp_path / "prompts.jsonl"
@@ -281,6 +287,12 @@ def test_a_line_that_is_no_reply_is_a_bad_row(tmp_path, line, message):
         import_replies(ROWS, path)
     assert str(caught.value).startswith(f"{path}:2: ") and message in str(caught.value)
     assert import_replies(ROWS, path, max_bad_rows=1)[1].accepted == 1
+
+
+def test_skipped_replies_are_counted(tmp_path, capsys):
+    path = save(tmp_path / "replies.jsonl", [{"id": row_ids(ROWS)[0], "reply": COTS[0]}, {"id": 3, "reply": "x"}, ["no"]])
+    assert import_replies(ROWS, path, max_bad_rows=2)[1].accepted == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"{path}: skipped 2 of 3 rows: fields 'id' and 'reply' have to be text 1, a JSON list 1"
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

@@ -1,0 +1,135 @@
+"""Files as numbered lines of text: plain or gzipped, recognised by content, with every damage to the bytes noticed.
+
+What concerns one line stays in it as a mark (`damage_in`), so that its reader can skip the row. What concerns the file
+as a whole is a `DamagedFile`: another format or encoding, broken gzip data, a file that changes while it is read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+# A line beyond this is no row but a file of another kind; reading it would only fill the memory.
+MAX_LINE_BYTES = 64 * 2**20
+BYTE_ORDER_MARK = "\ufeff"
+
+_GZIP = b"\x1f\x8b"
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive",
+    b"BZh91AY&SY": "bzip2 data",
+    b"\xfd7zXZ\0": "xz data",
+    b"\x28\xb5\x2f\xfd": "Zstandard data",
+    b"PAR1\x15": "parquet data",
+}
+# Bytes that are no UTF-8 become U+DC80..U+DCFF ("surrogateescape"); a raw NUL is marked likewise, by U+DC00.
+_DAMAGE = re.compile("[\udc00-\udcff]")
+_NUL_MARK = "\udc00"
+
+
+class DamagedFile(ValueError):
+    """The file as a whole is damaged or of another kind: no row can be skipped to get past it."""
+
+
+def check_file(path: str | Path, flag: str = "--data") -> Path:
+    """The path of an existing regular file; FileNotFoundError / ValueError names the flag to change.
+
+    A pipe or a device is refused: reading one can wait for ever, and rows are read more than once in some places.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file at {path}: check {flag}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file: check {flag}")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is a pipe or a device, expected a file: save its rows first, then check {flag}")
+    return path
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers, from 1, each with its line end (LF or CR LF); broken bytes are marked.
+
+    A byte order mark at the beginning is left out. Gzip data may have several members, as `cat a.gz b.gz` makes them.
+
+    Raises: DamagedFile naming file and line; OSError naming the file.
+    """
+    number = 0
+    with open(path, "rb") as raw:
+        size = os.fstat(raw.fileno()).st_size
+        head = raw.read(16)
+        raw.seek(0)
+        _refuse_other_formats(path, head)
+        stream: BinaryIO = gzip.GzipFile(fileobj=raw) if head.startswith(_GZIP) else raw  # type: ignore[assignment]
+        while data := _next_line(stream, path, number + 1):
+            number += 1
+            if number == 1:
+                _refuse_other_encodings(path, data)
+                data = data.removeprefix(codecs.BOM_UTF8)
+            yield number, data.decode("utf-8", "surrogateescape").replace("\0", _NUL_MARK)
+        now = os.fstat(raw.fileno()).st_size
+        if now != size:  # a file cut at a line's end would otherwise just have fewer rows
+            raise DamagedFile(f"{path}:{number}: the file changed while it was read: {size} bytes before, {now} now")
+
+
+def damage_in(text: str) -> str:
+    """What is wrong with the bytes of a line or cell; "" where they are sound."""
+    mark = _DAMAGE.search(text)
+    if mark is None:
+        return ""
+    if mark.group() == _NUL_MARK:
+        return "NUL byte in the text (was the file damaged in a crash?)"
+    return f"not UTF-8: byte 0x{ord(mark.group()) - 0xDC00:02x}"
+
+
+def rows_in(line: str) -> int:
+    """How many rows a line holds for someone who also ends rows by CR alone, as old Macs did; at least 1."""
+    return max(1, sum(1 for part in line.split("\r") if part.strip())) if "\r" in line else 1
+
+
+def _next_line(stream: BinaryIO, path: Path, number: int) -> bytes:
+    try:
+        data = stream.readline(MAX_LINE_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise DamagedFile(f"{path}:{number}: damaged or cut off gzip data ({problem})") from None
+    except OSError as problem:  # a failing disk does not say which file it was
+        raise OSError(problem.errno, f"{problem.strerror} (line {number})", str(path)) from problem
+    if len(data) > MAX_LINE_BYTES:
+        raise DamagedFile(f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes; expected one row a line")
+    return data
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    for magic, name in _OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise DamagedFile(f"{path}: this is {name}, expected text, plain or gzipped")
+    # By content, not by name: a downloaded .gz is often unpacked, and a .jsonl often is not.
+    if path.suffix == ".gz" and not head.startswith(_GZIP) and not _is_text(head):
+        raise DamagedFile(f"{path}: named .gz, but this is not gzip data")
+
+
+def _refuse_other_encodings(path: Path, line: bytes) -> None:
+    found = ""
+    if line.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        found = "UTF-32"
+    elif line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        found = "UTF-16"
+    else:  # without a mark: an ASCII character and its zero bytes, twice
+        zeros = [byte == 0 for byte in line[:4]]
+        found = "UTF-16" if zeros in ([False, True] * 2, [True, False] * 2) else ""
+        found = "UTF-32" if zeros in ([False] + [True] * 3, [True] * 3 + [False]) else found
+    if found:
+        raise DamagedFile(f"{path}: this file is {found}, expected UTF-8")
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a character that is cut at the end is no fault
+    except UnicodeDecodeError:
+        return False
+    return all(character >= " " or character in "\t\r\n" for character in text)

@@ -1,0 +1,85 @@
+"""A few hundred of the files of tests/faults/fuzz.py, and proof that it would notice a reader that lies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import fuzz
+from fuzz_files import OPERATORS, make
+
+from taosr1.task import bad_rows, judgements, lines, repeats, rows
+
+pytestmark = pytest.mark.skipif(not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not")
+
+
+def test_no_damaged_file_crashes_a_reader_or_silently_changes_a_row():
+    table, failures = fuzz.run(300, seed=0)
+    assert failures == []
+    assert sum(table["all files"].values()) == 300 and len(table) == len(OPERATORS) + 2  # every operator was used
+    for verdict in ("all rows", "some skipped", "refused, row", "refused, file"):
+        assert table["all files"][verdict] >= 10
+
+
+def test_a_file_depends_on_its_seed_and_number_alone():
+    assert make(3, 17)[0].data == make(3, 17)[0].data != make(3, 18)[0].data
+    assert fuzz.main(["--files", "1", "--first", "5"]) == 0
+
+
+def strip_text(monkeypatch):
+    monkeypatch.setattr(rows, "clean_text", str.strip)
+
+
+def lose_the_last_line(monkeypatch):
+    read = lines.read_lines
+    monkeypatch.setattr(rows, "read_lines", lambda path: iter(list(read(path))[:-1]))
+
+
+def skip_in_silence(monkeypatch):
+    monkeypatch.setattr(bad_rows, "print", lambda *_, **__: None, raising=False)
+
+
+def take_what_was_unpacked(monkeypatch):
+    def next_line(stream, path, number):
+        try:
+            return stream.readline()
+        except Exception:
+            return b""
+
+    monkeypatch.setattr(lines, "_next_line", next_line)
+
+
+def believe_repeated_ids(monkeypatch):
+    monkeypatch.setattr(repeats.Repeats, "add", lambda *_: None)
+
+
+def crash_on_a_bad_grade(monkeypatch):
+    monkeypatch.setattr(judgements, "_grade", lambda value: value and int(value))
+
+
+def replace_broken_bytes(monkeypatch):
+    monkeypatch.setattr(rows, "damage_in", lambda text: "")
+
+
+def forget_a_column(monkeypatch):
+    parse = judgements.parse_judgement
+    monkeypatch.setattr(judgements, "parse_judgement", lambda row: parse({name: row[name] for name in row if name != "sku"}))
+
+
+TWINS = [strip_text, lose_the_last_line, skip_in_silence, take_what_was_unpacked, believe_repeated_ids, crash_on_a_bad_grade, replace_broken_bytes,
+         forget_a_column]  # fmt: skip
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
+def test_a_reader_that_lies_is_found(monkeypatch, twin, tmp_path):
+    twin(monkeypatch)
+    found = []
+    for first in range(0, 300, 20):
+        found = fuzz.run(20, seed=0, first=first, keep=tmp_path)[1]
+        if found:
+            break
+    assert found and list(tmp_path.glob("seed0-*"))

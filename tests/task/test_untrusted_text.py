@@ -1,0 +1,252 @@
+"""Nobody's text becomes a control token, a mebibyte of it costs little, and a reply is what it is or nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from taosr1.judge import BUNDLED_FOLDER, load_judge
+from taosr1.learning.examples import examples_of
+from taosr1.model.tokenizer import Tokenizer
+from taosr1.task import prompt, teacher
+from taosr1.task.grades import GRADES, grade_name
+from taosr1.task.judgements import COT_STEPS, MAX_COT_CHARS, Judgement, check_cot
+from taosr1.task.prompt import ITEM_FIELDS, ORDERS, PromptConfig, encode_prompt, encode_reply, parse_reply, reply_text
+from taosr1.task.rules import facts_from_cot, load_rules, retrieve
+from taosr1.task.teacher import MAX_FIELD_CHARS, teacher_messages
+
+ROOT = Path(__file__).resolve().parents[2]
+NEED_HYPOTHESIS = "property tests need the [dev] extra: pip install -e '.[dev]'"
+COT = "Query: mug; material not plastic\nItem: mug; material steel\nCategory: same\nAttributes: material met\nDecision: 4-Excellent"
+MIB = "steel mug, 麂皮 <|end|> " * 2**16  # more than a mebibyte
+
+
+def family_tests():
+    """The file that knows how each family of tokenizers is built (test folders are no packages)."""
+    spec = importlib.util.spec_from_file_location("family_prompts", ROOT / "tests" / "model" / "test_family_prompts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAMILIES = family_tests()
+
+
+@pytest.fixture(scope="module", params=["bundled", *FAMILIES.FAMILIES])
+def tokenizer(request, tmp_path_factory) -> Tokenizer:
+    if request.param == "bundled":
+        return Tokenizer(BUNDLED_FOLDER)
+    folder = tmp_path_factory.mktemp(request.param)
+    FAMILIES.write_folder(request.param, folder)
+    return Tokenizer(folder)
+
+
+# ---- control tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_any_text_in_any_field_leaves_the_control_tokens_as_the_template_has_them(tokenizer):
+    hypothesis = pytest.importorskip("hypothesis", reason=NEED_HYPOTHESIS)
+    strategies = hypothesis.strategies
+    control = tokenizer._control
+    assert control
+    spelled = [tokenizer._trusted.id_to_token(token) for token in sorted(control)]
+    cut = [token[:middle] for token in spelled for middle in (1, len(token) // 2)] + [token[len(token) // 2 :] for token in spelled]
+    odd = ["\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "{{ 7 * 7 }}", "{% raw %}", "{{ messages }}", "\ud800", "\0", "▁", "Ġ", "<0x0A>", "</s>", "<s>", "[INST]", "\u202e", " ", "\n"]
+    piece = strategies.sampled_from(spelled) | strategies.sampled_from([*cut, *odd]) | strategies.text(max_size=4)
+    text = strategies.lists(piece, max_size=6).map("".join)
+    row = strategies.builds(Judgement, **{name: text for name in ("query", *ITEM_FIELDS)})
+    config = strategies.builds(PromptConfig, strategies.sampled_from(ORDERS), strategies.sampled_from(["brief", "full"]), max_chars=strategies.sampled_from([1, 7, 600]))
+
+    @hypothesis.settings(max_examples=60, deadline=None)
+    @hypothesis.given(row, config)
+    def check(row, config):
+        honest = replace(row, **{name: "mug" for name in ("query", *ITEM_FIELDS) if getattr(row, name).strip()})
+        ids, expected = encode_prompt(tokenizer, row, config), encode_prompt(tokenizer, honest, config)
+        assert [token for token in ids if token in control] == [token for token in expected if token in control]
+        for name in ("query", *ITEM_FIELDS):
+            assert control.isdisjoint(tokenizer.encode_text(" " + getattr(row, name)))
+        assert control.isdisjoint(encode_reply(tokenizer, row.title)[:-1])
+
+    check()
+
+
+def test_text_that_fills_a_slot_is_shown_where_it_belongs_and_never_rendered():
+    tokenizer = Tokenizer(BUNDLED_FOLDER)
+    row = Judgement("\ue0001\ue001 {{ 7 * 7 }}", "\ue0000\ue001 {% raw %}", price="\ue0002\ue001")
+    shown = tokenizer.decode(encode_prompt(tokenizer, row, PromptConfig(style="brief", fields=("title", "price"))))
+    assert shown == "<|user|> \ue0001\ue001 {{ 7 * 7 }}\n \ue0000\ue001 {% raw %} \ue0002\ue001<|assistant|>"
+
+
+# ---- the cost of long text --------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A tokenizer that counts the characters it is handed."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.characters = tokenizer, 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode_text(self, text: str) -> list[int]:
+        self.characters += len(text)
+        return self.tokenizer.encode_text(text)
+
+    def encode_trusted(self, text: str, **options) -> list[int]:
+        self.characters += len(text)
+        return self.tokenizer.encode_trusted(text, **options)
+
+
+def long_row(**changes) -> Judgement:
+    return Judgement(MIB, MIB, MIB, MIB, MIB, MIB, MIB, grade=4, **changes)
+
+
+@pytest.mark.parametrize("style", ["brief", "full"])
+def test_a_mebibyte_in_every_field_is_cut_before_it_reaches_the_tokenizer(style):
+    config = PromptConfig(style=style)
+    counting = Counting(Tokenizer(BUNDLED_FOLDER))
+    assert len(encode_prompt(counting, long_row(), config)) > 0
+    assert counting.characters < 7 * (config.max_chars + 1) + 1500  # the instructions are the rest
+
+
+def test_a_judge_that_has_to_shorten_a_row_hands_over_little_more():
+    judge = load_judge("tiny")
+    counting = Counting(judge.tokenizer)
+    wide = replace(judge, tokenizer=counting, prompt=PromptConfig(style="brief"))
+    assert len(wide.prompts([long_row()])[0]) <= judge.model.config.max_position_embeddings
+    assert counting.characters < 2 * 7 * 601 + 100  # each time half of it: at most twice the first
+
+
+def test_a_chain_of_thought_too_long_to_learn_is_refused_before_it_is_tokenised():
+    judge = load_judge("tiny")
+    counting = Counting(judge.tokenizer)
+    with pytest.raises(ValueError, match="a reply of .* characters .*expected at most .*: shorten its chain of thought"):
+        examples_of(replace(judge, tokenizer=counting), [long_row(cot=COT.replace("steel", MIB))])
+    assert counting.characters < 10_000
+    assert encode_reply(counting, "4\n" + "x" * MAX_COT_CHARS)
+
+
+def test_no_script_hands_text_to_a_tokenizer_by_itself():
+    """So what holds for `encode_prompt` and `encode_reply` holds for everything that scores, samples, labels, mines and trains."""
+    callers = set()
+    for path in [path for folder in ("taosr1", "train", "infer", "examples") for path in (ROOT / folder).rglob("*.py")]:
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)}
+        if names & {"encode_text", "encode_trusted"}:
+            callers.add(path.relative_to(ROOT).as_posix())
+    assert callers == {"taosr1/model/tokenizer.py", "taosr1/task/prompt.py"}
+
+
+def test_the_teachers_prompt_and_the_search_for_its_rules_see_cut_text_alone(monkeypatch):
+    searched = []
+    monkeypatch.setattr(teacher, "retrieve", lambda *texts: searched.append(texts[:3]) or retrieve(*texts))
+    user = teacher_messages(long_row(), load_rules(), 6)[1]["content"]
+    assert len(user) < 7 * MAX_FIELD_CHARS * 1.1 + 3000
+    assert [len(text) for text in searched[0]] == [MAX_FIELD_CHARS] * 3
+    assert json.dumps(MIB[:MAX_FIELD_CHARS], ensure_ascii=False) in user and user.endswith("Grade given: 4-Excellent")
+
+
+# ---- replies ----------------------------------------------------------------------------------------------------------------
+
+# The exact form, said once more and independently: one space behind each name, text without space around it or another line break in it.
+STEP = r"\S(?:[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]*\S)?"
+EXACT_COT = "\n".join(rf"{name}: {STEP}" for name in COT_STEPS[:-1]) + "\nDecision: (?:1-Irrelevant|2-Mismatch|3-Related|4-Excellent)"
+EXACT = {"label": "[1234]", "pre-cot": EXACT_COT, "post-cot": "[1234]\n" + EXACT_COT}
+
+
+def replies(strategies):
+    """Valid replies of every order with some of what models do to them."""
+    step = strategies.sampled_from(["mug", "mug; colour red", "same", "none", "colour met", "靴", "a: b", "4", "x" * 50])
+
+    @strategies.composite
+    def reply(draw):
+        order, grade = draw(strategies.sampled_from(ORDERS)), draw(strategies.sampled_from(GRADES))
+        cot = "\n".join(f"{name}: {draw(step)}" for name in COT_STEPS[:-1]) + f"\nDecision: {grade_name(draw(strategies.sampled_from(GRADES)))}"
+        lines = reply_text(order, grade, cot).split("\n")
+        for _ in range(draw(strategies.integers(0, 2))):
+            place, other = (draw(strategies.integers(0, len(lines) - 1)) for _ in range(2))
+            damage = draw(strategies.sampled_from(["drop", "double", "swap", "digit", "space", "cr", "before", "text", "tail", "lower", "gap", "break", "colon"]))
+            line = lines[place]
+            if damage == "drop" and len(lines) > 1:
+                lines.pop(place)
+            elif damage == "double":
+                lines.insert(other, line)
+            elif damage == "swap":
+                lines[place], lines[other] = lines[other], line
+            else:
+                change = {"digit": re.sub("[1-4]", draw(strategies.sampled_from("４٤④₄")), line), "space": line + " ", "cr": line + "\r", "before": " " + line,
+                          "text": line + " because", "tail": line + "\nthat is all", "lower": line.lower(), "gap": line + "\n", "break": line + "\u2028x",
+                          "colon": line.replace(": ", ":")}  # fmt: skip
+                lines[place] = change.get(damage, line)
+        return order, "\n".join(lines) + draw(strategies.sampled_from(["", "\n", "\n\n", "\r\n", " "]))
+
+    return reply()
+
+
+def test_a_reply_is_well_formed_in_its_exact_form_only_and_its_facts_stay_what_they_are():
+    hypothesis = pytest.importorskip("hypothesis", reason=NEED_HYPOTHESIS)
+
+    @hypothesis.settings(max_examples=400, deadline=None)
+    @hypothesis.given(replies(hypothesis.strategies))
+    def check(drawn):
+        order, text = drawn
+        reply = parse_reply(text, order)
+        assert reply.well_formed == bool(re.fullmatch(EXACT[order], text.rstrip("\n")))
+        assert reply == parse_reply(text, order) and facts_from_cot(reply) == facts_from_cot(parse_reply(text, order))
+        first = text.rstrip("\n").split("\n")[0]
+        if order != "pre-cot":
+            assert reply.grade == (int(first) if first in ("1", "2", "3", "4") else None)
+        else:
+            assert reply.grade == reply.decision
+        if reply.well_formed and order != "label":
+            # Written again from what was read of it, it reads the same.
+            cot = "\n".join(f"{name}: {value}" for name, value in zip(COT_STEPS, (reply.query, reply.item, reply.category, reply.attributes, grade_name(reply.decision))))
+            assert reply_text(order, reply.grade, cot) == text.rstrip("\n")
+            check_cot(cot)
+
+    check()
+
+
+def test_what_a_chain_of_thought_may_be_is_what_a_well_formed_reply_holds():
+    hypothesis = pytest.importorskip("hypothesis", reason=NEED_HYPOTHESIS)
+
+    @hypothesis.settings(max_examples=200, deadline=None)
+    @hypothesis.given(replies(hypothesis.strategies))
+    def check(drawn):
+        cot = drawn[1] if drawn[0] == "pre-cot" else drawn[1].partition("\n")[2]
+        cot = cot.rstrip("\n")
+        reply = parse_reply(cot, "pre-cot")
+        try:
+            check_cot(cot)
+        except ValueError:
+            assert not reply.well_formed
+        else:
+            assert reply.well_formed == (reply.decision is not None)
+
+    check()
+
+
+@pytest.mark.parametrize("label", ["４", "٤", "④", "4 ", " 4", "4\r", "4.", "04", "+4", "4-Excellent", "4\u2028", "\ufeff4", ""])
+def test_a_label_is_one_ascii_digit_and_nothing_else(label):
+    for order in ("label", "post-cot"):
+        reply = parse_reply(f"{label}\n{COT}" if order == "post-cot" else label, order)
+        assert reply.grade is None and not reply.well_formed
+    assert parse_reply(f"{label}\n{COT}", "post-cot").decision == 4  # the reasons can still be read
+
+
+@pytest.mark.parametrize("change", ["Decision: 4-Excellent ", "Decision: 4-Excellent\r", "Decision:  4-Excellent", "Decision: 4-Excellent\nDone", "Decision: 4-Excellent\x0b"])
+def test_a_decision_with_something_around_it_is_not_well_formed(change):
+    text = COT.replace("Decision: 4-Excellent", change)
+    assert parse_reply(text, "pre-cot").grade == 4 and not parse_reply(text, "pre-cot").well_formed
+
+
+def test_a_reply_of_any_length_is_read_in_linear_time():
+    for text in (MIB, "\n" * 2**20, "Query: " * 2**18, "Query: x\n" * 2**17, COT + " " * 2**20, "4\n" + COT + "\n" * 2**20):
+        for order in ORDERS:
+            assert isinstance(parse_reply(text, order), prompt.Reply)

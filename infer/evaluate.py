@@ -36,9 +36,9 @@ from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
+from taosr1.files import write_json
 from taosr1.judge import DTYPES, Judge
 from taosr1.model.digest import model_digest
-from taosr1.model.files import write_json
 from taosr1.ranks import Ranks, local_device, this_rank
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from taosr1.files import DamagedError, new_folder, write_sealed
 from taosr1.judge import TINY, TINY_SHAPE, TINY_VOCAB, Judge, fast_dtype, load_judge
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.files import DamagedError, new_folder, write_sealed
 from taosr1.model.tokenizer import train_tokenizer
 from taosr1.model.weights import save_pretrained
 from taosr1.task.judgements import Judgement

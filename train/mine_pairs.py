@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.config import at_least, check, option, parse_config, progress, run_main
+from taosr1.files import write_json
 from taosr1.judge import Judge, load_judge
 from taosr1.learning.selection import (
     TEACHER,
@@ -41,7 +42,6 @@ from taosr1.learning.selection import (
     mining_outcome,
 )
 from taosr1.model.digest import model_digest
-from taosr1.model.files import write_json
 from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate

@@ -10,10 +10,10 @@ from pathlib import Path
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
+from taosr1.files import write_json
 from taosr1.judge import Judge, load_judge
 from taosr1.model.adapter_files import load_adapters
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import write_json
 from taosr1.model.folders import model_folder
 from taosr1.model.lora import adapters, adapters_off
 from taosr1.ranks import gather, on_first, share, this_rank

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: written aside, with a manifest, fsynced, then renamed (`model/files.py`).
+"""Checkpoints that are complete or absent: written aside, with a manifest, fsynced, then renamed (`taosr1/files.py`).
 
 A checkpoint is a Hugging Face folder, or a PEFT folder where adapters are trained (so the next stage loads it by path), plus what a resume needs:
 `optimizer.safetensors` (moments and RNG state; of a sharded model a folder `optimizer/`, a file a rank) and `state.json` (step, cursor,
@@ -16,10 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from taosr1.learning.parallel import Team
-from taosr1.model.adapter_files import load_adapters, read_adapter_config
-from taosr1.model.decoder import Decoder
-from taosr1.model.files import (
+from taosr1.files import (
     DAMAGED,
     LEAVING,
     STATE_FILE,
@@ -32,6 +29,9 @@ from taosr1.model.files import (
     verify,
     write_json,
 )
+from taosr1.learning.parallel import Team
+from taosr1.model.adapter_files import load_adapters, read_adapter_config
+from taosr1.model.decoder import Decoder
 from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best
 from taosr1.model.hf_config import from_hf_config
 from taosr1.model.lora import adapters

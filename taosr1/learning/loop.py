@@ -26,13 +26,13 @@ from typing import NamedTuple
 import torch
 
 from taosr1.config import Stopped, StopRequests, progress
+from taosr1.files import write_json, write_sealed
 from taosr1.learning.batches import halved
 from taosr1.learning.checkpoint import load_checkpoint, prune, save_checkpoint
 from taosr1.learning.losses import LossSum
 from taosr1.learning.parallel import Team
 from taosr1.learning.run import Run
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import write_json, write_sealed
 from taosr1.model.folders import BEST_FILE, read_best
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.ranks import gather, on_first, this_rank

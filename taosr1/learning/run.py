@@ -18,13 +18,12 @@ import torch
 
 from taosr1 import __version__
 from taosr1.config import at_least, option
+from taosr1.files import fsync, locked, read_json, replace_file, verify, write_json
 from taosr1.judge import Judge
 from taosr1.learning.checkpoint import newest_whole, rewind, sweep
-from taosr1.model.files import fsync, read_json, replace_file, verify, write_json
 from taosr1.model.folders import checkpoints, weights_fingerprint
 from taosr1.ranks import on_first, this_rank
 from taosr1.task.grades import LABELS
-from taosr1.task.part_files import locked
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = ("resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "max_skipped", "activation_checkpointing", "fsdp")

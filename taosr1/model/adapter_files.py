@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from taosr1.files import read_json, replace_file, write_json
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import read_json, replace_file, write_json
 from taosr1.model.folders import ADAPTER, ADAPTER_CONFIG
 from taosr1.model.lora import LoraConfig, adapters
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from taosr1.model.files import MANIFEST_FILE, DamagedError, read_json, read_sealed
+from taosr1.files import MANIFEST_FILE, DamagedError, read_json, read_sealed
 from taosr1.model.tokenizer import TOKENIZER_FILES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from taosr1.files import read_json, replace_file, verify, write_json
 from taosr1.model.adapter_files import load_adapters, read_adapter_config, save_adapters
 from taosr1.model.decoder import Decoder
-from taosr1.model.files import read_json, replace_file, verify, write_json
 from taosr1.model.folders import ADAPTER_CONFIG, INDEX, SINGLE, resolve_folder, weight_files
 from taosr1.model.hf_config import from_hf_config, to_hf_config
 from taosr1.model.lora import adapters, add_adapters, merge_adapters

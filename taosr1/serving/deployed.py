@@ -6,8 +6,8 @@ import math
 import sys
 from pathlib import Path
 
+from taosr1.files import read_json, write_json
 from taosr1.judge import Judge, check_device, load_judge
-from taosr1.model.files import read_json, write_json
 from taosr1.model.folders import checkpoints, model_folder
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen

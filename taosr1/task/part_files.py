@@ -1,22 +1,17 @@
-"""What `parts.py` needs of files: finished chunks as lines with checksums, and locks that end with their process."""
+"""Finished chunks of rows as lines with checksums, in files that are only appended to: what `parts.py` keeps on disk."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: one process works there, unlocked
-    fcntl = None  # type: ignore[assignment]
+from taosr1.files import delete, fsync
 
 _LINE = re.compile(rb'\{"chunk": (\d+), "crc32": "([0-9a-f]{8})", "answers": (.*)\}\n', re.DOTALL)
 
@@ -59,7 +54,7 @@ class PartFiles:
             file.truncate(end)
             file.seek(end)
         os.fsync(file.fileno())
-        sync_folder(self.folder)
+        fsync(self.folder)
 
     def add(self, number: int, answers: Any) -> None:
         """Append a finished chunk and force it to disk.
@@ -119,54 +114,3 @@ def parse_part(line: bytes) -> tuple[int, bytes] | None:
 def _checksum(number: int, payload: bytes) -> bytes:
     """Of the chunk's number too: a flipped bit in it must not give the answers to other rows."""
     return b"%08x" % zlib.crc32(payload, zlib.crc32(b"%d" % number))
-
-
-def can_lock() -> bool:
-    """Whether this system has locks that keep processes apart."""
-    return fcntl is not None
-
-
-def locked(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock a file for as long as it is open; False where another process has it and we do not wait."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: --out must be on a file system with file locks", file.name) from error
-    return True
-
-
-def is_at(file: IO[bytes] | None, path: Path) -> bool:
-    """Whether an open file still has its name: a lock on a removed file keeps nobody out."""
-    try:
-        return file is not None and os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def delete(paths: Iterable[Path]) -> None:
-    """Delete files, where they are still there."""
-    for path in list(paths):
-        path.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """A file's digest, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to disk; elsewhere than on POSIX a folder cannot be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from taosr1 import __version__
+from taosr1.files import can_lock, delete, is_at, locked, sha256
 from taosr1.ranks import Ranks, speak
-from taosr1.task.part_files import PartFiles, can_lock, delete, is_at, locked, sha256
+from taosr1.task.part_files import PartFiles
 from taosr1.task.rows import clean_value, read_jsonl, write_jsonl
 
 # They say where things are and how a job is executed. What they lead to is in the digests of rows and judge.

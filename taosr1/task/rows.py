@@ -15,14 +15,14 @@ import errno
 import gzip
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
+from taosr1.files import replacing
 from taosr1.task.bad_rows import BadRows, shorten
 from taosr1.task.lines import BYTE_ORDER_MARK, MAX_LINE_BYTES, DamagedFile, check_file, damage_in, read_lines, rows_in
 
@@ -158,7 +158,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
     """
     count = 0
     written = BadRows(path)
-    with _replacing(Path(path)) as stream:
+    with _new_file(Path(path)) as stream:
         for row in rows:
             count += 1
             try:
@@ -244,31 +244,20 @@ def _check_header(path: Path, number: int, record: list[str], delimiter: str) ->
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream whose content takes the place of `path` on success and vanishes on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file name to write: check --out")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as raw:
+        with replacing(path) as aside, open(aside, "wb") as raw:
             if path.suffix == ".gz":
                 # No name and no time inside: the same rows give the same bytes.
                 with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as stream:
                     yield stream
             else:
                 yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(aside, path)
-    except BaseException as problem:
-        aside.unlink(missing_ok=True)
-        if isinstance(problem, OSError) and problem.errno in _DISK and problem.filename is None:
+    except OSError as problem:
+        if problem.errno in _DISK and problem.filename is None:
             raise OSError(problem.errno, problem.strerror, str(path)) from problem
         raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

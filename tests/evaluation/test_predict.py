@@ -11,9 +11,9 @@ import torch
 
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
+from taosr1.files import new_folder
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.files import new_folder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.model.weights import save_pretrained
 from taosr1.sampling.labels import label_probabilities

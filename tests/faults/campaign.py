@@ -50,8 +50,8 @@ from harness import (
 from tqdm import tqdm
 
 from taosr1.config import option, parse_config
+from taosr1.files import DamagedError
 from taosr1.judge import load_judge
-from taosr1.model.files import DamagedError
 from taosr1.model.folders import checkpoints
 
 TRAINED = ("sft", "dpo", "grpo")

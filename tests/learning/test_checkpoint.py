@@ -8,11 +8,11 @@ import os
 import pytest
 import torch
 
+from taosr1 import files
+from taosr1.files import new_folder, write_json, write_sealed
 from taosr1.learning import checkpoint
 from taosr1.learning.checkpoint import load_checkpoint, prune, rewind, save_checkpoint, sweep
 from taosr1.learning.loop import make_optimizers
-from taosr1.model import files
-from taosr1.model.files import new_folder, write_json, write_sealed
 from taosr1.model.folders import checkpoints, model_folder, read_best
 from taosr1.model.weights import load_pretrained
 from taosr1.task.prompt import PromptConfig

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from taosr1 import files
+from taosr1.files import DamagedError, write_sealed
 from taosr1.learning.run import Run
-from taosr1.model import files
-from taosr1.model.files import DamagedError, write_sealed
 
 
 @dataclass(frozen=True)

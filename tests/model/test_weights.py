@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from taosr1.model import files
+from taosr1 import files
 from taosr1.model.folders import resolve_folder
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.model.weights import load_decoder, load_pretrained, load_weights, save_pretrained

@@ -13,8 +13,8 @@ import train.dpo
 from taosr1.judge import load_judge
 from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.logprobs import completion_logp, sequence_logp
-from taosr1.learning.parallel import Team
 from taosr1.learning.losses import dpo_loss
+from taosr1.learning.parallel import Team
 from taosr1.learning.selection import shuffled_order
 from train.dpo import Config, collate_pairs, read_pairs, with_reference
 from train.dpo import main as dpo

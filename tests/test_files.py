@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.model import files
-from taosr1.model.files import DamagedError, new_folder, read_sealed, remove_folder, verify, write_json, write_sealed
+from taosr1 import files
+from taosr1.files import DamagedError, new_folder, read_sealed, remove_folder, verify, write_json, write_sealed
 
 
 @pytest.fixture

@@ -10,10 +10,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: one process works there, unlocked
+    fcntl = None  # type: ignore[assignment]
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"  # in a checkpoint only: what makes a folder one
@@ -24,8 +29,9 @@ class DamagedError(ValueError):
     """A file is not what was written."""
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temporary path)` make the file beside `path`, force it to disk, then rename it into place.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there is forced to disk and takes its place, or vanishes on an exception.
 
     The rename also keeps memory maps of the old file intact, where writing into it would change tensors in use.
     """
@@ -33,14 +39,19 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        write(temporary)
+        yield temporary
         temporary.chmod(mode)  # safetensors leaves its files readable by their owner alone
         fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable by itself
-        fsync(path.parent)
+    fsync(path.parent)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`replacing` for what is written in one go: `write(temporary path)`."""
+    with replacing(path) as temporary:
+        write(temporary)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,11 +100,55 @@ def _json_text(value: dict[str, Any]) -> str:
 
 def fsync(path: Path) -> None:
     """Force a file, or a folder's list of names, to disk."""
+    if os.name != "posix" and path.is_dir():  # there a folder cannot be opened, and its names are durable by themselves
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """A file's digest, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Delete files, where they are still there."""
+    for path in list(paths):
+        path.unlink(missing_ok=True)
+
+
+# --- Locks, which end with their process ------------------------------------------------------------------------------
+def can_lock() -> bool:
+    """Whether this system has locks that keep processes apart."""
+    return fcntl is not None
+
+
+def locked(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock a file for as long as it is open; False where another process has it and we do not wait."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: --out must be on a file system with file locks", file.name) from error
+    return True
+
+
+def is_at(file: IO[bytes] | None, path: Path) -> bool:
+    """Whether an open file still has its name: a lock on a removed file keeps nobody out."""
+    try:
+        return file is not None and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 # --- Folders ----------------------------------------------------------------------------------------------------------
@@ -177,8 +232,4 @@ def _read_manifest(path: Path) -> dict[str, dict]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.config import option, parse_config, run_main
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.evaluation.rivals import boosted_overlap
-from taosr1.model.files import write_json
+from taosr1.files import write_json
 from taosr1.task.sources import load_rows
 
 

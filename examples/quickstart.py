@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 
 from taosr1.config import check, option, parse_config, run_main
+from taosr1.files import write_json
 from taosr1.judge import fast_dtype
-from taosr1.model.files import write_json
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 
 MUON = {"optimizer": "muon", "muon_lr": 0.005, "lr": 1e-3}  # for trained weights: a quarter of what fresh ones take

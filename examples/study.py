@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from examples.quickstart import Step, run_all
 from taosr1.config import check, option, parse_config, run_main
+from taosr1.files import write_json
 from taosr1.judge import fast_dtype
-from taosr1.model.files import write_json
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Run:
 
     def _open(self, config: object, resume: str, identity: dict[str, str]) -> tuple[int, Path] | None:
         folder, settings = self.folder, dict(dataclasses.asdict(config))
-        occupied = folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
+        occupied = folder.is_dir() and not all(map(_is_beginning, folder.iterdir()))
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"--out {folder}: is a file, expected a folder")
         if occupied and resume == "none":
@@ -118,8 +118,8 @@ class Run:
         sweep(self.checkpoints)
         start = named or (newest_whole(self.checkpoints) if existed else None)
         rewind(self.checkpoints, start[0] if start else 0)
-        write_json(folder / "config.json", settings)
         write_json(folder / IDENTITY_FILE, identity)
+        write_json(folder / "config.json", settings)  # the last of the two: it is what makes the folder a run's
         write_json(folder / "env.json", _environment())
         for name in ("metrics.jsonl", "samples.jsonl"):
             self._drop_after(name, start[0] if start else 0)
@@ -214,6 +214,12 @@ def _lines_until(path: Path, step: int) -> Iterator[str]:
                 continue
             if row["step"] <= step:
                 yield line.rstrip("\n") + "\n"
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether this is all that a run leaves which was killed before its config.json was there."""
+    temporary = path.name.startswith(".") and path.name.endswith(".tmp")
+    return temporary or path.name in (LOCK_FILE, IDENTITY_FILE) or path.name == "checkpoints" and path.is_dir() and not any(path.iterdir())
 
 
 def _named(path: str) -> tuple[int, Path]:

@@ -12,6 +12,7 @@ import pytest
 
 from taosr1 import files
 from taosr1.files import DamagedError, write_sealed
+from taosr1.learning import run as run_module
 from taosr1.learning.run import Run
 
 
@@ -273,3 +274,20 @@ def test_what_a_killed_write_left_in_the_folder_is_swept_at_the_start(tmp_path):
     Run(tmp_path, Config()).close()
     assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.json", "env.json", "identity.json"]
     assert os.listdir(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("stopped_before", ["identity.json", "config.json", "env.json"])
+def test_a_run_that_is_killed_while_it_opens_its_folder_opens_it_again(tmp_path, monkeypatch, stopped_before):
+    write = run_module.write_json
+
+    def killed(path, value):
+        if path.name == stopped_before:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "write_json", killed)
+        Run(tmp_path, Config(), "auto", lambda: IDENTITY)
+    (tmp_path / ".config.json.1.tmp").write_text("{", encoding="utf-8")
+    Run(tmp_path, Config(), "auto", lambda: IDENTITY).close()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.json", "env.json", "identity.json"]

@@ -194,6 +194,9 @@ def run_main(main) -> None:
         print(f"{who}stopped by Ctrl-C; the same command continues from what is saved", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            print(f"error: {who}{str(error).splitlines()[0][:300]}; try a smaller --micro-batch-tok or batch, or --activation-checkpointing", file=sys.stderr)
+            sys.exit(1)
         if not lost_contact(error):
             raise
         print(f"error: {who}another rank is gone ({str(error).splitlines()[0][:200]}); the same command continues from the newest checkpoint", file=sys.stderr)

@@ -138,11 +138,17 @@ def on_first(do: Callable[[], T]) -> T:
         try:
             outcome[0] = do()
         except Exception as error:
-            outcome[1] = error
+            outcome[1] = error if _travels(error) else OSError(f"{type(error).__name__}: {error}")
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an exception arrives at another rank as it is: Python's own do, and those that only give them another name."""
+    kind = type(error)
+    return kind.__module__ == "builtins" or kind.__module__.startswith("taosr1.") and "__init__" not in vars(kind)
 
 
 def lost_contact(error: BaseException) -> bool:

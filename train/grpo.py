@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +43,9 @@ from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fat
 from taosr1.learning.run import Run, RunFlags, identity, is_unfinished, run_problems
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder
+from taosr1.model.folders import model_folder
 from taosr1.model.lora import adapters
+from taosr1.model.weights import weights_into
 from taosr1.task.judgements import Judgement
 from taosr1.task.sources import load_rows
 
@@ -176,17 +179,21 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )  # fmt: skip
     sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference, team)
     batches: list[RolloutBatch | None] = []
+    trouble: NonFiniteRewardError | None = None
 
     def step_batches(step: int, cursor: dict) -> list[RolloutBatch | AnchorBatch | None]:
-        nonlocal batches
+        nonlocal batches, trouble
         if step % config.updates == 0:
-            batches = []
+            batches, trouble = [], None
             try:
                 batches, groups = sampler.collect(step, cursor)
             except NonFiniteRewardError as error:
                 run.log_samples(step + 1, error.records)
+                trouble = error
                 raise
             run.log_samples(step + 1, groups)
+        if trouble is not None:  # there is nothing for this batch's other updates either
+            raise trouble
         return batches + anchor_batches(examples, grades, step, sampler, config, device)
 
     def loss_fn(model, batch: RolloutBatch | AnchorBatch) -> LossSum:
@@ -219,9 +226,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         print(fates_in_words(sampler.fates))
     if not test:
         return last
-    start = team if adapters(judge.model) else reference or Team(load_judge(start_from, device=device).model)
-    with start.whole(DTYPES[config.dtype]) as model:
-        return last | before_and_after(judge, model, config.out, test, config.max_new_tokens)
+    if config.fsdp:  # no rank has room for more than one whole copy: the shards take on the start's weights, and then the best
+
+        def whole(name: str) -> AbstractContextManager[Decoder]:
+            folder = judge.model.source if name == "start" else model_folder(config.out)
+            weights_into(judge.model, folder)
+            return team.whole(DTYPES[config.dtype])
+
+        return last | before_and_after(judge, judge.model, config.out, test, config.max_new_tokens, whole)
+    start = judge.model if adapters(judge.model) else frozen or load_judge(start_from, device=device).model
+    return last | before_and_after(judge, start, config.out, test, config.max_new_tokens)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
-from taosr1.files import write_json
+from taosr1.files import verify, write_json
 from taosr1.judge import Judge, load_judge
 from taosr1.model.adapter_files import load_adapters
 from taosr1.model.decoder import Decoder
@@ -105,23 +105,41 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
     return scores | {"dev_ece": expected_calibration_error(probs, gold), "dev_brier": brier_score(probs, gold)}
 
 
+@contextmanager
+def _with(model: Decoder, switch: AbstractContextManager) -> Iterator[Decoder]:
+    with switch:
+        yield model
+
+
 def before_and_after(
-    judge: Judge, start: Decoder, run_folder: str, rows: Sequence[Judgement], max_new_tokens: int = 96
+    judge: Judge,
+    start: Decoder,
+    run_folder: str,
+    rows: Sequence[Judgement],
+    max_new_tokens: int = 96,
+    whole: Callable[[str], AbstractContextManager[Decoder]] | None = None,
 ) -> dict[str, float]:
     """Held-out macro-F1 of the weights a stage began with and of its best checkpoint, with 95 % intervals over queries.
 
     Where `start` has adapters, it is judged without them, and then with those of the best checkpoint: one copy of the weights.
+    whole: of a sharded model, opens a whole copy of the weights of "start" or "result", one at a time; `start` is not looked at then.
     Prints both, writes them to `run_folder`/test.json and returns them.
     """
     gold, queries = [row.grade for row in rows], [row.query_id or row.query for row in rows]
     results: dict[str, float] = {}
     for name in ("start", "result"):
-        contender, switch = replace(judge, model=start), adapters_off(start) if name == "start" else nullcontext()
-        if name == "result" and adapters(start):
+        if whole is not None:
+            opened: AbstractContextManager = whole(name)
+        elif name == "start":
+            opened = _with(start, adapters_off(start))
+        elif adapters(start):
+            verify(Path(model_folder(run_folder)), without="optimizer")
             load_adapters(start, model_folder(run_folder))
-        elif name == "result":
-            contender = load_judge(run_folder, device=str(next(start.parameters()).device))
-        with switch:
+            opened = nullcontext(start)
+        else:
+            opened = nullcontext(load_judge(run_folder, device=str(next(start.parameters()).device)).model)
+        with opened as model:
+            contender = replace(judge, model=model)
             grades = [prediction.grade for prediction in predict_together(contender, rows, max_new_tokens)]
         interval = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}

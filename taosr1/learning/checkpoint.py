@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,17 +28,18 @@ from taosr1.files import (
     remove_folder,
     verify,
     write_json,
+    write_sealed,
 )
 from taosr1.learning.parallel import Team
 from taosr1.model.adapter_files import load_adapters, read_adapter_config
 from taosr1.model.decoder import Decoder
-from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best
+from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best, weights_fingerprint
 from taosr1.model.hf_config import from_hf_config
 from taosr1.model.lora import adapters
 from taosr1.model.sharded_files import read_sharded, stored_shapes, write_sharded
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.model.weights import load_weights, save_descriptions, save_pretrained, save_weights_sharded, weights_into
-from taosr1.ranks import on_first
+from taosr1.ranks import on_first, this_rank
 from taosr1.task.prompt import PromptConfig
 
 OPTIMIZER_FILE, OPTIMIZER_FOLDER = "optimizer.safetensors", "optimizer"
@@ -84,7 +85,8 @@ def save_checkpoint(
 
         on_first(finish)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        if this_rank().first:
+            shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)) or type(error).__name__ == "CheckpointException":
             kept = [str(older) for _, older in checkpoints(folder)]
             raise OSError(f"{path} could not be written ({error}); {f'the newest checkpoint is {kept[-1]}' if kept else 'there is no checkpoint yet'}") from error
@@ -154,7 +156,11 @@ def _check_adapters(path: Path, model: Decoder) -> None:
     config, base = read_adapter_config(path)
     if config != adapters(model)[0].lora:
         raise ValueError(f"{path}: holds adapters with {config}, this run has {adapters(model)[0].lora}")
-    if base != model.source:
+    if base == model.source:
+        return
+    if not Path(base).is_dir():  # moved, with the project perhaps: what it held, identity.json has compared
+        print(f"note: {path} stands on {base}, which is not there any more; taking {model.source} for it", file=sys.stderr)
+    elif weights_fingerprint(base) != weights_fingerprint(model.source):
         raise ValueError(f"{path}: holds adapters that stand on {base}, but --model is now {model.source}")
 
 
@@ -191,12 +197,26 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
-def rewind(folder: Path, step: int) -> None:
-    """Forget the checkpoints after `step`; and best.json, if it knows of a later evaluation."""
+def rewind(folder: Path, step: int, metrics: Iterable[dict] = ()) -> None:
+    """Forget the checkpoints after `step`. Where best.json knows of later evaluations it is made anew from the earlier ones.
+
+    metrics: the rows of metrics.jsonl.
+    """
     for later, path in checkpoints(folder):
         if later > step:
             remove_folder(path)
-    if read_best(folder).get("evaluated_through", 0) > step:
+    best = read_best(folder)
+    if best.get("evaluated_through", 0) <= step:
+        return
+    score = next(iter(best.keys() - {"step", "evaluated_through"}), "")
+    there = dict(checkpoints(folder))
+    known = [row for row in metrics if row["step"] <= step and score in row]
+    candidates = [row for row in known if row["step"] in there]
+    if candidates:
+        first_best = max(candidates, key=lambda row: row[score])  # of equals the earliest, as when they were evaluated
+        best = {"step": first_best["step"], score: first_best[score], "evaluated_through": max(row["step"] for row in known)}
+        write_sealed(folder / BEST_FILE, best)
+    else:
         (folder / BEST_FILE).unlink()
 
 

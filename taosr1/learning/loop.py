@@ -126,9 +126,10 @@ def train(
         if run.start:
             step, cursor, skipped = load_checkpoint(run.start[1], model, optimizers, team)
             print(f"{description}: continuing from step {step} ({run.start[1]})")
-            if schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
+            own = run.start[1].resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
+            if own and schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
                 last = _evaluate(run, step, evaluate, score)
-                on_first(lambda: prune(run.checkpoints, schedule.keep_last))
+            on_first(lambda: prune(run.checkpoints, schedule.keep_last))
         bar = progress(total=schedule.steps, initial=step, desc=description, unit="step", disable=not team.ranks.first)
         while step < schedule.steps:
             started = time.perf_counter()
@@ -166,6 +167,9 @@ def train(
             if stop:
                 raise Stopped(stop, f"{description}: stopped after step {step} of {schedule.steps}, which is saved; the same command continues")
         bar.close()
+        stop = max(gather(asked.signum))  # one that came too late for a step
+    if stop:
+        raise Stopped(stop, f"{description}: stopped after its last step, {step}, which is saved")
     return last
 
 
@@ -295,6 +299,7 @@ def _evaluate(run: Run, step: int, evaluate: Callable[[int], dict[str, float]], 
 
     def remember() -> None:
         run.log(step, **results)
+        run.sync()
         best = read_best(run.checkpoints)
         if not best or results[score] > best[score]:
             best = {"step": step, score: results[score]}

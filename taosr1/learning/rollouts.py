@@ -164,6 +164,7 @@ class Sampler:
                 kept = self._balanced(alive, keyed_generator(settings.seed, "balance", step))
                 if len(kept) >= settings.min_groups:
                     break
+        del model  # of a sharded model it was a whole copy, which now makes room
         for group in alive:
             group.dropped = "" if group in kept else "balance"
         self.fates = cursor.setdefault("fates", {})

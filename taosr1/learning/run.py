@@ -21,14 +21,15 @@ from taosr1.config import at_least, option
 from taosr1.files import fsync, locked, read_json, replace_file, verify, write_json
 from taosr1.judge import Judge
 from taosr1.learning.checkpoint import newest_whole, rewind, sweep
-from taosr1.model.folders import checkpoints, weights_fingerprint
+from taosr1.model.folders import checkpoints, read_best, weights_fingerprint
 from taosr1.ranks import on_first, this_rank
 from taosr1.task.grades import LABELS
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
-_FREE_SETTINGS = ("resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "max_skipped", "activation_checkpointing", "fsdp")
+_FREE_SETTINGS = ("micro_batch_tok", "resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "max_skipped", "activation_checkpointing", "fsdp")
 IDENTITY_FILE, LOCK_FILE = "identity.json", ".lock"
 LANGUAGE = ("tokenizer", "label_map")
+ORIGIN = "origin"  # of a run that branched off another's checkpoint: its path
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Run:
 
         resume: "auto" continues from the newest checkpoint of this folder whose files are whole, or starts afresh; "none" insists on
         an empty folder, anything else is the path of the checkpoint to continue from, and nothing else will do; what this folder
-        holds of later steps is forgotten.
+        holds of later steps is forgotten. A checkpoint of another run is where this one branches off: the same command goes on from
+        this folder's own newest checkpoint once it has one.
         identity: what else has to be the same, see `identity`.
         Raises: FileExistsError for a folder that holds something else; ValueError where settings or identity of the run to be
         continued differ, naming each and the flag that overrides; DamagedError and FileNotFoundError for a --resume path that is
@@ -104,8 +106,9 @@ class Run:
         # A Hugging Face folder has a config.json too, but no checkpoints/.
         if occupied and not ((folder / "config.json").exists() and self.checkpoints.is_dir()):
             raise FileExistsError(f"--out {folder}: the folder is not empty and holds no taosr1 run; choose another one")
-        named = None if resume in ("auto", "none") else _named(resume)
-        existed = folder.is_dir()
+        origin = read_json(folder / IDENTITY_FILE).get(ORIGIN, "") if (folder / IDENTITY_FILE).exists() else ""
+        branched = resume not in ("auto", "none") and origin == str(Path(resume).resolve())  # by this very command, earlier
+        named = None if resume in ("auto", "none") or branched else _named(resume)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(folder / LOCK_FILE, f"--out {folder}")
         accepted = {name.strip() for name in getattr(config, "accept_changed", "").split(",") if name.strip()}
@@ -116,9 +119,11 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         sweep(self.checkpoints)
-        start = named or (newest_whole(self.checkpoints) if existed else None)
-        rewind(self.checkpoints, start[0] if start else 0)
-        write_json(folder / IDENTITY_FILE, identity)
+        start = named or newest_whole(self.checkpoints) or (_named(origin) if origin else None)
+        if named and named[1].resolve().parent != self.checkpoints.resolve():
+            origin = str(named[1].resolve())
+        rewind(self.checkpoints, start[0] if start else 0, _rows(folder / "metrics.jsonl"))
+        write_json(folder / IDENTITY_FILE, identity | ({ORIGIN: origin} if origin else {}))
         write_json(folder / "config.json", settings)  # the last of the two: it is what makes the folder a run's
         write_json(folder / "env.json", _environment())
         for name in ("metrics.jsonl", "samples.jsonl"):
@@ -149,8 +154,11 @@ class Run:
         path = self.folder / name
         if not path.exists():
             return
-        kept = "".join(_lines_until(path, step))
-        replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        evaluated = read_best(self.checkpoints).get("evaluated_through", 0)
+        # Logged, but not in best.json yet: that evaluation is made again.
+        kept = [row for row in _rows(path) if row["step"] <= step and not (evaluated < row["step"] == step and _is_evaluation(row))]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def log(self, step: int, **values: object) -> None:
         """Append one line to metrics.jsonl."""
@@ -205,15 +213,21 @@ def is_unfinished(folder: str | Path) -> bool:
     return newest[0] < read_json(path).get("steps", 0)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[str]:
+def _rows(path: Path) -> Iterator[dict]:
+    """The lines of a log, without one that a crash tore; none where there is no log."""
+    if not path.exists():
+        return
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:  # a reply may hold U+2028: only \n ends a line
         for line in file:
             try:
-                row = json.loads(line)
+                yield json.loads(line)
             except ValueError:
                 continue
-            if row["step"] <= step:
-                yield line.rstrip("\n") + "\n"
+
+
+def _is_evaluation(row: dict) -> bool:
+    """Whether a row of metrics.jsonl is an evaluation's: steps have a loss. Rows of samples.jsonl are neither."""
+    return "loss" not in row and "dev_macro_f1" in row
 
 
 def _is_beginning(path: Path) -> bool:

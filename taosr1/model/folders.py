@@ -67,6 +67,8 @@ def weights_fingerprint(source: str) -> str:
     if (folder / MANIFEST_FILE).is_file():
         digest.update((folder / MANIFEST_FILE).read_bytes())
     else:
+        for name in ("config.json", "generation_config.json", "prompt.json", ADAPTER_CONFIG):
+            digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"-")
         for path in sorted(folder.glob("*.safetensors")):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
@@ -74,6 +76,8 @@ def weights_fingerprint(source: str) -> str:
                 for place in range(0, size, max(2**20, size // 16)):
                     file.seek(place)
                     digest.update(file.read(2**20))
+    if (folder / ADAPTER_CONFIG).is_file():
+        digest.update(weights_fingerprint(str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))).encode())
     return f"{folder.name}, sha256 {digest.hexdigest()[:16]}"
 
 

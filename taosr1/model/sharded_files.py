@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taosr1.ranks import lost_contact
+
 SHARD_FOLDER = "sharded"  # where DCP puts the ranks' pieces while it joins them
 
 
@@ -28,6 +30,8 @@ def read_sharded(tensors: dict[str, Tensor], folder: str | Path) -> None:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(dict(tensors), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=not torch.distributed.is_initialized())
     except (RuntimeError, dcp.CheckpointException, AssertionError) as error:
+        if lost_contact(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ValueError(f"{folder}: its tensors do not fit ({next(iter(str(error).splitlines()), error)})") from error
 
 

@@ -68,8 +68,8 @@ def _load_decoder(folder: Path, spec: str | Path, dtype: torch.dtype, device: to
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype}, expected one of {', '.join(DTYPES)}")
     *above, folder = _base_folders(folder)
-    if above:
-        verify(folder, without="optimizer")  # the base may be a checkpoint too
+    for below in (*above[1:], folder) if above else ():  # what adapters stand on may be checkpoints too
+        verify(below, without="optimizer")
     raw = read_json(folder / "config.json")
     try:
         config = from_hf_config(raw)

@@ -212,3 +212,14 @@ def test_rewind_forgets_later_checkpoints_and_a_best_that_was_chosen_later(tmp_p
     assert steps_in(tmp_path) == [10, 20] and read_best(tmp_path)["step"] == 10
     rewind(tmp_path, 10)
     assert steps_in(tmp_path) == [10] and read_best(tmp_path) == {}
+
+
+def test_the_best_before_a_rewind_is_the_best_again_and_is_kept(tmp_path):
+    pretend(tmp_path, 2, 4, 6, 8)
+    write_sealed(tmp_path / "best.json", {"step": 8, "dev_macro_f1": 0.95, "evaluated_through": 8})
+    scores = {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.95}
+    rows = [{"step": step, **value} for step, score in scores.items() for value in ({"loss": 1.0}, {"dev_macro_f1": score})]
+    rewind(tmp_path, 6, rows)
+    assert read_best(tmp_path) == {"step": 4, "dev_macro_f1": 0.9, "evaluated_through": 6}
+    prune(tmp_path, 1)
+    assert steps_in(tmp_path) == [4, 6]

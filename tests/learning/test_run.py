@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -291,3 +292,33 @@ def test_a_run_that_is_killed_while_it_opens_its_folder_opens_it_again(tmp_path,
     (tmp_path / ".config.json.1.tmp").write_text("{", encoding="utf-8")
     Run(tmp_path, Config(), "auto", lambda: IDENTITY).close()
     assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.json", "env.json", "identity.json"]
+
+
+def test_the_command_that_branched_off_goes_on_from_its_own_checkpoints(tmp_path, monkeypatch):
+    Run(tmp_path / "old", Config(), "auto", lambda: IDENTITY).close()
+    path = pretend_checkpoint(tmp_path / "old", 4)
+    for _ in range(2):  # killed before its first own checkpoint: it branches off again
+        run = Run(tmp_path / "new", Config(), path, lambda: IDENTITY)
+        assert run.start == (4, tmp_path / "old" / "checkpoints" / "step-000004")
+        run.close()
+    run = Run(tmp_path / "new", Config(), "auto", lambda: IDENTITY)  # and auto knows where it came from
+    assert run.start[0] == 4
+    run.close()
+    pretend_checkpoint(tmp_path / "new", 8)
+    shutil.rmtree(path)  # pruned by the run it belongs to
+    for resume in (path, "auto"):
+        run = Run(tmp_path / "new", Config(), resume, lambda: IDENTITY)
+        assert run.start == (8, tmp_path / "new" / "checkpoints" / "step-000008")
+        run.close()
+
+
+def test_an_evaluation_that_was_logged_but_not_remembered_is_not_logged_twice(tmp_path):
+    run = Run(tmp_path, Config())
+    for step in (1, 2):
+        run.log(step, loss=1.0)
+        run.log(step, dev_macro_f1=0.5)
+    pretend_checkpoint(tmp_path, 2)
+    write_sealed(run.checkpoints / "best.json", {"step": 1, "dev_macro_f1": 0.5, "evaluated_through": 1})
+    run.close()
+    Run(tmp_path, Config()).close()
+    assert [(row["step"], "loss" in row) for row in lines(tmp_path / "metrics.jsonl")] == [(1, True), (1, False), (2, True)]

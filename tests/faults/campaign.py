@@ -107,8 +107,13 @@ def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: f
             counts["continued from the newest step"] += 1
         if code == 0:
             break
+    newest = max(checkpoints(out / "checkpoints"), default=(0, None))[0] if stage in TRAINED else 0
+    log.unlink()
     code = run_whole(script_of(stage), argv, log)
     expect(code == 0, f"{stage} in {folder}: the last start ended with {code}", log)
+    if newest:
+        expect(f"continuing from step {newest} " in log.read_text(encoding="utf-8"), f"{stage} in {folder}: did not continue from step {newest}", log)
+        counts["continued from the newest step"] += 1
     expect(result_of(stage, out) == expected, f"{stage} in {folder}: the result is not that of the undisturbed run", log)
     left = [path.name for path in folder.rglob(".*") if path.name.startswith((".writing-", ".deleting-")) or path.name.endswith(".tmp")]
     expect(not left, f"{stage} in {folder}: left behind {left}")

@@ -457,3 +457,31 @@ def test_an_error_that_is_not_about_memory_is_not_tried_again(make_judge):
     with pytest.raises(RuntimeError, match="shapes"):
         accumulate(make_judge().model, [collate(examples(0))], loss)
     assert len(calls) == 1
+
+
+def test_a_run_that_branches_off_does_not_take_the_others_checkpoint_for_its_best(make_judge, tmp_path):
+    evaluate, _ = scores(0.9)
+    drive(tmp_path / "old", make_judge(), steps=2, evaluate=evaluate, schedule={"eval_every": 2})
+    path = str(checkpoints(tmp_path / "old" / "checkpoints")[-1][1])
+    evaluate, asked = scores(0.5)
+    judge, batch = make_judge(seed=1), [collate(examples(0))]
+    train(
+        judge.model, judge.tokenizer, judge.prompt, Run(tmp_path / "new", Config(), path), schedule=Schedule(4, eval_every=4),
+        optimizers=make_optimizers(judge.model, 1e-2), step_batches=lambda step, cursor: batch, loss_fn=loss_fn, evaluate=evaluate,
+    )  # fmt: skip
+    assert asked == [4] and read_best(tmp_path / "new" / "checkpoints") == {"step": 4, "dev_macro_f1": 0.5, "evaluated_through": 4}
+
+
+def test_a_signal_that_comes_when_all_steps_are_done_is_not_lost(make_judge, tmp_path):
+    def evaluate(step):
+        return {"dev_macro_f1": 0.5}
+
+    drive(tmp_path, make_judge(), steps=2, evaluate=evaluate)
+    (tmp_path / "checkpoints" / "best.json").unlink()
+
+    def asked_to_stop(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"dev_macro_f1": 0.5}
+
+    with pytest.raises(Stopped, match="stopped after its last step, 2, which is saved"):
+        drive(tmp_path, make_judge(), steps=2, evaluate=asked_to_stop)

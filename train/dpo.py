@@ -152,8 +152,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def step_batches(step: int, cursor: dict) -> list[PairBatch]:
         drawn = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
-        parts = team.share(micro_batches([pairs[i] for i in drawn], config.micro_batch_tok), padded_tok)
-        return [part and collate_pairs(part, device) for part in parts]
+        batch = [pairs[i] for i in drawn]
+        parts = micro_batches(batch, team.budget(batch, config.micro_batch_tok))
+        return [part and collate_pairs(part, device) for part in team.share(parts, padded_tok)]
 
     def loss_fn(model, batch: PairBatch) -> LossSum:
         logp, label, lengths = reply_logp(model, batch)

@@ -136,7 +136,7 @@ def anchor_batches(examples: list[Example], grades: list[int], step: int, sample
     counted = sampler.reply_weight if config.normalise == "token" else sampler.replies
     drawn = [examples[row] for row in balanced_order(grades, config.seed, step * SFT_ROWS, SFT_ROWS, power=0.5)]
     scale = config.sft_coef * counted / sum(len(example.reply) for example in drawn)
-    parts = sampler.team.share(micro_batches(drawn, config.micro_batch_tok), padded_tok)
+    parts = sampler.team.share(micro_batches(drawn, sampler.team.budget(drawn, config.micro_batch_tok)), padded_tok)
     collated = (part and collate(part, device) for part in parts)
     return [batch and AnchorBatch(batch.ids, batch.mask, scale) for batch in collated]
 

@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def step_batches(step: int, cursor: dict) -> list[Batch]:
         drawn = balanced_order(grades, config.seed, step * config.batch_size, config.batch_size, power=config.grade_power)
-        parts = micro_batches([examples[row] for row in drawn], config.micro_batch_tok)
+        batch = [examples[row] for row in drawn]
+        parts = micro_batches(batch, team.budget(batch, config.micro_batch_tok))
         return [part and collate(part, device) for part in team.share(parts, padded_tok)]
 
     def loss_fn(model, batch: Batch) -> LossSum:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from taosr1.learning.batches import Sized
 from taosr1.learning.logprobs import completion_logp
 from taosr1.model.decoder import Decoder
 from taosr1.model.weights import weights_into
@@ -77,6 +78,12 @@ class Team:
             longest = max(gather(len(mine)))
             mine += [None] * (longest - len(mine))
         return mine
+
+    def budget(self, items: Sequence[Sized], max_tokens: int) -> int:
+        """Tokens of a micro-batch: `max_tokens`, but of several ranks no more than one's fair share, or some would have nothing to do."""
+        if self.ranks.world == 1:
+            return max_tokens
+        return max(1, min(max_tokens, -(-sum(item.length_tok for item in items) // self.ranks.world)))
 
     def sum_gradients(self) -> None:
         """`.grad` of every trained weight becomes its sum over all ranks."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from taosr1.judge import Judge
-from taosr1.learning.batches import Batch, Example, collate, label_token_weights, packed_tok, sibling_batches
+from taosr1.learning.batches import Batch, Example, Siblings, collate, label_token_weights, packed_tok, sibling_batches
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
@@ -175,7 +175,8 @@ class Sampler:
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)
         of_groups = [rollouts[start : start + settings.samples] for start in range(0, len(rollouts), settings.samples)]
-        parts = sibling_batches(of_groups, settings.micro_batch_tok)
+        budget = self.team.budget([Siblings(group) for group in of_groups], settings.micro_batch_tok)
+        parts = sibling_batches(of_groups, budget)
         labels = 0 if self.judge.prompt.order == "pre-cot" else len(rollouts)
         self.replies, self.reply_weight = len(rollouts), sum(len(rollout.reply) for rollout in rollouts) + labels * (settings.label_weight - 1)
         return [self._batch(part) for part in self.team.share(parts, packed_tok)], [group.record() for group in sampled]

@@ -230,7 +230,7 @@ def test_a_judge_that_thinks_first_has_no_difficulty_by_prefill(thinker, tmp_pat
 
 def test_rewards_that_are_no_numbers_count_for_every_update_of_their_batch(post, tmp_path, monkeypatch):
     monkeypatch.setattr("taosr1.learning.rollouts.reward_parts", lambda *_: {"label": float("nan")})
-    with pytest.raises(FloatingPointError, match="reward 'label' is nan, 4 in a row; its batch is in"):
+    with pytest.raises(FloatingPointError, match="reward 'label' is nan, expected a finite number, 4 in a row; its batch is in"):
         grpo(flags(post, tmp_path / "run", "--steps", "8", "--updates", "2", "--eval-every", "8", "--max-skipped", "4", "--test", ""))
     dumped = json.loads((tmp_path / "run" / "bad-step-000003-rank-0.json").read_text(encoding="utf-8"))
     assert dumped["records"] and dumped["records"][0]["reward_parts"]

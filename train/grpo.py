@@ -33,13 +33,14 @@ from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
 from taosr1.learning.examples import agreeing, examples_of
+from taosr1.learning.groups import RolloutBatch, RolloutSettings, fates_in_words
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
 from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
 from taosr1.learning.parallel import Team, join_job
 from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
-from taosr1.learning.rollouts import RolloutBatch, RolloutSettings, Sampler, fates_in_words
+from taosr1.learning.rollouts import Sampler
 from taosr1.learning.run import Run, RunFlags, identity, is_unfinished, run_problems
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder

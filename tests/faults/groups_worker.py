@@ -21,11 +21,12 @@ import torch
 
 from taosr1.judge import load_judge
 from taosr1.learning import rollouts
+from taosr1.learning.groups import RolloutSettings
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import grpo_loss
 from taosr1.learning.parallel import Team, join_job, whole_tensor
-from taosr1.learning.rollouts import RolloutSettings, Sampler
+from taosr1.learning.rollouts import Sampler
 from taosr1.ranks import gather, leave
 from taosr1.task.world import read_pool
 

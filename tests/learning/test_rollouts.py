@@ -13,9 +13,10 @@ import torch
 
 from taosr1.judge import Judge
 from taosr1.learning import loop, rollouts
+from taosr1.learning.groups import RolloutSettings, fates_in_words
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.parallel import Team
-from taosr1.learning.rollouts import RolloutSettings, Sampler, fates_in_words
+from taosr1.learning.rollouts import Sampler
 from taosr1.learning.selection import grade_share_cv
 from taosr1.learning.shared_prompts import pack_rows
 from taosr1.task.judgements import Judgement

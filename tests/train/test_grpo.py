@@ -12,9 +12,9 @@ import torch
 import train.grpo
 import train.sft
 from taosr1.judge import BUNDLED, load_judge
+from taosr1.learning.groups import RolloutBatch
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import accumulate
-from taosr1.learning.rollouts import RolloutBatch
 from taosr1.task.judgements import write_judgements
 from taosr1.task.world import read_pool
 from train.grpo import THINKER

@@ -1,197 +1,391 @@
-"""What a GRPO step costs on N ranks: a model, simulated to 1,024, around the parts that can be run here.
+"""What grows with ranks: a cost model of one GRPO step (and one SFT step) on N ranks, DDP and FSDP2.
 
-    python examples/benchmarks/ranks.py                                # 0.6B weights on machines of 8 GPUs
-    python examples/benchmarks/ranks.py --shape small --groups 16
+    python examples/benchmarks/ranks.py                                   # weak scaling: so many groups a rank
+    python examples/benchmarks/ranks.py --strong 1024                     # strong scaling: so many groups, however many ranks
+    python examples/benchmarks/ranks.py --kept-frac 0.5 --micro-batch-tok 1024 --out ranks.json
 
-Every rank adds `--groups` prompts with `--samples` replies each (weak scaling). Run for real, on this machine: the pickled size of a
-group and the time to pickle and unpickle it; the plan that every rank makes for the whole step (`sibling_batches`, `share`); a gather
-between two processes. Simulated: reply lengths, which groups are kept, and all that needs more than one machine.
+It is a model. Measured, on this machine: planning (the project's own `Sampler.collect` on the groups of all N ranks, with drawn answers
+in place of sampled ones), pickling, and two ranks of gloo, whose times are printed beside the modelled ones. Everything else, and every
+number beyond two ranks, is computed from the formulas below and the flags. No GPU was at hand when it was written.
 
-A step, in seconds (N ranks, W weights, B bytes/s, L seconds of latency):
-    sample    the longest reply of all ranks x --decode-ms a token: everybody waits for the exchange
-    exchange  (N - 1) x groups x bytes / B + N x groups x (unpickle) + L log2 N
-    plan      measured: every rank sorts and deals all kept groups
-    train     8 W x tokens / (FLOP/s), of the rank that has most (6 for forward and backward, 2 for the reference)
-    reduce    DDP: 2 (N - 1) / N x 4 W / B + L log2 N. FSDP2: 3 x (N - 1) / N x 4 W / B for each pass (weights twice, gradients once),
-              1 more for the reference, and W x 2 bytes once for the whole copy that samples
-    small     two exchanges of about 1 kB from each rank: metrics, and whether somebody asked to stop
-Inside one machine B is --fast-gbs, across machines --slow-gbs. Assumed: no overlap of communication with computing, no failures, and
-ranks that are equally fast. All numbers beyond two ranks are of this model, not measured.
+Formulas, times in seconds. N ranks, P weights (number), L layers, T parameter tensors; F = tflops * 1e12 * mfu, FLOP/s; M = memory_gbs *
+1e9, bytes/s; B = the slowest link of a ring, bytes/s: inside_gbs up to `node` ranks, then the slower of inside_gbs and between_gbs; l = latency_us;
+h = log2 N hops (--hops ring: N - 1 for gathers and scatters); H, t = host_gbs and host_us: bytes/s and latency of gloo.
+
+1. Sampling. A rank answers its share of the prompts (`share` by prompt length, as `Sampler._each`), in waves of as many rows as `rows_that_fit`
+   says. A wave lasts 2 P (prompt tokens) / F, the prefill, and then, n being its longest reply in tokens,
+       max(n L layer_us, (n b P + b c sum over replies of length (prompt + length / 2)) / M),
+   launching kernels or reading weights and keys and values: c numbers of cache a token, b bytes a number, 4 under DDP, which samples from
+   the float32 masters, 2 under FSDP2, which samples from a copy in bfloat16. The step goes on when the slowest rank is done: mean and wait.
+2. Exchange of groups, `gather({place: vars(group)})` through gloo on the hosts. With s pickled bytes of one rank (the largest, as all are padded to it) and
+   p, u seconds a byte to pickle and to unpickle, both measured:  p s + 2 (N - 1) t + (N - 1) s / H + u N s.  N s are also what every rank has to hold.
+3. Planning, replicated on every rank: seconds that `Sampler.collect` takes here, without what stands in for sampling; and, of these, its larger parts.
+4. Training: (6 + 2 m) P / F a packed token, m = 2 further forward passes: the old log-probs (--dtype bfloat16 measures them) and, with --kl, the reference.
+   DDP: the largest sum of a rank's micro-batches; FSDP2, where passes go in step: the sum over k of the largest k-th micro-batch.
+   Beside it the largest sum, had every rank trained on the kept ones of the groups that it sampled itself (their number is binomial).
+5. Gradients. DDP, once a step, float32: 2 (N - 1) / N 4 P / B + h l. FSDP2, for every micro-batch of the rank that has most, (3 + m) times (gather weights forward
+   and backward, scatter gradients, gather in each further pass; all float32): (N - 1) / N 4 P / B + (L + 1) h l. And once a step the whole copy to
+   sample from: (N - 1) / N 4 P / B + T h l.
+6. Small exchanges: sums of losses and metrics, the stop flag (FSDP2: and the number of micro-batches), each 2 (N - 1) t + N o, o seconds to read one
+   rank's (measured).
+
+SFT is 3 to 6 with `balanced_order`, `micro_batches` and `share` of padded tokens as its planning and 6 P / F a padded token.
+
+Assumptions. Lengths are log-normal, with --spread, cut at --longest. Every group is kept with probability --kept-frac. Exchanges hide behind nothing: true
+of DDP here, whose one all-reduce follows the last backward pass; an upper bound for FSDP2, which gathers the next layer during this one (at best it
+hides the smaller of training and gradients). One ring, so between nodes all ranks of a node share between_gbs. All weights are trained, no
+adapters. Attention's products over pairs of tokens, the head's recomputation, the optimizer (28 bytes a weight over M), `resamples`, evaluations and checkpoints are left out, as is the
+head's product on prompt tokens being counted though it is not made. Ranks of a node do not disturb each other while they plan and unpickle.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+import statistics
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from heapq import heapreplace
+from itertools import zip_longest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from examples.benchmarks.common import SHAPES, machine
-from taosr1.config import option, parse_config, run_main
-from taosr1.learning.batches import Siblings, packed_tok, sibling_batches
-from taosr1.learning.groups import Group, Rollout
+from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.judge import Judge
+from taosr1.learning import parallel, rollouts
+from taosr1.learning.batches import Example, micro_batches, packed_tok, padded_tok
+from taosr1.learning.losses import grpo_loss
+from taosr1.learning.parallel import Team
+from taosr1.learning.rollouts import Group, RolloutSettings, Sampler
+from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.ranks import Ranks, share
+from taosr1.ranks import Ranks, gather, join, share
+from taosr1.sampling.sampler import rows_that_fit
+from taosr1.task.judgements import Judgement
+from taosr1.task.prompt import PromptConfig
+from taosr1.task.sources import load_rows
 
-RANKS = (1, 2, 8, 64, 256, 1024)
+SENT = 32 * 2**20  # bytes of the tensor by which gloo's speed is measured
+MASTER = 4  # bytes of a trained weight and of its gradient: float32
 
 
 @dataclass(frozen=True)
 class Config:
     shape: str = option("qwen3-0.6b", "which model", tuple(SHAPES))
-    groups: int = option(16, "prompts a rank adds to a step")
-    samples: int = option(8, "replies per prompt")
-    prompt_tok: int = option(200, "tokens of a prompt")
-    reply_tok: int = option(120, "tokens of a reply, on average; lengths are log-normal with --spread")
-    spread: float = option(0.35, "standard deviation of the logarithm of a reply's length")
-    max_reply_tok: int = option(256, "longest reply")
-    kept_frac: float = option(0.3, "share of groups that difficulty keeps")
-    micro_batch_tok: int = option(16384, "tokens of a micro-batch")
-    decode_ms: float = option(15.0, "milliseconds to decode one token of a rank's whole batch")
-    tflops: float = option(300.0, "useful TFLOP/s of a rank in training")
-    per_machine: int = option(8, "ranks of a machine")
-    fast_gbs: float = option(300.0, "GB/s a rank has to others on its machine")
-    slow_gbs: float = option(25.0, "GB/s a rank has to other machines")
-    gather_gbs: float = option(1.0, "GB/s of the exchange of groups, which goes over TCP (gloo)")
-    latency_us: float = option(30.0, "microseconds of one hop")
-    seed: int = option(0, "seed of lengths and of the kept groups")
+    params: float = option(0.0, "weights, in place of the shape's own number (0); layers and cache stay the shape's")
+    ranks: str = option("1,2,8,64,256,1024", "numbers of ranks, separated by commas")
+    strong: int = option(0, "groups sampled by all ranks together, however many (0: weak scaling, --groups a rank)")
+    groups: int = option(32, "groups sampled by each rank in a step; --groups of train/grpo.py divided by the ranks")
+    samples: int = option(8, "replies to a prompt, as in train/grpo.py")
+    prompt_tok: int = option(332, "mean tokens of a prompt: ESCI in Qwen3's tokens (examples/finetune_qwen3.md)")
+    reply_tok: int = option(90, "mean tokens of a reply with its reason: as far below --longest as the bundled thinker's replies below theirs")
+    longest: int = option(160, "--max-new-tokens: what examples/finetune_qwen3.md gives a reply with its reason")
+    spread: float = option(0.2, "standard deviation of lengths over their mean: the bundled thinker's replies have 0.18, its prompts 0.20")
+    kept_frac: float = option(0.15, "share of groups trained on: what train/grpo.py keeps in its first six steps from the bundled thinker")
+    kl: bool = option(True, "a reference model measures every micro-batch too, as with --kl-beta above 0")
+    micro_batch_tok: int = option(4096, "packed tokens of a micro-batch, as in train/grpo.py")
+    batch_size: int = option(64, "SFT: examples of each rank in a step, as in train/sft.py on one rank")
+    tflops: float = option(989.0, "TFLOP/s of a device: an H100's in bfloat16, by its data sheet")
+    mfu: float = option(0.3, "share of them that passes reach: published runs of large models have 0.4, small ones in plain PyTorch less")
+    memory_gbs: float = option(3350.0, "GB/s of a device's memory: an H100's, by its data sheet")
+    layer_us: float = option(250.0, "microseconds in which one layer of a decoding step is launched: 49 kernels (counted) of about 5")
+    node: int = option(8, "ranks on a machine")
+    inside_gbs: float = option(400.0, "GB/s of a ring inside a machine: NVLink of an H100")
+    between_gbs: float = option(50.0, "GB/s between machines, all network cards of one together: one of 400 Gbit/s")
+    latency_us: float = option(20.0, "microseconds of one hop of a collective between devices")
+    hops: str = option("log2", "hops of a gather or scatter: of a tree, or of a plain ring, N - 1", ("log2", "ring"))
+    host_gbs: float = option(0.0, "GB/s of gloo between hosts (0: what two ranks have on this machine)")
+    host_us: float = option(0.0, "microseconds of one hop of gloo (0: the same)")
+    chars_tok: float = option(4.0, "characters of a reply's text a token: English has about four")
+    rank_steps: int = option(256, "steps times ranks that are simulated and averaged, one step at least")
+    seed: int = option(0, "seed of lengths and of which groups are kept")
     out: str = option("", "JSON file to write")
+    two: bool = option(False, "internal: be one of the two ranks that are measured")
+
+    def __post_init__(self) -> None:
+        numbers = self.ranks.replace(" ", "").split(",")
+        positive = ("tflops", "mfu", "memory_gbs", "inside_gbs", "between_gbs")
+        check([
+            *at_least(self, params=0, strong=0, groups=1, samples=2, prompt_tok=1, reply_tok=1, longest=1, spread=0, micro_batch_tok=1, batch_size=1,
+                      layer_us=0, node=1, latency_us=0, host_gbs=0, host_us=0, chars_tok=0, rank_steps=1),
+            *[(not getattr(self, name) > 0, f"--{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0") for name in positive],
+            (not 0 <= self.kept_frac <= 1, f"--kept-frac is {self.kept_frac}, expected 0 to 1"),
+            (not all(number.isdecimal() and int(number) for number in numbers), f"--ranks is {self.ranks!r}, expected numbers separated by commas"),
+        ])  # fmt: skip
+
+    @property
+    def worlds(self) -> list[int]:
+        return sorted({int(number) for number in self.ranks.split(",")})
 
 
-def main(argv: list[str] | None = None) -> list[dict]:
+def main(argv: list[str] | None = None) -> dict:
     config = parse_config(Config, __doc__, argv)
-    with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in Decoder(DecoderConfig(**SHAPES[config.shape])).parameters())
-    group_bytes, pickle_s = cost_of_a_group(config)
-    print(f"{config.shape}, {weights / 1e6:.0f} M weights; {machine()}")
-    print(f"measured here: a group is {group_bytes / 1024:.1f} KiB pickled, {1e6 * pickle_s:.0f} us to pickle and unpickle")
-    real, modelled = two_processes(config), config.groups * group_bytes / (config.gather_gbs * 1e9) + 2 * config.groups * pickle_s + config.latency_us / 1e6
-    print(f"gather of {config.groups} groups between two processes: {1e3 * real:.1f} ms measured, {1e3 * modelled:.1f} ms modelled")
-    print(f"\n{'ranks':>5} {'sample':>8} {'exchange':>9} {'plan':>7} {'train':>7} {'reduce':>7} {'small':>7} {'step':>7} {'efficiency':>11}"
-          f" {'train where sampled':>20} {'FSDP2 step':>11}")  # fmt: skip
-    rows: list[dict] = []
-    for ranks in RANKS:
-        row = step(config, ranks, weights, group_bytes, pickle_s)
-        row["efficiency"] = rows[0]["step"] / row["step"] if rows else 1.0
-        rows.append(row)
-        print(f"{ranks:5d} {row['sample']:8.2f} {row['exchange']:9.3f} {row['plan']:7.3f} {row['train']:7.3f} {row['reduce']:7.3f} {row['small']:7.4f} {row['step']:7.2f}"
-              f" {row['efficiency']:10.0%}  {row['train_where_sampled']:19.3f} {row['fsdp_step']:11.2f}")  # fmt: skip
-    if config.out:
-        Path(config.out).write_text(json.dumps({"machine": machine(), "weights": weights, "rows": rows}, indent=1) + "\n")
-    return rows
-
-
-def step(config: Config, ranks: int, weights: int, group_bytes: float, pickle_s: float) -> dict[str, float]:
-    """Seconds of each part of one step; `train_where_sampled` is what training would take if no group were exchanged."""
-    generator = torch.Generator().manual_seed(config.seed)
-    count = ranks * config.groups
-    lengths = reply_lengths(config, count, generator)  # (groups, samples)
-    kept = torch.rand(count, generator=generator) < config.kept_frac
-    hops = math.log2(ranks)
-    bandwidth = 1e9 * (config.fast_gbs if ranks <= config.per_machine else config.slow_gbs)
-    latency = config.latency_us / 1e6 * hops
-    plan_s, dealt = planned(config, ranks, lengths, kept)
-    tok_s = 8 * weights / (config.tflops * 1e12)
-    own = [int(lengths[start : start + config.groups][kept[start : start + config.groups]].sum()) for start in range(0, count, config.groups)]
-    own = [tok + config.prompt_tok * int(kept[start : start + config.groups].sum()) for tok, start in zip(own, range(0, count, config.groups))]
-    ring = (ranks - 1) / ranks * 4 * weights / bandwidth
-    passes = max(len(parts) for parts in dealt)
-    row = {
-        "ranks": ranks,
-        "sample": int(lengths.max()) * config.decode_ms / 1e3,
-        "exchange": (ranks - 1) * config.groups * group_bytes / (config.gather_gbs * 1e9) + (ranks * config.groups * pickle_s + latency if ranks > 1 else 0.0),
-        "plan": plan_s,
-        "train": max(map(sum, dealt)) * tok_s,
-        "train_where_sampled": max(own) * tok_s,
-        "reduce": 2 * ring + latency,
-        "small": 2 * (latency + (ranks - 1) * 1e3 / (config.gather_gbs * 1e9) + ranks * 5e-6 * (ranks > 1)),
-    }
-    row["step"] = sum(row[part] for part in ("sample", "exchange", "plan", "train", "reduce", "small"))
-    row["fsdp_step"] = row["step"] - row["reduce"] + 4 * passes * (ring + latency) + ring / 2
-    return row
-
-
-def reply_lengths(config: Config, groups: int, generator: torch.Generator) -> torch.Tensor:
-    """(groups, samples) int64."""
-    normal = torch.randn(groups, config.samples, generator=generator)
-    lengths = config.reply_tok * (config.spread * normal - config.spread**2 / 2).exp()
-    return lengths.round().long().clamp(1, config.max_reply_tok)
-
-
-def planned(config: Config, ranks: int, lengths: torch.Tensor, kept: torch.Tensor) -> tuple[float, list[list[int]]]:
-    """Seconds that one rank takes to plan the step, really; and the tokens of every rank's micro-batches."""
-    groups = []
-    for number in kept.nonzero().flatten().tolist():
-        prompt = [number] * config.prompt_tok
-        groups.append([Rollout(prompt, [0] * length, [], 1.0) for length in lengths[number].tolist()])
-    started = time.perf_counter()
-    total = sum(Siblings(group).length_tok for group in groups)
-    parts = sibling_batches(groups, max(1, min(config.micro_batch_tok, -(-total // ranks))))  # as Team.budget has it
-    costs = [packed_tok(part) for part in parts]
-    places = share(range(len(parts)), Ranks(0, ranks), costs.__getitem__)
-    seconds = time.perf_counter() - started
-    others = [share(range(len(parts)), Ranks(rank, ranks), costs.__getitem__) for rank in range(1, min(ranks, 64))]
-    return seconds, [[costs[place] for place in dealt] for dealt in (places, *others)]
-
-
-def some_group(config: Config) -> dict:
-    generator = torch.Generator().manual_seed(config.seed)
-    lengths = reply_lengths(config, 1, generator)[0].tolist()
-    replies = [torch.randint(150_000, (length,), generator=generator).tolist() for length in lengths]
-    logp = [torch.randn(length, generator=generator).tolist() for length in lengths]
-    prompt = torch.randint(150_000, (config.prompt_tok,), generator=generator).tolist()
-    texts = ["word " * (length * 3 // 4) for length in lengths]
-    ends = [True] * config.samples
-    return vars(Group(7, prompt, 3, "", [0.25] * 4, [], replies, ends, texts, [3] * config.samples, logp, [{"label": 1.0}] * config.samples, [1.0] * config.samples))
-
-
-def cost_of_a_group(config: Config) -> tuple[float, float]:
-    """Bytes of one pickled group, and seconds to pickle and unpickle it."""
-    group, repeats = some_group(config), 200
-    started = time.perf_counter()
-    for _ in range(repeats):
-        data = ForkingPickler.dumps(group)  # as torch.distributed sends objects; nothing of it is ever read from a file
-        ForkingPickler.loads(data)
-    return float(len(data)), (time.perf_counter() - started) / repeats
-
-
-def two_processes(config: Config) -> float:
-    """Median seconds of a gather of everybody's groups between two processes of this machine."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    store = Path(f"/tmp/taosr1-ranks-{time.time_ns()}")
-    workers = [context.Process(target=_gather, args=(rank, str(store), config, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    store.unlink(missing_ok=True)
-    return queue.get()
-
-
-def _gather(rank: int, store: str, config: Config, queue) -> None:
-    from taosr1.ranks import gather
-
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    groups, seconds = [some_group(config) for _ in range(config.groups)], []
-    for _ in range(11):
+    if config.two:
+        print(json.dumps(be_one_of_two(config)))
+        return {}
+    found = measure_hosts(config)
+    model, rows = Model.of(config), load_rows("world:labelled", need_grade=True)
+    print(f"a model: {config.shape}, {model.params / 1e9:.3g} G weights; measured here: planning, pickling, two ranks of gloo; {machine()}")
+    grpo, sft = [], []
+    for world in config.worlds:
+        grpo.append(grpo_step(config, model, found, rows, world))
+        sft.append(sft_step(config, model, found, rows, world))
+    for steps in (grpo, sft):
+        add_totals(steps, strong=bool(config.strong))
+    show(config, grpo, sft, found)
+    result = {"machine": machine(), "config": vars(config), "hosts": vars(found), "grpo": grpo, "sft": sft}
+    if config.out:
+        Path(config.out).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+# ---- what is measured here ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Hosts:
+    """Bytes of pickled groups, and how fast hosts pickle and talk. `compared`: two ranks, measured beside modelled seconds."""
+
+    group_bytes: float  # of a group, without what follows
+    token_bytes: float  # of each reply token: id, log-prob, text
+    pickle_s_mb: float
+    unpickle_s_mb: float
+    bytes_s: float
+    hop_s: float
+    read_s: float  # to read one rank's answer in a small exchange
+    compared: list[dict] = field(default_factory=list)
+
+    def exchange_s(self, world: int, size: float) -> float:
+        """Seconds of gathering `size` pickled bytes of each rank."""
+        if world == 1:
+            return 0.0
+        travel = 2 * (world - 1) * self.hop_s + (world - 1) * size / self.bytes_s
+        return travel + (self.pickle_s_mb + world * self.unpickle_s_mb) * size / 1e6
+
+    def small_s(self, world: int, exchanges: int) -> float:
+        return exchanges * (2 * (world - 1) * self.hop_s + world * self.read_s) if world > 1 else 0.0
+
+
+def measure_hosts(config: Config) -> Hosts:
+    """Pickling in this process, then two ranks that torchrun starts."""
+    groups = whole_groups(config, 1024)
+    sent = {place: vars(group) for place, group in enumerate(groups)}
+    bare = {place: {**fields, "replies": [], "logp": [], "texts": []} for place, fields in sent.items()}
+    size, tokens = len(pickle.dumps(sent)), sum(len(reply) for group in groups for reply in group.replies)
+    token_bytes = (size - len(pickle.dumps(bare))) / tokens
+    pickled = pickle.dumps(sent)
+    pickling, unpickling = seconds(lambda: pickle.dumps(sent), 5), seconds(lambda: pickle.loads(pickled), 5)
+    two = start_two(config)
+    hosts = Hosts(
+        group_bytes=(size - token_bytes * tokens) / len(groups), token_bytes=token_bytes, pickle_s_mb=pickling / size * 1e6, unpickle_s_mb=unpickling / size * 1e6,
+        bytes_s=config.host_gbs * 1e9 or two["bytes_s"], hop_s=config.host_us / 1e6 or two["hop_s"], read_s=two["read_s"],
+    )  # fmt: skip
+    here = Hosts(**{**vars(hosts), "bytes_s": two["bytes_s"], "hop_s": two["hop_s"]})
+    for row in two["gathers"]:
+        row["modelled_s"] = here.exchange_s(2, row["bytes"])
+    sums = {"what": f"all-reduce of {SENT / 1e6:.0f} MB", "bytes": SENT, "measured_s": two["sum_s"], "modelled_s": ring_sum_s(2, SENT, here.bytes_s, here.hop_s)}
+    hosts.compared.extend([*two["gathers"], sums])
+    return hosts
+
+
+def start_two(config: Config) -> dict:
+    flags = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("samples", "prompt_tok", "reply_tok", "longest", "spread", "chars_tok", "seed", "shape")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, "--two", *flags]
+    answer = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if answer.returncode:
+        raise OSError(f"two ranks could not be measured:\n{answer.stderr[-3000:]}")
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def be_one_of_two(config: Config) -> dict:
+    """Seconds of gloo's gathers and sums between two ranks of one machine, median of seven."""
+    import torch.distributed as dist
+
+    join("cpu")
+    hop_s, gather_s = (gloo_gather_s(size) for size in (8, SENT))
+    numbers = torch.zeros(SENT // 4)
+    gathers = []
+    for count in (8, 32, 128, 512):
+        sent = {place: vars(group) for place, group in enumerate(whole_groups(config, count))}
+        gathers.append({"what": f"gather of {count} groups a rank", "bytes": len(pickle.dumps(sent)), "measured_s": seconds(lambda sent=sent: gather(sent), 7)})
+    small = seconds(lambda: gather(a_step_of_sums()), 51)
+    sum_s = seconds(lambda: dist.all_reduce(numbers), 7)
+    return {"hop_s": hop_s, "bytes_s": SENT / (gather_s - hop_s), "read_s": max(0.0, small - 2 * hop_s) / 2, "sum_s": sum_s, "gathers": gathers}
+
+
+def gloo_gather_s(size: int) -> float:
+    import torch.distributed as dist
+
+    mine, both = torch.zeros(size, dtype=torch.uint8), torch.zeros(2 * size, dtype=torch.uint8)
+    return seconds(lambda: dist.all_gather(list(both.split(size)), mine), 51 if size < 1000 else 7)
+
+
+def a_step_of_sums() -> dict[str, float]:
+    """What `accumulate` gathers: sums of loss, count, passes and the metrics of GRPO's loss."""
+    numbers, mask = torch.zeros(1, 2), torch.tensor([[False, True]])
+    loss = grpo_loss(numbers, numbers, torch.ones(1), mask, ref_logp=numbers, kl_beta=0.02, entropy=numbers)
+    return {"loss": 0.0, "count": 0.0, "passes": 0.0} | {name: float(value) for name, value in loss.metrics.items()}
+
+
+def seconds(do: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    found = []
+    for _ in range(repeats + 1):
         started = time.perf_counter()
-        gather(groups)
-        seconds.append(time.perf_counter() - started)
-    if rank == 0:
-        queue.put(sorted(seconds)[5])
-    dist.destroy_process_group()
+        do()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found[1:])
 
 
-if __name__ == "__main__":
-    run_main(main)
+# ---- drawn groups ------------------------------------------------------------------------------------------------------
+def lengths(mean: float, spread: float, shape: tuple[int, ...], longest: int, generator: torch.Generator) -> torch.Tensor:
+    """Log-normal lengths in tokens with this mean and std / mean, 1 to `longest`."""
+    sigma = math.sqrt(math.log1p(spread**2))
+    drawn = torch.exp(math.log(mean) - sigma**2 / 2 + sigma * torch.randn(shape, generator=generator))
+    return drawn.round().long().clamp(1, longest)
+
+
+def whole_groups(config: Config, count: int) -> list[Group]:
+    """Groups as a rank sends them, every number an object of its own: what is pickled."""
+    generator = torch.Generator().manual_seed(config.seed)
+    vocabulary, groups = SHAPES[config.shape]["vocab_size"], []
+    for row in range(count):
+        sizes = lengths(config.reply_tok, config.spread, (config.samples,), config.longest, generator).tolist()
+        ids = torch.randint(vocabulary, (config.prompt_tok + sum(sizes),), generator=generator).tolist()
+        group = Group(row, ids[: config.prompt_tok], 4, "", probs=[0.25] * 4)
+        start = config.prompt_tok
+        for size in sizes:
+            reply = ids[start : start + size]
+            start += size
+            text = (f"{reply[0]} and so on, " * config.longest)[: round(config.chars_tok * size)]
+            answer(group, reply, torch.rand(size, generator=generator).tolist(), text, size % 2 == 0)
+        groups.append(group)
+    return groups
+
+
+def answer(group: Group, reply: list[int], logp: list[float], text: str, right: bool) -> None:
+    """One reply, as `Sampler._reply` notes it down."""
+    group.replies.append(reply)
+    group.finished.append(True)
+    group.texts.append(text)
+    group.labels.append(group.gold if right else None)
+    group.logp.append(logp)
+    group.parts.append({"label": float(right)})
+    group.rewards.append(float(right))
+
+
+@dataclass(frozen=True)
+class DrawnPrompts(Judge):
+    """A judge whose prompts have drawn lengths, each of other tokens than all others."""
+
+    ids: list[list[int]] = field(default_factory=list)
+
+    def prompts(self, judgements: list[Judgement]) -> list[list[int]]:
+        return self.ids
+
+
+class WatchedTeam(Team):
+    """The first of N ranks; keeps the micro-batches that it deals out."""
+
+    def __init__(self, model: Decoder, world: int) -> None:
+        super().__init__(model)
+        self.ranks, self.parts = Ranks(0, world), []
+
+    def share(self, parts, cost=lambda part: 1.0):
+        self.parts = parts
+        return super().share(parts, cost)
+
+
+class Planner(Sampler):
+    """The project's sampler with answers drawn from a generator; all that it decides, it decides as ever."""
+
+    def __init__(self, config: Config, rows: list[Judgement], groups: int, world: int, generator: torch.Generator) -> None:
+        settings = RolloutSettings(
+            groups=groups, samples=config.samples, gamma=None, difficulty="samples", balance="root", min_groups=0, max_resample=1, temperature=1.0,
+            max_new_tokens=config.longest, adv_std="group", adv_clamp=None, compute_dtype=torch.float32, label_weight=1.0, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
+        )  # fmt: skip
+        sizes = lengths(config.prompt_tok, config.spread, (len(rows),), 10 * config.prompt_tok, generator).tolist()
+        with torch.device("meta"):
+            model = Decoder(DecoderConfig(**SHAPES["tiny"]))
+        judge = DrawnPrompts(model, None, PromptConfig(order="pre-cot"), [[row] + [0] * (size - 1) for row, size in enumerate(sizes)])
+        super().__init__(judge, rows, settings, {"label": 1.0}, None, WatchedTeam(model, world))
+        self.config, self.generator, self.groups = config, generator, []
+        self.ids = [[0] * size for size in range(config.longest + 1)]  # replies of one length are one list: only lengths matter here
+        self.logps = [[0.0] * size for size in range(config.longest + 1)]
+        self.answering_s = 0.0
+
+    def _each(self, groups: list[Group], work: object) -> None:
+        rollouts.share(range(len(groups)), self.team.ranks, lambda place: len(groups[place].prompt))
+        started = time.perf_counter()
+        config, count = self.config, len(groups)
+        sizes = lengths(config.reply_tok, config.spread, (count, config.samples), config.longest, self.generator).tolist()
+        kept = (torch.rand(count, generator=self.generator) < config.kept_frac).tolist()
+        right = torch.randint(1, config.samples, (count,), generator=self.generator).tolist()
+        for group, of_group, keep, number in zip(groups, sizes, kept, right):
+            for place, size in enumerate(of_group):
+                answer(group, self.ids[size], self.logps[size], "", place < number if keep else True)
+        self.groups = groups
+        self.answering_s += time.perf_counter() - started
+
+    def _batch(self, rollouts_of_batch: object) -> object:
+        return rollouts_of_batch
+
+
+@contextmanager
+def stopwatch(*places: tuple[object, str]) -> Iterator[dict[str, float]]:
+    """Seconds spent in functions, each a name in a module or a class, which is replaced for as long as the context lasts."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*arguments, **named):
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+        return call
+
+    before = [(owner, name, getattr(owner, name)) for owner, name in places]
+    try:
+        for owner, name, function in before:
+            setattr(owner, name, timed(name, function))
+        yield spent
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+PLANNING = ((rollouts, "balanced_order"), (rollouts, "draw_uniform"), (rollouts, "share"), (parallel, "share"), (rollouts, "sibling_batches"), (Sampler, "_measure"), (Group, "record"))
+
+
+# ---- a step ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Model:
+    """What a step's cost depends on: numbers of weights, layers, parameter tensors, cache numbers a token, and rows decoded at once."""
+
+    params: float
+    layers: int
+    tensors: int
+    cache: int
+    fits: Callable[[int, int], int]  # (tokens of a row, bytes of a number) -> rows
+
+    @classmethod
+    def of(cls, config: Config) -> Model:
+        with torch.device("meta"):
+            model = Decoder(DecoderConfig(**SHAPES[config.shape]))
+        by_bytes = {4: model, 2: Decoder.to(model, torch.bfloat16) if False else None}
+        with torch.device("meta"):
+            by_bytes[2] = Decoder(model.config).to(torch.bfloat16)
+        sizes = [parameter.numel() for parameter in model.parameters()]
+        cache = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * model.config.head_dim
+        return cls(config.params or sum(sizes), model.config.num_hidden_layers, len(sizes), cache, lambda length, width: rows_that_fit(by_bytes[width], length))

@@ -175,7 +175,11 @@ def run_main(main) -> None:
     Exit codes: 0 done, 1 an error that is explained, 2 a wrong flag, 130 Ctrl-C, 143 SIGTERM. After the last two the same
     command continues. Of several ranks the first speaks for all; another's own trouble begins with its rank.
     """
-    rank = this_rank()
+    try:
+        rank = this_rank()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     who = "" if rank.world == 1 else f"rank {rank.rank} of {rank.world}: "
     signal.signal(signal.SIGTERM, _terminate)
     hush(rank)

@@ -99,6 +99,8 @@ def join(device: str) -> Ranks:
     import torch.distributed as dist
 
     if device.startswith("cuda"):
+        if ranks.local >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: rank {ranks.rank} wants GPU {ranks.local}, but this machine has {torch.cuda.device_count()}: check --nproc_per_node")
         torch.cuda.set_device(local_device(device, ranks))
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)

@@ -131,7 +131,7 @@ def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    device = join_job(config.device, deterministic=config.deterministic)
+    device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed)
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(

@@ -149,7 +149,7 @@ def reference_policy(model: Decoder) -> Decoder:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    device = join_job(config.device, deterministic=config.deterministic)
+    device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
         print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")

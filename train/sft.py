@@ -81,7 +81,7 @@ class Config(MemoryFlags, RunFlags):
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    device = join_job(config.device, deterministic=config.deterministic)
+    device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout)
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)

@@ -382,10 +382,173 @@ class Model:
     @classmethod
     def of(cls, config: Config) -> Model:
         with torch.device("meta"):
-            model = Decoder(DecoderConfig(**SHAPES[config.shape]))
-        by_bytes = {4: model, 2: Decoder.to(model, torch.bfloat16) if False else None}
-        with torch.device("meta"):
-            by_bytes[2] = Decoder(model.config).to(torch.bfloat16)
-        sizes = [parameter.numel() for parameter in model.parameters()]
-        cache = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * model.config.head_dim
-        return cls(config.params or sum(sizes), model.config.num_hidden_layers, len(sizes), cache, lambda length, width: rows_that_fit(by_bytes[width], length))
+            by_bytes = {width: Decoder(DecoderConfig(**SHAPES[config.shape])).to(dtype) for width, dtype in ((4, torch.float32), (2, torch.bfloat16))}
+        shape, sizes = by_bytes[4].config, [parameter.numel() for parameter in by_bytes[4].parameters()]
+        cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
+        return cls(config.params or sum(sizes), shape.num_hidden_layers, len(sizes), cache, lambda length, width: rows_that_fit(by_bytes[width], length))
+
+
+def grpo_step(config: Config, model: Model, hosts: Hosts, rows: list[Judgement], world: int) -> dict:
+    """Seconds of each part of a step on `world` ranks, mean of some steps."""
+    generator = torch.Generator().manual_seed(config.seed)
+    planner = Planner(config, rows, config.strong or config.groups * world, world, generator)
+    cursor, found = {}, []
+    for step in range(max(1, config.rank_steps // world)):
+        answering_s, started = planner.answering_s, time.perf_counter()
+        with stopwatch(*PLANNING) as spent:
+            planner.collect(step, cursor)
+        planning = {"planning": time.perf_counter() - started - (planner.answering_s - answering_s), **{f"planning: {name}": value for name, value in spent.items()}}
+        found.append(planning | step_of(config, model, hosts, planner.groups, planner.team.parts, world))
+    return {"ranks": world, "groups": len(planner.groups)} | means(found)
+
+
+def step_of(config: Config, model: Model, hosts: Hosts, groups: list[Group], parts: list, world: int) -> dict[str, float]:
+    """What a step takes whose groups and micro-batches are these."""
+    places = dealt([len(group.prompt) for group in groups], world)
+    shares = [[groups[place] for place in of_rank] for of_rank in places]
+    sizes = [sum(hosts.group_bytes + hosts.token_bytes * sum(map(len, group.replies)) for group in share) for share in shares]
+    costs = [packed_tok(part) for part in parts]
+    plan = [[costs[number] for number in of_rank] for of_rank in dealt(costs, world)]
+    own = [sum(len(group.prompt) + sum(map(len, group.replies)) for group in share if not group.dropped) for share in shares]
+    further = 1 + config.kl
+    token_s = (6 + 2 * further) * model.params / (config.tflops * 1e12 * config.mfu)
+    found = {"exchange MB": sum(sizes) / 1e6, "exchange": hosts.exchange_s(world, max(sizes)), **training(plan, token_s), "own wait": (max(own) - sum(own) / world) * token_s}
+    for name, width in (("", MASTER), ("FSDP2 ", 2)):
+        of_ranks = [sampling_s(config, model, share, width) for share in shares]
+        mean = sum(of_ranks) / world
+        found |= {f"{name}sampling": mean, f"{name}sampling wait": max(of_ranks) - mean}
+    longest = max(map(len, plan))
+    return found | exchanges(config, model, hosts, world, longest * (3 + further)) | {"FSDP2 whole": gather_s(config, model, world, model.tensors)}
+
+
+def sft_step(config: Config, model: Model, hosts: Hosts, rows: list[Judgement], world: int) -> dict:
+    generator = torch.Generator().manual_seed(config.seed)
+    both = [lengths(mean, config.spread, (len(rows),), 10 * mean, generator).tolist() for mean in (config.prompt_tok, config.reply_tok)]
+    examples, grades = [Example([0] * prompt, [0] * min(reply, config.longest)) for prompt, reply in zip(*both)], [row.grade for row in rows]
+    count = config.batch_size * config.strong // config.groups if config.strong else config.batch_size * world
+    found, token_s = [], 6 * model.params / (config.tflops * 1e12 * config.mfu)
+    for step in range(max(1, config.rank_steps // world)):
+        started = time.perf_counter()
+        drawn = balanced_order(grades, config.seed, step * count, count, power=0.5)
+        parts = micro_batches([examples[row] for row in drawn], config.micro_batch_tok)
+        share(parts, Ranks(0, world), padded_tok)
+        planning, costs = time.perf_counter() - started, [padded_tok(part) for part in parts]
+        plan = [[costs[number] for number in of_rank] for of_rank in dealt(costs, world)]
+        found.append({"planning": planning, **training(plan, token_s), **exchanges(config, model, hosts, world, max(map(len, plan)) * 3)})
+    return {"ranks": world, "examples": count} | means(found)
+
+
+def dealt(costs: Sequence[float], world: int) -> list[list[int]]:
+    """`share` of all ranks at once: the items that each has, in order."""
+    load, parts = [(0.0, rank) for rank in range(world)], [[] for _ in range(world)]
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        busy, rank = load[0]
+        heapreplace(load, (busy + costs[index], rank))
+        parts[rank].append(index)
+    parts = [sorted(part) for part in parts]
+    assert parts[-1] == share(range(len(costs)), Ranks(world - 1, world), lambda index: costs[index])
+    return parts
+
+
+def sampling_s(config: Config, model: Model, groups: list[Group], width: int) -> float:
+    """One rank's seconds for its prompts, wave after wave; `width` bytes a number."""
+    groups, total = sorted(groups, key=lambda group: len(group.prompt)), 0.0
+    longest = max((len(group.prompt) for group in groups), default=0) + config.longest
+    prompts_at_once = max(1, model.fits(longest, width) // config.samples)
+    for start in range(0, len(groups), prompts_at_once):
+        wave = groups[start : start + prompts_at_once]
+        steps = max(len(reply) for group in wave for reply in group.replies)
+        read = sum(len(reply) * (len(group.prompt) + len(reply) / 2) for group in wave for reply in group.replies)
+        total += 2 * model.params * sum(len(group.prompt) for group in wave) / (config.tflops * 1e12 * config.mfu)
+        total += max(steps * model.layers * config.layer_us / 1e6, width * (steps * model.params + model.cache * read) / (config.memory_gbs * 1e9))
+    return total
+
+
+def training(plan: list[list[float]], token_s: float) -> dict[str, float]:
+    """Seconds of passes by a plan of token counts: mean of ranks, and the wait for the slowest, by itself (DDP) or pass by pass (FSDP2)."""
+    mean = sum(map(sum, plan)) / len(plan)
+    in_step = sum(map(max, zip_longest(*plan, fillvalue=0)))
+    return {"training": mean * token_s, "training wait": (max(map(sum, plan)) - mean) * token_s, "FSDP2 training wait": (in_step - mean) * token_s}
+
+
+def exchanges(config: Config, model: Model, hosts: Hosts, world: int, passes: int) -> dict[str, float]:
+    """Gradients and small exchanges; `passes` are FSDP2's gathers and scatters of all layers."""
+    whole = ring_sum_s(world, MASTER * model.params, ring_bytes_s(config, world), config.latency_us / 1e6)
+    sharded = passes * gather_s(config, model, world, model.layers + 1)
+    return {"gradients": whole, "FSDP2 gradients": sharded, "small": hosts.small_s(world, 2), "FSDP2 small": hosts.small_s(world, 3)}
+
+
+def ring_sum_s(world: int, size: float, bytes_s: float, hop_s: float) -> float:
+    """All-reduce of `size` bytes."""
+    return 2 * (world - 1) / world * size / bytes_s + hop_s * math.log2(world)
+
+
+def gather_s(config: Config, model: Model, world: int, calls: int) -> float:
+    """All weights in float32, gathered by so many calls."""
+    hops = math.log2(world) if config.hops == "log2" else world - 1
+    return (world - 1) / world * MASTER * model.params / ring_bytes_s(config, world) + calls * hops * config.latency_us / 1e6
+
+
+def ring_bytes_s(config: Config, world: int) -> float:
+    return 1e9 * (config.inside_gbs if world <= config.node else min(config.inside_gbs, config.between_gbs))
+
+
+def means(found: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(row[name] for row in found) for name in found[0]}
+
+
+# ---- what is shown -----------------------------------------------------------------------------------------------------
+SHARED = ("exchange", "planning", "training")
+DDP = ("sampling", "sampling wait", *SHARED, "training wait", "gradients", "small")
+FSDP2 = ("FSDP2 sampling", "FSDP2 sampling wait", "FSDP2 whole", *SHARED, "FSDP2 training wait", "FSDP2 gradients", "FSDP2 small")
+
+
+def add_totals(steps: list[dict], *, strong: bool) -> None:
+    """Seconds of a whole step, and efficiency: work a rank and second, 1 on the first number of ranks."""
+    for name, parts in (("", DDP), ("FSDP2 ", FSDP2)):
+        for row in steps:
+            row[f"{name}step"] = sum(row.get(part, 0.0) for part in parts)
+            work = steps[0]["ranks"] / row["ranks"] if strong else 1.0
+            row[f"{name}efficiency"] = work * steps[0][f"{name}step"] / row[f"{name}step"]
+
+
+def show(config: Config, grpo: list[dict], sft: list[dict], hosts: Hosts) -> None:
+    table("GRPO, DDP: seconds of a step", grpo, ("groups", *DDP, "step", "efficiency"))
+    table("GRPO, FSDP2", grpo, (*FSDP2, "FSDP2 step", "FSDP2 efficiency"))
+    table("GRPO: why groups are exchanged", grpo, ("training", "training wait", "own wait", "exchange", "exchange MB"))
+    table("GRPO: planning, its larger parts", grpo, tuple(name for name in grpo[-1] if name.startswith("planning")))
+    table("SFT, DDP", sft, ("examples", *DDP[3:], "step", "efficiency"))
+    table("SFT, FSDP2", sft, (*FSDP2[4:], "FSDP2 step", "FSDP2 efficiency"))
+    print(f"\nA group is {hosts.group_bytes / 1e3:.1f} KB pickled and {hosts.token_bytes:.0f} bytes a reply token; a MB takes {1e3 * hosts.pickle_s_mb:.1f} ms to pickle, "
+          f"{1e3 * hosts.unpickle_s_mb:.1f} to unpickle; gloo: {hosts.bytes_s / 1e9:.2f} GB/s, {1e6 * hosts.hop_s:.0f} us a hop, {1e6 * hosts.read_s:.0f} us to read a rank's sums")  # fmt: skip
+    print("two ranks, this machine              MB  measured s  modelled s")
+    for row in hosts.compared:
+        print(f"{row['what']:30} {row['bytes'] / 1e6:8.2f}  {row['measured_s']:10.4f}  {row['modelled_s']:10.4f}")
+    grown = [row for row in grpo if row["ranks"] > config.node]
+    if len(grown) > 1:
+        first, last = grown[0], grown[-1]
+        told = "; ".join(f"{name} {growth(first, last, name)}" for name in dict.fromkeys(DDP + FSDP2))
+        print(f"\nFrom {first['ranks']} to {last['ranks']} ranks: {told}.")
+
+
+def growth(first: dict, last: dict, name: str) -> str:
+    """How a part grows between two numbers of ranks, by the power e of N in N ** e that would lead from one to the other."""
+    if not first[name] > 0:
+        return "nothing"
+    power = math.log(last[name] / first[name]) / math.log(last["ranks"] / first["ranks"])
+    words = ((0.1, "constant"), (0.4, "like log N"), (0.8, "slower than N"), (1.2, "like N"), (math.inf, "faster than N"))
+    falls = power < -0.1
+    return ("falls" if falls else next(word for most, word in words if power <= most)) + f" (N^{power:.2f})"
+
+
+def table(title: str, rows: list[dict], names: Sequence[str]) -> None:
+    heads = [name.removeprefix("FSDP2 ").removeprefix("planning: ") for name in names]
+    widths = [max(7, len(head)) for head in heads]
+    print(f"\n{title}\nranks  " + "  ".join(f"{head:>{width}}" for head, width in zip(heads, widths)))
+    for row in rows:
+        values = [f"{row[name]:{width}.0f}" if name in ("groups", "examples") else f"{row[name]:{width}.3f}" for name, width in zip(names, widths)]
+        print(f"{row['ranks']:5}  " + "  ".join(values), flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

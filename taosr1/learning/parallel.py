@@ -29,13 +29,17 @@ from taosr1.model.weights import weights_into
 from taosr1.ranks import gather, join, local_device, share, this_rank
 
 T = TypeVar("T")
+NEEDS_TORCHRUN = "--fsdp shards a model over the ranks of a job: start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
 
 
-def join_job(device: str, *, deterministic: bool = False) -> str:
+def join_job(device: str, *, deterministic: bool = False, fsdp: bool = False) -> str:
     """Meet the other ranks, if torchrun started any; returns this rank's device. First thing in a training script.
 
     deterministic: of CUDA's kernels take those that give the same bits each time; a CPU's always do.
+    Raises: ValueError for `fsdp` without torchrun.
     """
+    if fsdp and "WORLD_SIZE" not in os.environ:
+        raise ValueError(NEEDS_TORCHRUN)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -143,7 +147,7 @@ def _idle(model: Decoder) -> Tensor:
 def _shard(root: Root, device: torch.device | str) -> None:
     """FSDP2: one group of shards a layer, one for the rest (embeddings, last norm, head)."""
     if not torch.distributed.is_initialized():
-        raise ValueError("--fsdp shards a model over the ranks of a job: start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp")
+        raise ValueError(NEEDS_TORCHRUN)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +174,15 @@ def test_settings_come_from_a_file_with_flags_on_top(base, tmp_path):
     stored = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert stored["steps"] == 1 and stored["batch_size"] == 2
     sft(["--config", str(tmp_path / "run" / "config.json")])  # what a run stored is itself a settings file
+
+
+def test_shards_without_torchrun_are_refused_before_anything_is_made(base, tmp_path, refused):
+    message = refused(sft, *flags(base, tmp_path / "run", "--fsdp", "--optimizer", "adamw"))
+    assert "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp" in message and not (tmp_path / "run").exists()
+
+
+def test_an_environment_that_makes_no_sense_ends_with_its_message():
+    environment = {**os.environ, "RANK": "3", "WORLD_SIZE": "2"}
+    root = Path(__file__).resolve().parents[2]
+    answer = subprocess.run([sys.executable, "train/sft.py", "--help"], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1 and answer.stderr == "error: RANK=3, WORLD_SIZE=2, LOCAL_RANK=0: expected 0 <= RANK < WORLD_SIZE\n"

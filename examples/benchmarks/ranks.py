@@ -1,45 +1,47 @@
-"""What grows with ranks: a cost model of one GRPO step (and one SFT step) on N ranks, DDP and FSDP2.
+"""What grows with ranks: a cost model of one GRPO step (and of one SFT step) on N ranks, DDP and FSDP2.
 
     python examples/benchmarks/ranks.py                                   # weak scaling: so many groups a rank
     python examples/benchmarks/ranks.py --strong 1024                     # strong scaling: so many groups, however many ranks
-    python examples/benchmarks/ranks.py --kept-frac 0.5 --micro-batch-tok 1024 --out ranks.json
+    python examples/benchmarks/ranks.py --cache-gib 48 --out ranks.json   # what one change would be worth
 
 It is a model. Measured, on this machine: planning (the project's own `Sampler.collect` on the groups of all N ranks, with drawn answers
-in place of sampled ones), pickling, and two ranks of gloo, whose times are printed beside the modelled ones. Everything else, and every
-number beyond two ranks, is computed from the formulas below and the flags. No GPU was at hand when it was written.
+in place of sampled ones), pickling, and gloo between two ranks, whose times are printed beside the modelled ones. Everything else, and
+every number beyond two ranks, is simulated or computed from flags. No GPU was at hand when this was written.
 
-Formulas, times in seconds. N ranks, P weights (number), L layers, T parameter tensors; F = tflops * 1e12 * mfu, FLOP/s; M = memory_gbs *
-1e9, bytes/s; B = the slowest link of a ring, bytes/s: inside_gbs up to `node` ranks, then the slower of inside_gbs and between_gbs; l = latency_us;
-h = log2 N hops (--hops ring: N - 1 for gathers and scatters); H, t = host_gbs and host_us: bytes/s and latency of gloo.
+Seconds; N ranks, P weights, L layers, T parameter tensors; F = tflops * 1e12 * mfu, FLOP/s of a device; M = memory_gbs * 1e9, bytes/s of its
+memory; B, bytes/s of the slowest link of a ring: inside_gbs up to `node` ranks, above that the lesser of inside_gbs and between_gbs; l =
+latency_us; h = log2 N hops (for gathers and scatters N - 1 with --hops ring); H, t: host_gbs and host_us, bytes/s and latency of a hop of gloo.
 
-1. Sampling. A rank answers its share of the prompts (`share` by prompt length, as `Sampler._each`), in waves of as many rows as `rows_that_fit`
-   says. A wave lasts 2 P (prompt tokens) / F, the prefill, and then, n being its longest reply in tokens,
+1. Sampling. A rank answers its share of the prompts (`share` by prompt length, as `Sampler._each`) in waves of as many rows as
+   `rows_that_fit` allows with --cache-gib. A wave whose longest reply has n tokens lasts 2 P (prompt tokens) / F, the prefill, and
        max(n L layer_us, (n b P + b c sum over replies of length (prompt + length / 2)) / M),
-   launching kernels or reading weights and keys and values: c numbers of cache a token, b bytes a number, 4 under DDP, which samples from
-   the float32 masters, 2 under FSDP2, which samples from a copy in bfloat16. The step goes on when the slowest rank is done: mean and wait.
-2. Exchange of groups, `gather({place: vars(group)})` through gloo on the hosts. With s pickled bytes of one rank (the largest, as all are padded to it) and
-   p, u seconds a byte to pickle and to unpickle, both measured:  p s + 2 (N - 1) t + (N - 1) s / H + u N s.  N s are also what every rank has to hold.
-3. Planning, replicated on every rank: seconds that `Sampler.collect` takes here, without what stands in for sampling; and, of these, its larger parts.
-4. Training: (6 + 2 m) P / F a packed token, m = 2 further forward passes: the old log-probs (--dtype bfloat16 measures them) and, with --kl, the reference.
-   DDP: the largest sum of a rank's micro-batches; FSDP2, where passes go in step: the sum over k of the largest k-th micro-batch.
-   Beside it the largest sum, had every rank trained on the kept ones of the groups that it sampled itself (their number is binomial).
-5. Gradients. DDP, once a step, float32: 2 (N - 1) / N 4 P / B + h l. FSDP2, for every micro-batch of the rank that has most, (3 + m) times (gather weights forward
-   and backward, scatter gradients, gather in each further pass; all float32): (N - 1) / N 4 P / B + (L + 1) h l. And once a step the whole copy to
-   sample from: (N - 1) / N 4 P / B + T h l.
-6. Small exchanges: sums of losses and metrics, the stop flag (FSDP2: and the number of micro-batches), each 2 (N - 1) t + N o, o seconds to read one
-   rank's (measured).
+   launching kernels, or reading weights and cache: c numbers of keys and values a token, b bytes a number (4 under DDP, which samples from its
+   float32 weights; 2 under FSDP2, which samples from a copy in bfloat16). All ranks wait for the slowest: mean of ranks, and wait.
+2. Exchange: `gather` of pickled groups, by gloo on the hosts, which is two ring gathers, of sizes and of data padded to the largest rank's s bytes.
+   With p and u seconds a byte to pickle and unpickle (measured, u while all is kept, up to --unpickle-mb; s from measured bytes a
+   group and a reply token):  p s + 2 (N - 1) t + (N - 1) s / H + u N s.  Every rank then holds the groups of all.
+3. Planning, the same on every rank: what `Sampler.collect` takes here, without what stands in for sampling.
+4. Training: (6 + 2 m) P / F a packed token; m further forward passes: one for old log-probs in bfloat16, one for the reference (--kl).
+   DDP: the largest sum of one rank's micro-batches. FSDP2, which goes pass by pass: the sum over k of the largest k-th micro-batch.
+   "own wait" is DDP's wait, had every rank trained on the kept ones of the groups that it sampled itself (binomial numbers of them).
+5. Gradients, float32. DDP, once a step: 2 (N - 1) / N 4 P / B + h l, h = log2 N always. FSDP2, for each micro-batch of the rank that has most, 3 + m times (weights
+   forward, weights backward, gradients, weights of each further pass): (N - 1) / N 4 P / B + (L + 1) h l. Its copy to sample from
+   ("whole"), once a step: (N - 1) / N 4 P / B + T h l.
+6. Small exchanges: sums of loss and metrics, the stop flag, with FSDP2 also the number of micro-batches: 2 (N - 1) t + o N each, o measured.
 
-SFT is 3 to 6 with `balanced_order`, `micro_batches` and `share` of padded tokens as its planning and 6 P / F a padded token.
+SFT: 3 to 6 with `balanced_order`, `Team.budget`, `micro_batches` and `share` as its planning, and 6 P / F a padded token.
 
-Assumptions. Lengths are log-normal, with --spread, cut at --longest. Every group is kept with probability --kept-frac. Exchanges hide behind nothing: true
-of DDP here, whose one all-reduce follows the last backward pass; an upper bound for FSDP2, which gathers the next layer during this one (at best it
-hides the smaller of training and gradients). One ring, so between nodes all ranks of a node share between_gbs. All weights are trained, no
-adapters. Attention's products over pairs of tokens, the head's recomputation, the optimizer (28 bytes a weight over M), `resamples`, evaluations and checkpoints are left out, as is the
-head's product on prompt tokens being counted though it is not made. Ranks of a node do not disturb each other while they plan and unpickle.
+Assumptions. Rows and their grades are the embedded world's, drawn as --balance root does. Lengths are log-normal with --spread, replies cut at --longest; groups are kept at random, --kept-frac of them. Nothing overlaps: true of
+DDP here, whose all-reduce follows the last backward pass, an upper bound for FSDP2, which gathers a layer during the one before (it can hide at most the
+lesser of training and gradients). One ring: all ranks of a machine share between_gbs. All weights are trained. Rows that end do not make a wave faster.
+Ranks of a machine do not slow each other down in planning and unpickling. Left out: attention's products of token pairs, clipping
+and the optimizer (28 bytes a weight over M, by N in shards), `--max-resample`, evaluations, checkpoints. The head is counted on all tokens, which about makes up for its
+second forward pass on reply tokens.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -51,6 +53,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from heapq import heapreplace
 from itertools import zip_longest
 from pathlib import Path
@@ -64,13 +67,14 @@ from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import Judge
 from taosr1.learning import parallel, rollouts
 from taosr1.learning.batches import Example, micro_batches, packed_tok, padded_tok
+from taosr1.learning.groups import Group, RolloutSettings
 from taosr1.learning.losses import grpo_loss
 from taosr1.learning.parallel import Team
-from taosr1.learning.rollouts import Group, RolloutSettings, Sampler
+from taosr1.learning.rollouts import Sampler
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.ranks import Ranks, gather, join, share
-from taosr1.sampling.sampler import rows_that_fit
+from taosr1.sampling import sampler
 from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import PromptConfig
 from taosr1.task.sources import load_rows
@@ -98,6 +102,7 @@ class Config:
     tflops: float = option(989.0, "TFLOP/s of a device: an H100's in bfloat16, by its data sheet")
     mfu: float = option(0.3, "share of them that passes reach: published runs of large models have 0.4, small ones in plain PyTorch less")
     memory_gbs: float = option(3350.0, "GB/s of a device's memory: an H100's, by its data sheet")
+    cache_gib: float = option(4.0, "GiB of keys and values decoded at once: CACHE_BYTES of taosr1/sampling/sampler.py, or what it might become")
     layer_us: float = option(250.0, "microseconds in which one layer of a decoding step is launched: 49 kernels (counted) of about 5")
     node: int = option(8, "ranks on a machine")
     inside_gbs: float = option(400.0, "GB/s of a ring inside a machine: NVLink of an H100")
@@ -107,14 +112,15 @@ class Config:
     host_gbs: float = option(0.0, "GB/s of gloo between hosts (0: what two ranks have on this machine)")
     host_us: float = option(0.0, "microseconds of one hop of gloo (0: the same)")
     chars_tok: float = option(4.0, "characters of a reply's text a token: English has about four")
-    rank_steps: int = option(256, "steps times ranks that are simulated and averaged, one step at least")
+    unpickle_mb: float = option(128.0, "MB of messages that are really unpickled and kept, for the seconds a MB: more of them take longer, by the garbage collector")
+    rank_steps: int = option(128, "steps times ranks that are simulated and averaged, two steps at least")
     seed: int = option(0, "seed of lengths and of which groups are kept")
     out: str = option("", "JSON file to write")
     two: bool = option(False, "internal: be one of the two ranks that are measured")
 
     def __post_init__(self) -> None:
         numbers = self.ranks.replace(" ", "").split(",")
-        positive = ("tflops", "mfu", "memory_gbs", "inside_gbs", "between_gbs")
+        positive = ("unpickle_mb", "tflops", "mfu", "cache_gib", "memory_gbs", "inside_gbs", "between_gbs")
         check([
             *at_least(self, params=0, strong=0, groups=1, samples=2, prompt_tok=1, reply_tok=1, longest=1, spread=0, micro_batch_tok=1, batch_size=1,
                       layer_us=0, node=1, latency_us=0, host_gbs=0, host_us=0, chars_tok=0, rank_steps=1),
@@ -135,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict:
         print(json.dumps(be_one_of_two(config)))
         return {}
     found = measure_hosts(config)
-    model, rows = Model.of(config), load_rows("world:labelled", need_grade=True)
+    model, rows = Model.of(config), load_rows("world:labelled*3000", need_grade=True)
     print(f"a model: {config.shape}, {model.params / 1e9:.3g} G weights; measured here: planning, pickling, two ranks of gloo; {machine()}")
     grpo, sft = [], []
     for world in config.worlds:
@@ -144,7 +150,7 @@ def main(argv: list[str] | None = None) -> dict:
     for steps in (grpo, sft):
         add_totals(steps, strong=bool(config.strong))
     show(config, grpo, sft, found)
-    result = {"machine": machine(), "config": vars(config), "hosts": vars(found), "grpo": grpo, "sft": sft}
+    result = {"machine": machine(), "config": vars(config), "hosts": {name: value for name, value in vars(found).items() if name != "unpickle_s"}, "grpo": grpo, "sft": sft}
     if config.out:
         Path(config.out).write_text(json.dumps(result, indent=1) + "\n")
     return result
@@ -158,7 +164,7 @@ class Hosts:
     group_bytes: float  # of a group, without what follows
     token_bytes: float  # of each reply token: id, log-prob, text
     pickle_s_mb: float
-    unpickle_s_mb: float
+    unpickle_s: Callable[[float], float]  # of so many bytes that are all kept, as a step keeps them
     bytes_s: float
     hop_s: float
     read_s: float  # to read one rank's answer in a small exchange
@@ -169,7 +175,7 @@ class Hosts:
         if world == 1:
             return 0.0
         travel = 2 * (world - 1) * self.hop_s + (world - 1) * size / self.bytes_s
-        return travel + (self.pickle_s_mb + world * self.unpickle_s_mb) * size / 1e6
+        return travel + self.pickle_s_mb * size / 1e6 + self.unpickle_s(world * size)
 
     def small_s(self, world: int, exchanges: int) -> float:
         return exchanges * (2 * (world - 1) * self.hop_s + world * self.read_s) if world > 1 else 0.0
@@ -177,23 +183,30 @@ class Hosts:
 
 def measure_hosts(config: Config) -> Hosts:
     """Pickling in this process, then two ranks that torchrun starts."""
-    groups = whole_groups(config, 1024)
+    groups = whole_groups(config, config.groups)
     sent = {place: vars(group) for place, group in enumerate(groups)}
     bare = {place: {**fields, "replies": [], "logp": [], "texts": []} for place, fields in sent.items()}
-    size, tokens = len(pickle.dumps(sent)), sum(len(reply) for group in groups for reply in group.replies)
-    token_bytes = (size - len(pickle.dumps(bare))) / tokens
-    pickled = pickle.dumps(sent)
-    pickling, unpickling = seconds(lambda: pickle.dumps(sent), 5), seconds(lambda: pickle.loads(pickled), 5)
+    message, tokens = pickle.dumps(sent), sum(len(reply) for group in groups for reply in group.replies)
+    size, token_bytes = len(message), (len(message) - len(pickle.dumps(bare))) / tokens
+
+    @lru_cache
+    def unpickled_s(messages: int) -> float:
+        gc.collect()  # the younger the heap, the less often it is searched: every measurement begins with the same
+        return seconds(lambda: [pickle.loads(message) for _ in range(messages)], 2 if messages * size > 10e6 else 5)
+
+    def unpickle_s(total: float) -> float:
+        messages = max(1, round(min(total, config.unpickle_mb * 1e6) / size))
+        return total / (messages * size) * unpickled_s(messages)
+
     two = start_two(config)
     hosts = Hosts(
-        group_bytes=(size - token_bytes * tokens) / len(groups), token_bytes=token_bytes, pickle_s_mb=pickling / size * 1e6, unpickle_s_mb=unpickling / size * 1e6,
-        bytes_s=config.host_gbs * 1e9 or two["bytes_s"], hop_s=config.host_us / 1e6 or two["hop_s"], read_s=two["read_s"],
+        group_bytes=(size - token_bytes * tokens) / len(groups), token_bytes=token_bytes, pickle_s_mb=seconds(lambda: pickle.dumps(sent), 7) / size * 1e6,
+        unpickle_s=unpickle_s, bytes_s=config.host_gbs * 1e9 or two["bytes_s"], hop_s=config.host_us / 1e6 or two["hop_s"], read_s=two["read_s"],
     )  # fmt: skip
     here = Hosts(**{**vars(hosts), "bytes_s": two["bytes_s"], "hop_s": two["hop_s"]})
     for row in two["gathers"]:
         row["modelled_s"] = here.exchange_s(2, row["bytes"])
-    sums = {"what": f"all-reduce of {SENT / 1e6:.0f} MB", "bytes": SENT, "measured_s": two["sum_s"], "modelled_s": ring_sum_s(2, SENT, here.bytes_s, here.hop_s)}
-    hosts.compared.extend([*two["gathers"], sums])
+    hosts.compared.extend(two["gathers"])
     return hosts
 
 
@@ -207,19 +220,16 @@ def start_two(config: Config) -> dict:
 
 
 def be_one_of_two(config: Config) -> dict:
-    """Seconds of gloo's gathers and sums between two ranks of one machine, median of seven."""
-    import torch.distributed as dist
-
+    """Seconds of gloo's gathers between two ranks of one machine."""
     join("cpu")
-    hop_s, gather_s = (gloo_gather_s(size) for size in (8, SENT))
-    numbers = torch.zeros(SENT // 4)
+    hop_s, sent_s = (gloo_gather_s(size) for size in (8, SENT))
     gathers = []
     for count in (8, 32, 128, 512):
         sent = {place: vars(group) for place, group in enumerate(whole_groups(config, count))}
         gathers.append({"what": f"gather of {count} groups a rank", "bytes": len(pickle.dumps(sent)), "measured_s": seconds(lambda sent=sent: gather(sent), 7)})
-    small = seconds(lambda: gather(a_step_of_sums()), 51)
-    sum_s = seconds(lambda: dist.all_reduce(numbers), 7)
-    return {"hop_s": hop_s, "bytes_s": SENT / (gather_s - hop_s), "read_s": max(0.0, small - 2 * hop_s) / 2, "sum_s": sum_s, "gathers": gathers}
+    sums = a_step_of_sums()
+    small = seconds(lambda: gather(sums), 51)
+    return {"hop_s": hop_s, "bytes_s": SENT / (sent_s - hop_s), "read_s": max(0.0, small - 2 * hop_s) / 2, "gathers": gathers}
 
 
 def gloo_gather_s(size: int) -> float:
@@ -237,13 +247,13 @@ def a_step_of_sums() -> dict[str, float]:
 
 
 def seconds(do: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a call, after one that is not counted."""
+    """The least seconds of some calls: what else the machine does only ever adds."""
     found = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         started = time.perf_counter()
         do()
         found.append(time.perf_counter() - started)
-    return statistics.median(found[1:])
+    return min(found)
 
 
 # ---- drawn groups ------------------------------------------------------------------------------------------------------
@@ -293,6 +303,12 @@ class DrawnPrompts(Judge):
         return self.ids
 
 
+def tiny_on_meta() -> Decoder:
+    """A model that nobody runs."""
+    with torch.device("meta"):
+        return Decoder(DecoderConfig(**SHAPES["tiny"]))
+
+
 class WatchedTeam(Team):
     """The first of N ranks; keeps the micro-batches that it deals out."""
 
@@ -314,8 +330,7 @@ class Planner(Sampler):
             max_new_tokens=config.longest, adv_std="group", adv_clamp=None, compute_dtype=torch.float32, label_weight=1.0, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
         )  # fmt: skip
         sizes = lengths(config.prompt_tok, config.spread, (len(rows),), 10 * config.prompt_tok, generator).tolist()
-        with torch.device("meta"):
-            model = Decoder(DecoderConfig(**SHAPES["tiny"]))
+        model = tiny_on_meta()
         judge = DrawnPrompts(model, None, PromptConfig(order="pre-cot"), [[row] + [0] * (size - 1) for row, size in enumerate(sizes)])
         super().__init__(judge, rows, settings, {"label": 1.0}, None, WatchedTeam(model, world))
         self.config, self.generator, self.groups = config, generator, []
@@ -385,7 +400,15 @@ class Model:
             by_bytes = {width: Decoder(DecoderConfig(**SHAPES[config.shape])).to(dtype) for width, dtype in ((4, torch.float32), (2, torch.bfloat16))}
         shape, sizes = by_bytes[4].config, [parameter.numel() for parameter in by_bytes[4].parameters()]
         cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-        return cls(config.params or sum(sizes), shape.num_hidden_layers, len(sizes), cache, lambda length, width: rows_that_fit(by_bytes[width], length))
+
+        def fits(length: int, width: int) -> int:
+            ours, sampler.CACHE_BYTES = sampler.CACHE_BYTES, int(config.cache_gib * 2**30)
+            try:
+                return sampler.rows_that_fit(by_bytes[width], length)
+            finally:
+                sampler.CACHE_BYTES = ours
+
+        return cls(config.params or sum(sizes), shape.num_hidden_layers, len(sizes), cache, fits)
 
 
 def grpo_step(config: Config, model: Model, hosts: Hosts, rows: list[Judgement], world: int) -> dict:
@@ -393,28 +416,30 @@ def grpo_step(config: Config, model: Model, hosts: Hosts, rows: list[Judgement],
     generator = torch.Generator().manual_seed(config.seed)
     planner = Planner(config, rows, config.strong or config.groups * world, world, generator)
     cursor, found = {}, []
-    for step in range(max(1, config.rank_steps // world)):
+    for step in range(max(2, config.rank_steps // world)):
         answering_s, started = planner.answering_s, time.perf_counter()
         with stopwatch(*PLANNING) as spent:
             planner.collect(step, cursor)
-        planning = {"planning": time.perf_counter() - started - (planner.answering_s - answering_s), **{f"planning: {name}": value for name, value in spent.items()}}
+        whole = time.perf_counter() - started - (planner.answering_s - answering_s)
+        spent["rest"] = whole - sum(spent.values())
+        planning = {"planning": whole} | {f"planning: {name}": value for name, value in spent.items()}
         found.append(planning | step_of(config, model, hosts, planner.groups, planner.team.parts, world))
-    return {"ranks": world, "groups": len(planner.groups)} | means(found)
+    return {"ranks": world, "groups": len(planner.groups)} | over_steps(found)
 
 
 def step_of(config: Config, model: Model, hosts: Hosts, groups: list[Group], parts: list, world: int) -> dict[str, float]:
     """What a step takes whose groups and micro-batches are these."""
     places = dealt([len(group.prompt) for group in groups], world)
     shares = [[groups[place] for place in of_rank] for of_rank in places]
-    sizes = [sum(hosts.group_bytes + hosts.token_bytes * sum(map(len, group.replies)) for group in share) for share in shares]
+    sizes = [sum(hosts.group_bytes + hosts.token_bytes * sum(map(len, group.replies)) for group in theirs) for theirs in shares]
     costs = [packed_tok(part) for part in parts]
     plan = [[costs[number] for number in of_rank] for of_rank in dealt(costs, world)]
-    own = [sum(len(group.prompt) + sum(map(len, group.replies)) for group in share if not group.dropped) for share in shares]
+    own = [sum(len(group.prompt) + sum(map(len, group.replies)) for group in theirs if not group.dropped) for theirs in shares]
     further = 1 + config.kl
     token_s = (6 + 2 * further) * model.params / (config.tflops * 1e12 * config.mfu)
     found = {"exchange MB": sum(sizes) / 1e6, "exchange": hosts.exchange_s(world, max(sizes)), **training(plan, token_s), "own wait": (max(own) - sum(own) / world) * token_s}
     for name, width in (("", MASTER), ("FSDP2 ", 2)):
-        of_ranks = [sampling_s(config, model, share, width) for share in shares]
+        of_ranks = [sampling_s(config, model, theirs, width) for theirs in shares]
         mean = sum(of_ranks) / world
         found |= {f"{name}sampling": mean, f"{name}sampling wait": max(of_ranks) - mean}
     longest = max(map(len, plan))
@@ -424,18 +449,19 @@ def step_of(config: Config, model: Model, hosts: Hosts, groups: list[Group], par
 def sft_step(config: Config, model: Model, hosts: Hosts, rows: list[Judgement], world: int) -> dict:
     generator = torch.Generator().manual_seed(config.seed)
     both = [lengths(mean, config.spread, (len(rows),), 10 * mean, generator).tolist() for mean in (config.prompt_tok, config.reply_tok)]
+    team = WatchedTeam(tiny_on_meta(), world)
     examples, grades = [Example([0] * prompt, [0] * min(reply, config.longest)) for prompt, reply in zip(*both)], [row.grade for row in rows]
     count = config.batch_size * config.strong // config.groups if config.strong else config.batch_size * world
     found, token_s = [], 6 * model.params / (config.tflops * 1e12 * config.mfu)
-    for step in range(max(1, config.rank_steps // world)):
+    for step in range(max(2, config.rank_steps // world)):
         started = time.perf_counter()
         drawn = balanced_order(grades, config.seed, step * count, count, power=0.5)
-        parts = micro_batches([examples[row] for row in drawn], config.micro_batch_tok)
-        share(parts, Ranks(0, world), padded_tok)
-        planning, costs = time.perf_counter() - started, [padded_tok(part) for part in parts]
+        items = [examples[row] for row in drawn]
+        team.share(micro_batches(items, team.budget(items, config.micro_batch_tok)), padded_tok)
+        planning, costs = time.perf_counter() - started, [padded_tok(part) for part in team.parts]
         plan = [[costs[number] for number in of_rank] for of_rank in dealt(costs, world)]
         found.append({"planning": planning, **training(plan, token_s), **exchanges(config, model, hosts, world, max(map(len, plan)) * 3)})
-    return {"ranks": world, "examples": count} | means(found)
+    return {"ranks": world, "examples": count} | over_steps(found)
 
 
 def dealt(costs: Sequence[float], world: int) -> list[list[int]]:
@@ -493,8 +519,9 @@ def ring_bytes_s(config: Config, world: int) -> float:
     return 1e9 * (config.inside_gbs if world <= config.node else min(config.inside_gbs, config.between_gbs))
 
 
-def means(found: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.fmean(row[name] for row in found) for name in found[0]}
+def over_steps(found: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of what is modelled; of what is measured the least, as in `seconds`."""
+    return {name: (min if name.startswith("planning") else statistics.fmean)([row[name] for row in found]) for name in found[0]}
 
 
 # ---- what is shown -----------------------------------------------------------------------------------------------------
@@ -520,19 +547,21 @@ def show(config: Config, grpo: list[dict], sft: list[dict], hosts: Hosts) -> Non
     table("SFT, DDP", sft, ("examples", *DDP[3:], "step", "efficiency"))
     table("SFT, FSDP2", sft, (*FSDP2[4:], "FSDP2 step", "FSDP2 efficiency"))
     print(f"\nA group is {hosts.group_bytes / 1e3:.1f} KB pickled and {hosts.token_bytes:.0f} bytes a reply token; a MB takes {1e3 * hosts.pickle_s_mb:.1f} ms to pickle, "
-          f"{1e3 * hosts.unpickle_s_mb:.1f} to unpickle; gloo: {hosts.bytes_s / 1e9:.2f} GB/s, {1e6 * hosts.hop_s:.0f} us a hop, {1e6 * hosts.read_s:.0f} us to read a rank's sums")  # fmt: skip
+          f"{1e3 * hosts.unpickle_s(1e6):.1f} to "
+          f"unpickle, of {config.unpickle_mb:.0f} kept ones {1e3 * hosts.unpickle_s(config.unpickle_mb * 1e6) / config.unpickle_mb:.1f}; gloo: {hosts.bytes_s / 1e9:.2f} GB/s, {1e6 * hosts.hop_s:.0f} us a hop, {1e6 * hosts.read_s:.0f} us to read a rank's sums")  # fmt: skip
     print("two ranks, this machine              MB  measured s  modelled s")
     for row in hosts.compared:
         print(f"{row['what']:30} {row['bytes'] / 1e6:8.2f}  {row['measured_s']:10.4f}  {row['modelled_s']:10.4f}")
     grown = [row for row in grpo if row["ranks"] > config.node]
     if len(grown) > 1:
         first, last = grown[0], grown[-1]
-        told = "; ".join(f"{name} {growth(first, last, name)}" for name in dict.fromkeys(DDP + FSDP2))
-        print(f"\nFrom {first['ranks']} to {last['ranks']} ranks: {told}.")
+        print(f"\nFrom {first['ranks']} to {last['ranks']} ranks")
+        for name in dict.fromkeys((*DDP, "own wait", *FSDP2)):
+            print(f"{name:22} {growth(first, last, name)}")
 
 
 def growth(first: dict, last: dict, name: str) -> str:
-    """How a part grows between two numbers of ranks, by the power e of N in N ** e that would lead from one to the other."""
+    """How a part grows between two numbers of ranks: the power e of N ** e that leads from one to the other, and a word for it."""
     if not first[name] > 0:
         return "nothing"
     power = math.log(last[name] / first[name]) / math.log(last["ranks"] / first["ranks"])

@@ -94,7 +94,11 @@ def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: f
         newest = max(checkpoints(out / "checkpoints"), default=(0, None))[0] if stage in TRAINED else 0
         log.write_text("")  # a kill may come before the child opens it
         child = forked(script_of(stage), argv, log)
-        time.sleep(chance.uniform(0, length_s))
+        moment = chance.uniform(0, length_s)
+        if chance.random() < 0.7:  # starting takes most of a short run: these wait until it is at work
+            moment = chance.uniform(0, length_s / 2)
+            wait_for(lambda: "0%|" in log.read_text(encoding="utf-8"), length_s * 4)
+        time.sleep(moment)
         os.kill(child, signum)
         code = ended(child)
         counts[f"ended with {code}"] += 1
@@ -130,6 +134,12 @@ def kill(folder: Path, world: dict, runs: int, seed: int, signum: int = signal.S
         disturbed(world, stage, folder / f"{number:03d}-{stage}", *known[stage], signum, chance, counts)
         counts["runs"] += 1
     return counts
+
+
+def wait_for(happened: Callable[[], bool], patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 # --- Damage ---------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from taosr1.model.decoder import Decoder
 from taosr1.model.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best, weights_fingerprint
 from taosr1.model.hf_config import from_hf_config
 from taosr1.model.lora import adapters
-from taosr1.model.sharded_files import read_sharded, stored_shapes, write_sharded
+from taosr1.model.sharded_files import cause_of, read_sharded, stored_shapes, write_sharded
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.model.weights import load_weights, save_descriptions, save_pretrained, save_weights_sharded, weights_into
 from taosr1.ranks import on_first, this_rank
@@ -89,7 +89,7 @@ def save_checkpoint(
             shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)) or type(error).__name__ == "CheckpointException":
             kept = [str(older) for _, older in checkpoints(folder)]
-            raise OSError(f"{path} could not be written ({error}); {f'the newest checkpoint is {kept[-1]}' if kept else 'there is no checkpoint yet'}") from error
+            raise OSError(f"{path} could not be written ({cause_of(error)}); {f'the newest checkpoint is {kept[-1]}' if kept else 'there is no checkpoint yet'}") from error
         raise
     return path
 

@@ -32,7 +32,7 @@ def read_sharded(tensors: dict[str, Tensor], folder: str | Path) -> None:
     except (RuntimeError, dcp.CheckpointException, AssertionError) as error:
         if lost_contact(error) or isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(f"{folder}: its tensors do not fit ({next(iter(str(error).splitlines()), error)})") from error
+        raise ValueError(f"{folder}: its tensors do not fit ({cause_of(error)})") from error
 
 
 def stored_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
@@ -55,3 +55,9 @@ def write_sharded(tensors: dict[str, Tensor], folder: Path, *, join: dict[str, i
     dcp.save(dict(tensors), storage_writer=writer)
     if join is not None and torch.distributed.get_rank() == 0:
         shutil.rmtree(folder / SHARD_FOLDER)
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong, in a line. DCP's exception holds each rank's own, tracebacks and all."""
+    failures = getattr(error, "failures", {})
+    return "; ".join(f"rank {rank}: {wrapped[0]}" for rank, wrapped in failures.items()) or next(iter(str(error).splitlines()), type(error).__name__)

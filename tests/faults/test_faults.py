@@ -17,6 +17,7 @@ import campaign
 import harness
 import pytest
 
+from taosr1.judge import load_judge
 from taosr1.model.folders import checkpoints
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, which this system cannot do")
@@ -172,3 +173,17 @@ def test_random_numbers_of_kept_groups_hang_nobody(world, tmp_path):
 def test_a_rank_that_is_killed_ends_the_job_and_one_rank_continues_it(world, tmp_path):
     counts = campaign.ranks(tmp_path, world, ("grpo",), ("ddp",))
     assert counts["a rank killed: ended clearly"] == counts["continued on one rank to the same numbers"] == 1
+
+
+def test_a_disk_that_fills_up_under_shards_ends_all_ranks_clearly_and_keeps_the_last_checkpoint(world, tmp_path):
+    try:
+        with harness.full_disk(tmp_path / "small", "2500k") as place:
+            argv = [*campaign.world_of(world, "sft")["sft"], "--keep-last", "99", "--fsdp", "--out", place / "run"]
+            job = harness.torchrun(2, harness.ROOT / "train/sft.py", *argv, log=tmp_path / "log")
+            assert job.wait(120) == 1
+            said = (tmp_path / "log").read_text(encoding="utf-8")
+            errors = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert errors and all("could not be written (" in line and "No space left" in line and "the newest checkpoint is" in line for line in errors), said
+            load_judge(str(place / "run"))
+    except PermissionError as error:
+        pytest.skip(str(error))

@@ -31,11 +31,12 @@ latency_us; h = log2 N hops (for gathers and scatters N - 1 with --hops ring); H
 
 SFT: 3 to 6 with `balanced_order`, `Team.budget`, `micro_batches` and `share` as its planning, and 6 P / F a padded token.
 
-Assumptions. Rows and their grades are the embedded world's, drawn as --balance root does. Lengths are log-normal with --spread, replies cut at --longest; groups are kept at random, --kept-frac of them. Nothing overlaps: true of
-DDP here, whose all-reduce follows the last backward pass, an upper bound for FSDP2, which gathers a layer during the one before (it can hide at most the
-lesser of training and gradients). One ring: all ranks of a machine share between_gbs. All weights are trained. Rows that end do not make a wave faster.
-Ranks of a machine do not slow each other down in planning and unpickling. Left out: attention's products of token pairs, clipping
-and the optimizer (28 bytes a weight over M, by N in shards), `--max-resample`, evaluations, checkpoints. The head is counted on all tokens, which about makes up for its
+Assumptions. Rows and their grades are the embedded world's, drawn as --balance root does. Lengths are log-normal with --spread, replies cut
+at --longest; groups are kept at random, --kept-frac of them. Nothing overlaps: true of DDP here, whose all-reduce follows the last backward
+pass, an upper bound for FSDP2, which gathers a layer during the one before (it can hide at most the lesser of training and gradients). One
+ring: all ranks of a machine share between_gbs. All weights are trained. Rows that end do not make a wave faster. Ranks of a machine do not
+slow each other down in planning and unpickling. Left out: attention's products of token pairs, clipping and the optimizer (28 bytes a
+weight over M, by N in shards), `--max-resample`, evaluations, checkpoints. The head is counted on all tokens, which about makes up for its
 second forward pass on reply tokens.
 """
 
@@ -45,7 +46,6 @@ import gc
 import json
 import math
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -56,6 +56,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import heapreplace
 from itertools import zip_longest
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
@@ -186,13 +187,13 @@ def measure_hosts(config: Config) -> Hosts:
     groups = whole_groups(config, config.groups)
     sent = {place: vars(group) for place, group in enumerate(groups)}
     bare = {place: {**fields, "replies": [], "logp": [], "texts": []} for place, fields in sent.items()}
-    message, tokens = pickle.dumps(sent), sum(len(reply) for group in groups for reply in group.replies)
-    size, token_bytes = len(message), (len(message) - len(pickle.dumps(bare))) / tokens
+    message, tokens = ForkingPickler.dumps(sent), sum(len(reply) for group in groups for reply in group.replies)
+    size, token_bytes = len(message), (len(message) - len(ForkingPickler.dumps(bare))) / tokens
 
     @lru_cache
     def unpickled_s(messages: int) -> float:
         gc.collect()  # the younger the heap, the less often it is searched: every measurement begins with the same
-        return seconds(lambda: [pickle.loads(message) for _ in range(messages)], 2 if messages * size > 10e6 else 5)
+        return seconds(lambda: [ForkingPickler.loads(message) for _ in range(messages)], 2 if messages * size > 10e6 else 5)
 
     def unpickle_s(total: float) -> float:
         messages = max(1, round(min(total, config.unpickle_mb * 1e6) / size))
@@ -200,7 +201,7 @@ def measure_hosts(config: Config) -> Hosts:
 
     two = start_two(config)
     hosts = Hosts(
-        group_bytes=(size - token_bytes * tokens) / len(groups), token_bytes=token_bytes, pickle_s_mb=seconds(lambda: pickle.dumps(sent), 7) / size * 1e6,
+        group_bytes=(size - token_bytes * tokens) / len(groups), token_bytes=token_bytes, pickle_s_mb=seconds(lambda: ForkingPickler.dumps(sent), 7) / size * 1e6,
         unpickle_s=unpickle_s, bytes_s=config.host_gbs * 1e9 or two["bytes_s"], hop_s=config.host_us / 1e6 or two["hop_s"], read_s=two["read_s"],
     )  # fmt: skip
     here = Hosts(**{**vars(hosts), "bytes_s": two["bytes_s"], "hop_s": two["hop_s"]})
@@ -226,7 +227,7 @@ def be_one_of_two(config: Config) -> dict:
     gathers = []
     for count in (8, 32, 128, 512):
         sent = {place: vars(group) for place, group in enumerate(whole_groups(config, count))}
-        gathers.append({"what": f"gather of {count} groups a rank", "bytes": len(pickle.dumps(sent)), "measured_s": seconds(lambda sent=sent: gather(sent), 7)})
+        gathers.append({"what": f"gather of {count} groups a rank", "bytes": len(ForkingPickler.dumps(sent)), "measured_s": seconds(lambda sent=sent: gather(sent), 7)})
     sums = a_step_of_sums()
     small = seconds(lambda: gather(sums), 51)
     return {"hop_s": hop_s, "bytes_s": SENT / (sent_s - hop_s), "read_s": max(0.0, small - 2 * hop_s) / 2, "gathers": gathers}

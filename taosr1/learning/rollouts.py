@@ -84,8 +84,9 @@ class Sampler:
                 if len(kept) >= settings.min_groups:
                     break
         del model  # of a sharded model it was a whole copy, which now makes room
+        chosen = set(map(id, kept))
         for group in alive:
-            group.dropped = "" if group in kept else "balance"
+            group.dropped = "" if id(group) in chosen else "balance"
         self.fates = cursor.setdefault("fates", {})
         happened = [group.dropped or "trained on" for group in sampled] + ["steps"]
         happened += ["steps short of groups"] * (len(kept) < settings.min_groups) + ["steps without a group"] * (not kept)

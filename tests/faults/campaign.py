@@ -96,7 +96,7 @@ def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: f
         child = forked(script_of(stage), argv, log)
         moment = chance.uniform(0, length_s)
         if chance.random() < 0.7:  # starting takes most of a short run: these wait until it is at work
-            moment = chance.uniform(0, length_s / 2)
+            moment = chance.uniform(0, length_s / 5)
             wait_for(lambda: "0%|" in log.read_text(encoding="utf-8"), length_s * 4)
         time.sleep(moment)
         os.kill(child, signum)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from tqdm import tqdm
 
-from taosr1.ranks import Ranks, hush, leave, lost_contact, this_rank
+from taosr1.ranks import hush, lost_contact, part, this_rank
 
 T = TypeVar("T")
 
@@ -185,11 +185,11 @@ def run_main(main) -> None:
     hush(rank)
     try:
         main()
-        _part(rank, 0)
+        part(0)
     except Stopped as stop:
         if rank.first:
             print(stop, file=sys.stderr)
-        _part(rank, stop.code)
+        part(stop.code)
         sys.exit(stop.code)
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {who}{error}", file=sys.stderr)
@@ -205,15 +205,6 @@ def run_main(main) -> None:
             raise
         print(f"error: {who}another rank is gone ({str(error).splitlines()[0][:200]}); the same command continues from the newest checkpoint", file=sys.stderr)
         os._exit(1)  # not sys.exit: a process group with a dead member may wait for it
-
-
-def _part(rank: Ranks, code: int) -> None:
-    """Take leave of the other ranks. A rank of several ends right here: the threads that DDP and gloo keep abort some exits of Python's own."""
-    leave()
-    if rank.world > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -107,12 +107,17 @@ def join(device: str) -> Ranks:
     return ranks
 
 
-def leave() -> None:
-    """Part from the other ranks, so that none of them is left waiting."""
+def part(code: int = 0) -> None:
+    """Take leave of the other ranks, so that none of them is left waiting. A rank of several ends right here, with this exit code: the
+    threads that DDP and gloo keep abort some exits of Python's own."""
     if _together():
         import torch.distributed as dist
 
         dist.destroy_process_group()
+    if this_rank().world > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def gather(value: T) -> list[T]:

@@ -16,6 +16,7 @@ runs the same functions with small numbers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -99,7 +100,8 @@ def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: f
             moment = chance.uniform(0, length_s / 5)
             wait_for(lambda: "0%|" in log.read_text(encoding="utf-8"), length_s * 4)
         time.sleep(moment)
-        os.kill(child, signum)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.kill(child.pid, signum)
         code = ended(child)
         counts[f"ended with {code}"] += 1
         # Before Python has our handler a SIGTERM kills; that it may.

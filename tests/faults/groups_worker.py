@@ -27,7 +27,7 @@ from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import grpo_loss
 from taosr1.learning.parallel import Team, join_job, whole_tensor
 from taosr1.learning.rollouts import Sampler
-from taosr1.ranks import gather, leave
+from taosr1.ranks import gather, part
 from taosr1.task.world import read_pool
 
 HANG_S = 60
@@ -43,7 +43,7 @@ def main(model: str, runs: int, seed: int, kind: str, report: str) -> None:
         signal.alarm(0)
     if Team(start.model).ranks.first:
         Path(report).write_text(json.dumps(found))
-    leave()
+    part()
 
 
 def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:

@@ -1,7 +1,7 @@
 """What the fault tests share: scripts run in processes that can be killed, files that get damaged, and what "the same run" means.
 
-Children are forked from a process that has imported torch already, so a short run takes one second and not four, and a kill at a random
-moment falls into the run itself.
+Children are forked from a server process that has imported torch and done nothing else (one that has computed has threads, and cannot be
+forked): a short run takes one second and not four, and a kill at a random moment falls into the run itself.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,23 +39,30 @@ TIMELESS = {"time_s"}
 
 
 # --- Processes --------------------------------------------------------------------------------------------------------
-def forked(script: str, argv: Sequence[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Start `python SCRIPT argv` ("train.sft") as a fork of this process, its output in `log`; returns the process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "tqdm", "tokenizers", "safetensors.torch", "taosr1.learning.loop", "taosr1.learning.rollouts", "taosr1.evaluation.predict"])
+
+
+def forked(script: str, argv: Sequence[str], log: Path, before: Callable[[], None] | None = None) -> BaseProcess:
+    """Start `python SCRIPT argv` ("train.sft") in a process of its own, its output in `log`. `before` can be pickled, and runs there first."""
+    child = SERVER.Process(target=_run, args=(script, [str(word) for word in argv], str(log), before))
+    child.start()
+    return child
+
+
+def _run(script: str, argv: list[str], log: str, before: Callable[[], None] | None) -> None:
     code = 70  # anything that is not one of the documented ways to end
     try:
-        with open(log, "a", encoding="utf-8") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        # pytest has put its own in their place. Line by line, so that what was said before a kill is in the log.
+        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        # Line by line, so that what was said before a kill is in the log.
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        before()
-        run_main(lambda: importlib.import_module(script).main([str(word) for word in argv]))
+        torch.set_num_threads(1)
+        if before:
+            before()
+        run_main(lambda: importlib.import_module(script).main(argv))
         code = 0
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
@@ -65,22 +74,30 @@ def forked(script: str, argv: Sequence[str], log: Path, before: Callable[[], Non
         os._exit(code)
 
 
-def ended(child: int, patience_s: float = 120.0) -> int:
+def ended(child: BaseProcess, patience_s: float = 120.0) -> int:
     """The exit code of a child, negative for the signal that killed it. Raises TimeoutError for one that hangs, and kills it."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError(f"process {child} did not end within {patience_s} s")
+    child.join(patience_s)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        raise TimeoutError(f"process {child.pid} did not end within {patience_s} s")
+    return child.exitcode
 
 
-def run_whole(script: str, argv: Sequence[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+def run_whole(script: str, argv: Sequence[str], log: Path, before: Callable[[], None] | None = None) -> int:
     """Run a script to its end; returns its exit code."""
     return ended(forked(script, argv, log, before))
+
+
+def limit_files(size: int) -> None:
+    """From here on no file of this process may grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def limit_memory(size: int) -> None:
+    """From here on this process may take so many bytes more, and no more."""
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + size, in_use + size))
 
 
 def torchrun(processes: int, *command: object, log: Path) -> subprocess.Popen:

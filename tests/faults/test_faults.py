@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -20,8 +20,7 @@ import pytest
 from taosr1.judge import load_judge
 from taosr1.model.folders import checkpoints
 
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, which this system cannot do")
-pytestmark = posix
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, which this system cannot do")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -62,11 +61,7 @@ def test_a_file_that_may_not_grow_ends_a_save_clearly_and_the_checkpoint_before_
     """The same without a file system of one's own: no file beyond 100 kB."""
     out, log = tmp_path / "run", tmp_path / "log"
     assert harness.run_whole("train.sft", [*world["sft"], "--steps", "4", "--out", out], log) == 0
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    code = harness.run_whole("train.sft", [*world["sft"], "--steps", "8", "--out", out], log, limit)
+    code = harness.run_whole("train.sft", [*world["sft"], "--steps", "8", "--out", out], log, partial(harness.limit_files, 100_000))
     said = log.read_text(encoding="utf-8")
     assert code == 1 and "step-000006 could not be written" in said and "File too large" in said and "the newest checkpoint is" in said
     assert [step for step, _ in checkpoints(out / "checkpoints")][-1] == 4 and "Traceback" not in said
@@ -83,8 +78,8 @@ def test_a_second_process_on_a_run_folder_is_refused_while_the_first_works(world
     while not checkpoints(out / "checkpoints"):
         pass
     code = harness.run_whole("train.sft", [*world["sft"], "--out", out], tmp_path / "second")
-    assert code == 1 and f"another process (id {first}) is at work there" in (tmp_path / "second").read_text(encoding="utf-8")
-    os.kill(first, signal.SIGINT)
+    assert code == 1 and f"another process (id {first.pid}) is at work there" in (tmp_path / "second").read_text(encoding="utf-8")
+    os.kill(first.pid, signal.SIGINT)
     assert harness.ended(first) == 130
     assert "is saved; the same command continues" in (tmp_path / "first").read_text(encoding="utf-8")
 
@@ -95,7 +90,7 @@ def test_memory_that_is_really_short_halves_a_micro_batch_and_the_run_ends_alike
     assert harness.run_whole("train.sft", [*argv, "--out", tmp_path / "whole"], tmp_path / "log") == 0
     room = 200 * 2**20
     for number in range(16):
-        code = harness.run_whole("train.sft", [*argv, "--out", tmp_path / f"short-{number}"], tmp_path / f"log-{number}", lambda room=room: leave_room(room))
+        code = harness.run_whole("train.sft", [*argv, "--out", tmp_path / f"short-{number}"], tmp_path / f"log-{number}", partial(harness.limit_memory, room))
         said = (tmp_path / f"log-{number}").read_text(encoding="utf-8")
         assert "Traceback" not in said and "out of memory in a micro-batch: the step is repeated once, with it halved" in said, said
         if code == 0:
@@ -104,12 +99,6 @@ def test_memory_that_is_really_short_halves_a_micro_batch_and_the_run_ends_alike
         room = room * 6 // 5
     one, two = (harness.result_of("sft", tmp_path / name)["metrics"] for name in ("whole", f"short-{number}"))
     campaign.compare(one, two, "with short memory")
-
-
-def leave_room(size: int) -> None:
-    """From here on this process may take so many bytes more, and no more."""
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + size, in_use + size))
 
 
 # --- Several ranks --------------------------------------------------------------------------------------------------------

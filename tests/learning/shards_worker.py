@@ -19,7 +19,7 @@ from taosr1.learning.losses import sft_loss
 from taosr1.learning.parallel import Team, join_job, whole_tensor
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.weights import load_decoder
-from taosr1.ranks import leave, on_first
+from taosr1.ranks import on_first, part
 
 
 def loss_fn(model, batch):
@@ -103,4 +103,4 @@ if __name__ == "__main__":
         for dtype, recompute in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
             check(folder, dtype, recompute)
             print(folder, dtype, recompute, "the same", flush=True)
-    leave()
+    part()

@@ -67,9 +67,9 @@ def check(folder: str, dtype: torch.dtype, recompute: bool) -> None:
 def accumulate_alone(model, optimizer, seed: int, count: int, dtype: torch.dtype) -> dict:
     """The step as the sums of all its micro-batches in this process, without a team."""
     sums, total = 0.0, 0.0
-    for part in parts_of(seed, count):
+    for batch in parts_of(seed, count):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = loss_fn(model, part)
+            loss = loss_fn(model, batch)
         loss.sum.backward()
         sums, total = sums + float(loss.sum.detach()), total + loss.count
     for parameter in model.parameters():

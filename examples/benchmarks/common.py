@@ -1,20 +1,29 @@
-"""What the benchmarks share: models made on the spot, peak memory, and rows of RESULTS.md."""
+"""What the benchmarks share: models made on the spot, peak memory, timing by turns, useful work, and the machine's own limits."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
+import torch.nn.functional as F
 
-from taosr1.judge import tiny_texts
+from taosr1.config import at_least, check
+from taosr1.judge import DTYPES, tiny_texts
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import train_tokenizer
-from taosr1.model.weights import save_pretrained
+from taosr1.model.weights import load_decoder, save_pretrained
 
 # The two shapes that earlier measurements used, and Qwen3-0.6B's own numbers from its config.json.
 SHAPES = {
@@ -39,6 +48,154 @@ def make_model(shape: str, folder: Path, dtype: torch.dtype = torch.float32, see
     return folder
 
 
+def stir(folder: Path) -> Path:
+    """Change a folder's random weights so that the next token depends on all before it; returns the folder.
+
+    As drawn, the tied head finds the last token itself the likeliest next one, so every greedy reply repeats one token, and comparing
+    such replies proves nothing. Random signs in the last norm end that, larger matrices let the context in.
+    """
+    path, generator = folder / "model.safetensors", torch.Generator().manual_seed(1)
+    tensors = safetensors.torch.load_file(path)
+    for name, tensor in tensors.items():
+        if name == "model.norm.weight":
+            tensor *= torch.randn(tensor.shape, generator=generator).sign()
+        elif "_proj" in name:
+            tensor *= 2
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def random_ids(lengths: list[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
+    """A sequence of random token ids for each length."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def load_transformers(folder: Path | str, dtype: torch.dtype):
+    """The folder as transformers reads it, with no end tokens of its own: a benchmark says where replies stop."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+    return model
+
+
+ATTENTIONS = ("sdpa", "eager")
+
+
+def attending(attention: str, run: Callable, model: Any, *arguments: object) -> Any:
+    """`run` on a transformers model with this implementation of attention: neither of them is always the faster one."""
+    model.set_attn_implementation(attention)
+    return run(model, *arguments)
+
+
+def useful_flops(config: DecoderConfig, start: int, tokens: int, read: int, outputs: int | None = None) -> int:
+    """Floating-point operations that nobody can leave out for `tokens` tokens at positions start, start + 1, ... of one sequence.
+
+    A matrix of n weights costs 2 n a token. A query that sees `keys` positions costs 4 * heads * head_dim * keys (scores and weighted
+    sum). Only the last `read` tokens are read by somebody: the others need no more than keys and values of the last layer. Each token
+    that is read meets `outputs` rows of the head (None: the whole vocabulary).
+
+    Work that is shared is counted once by calling this once: a prompt for all its samples, a query for all its products. Norms,
+    rotations, softmax and sampling count nothing, so a fraction of a roofline in these numbers is a little too low.
+    """
+    width, query, key = config.hidden_size, config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    keys_and_values = 2 * width * 2 * key
+    others = 2 * (2 * width * query + 3 * width * config.intermediate_size)  # queries, output, MLP
+
+    def attention(first: int, count: int) -> int:
+        return 4 * query * sum(range(first + 1, first + count + 1))  # the token at position p sees p + 1 keys
+
+    layers = (config.num_hidden_layers - 1) * (tokens * (keys_and_values + others) + attention(start, tokens))
+    last = tokens * keys_and_values + read * others + attention(start + tokens - read, read)
+    return layers + last + read * 2 * width * (config.vocab_size if outputs is None else outputs)
+
+
+def gemm_flops(dtype: torch.dtype, tries: int = 8) -> float:
+    """The machine's own roofline: the best rate, in operations a second, of a linear layer on 2048 rows at a few large shapes."""
+    best = 0.0
+    for inputs, outputs in ((768, 2048), (1024, 4096), (2048, 2048)):
+        x, weight = torch.randn(2048, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+        with torch.no_grad():
+            seconds = by_turns({"linear": lambda x=x, weight=weight: F.linear(x, weight)}, tries + 1)["linear"][1:]
+        best = max(best, 2 * 2048 * inputs * outputs / min(seconds))
+    return best
+
+
+def memory_bytes_per_s(tries: int = 5) -> float:
+    """The best rate of copying 256 MiB: bytes read and bytes written, a second."""
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(by_turns({"copy": lambda: target.copy_(source)}, tries + 1)["copy"][1:])
+
+
+def check_names(config: Any, parts: tuple[str, ...], cases: tuple[str, ...], **lowest: float) -> None:
+    """For `__post_init__` of a script whose settings are `parts` and `cases`, comma-separated, and numbers of at least `lowest`."""
+    unknown = [name for name in config.parts.split(",") if name not in parts] + [name for name in config.cases.split(",") if name not in cases]
+    message = f"unknown {', '.join(unknown)}: --parts are {', '.join(parts)}, --cases are {', '.join(cases)}"
+    check([(bool(unknown), message), *at_least(config, **lowest)])
+
+
+def dtype_of(case: str) -> torch.dtype:
+    return DTYPES[case.split("-")[1]]
+
+
+def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_only: tuple[str, ...]) -> list[dict]:
+    """Run the wanted parts on every case, a case being SHAPE-DTYPE; some only on the first. Writes --out.
+
+    A part is called with (our model, transformers' model, case, folder, config).
+    """
+    bandwidth = memory_bytes_per_s()
+    print(f"{config.threads} thread(s), median of {config.repeats} (least to most); memory {bandwidth / 1e9:.1f} GB/s; {machine()}")
+    rows = []
+    with tempfile.TemporaryDirectory() as parent:
+        for number, case in enumerate(config.cases.split(",")):
+            folder = Path(parent) / case.split("-")[0]
+            if not folder.exists():
+                stir(make_model(folder.name, folder))
+            pair = load_decoder(folder, dtype=dtype_of(case)), load_transformers(folder, dtype_of(case))
+            for part in config.parts.split(","):
+                if number == 0 or part not in first_only:
+                    rows += [{"part": part, "case": case, **row} for row in parts[part](*pair, case, folder, config)]
+    if config.out:
+        report = {"machine": machine(), "config": asdict(config), "memory_gb_per_s": bandwidth / 1e9, "rows": rows}
+        Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
+    return rows
+
+
+def by_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every side, a, b, c, a, b, c, ...: what slows the machine for a while slows all of them. Warming up is the caller's."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def timing_rows(seconds: dict[str, list[float]], flops: float, roofline: float) -> list[dict]:
+    """A row for each side, printed: seconds, how many times ours (median over the turns), and for ours its useful rate.
+
+    The side named "ours" comes first. `flops` is its useful work, `roofline` the rate of `gemm_flops`.
+    """
+    rows = []
+    for side, found in seconds.items():
+        row = {"side": side, "median_s": statistics.median(found), "min_s": min(found), "max_s": max(found)}
+        row["times_ours"] = statistics.median(theirs / ours for theirs, ours in zip(found, seconds["ours"]))
+        line = f"  {side:22} {row['median_s']:8.3f} s ({row['min_s']:.3f} to {row['max_s']:.3f})"
+        if side == "ours":
+            row |= {"useful_gflops": flops / row["median_s"] / 1e9, "of_roofline": flops / row["median_s"] / roofline, "roofline_gflops": roofline / 1e9}
+            line += f"   {row['useful_gflops']:7.1f} useful GFLOP/s, {row['of_roofline']:.2f} of {roofline / 1e9:.0f}"
+        else:
+            line += f"   {row['times_ours']:5.2f} x ours"
+        print(line, flush=True)
+        rows.append(row)
+    return rows
+
+
 def peak_bytes(device: str = "cpu") -> int:
     """The most memory this process has held: on a GPU what torch allocated there, else its resident set."""
     if device.startswith("cuda"):
@@ -47,6 +204,12 @@ def peak_bytes(device: str = "cpu") -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("peak memory is read from /proc/self/status, which this system does not have")
+
+
+def forget_peak() -> int:
+    """Imports have a peak of their own: `peak_bytes` is from here on that of what follows. Returns what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
 
 
 def in_fresh_process(script: str, *arguments: object, threads: int) -> dict:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from taosr1.learning.shared_prompts import reply_hidden
+from taosr1.model.linear import is_plain
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 220 tokens of Qwen3, and more than any micro-batch of a tiny vocabulary
 
@@ -44,7 +45,7 @@ def completion_logp(
     """
     _check(ids, mask, temperature, chunk_tok)
     targets = mask[:, 1:]  # (B, T-1)
-    hidden = model.hidden(ids[:, :-1])[targets] if plain else reply_hidden(model, ids, mask)  # (N, C)
+    hidden = model.hidden(ids[:, :-1])[targets] if plain or is_plain() else reply_hidden(model, ids, mask)  # (N, C)
     tokens = ids[:, 1:][targets]  # (N,)
     if chunk_tok is None:
         chunk_tok = max(1, LOGITS_AT_ONCE // model.config.vocab_size)

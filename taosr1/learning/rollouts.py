@@ -32,8 +32,8 @@ from taosr1.learning.selection import (
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters_off
 from taosr1.ranks import gather, share
-from taosr1.sampling.labels import label_probabilities
-from taosr1.sampling.sampler import draw_first_tokens, draw_uniform, generate
+from taosr1.sampling.labels import draw_first_tokens, label_probabilities
+from taosr1.sampling.sampler import draw_uniform, generate
 from taosr1.task.grades import GRADES
 from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import parse_reply

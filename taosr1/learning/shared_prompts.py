@@ -15,6 +15,8 @@ from torch import Tensor
 
 from taosr1.model.decoder import DecoderConfig
 
+READ_BELOW = 0.85  # of the columns; where more are read, picking them costs as much as it saves
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -92,8 +94,15 @@ def pays(config: DecoderConfig, batch: tuple[int, int], packs: tuple[int, int]) 
 def reply_hidden(model, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (N, C) that predict the N masked tokens, in row-major order."""
     targets = mask[:, 1:]
-    packed = pack_rows(ids, mask)
+    packed, given = pack_rows(ids, mask), {}
     if packed is None or not pays(model.config, (len(ids), ids.shape[1] - 1), tuple(packed.ids.shape)):
-        return model.hidden(ids[:, :-1])[targets]
-    hidden = model.hidden(packed.ids, positions=packed.positions, attends=attends(packed, model.config.sliding_window))  # (P, S, C)
-    return hidden[packed.pack[:, None].expand(targets.shape)[targets], packed.source[:, 1:][targets]]
+        tokens, rows, columns = ids[:, :-1], *targets.nonzero(as_tuple=True)  # what predicts target (b, t) stands at (b, t)
+    else:
+        tokens, given = packed.ids, {"positions": packed.positions, "attends": attends(packed, model.config.sliding_window)}
+        rows, columns = packed.pack[:, None].expand(targets.shape)[targets], packed.source[:, 1:][targets]  # (N,), (N,)
+    first = columns.new_full((len(tokens),), tokens.shape[1]).scatter_reduce(0, rows, columns, "amin")
+    width = int((columns - first[rows]).max()) + 1 if len(columns) else tokens.shape[1]
+    if width > READ_BELOW * tokens.shape[1]:
+        return model.hidden(tokens, **given)[rows, columns]
+    read = (first[:, None] + torch.arange(width, device=ids.device)).clamp(max=tokens.shape[1] - 1)  # (P, T'): the replies' part alone
+    return model.hidden(tokens, **given, read=read)[rows, columns - first[rows]]

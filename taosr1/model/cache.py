@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from taosr1.model.attention import attention
+
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
+
+
+class Cache(Protocol):
+    """What the decoder asks of a cache: where the new tokens go, and what they see of the past.
+
+    rows: sequences. lengths: (rows,) int64, tokens that each has so far. used: positions that may be taken, in any row.
+    """
+
+    rows: int
+    lengths: Tensor
+    used: int
+
+    def place(self, positions: Tensor) -> Tensor | None:
+        """Announce the new tokens' positions (rows, T); the mask that `attend` shall be given, None for plain causal attention."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Write the new keys and values (rows, T, K, D) of one layer, and attend: query (rows, T', H, D) -> (rows, T', H * D)."""
+
+    def advance(self, tokens: int) -> None:
+        """So many of the new tokens were real, in every row: the next call goes behind them."""
+
+    def select(self, rows: Tensor) -> Cache:
+        """The same with only these rows, (R,) int64 ascending."""
 
 
 class KVCache:
@@ -81,6 +106,10 @@ class KVCache:
             seen &= slots > positions[:, :, None] - window
         return seen[:, None]
 
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Cache`."""
+        return attention(query, *self.update(layer, key, value), mask)
+
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values of one layer and return all that their queries may look at.
 
@@ -95,6 +124,10 @@ class KVCache:
         self.keys[layer][self._row_index, :, self._positions] = keys
         self.values[layer][self._row_index, :, self._positions] = values
         return self.keys[layer, :, :, : self._reach], self.values[layer, :, :, : self._reach]
+
+    def advance(self, tokens: int) -> None:
+        """Every row was given so many real tokens."""
+        self.lengths += tokens
 
     def expand(self, samples: int, capacity: int | None = None) -> KVCache:
         """A new cache with each row repeated `samples` times, rows of one prompt side by side.

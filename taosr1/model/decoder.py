@@ -6,23 +6,22 @@ Batches are padded on the right. Attention is causal, so padding reaches no real
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from taosr1.model.cache import KVCache
+from taosr1.model.attention import attention
+from taosr1.model.cache import Cache
 from taosr1.model.experts import grouped_linear
+from taosr1.model.linear import Linear, is_plain, linear
 from taosr1.model.rotary import Llama3Scaling, rotary_tables, rotate
 
 INIT_STD = 0.02
-PLAIN_BELOW = 384  # tokens
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
@@ -105,6 +104,34 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 
 
+class Call(NamedTuple):
+    """What the layers have to know of one call of the model beside the stream itself.
+
+    turns, query_turns: cosines and sines of the positions of keys and of queries. mask: (B, 1, T', S) bool, or None for causal attention.
+    read: (B, T') int64, the columns whose outputs are wanted of this layer; None: all of them.
+    """
+
+    turns: tuple[Tensor, Tensor]
+    query_turns: tuple[Tensor, Tensor]
+    cache: Cache | None
+    mask: Tensor | None
+    read: Tensor | None = None
+
+    def reading(self, read: Tensor, length: int) -> Call:
+        """The same call, of `length` columns, for a layer of which only the columns `read` are wanted."""
+        turns = tuple(turn[read] if turn.dim() == 3 else take(turn, read) for turn in self.turns)
+        if self.mask is None:
+            mask = torch.arange(length, device=read.device) <= read[:, :, None]  # (B, T', T)
+        else:
+            mask = take(self.mask[:, 0].expand(len(read), -1, -1), read)
+        return self._replace(query_turns=turns, mask=mask[:, None], read=read)
+
+
+def take(x: Tensor, columns: Tensor) -> Tensor:
+    """Of every row some columns. Shapes: x (B, T, ...), columns (B, T') int64 -> (B, T', ...)."""
+    return x[torch.arange(len(x), device=x.device)[:, None], columns]
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads, rotary positions and, for Qwen3, q/k norms."""
 
@@ -114,46 +141,25 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.o_proj = Linear(query, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, call: Call) -> Tensor:
         rows, length, _ = x.shape
-        query = self.q_proj(x).view(rows, length, self.heads, self.head_dim)  # (B, T, H, D)
+        asking = x if call.read is None else take(x, call.read)  # (B, T', C): every position gives a key, but only these ask
+        query = self.q_proj(asking).view(rows, -1, self.heads, self.head_dim)  # (B, T', H, D)
         key = self.k_proj(x).view(rows, length, self.kv_heads, self.head_dim)  # (B, T, K, D)
         value = self.v_proj(x).view(rows, length, self.kv_heads, self.head_dim)
         if self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if cache is not None:
-            key, value = cache.update(self.layer, key, value)  # (B, K, S, D)
-        else:
-            key, value = key.transpose(1, 2), value.transpose(1, 2)
-        return self.o_proj(self._attend(query, key, value, mask))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Shapes: query (B, T, H, D), key and value (B, K, S, D), mask (B, 1, T, S) or None (causal) -> (B, T, H*D)."""
-        rows, length = query.shape[:2]
-        if length == 1:
-            # One query per head: the query heads that share a key head become its T axis, so no key is copied.
-            grouped = query.view(rows, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
-            return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).reshape(rows, 1, -1)
-        query, causal, shared = query.transpose(1, 2), mask is None, self.heads != self.kv_heads
-        if shared and not causal and value.device.type == "cuda":
-            # There the kernel that takes a mask and keeps no (T, T) matrix wants a key for every query head.
-            key, value = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (key, value))
-            shared = False
-        # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's, which keeps a (T, T) matrix for every head:
-        # good for short rows. Training runs under autocast, and so do its reference and old policy, which need no gradient but have to be
-        # measured by the same kernel.
-        plain = length <= PLAIN_BELOW and value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=shared)
-        return out.transpose(1, 2).reshape(rows, length, -1)
+        query, key = rotate(query, *call.query_turns), rotate(key, *call.turns)
+        if call.cache is not None:
+            return self.o_proj(call.cache.attend(self.layer, query, key, value, call.mask))
+        return self.o_proj(attention(query, key.transpose(1, 2), value.transpose(1, 2), call.mask))
 
 
 class GatedSiLU(torch.autograd.Function):
@@ -180,9 +186,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return swiglu(x, self.gate_proj, self.up_proj, self.down_proj)
@@ -209,7 +215,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.chosen, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
-        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)  # the router
+        self.gate = Linear(config.hidden_size, config.num_experts, bias=False)  # the router
         self.experts = Experts(config)
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,8 +246,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, mask)
+    def forward(self, x: Tensor, call: Call) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), call)
+        x = (x if call.read is None else take(x, call.read)) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -272,7 +279,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Backbone(config)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.hf_config: dict[str, Any] = {}
         self.generation_config: dict[str, Any] = {}
         self.source = ""
@@ -280,7 +287,7 @@ class Decoder(nn.Module):
         # Not a buffer: a model cast to bfloat16 and back would keep tables of bfloat16 precision.
         self._tables: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, *, cache: Cache | None = None, positions: Tensor | None = None) -> Tensor:
         """Next-token logits for every position.
 
         Shapes:
@@ -294,14 +301,22 @@ class Decoder(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states to logits. Shapes: (..., C) -> (..., V)."""
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight)
+        return linear(hidden, weight)
 
     def hidden(
-        self, ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None, attends: Tensor | None = None
+        self,
+        ids: Tensor,
+        *,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+        attends: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm. Arguments and errors are those of `forward`. Returns (B, T, C).
+        """Hidden states after the final norm. Arguments and errors are those of `forward`. Returns (B, T, C), or (B, T', C) with `read`.
 
         attends: (B, 1, T, T) bool, True where a query (third axis) may look; it replaces the causal mask of a call without a cache.
+        read: (B, T') int64, the columns whose hidden states are wanted. All columns give keys and values, but in the last layer nobody
+            needs more of them: there the queries, the MLP and the norm run at these columns only, the same numbers for less work.
         """
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise ValueError(f"ids must be (B, T) with T >= 1, got shape {tuple(ids.shape)}")
@@ -322,17 +337,19 @@ class Decoder(nn.Module):
             steps = torch.arange(ids.shape[1], device=ids.device)
             behind = steps[:, None] - steps  # (T, T): how far back a key lies
             mask = ((behind >= 0) & (behind < self.config.sliding_window))[None, None]
-        cos, sin = self._rotary(ids, cache, positions)
+        turns = self._rotary(ids, cache, positions)
+        call = Call(turns, turns, cache, mask)
         x = self.model.embed_tokens(ids)  # (B, T, C)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for layer in self.model.layers:
-            if recompute:
-                x = checkpoint(layer, x, cos, sin, cache, mask, use_reentrant=False)
-            else:
-                x = layer(x, cos, sin, cache, mask)
+        for number, layer in enumerate(self.model.layers, start=1):
+            if number == len(self.model.layers) and read is not None and not is_plain():
+                call = call.reading(read, ids.shape[1])
+            x = checkpoint(layer, x, call, use_reentrant=False) if recompute else layer(x, call)
+        if read is not None and is_plain():
+            x = take(x, read)
         return self.model.norm(x)
 
-    def _rotary(self, ids: Tensor, cache: KVCache | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _rotary(self, ids: Tensor, cache: Cache | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """The rows of the rotary tables for this call: (T, 1, D) or (B, T, 1, D), built once and reused."""
         limit = self.config.max_position_embeddings
         if cache is not None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taosr1.model.decoder import Decoder
+from taosr1.model.linear import Linear, linear
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -61,22 +62,22 @@ class LoraLinear(nn.Linear):
         self.lora, self.scale, self.active = config, config.alpha / config.rank, True
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight, self.bias)
+        out = linear(x, self.weight, self.bias)
         if not self.active:
             return out
         # Sampling and evaluation run without gradients, and without dropout.
         x = F.dropout(x, self.lora.dropout, training=self.training and torch.is_grad_enabled())
         down, up = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
-        return out + self.scale * F.linear(F.linear(x, down), up)
+        return out + self.scale * linear(linear(x, down), up)
 
     def merged(self) -> nn.Linear:
         """The plain layer with W + scale * B A, computed in float32 and rounded once. It takes W over: this layer is spent."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight, linear.bias = self.weight, self.bias
+        plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
         with torch.no_grad():
             change = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
-            linear.weight.copy_(self.weight.float() + change)
-        return linear
+            plain.weight.copy_(self.weight.float() + change)
+        return plain
 
 
 def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator | None = None) -> Decoder:
@@ -87,7 +88,7 @@ def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator 
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first (`merge_adapters`)")
     model.requires_grad_(False)
-    places = [(module, name) for module in model.modules() for name, child in module.named_children() if type(child) is nn.Linear]
+    places = [(module, name) for module in model.modules() for name, child in module.named_children() if type(child) is Linear]
     unknown = set(config.targets) - {name for _, name in places}
     if unknown:
         raise ValueError(f"LoRA targets {', '.join(sorted(unknown))} name no linear layer of this model (stacked experts take no adapter)")

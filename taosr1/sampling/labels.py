@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from taosr1.model.cache import KVCache
+from taosr1.model.linear import is_plain
+from taosr1.model.shared_cache import Branches
+from taosr1.sampling.prefixes import PrefixGroup, batch_by_length, group_by_prefix, pad_right
+from taosr1.sampling.sampler import choose_tokens
+
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
-_MAX_LOGITS = 1 << 24
+LOGITS_AT_ONCE = 1 << 24
+CPU_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -26,18 +34,6 @@ class LabelProbs:
     label_mass: Tensor
 
 
-def batch_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yields row indices grouped so that rows x longest row <= max_tokens, longest first; a longer row goes alone."""
-    rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):  # stable: the split depends on lengths only
-        if rows and (len(rows) + 1) * lengths[rows[0]] > max_tokens:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
-
-
 @torch.no_grad()
 def label_probabilities(
     model, tokenizer, prompts: list[list[int]], *, max_tokens_per_batch: int = 16384, progress: bool = False
@@ -50,27 +46,15 @@ def label_probabilities(
     probabilities that are not finite.
     Source: arXiv 2508.12365, section 5 (deployment). The softmax is taken in float32 whatever the weights' type.
     """
-    if max_tokens_per_batch < 1:
-        raise ValueError(f"max_tokens_per_batch is {max_tokens_per_batch}, expected at least 1")
-    limit = model.config.max_position_embeddings
-    for row, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= limit:
-            raise ValueError(f"prompt {row} has {len(prompt)} tokens, expected 1 to {limit} (max_position_embeddings)")
-    device = next(model.parameters()).device
-    labels = torch.tensor(tokenizer.label_ids, device=device)
+    labels = torch.tensor(tokenizer.label_ids, device=next(model.parameters()).device)
     probs = torch.empty(len(prompts), len(tokenizer.label_ids))
     label_mass = torch.empty(len(prompts))
-
     with tqdm(total=len(prompts), desc="score", unit="pair", disable=not progress) as bar:
-        for rows in batch_by_length([len(prompt) for prompt in prompts], max_tokens_per_batch):
-            hidden = _last_hidden(model, [prompts[row] for row in rows], device)  # (B, C)
-            rows_per_chunk = max(1, _MAX_LOGITS // model.config.vocab_size)
-            for index, chunk in zip(torch.tensor(rows).split(rows_per_chunk), hidden.split(rows_per_chunk)):
-                logits = model.head(chunk).float()  # (b, V)
-                label_logits = logits[:, labels]  # (b, 4)
-                probs[index] = label_logits.softmax(-1).cpu()
-                label_mass[index] = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).exp().clamp(max=1).cpu()
-            bar.update(len(rows))
+        for index, logits in first_logits(model, prompts, max_tokens_per_batch):  # (b,), (b, V)
+            label_logits = logits[:, labels]  # (b, 4)
+            probs[index] = label_logits.softmax(-1).cpu()
+            label_mass[index] = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).exp().clamp(max=1).cpu()
+            bar.update(len(index))
 
     finite = torch.isfinite(probs).all(-1) & torch.isfinite(label_mass)
     if not bool(finite.all()):
@@ -79,12 +63,97 @@ def label_probabilities(
     return LabelProbs(probs, label_mass)
 
 
-def _last_hidden(model, prompts: list[list[int]], device: torch.device) -> Tensor:
-    """The final-norm hidden state (B, C) at each prompt's last real position."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    # Right padding under causal attention: no real position can see a pad, so any id will do; 0 always exists.
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+@torch.no_grad()
+def draw_first_tokens(
+    model, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, max_tokens_per_batch: int = 16384
+) -> Tensor:
+    """Draw only the first token of G replies for every prompt, from one prefill and no decoding. Returns (P, G) int64.
+
+    `uniform` (P, G) are the numbers in [0, 1) to draw with.
+
+    Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that `generate` alone gives:
+    the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
+    """
+    samples = uniform.shape[1]
+    drawn = torch.zeros(len(prompts), samples, dtype=torch.int64)
+    for index, logits in first_logits(model, prompts, max_tokens_per_batch):
+        draws = uniform[index].flatten().to(logits.device)
+        tokens, _ = choose_tokens(logits.repeat_interleave(samples, dim=0), draws, temperature=temperature, top_k=0, top_p=1.0)
+        drawn[index] = tokens.view(-1, samples).cpu()
+    return drawn
+
+
+def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits that choose the first token of a reply to each prompt, in batches: their numbers (b,) and logits (b, V) float32.
+
+    What several prompts share at their beginning is computed once (`prefixes.group_by_prefix`). Each prompt comes exactly once, in no
+    particular order. Raises: ValueError as `label_probabilities`.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens_per_batch is {max_tokens}, expected at least 1")
+    limit = model.config.max_position_embeddings
     for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    hidden = model.hidden(ids.to(device))  # (B, T, C)
-    return hidden[torch.arange(len(prompts), device=device), (lengths - 1).to(device)]
+        if not 0 < len(prompt) <= limit:
+            raise ValueError(f"prompt {row} has {len(prompt)} tokens, expected 1 to {limit} (max_position_embeddings)")
+    window = model.config.sliding_window
+    shares = not is_plain() and (window is None or window >= max(map(len, prompts), default=0))
+    groups = group_by_prefix(prompts) if shares else [PrefixGroup(0, [row]) for row in range(len(prompts))]
+    together = [group for group in groups if len(group.rows) > 1]
+    batches = _alone(model, prompts, [group.rows[0] for group in groups if len(group.rows) == 1], max_tokens)
+    rows_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    for rows, hidden in itertools.chain(batches, _behind_prefixes(model, prompts, together, max_tokens)):
+        for index, chunk in zip(torch.tensor(rows).split(rows_at_once), hidden.split(rows_at_once)):
+            yield index, model.head(chunk).float()
+
+
+def _alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Row numbers and the hidden states (b, C) at their last positions, each row computed in full."""
+    device = next(model.parameters()).device
+    for batch in batch_by_length([len(prompts[row]) for row in rows], _budget(max_tokens, device)):
+        chosen = [rows[i] for i in batch]
+        last = torch.tensor([len(prompts[row]) - 1 for row in chosen], device=device)
+        yield chosen, model.hidden(pad_right([prompts[row] for row in chosen]).to(device), read=last[:, None])[:, 0]
+
+
+def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[PrefixGroup], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+    """The same for groups of rows, each with its prefix computed once. As many prefixes are held at a time as `max_tokens` allows."""
+    parameter = next(model.parameters())
+    device = parameter.device
+    for chunk in batch_by_length([group.length for group in groups], max_tokens):
+        held = [groups[i] for i in chunk]
+        lengths = torch.tensor([group.length for group in held], device=device)
+        cache = KVCache(model.config, len(held), int(lengths.max()), parameter.dtype, device)
+        heads = pad_right([prompts[group.rows[0]][: group.length] for group in held])
+        model.hidden(heads.to(device), cache=cache, read=lengths[:, None] - 1)
+        cache.lengths.copy_(lengths)
+        for batch in _suffix_batches([[(len(prompts[row]) - group.length, row) for row in group.rows] for group in held], _budget(max_tokens, device)):
+            first = batch[0][0]
+            prefix_of = torch.tensor([group - first for group, _, _ in batch], device=device)
+            rows = [row for _, _, row in batch]
+            ids = pad_right([prompts[row][held[group].length :] for group, _, row in batch]).to(device)
+            last = torch.tensor([length - 1 for _, length, _ in batch], device=device)
+            branches = Branches.of(cache, prefix_of, ids.shape[1], first)
+            yield rows, model.hidden(ids, cache=branches, read=last[:, None])[:, 0]
+
+
+def _suffix_batches(groups: list[list[tuple[int, int]]], max_tokens: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut the rows of consecutive groups, given as (length, row), into batches of at most `max_tokens` padded tokens: (group, length, row).
+
+    Lengths run up one group and down the next, so that the end of one and the beginning of another are alike and little is padding.
+    """
+    batch: list[tuple[int, int, int]] = []
+    longest = 0
+    for number, rows in enumerate(groups):
+        for length, row in sorted(rows, reverse=number % 2 == 1):
+            if batch and (len(batch) + 1) * max(longest, length) > max_tokens:
+                yield batch
+                batch, longest = [], 0
+            batch.append((number, length, row))
+            longest = max(longest, length)
+    if batch:
+        yield batch
+
+
+def _budget(max_tokens: int, device: torch.device) -> int:
+    """On a CPU small batches are faster: less padding, and what a layer writes is still in the cache when the next reads it."""
+    return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens

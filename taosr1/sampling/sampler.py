@@ -1,4 +1,4 @@
-"""Sample replies with a KV cache: each distinct prompt is prefilled once for all its samples.
+"""Sample replies with a KV cache: each prompt is prefilled once for all its samples, which read its keys and values where they are.
 
 Small pure steps (`prefill`, `choose_tokens`) and one driver (`generate`). Rows are prompt-major: row p * samples + g is
 sample g of prompt p.
@@ -6,18 +6,25 @@ sample g of prompt p.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 
-from taosr1.model.cache import KVCache
+from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decoder import Decoder
+from taosr1.model.linear import is_plain
+from taosr1.model.shared_cache import Branches, SideBySide
+from taosr1.sampling.prefixes import pad_right
 
 CACHE_BYTES = 4 * 2**30  # of keys and values; while rows are copied into another cache there are two
 LOGITS_AT_ONCE = 2**26  # numbers; choosing tokens takes a few tensors of that size
 MOST_ROWS = 1024  # more rows make no model faster
 COMPACT_BELOW = 0.75  # finished rows leave the batch once fewer than this share of its rows is alive
+REFILL_FROM = 0.25  # waiting prompts enter once this share of `max_rows` is free: few at a time make poor prefills
+BLOCK = 64  # tokens; see `invert_cdf`
 
 
 @dataclass(frozen=True)
@@ -56,41 +63,61 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], capacity: int) -> 
     device = next(model.parameters()).device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = int(lengths.max())
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
     cache = KVCache(model.config, len(prompts), max(capacity, width), next(model.parameters()).dtype, device)
-    hidden = model.hidden(ids.to(device), cache=cache)  # (P, T, C)
+    hidden = model.hidden(pad_right(prompts).to(device), cache=cache, read=lengths[:, None] - 1)  # (P, 1, C): nobody reads the others
     cache.lengths.copy_(lengths)
-    last = hidden[torch.arange(len(prompts), device=device), lengths - 1]  # (P, C): only these positions meet the head
-    return model.head(last).float(), cache
+    return model.head(hidden[:, 0]).float(), cache
 
 
-def choose_tokens(logits: torch.Tensor, uniform: torch.Tensor, *, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+def choose_tokens(
+    logits: torch.Tensor, uniform: torch.Tensor, *, temperature: float, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token a row by inverting the cumulative distribution at `uniform` in [0, 1); temperature 0 is argmax.
 
-    Shapes: logits (R, V) float32, uniform (R,) -> (R,) int64.
+    Shapes: logits (R, V) float32, uniform (R,) -> tokens (R,) int64 and their log-probs (R,) at the temperature, top-k and top-p left aside.
     Choice: inverse CDF instead of `torch.multinomial`, which is many times slower on CPU.
     """
     if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
+        top, tokens = logits.max(-1)
+        return tokens, top - logits.logsumexp(-1)
+    if temperature != 1:
+        logits = logits / temperature
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()  # (R, V): probabilities but for one factor a row
+    total = weights.sum(-1)
+    possible = weights
     if top_k and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    probs = logits.softmax(-1)
+        possible = possible.masked_fill(logits < logits.topk(top_k).values[:, -1:], 0.0)
     if top_p < 1.0:
-        ordered, index = probs.sort(-1, descending=True)
+        ordered, index = (possible / possible.sum(-1, keepdim=True)).sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # the most likely token always stays
-        probs = probs.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), 0.0)
-    cdf = probs.cumsum(-1)
-    # right=True: a token of probability 0 is never drawn, not even at uniform = 0.
-    return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp_(max=_last_possible(probs))[:, 0]
+        possible = possible.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), 0.0)
+    tokens = invert_cdf(possible, uniform)
+    return tokens, logits.gather(1, tokens[:, None])[:, 0] - top[:, 0] - total.log()
 
 
-def _last_possible(probs: torch.Tensor) -> torch.Tensor:
-    """Index of the last token with probability > 0, (R, 1): where rounding would step past the end of the CDF."""
-    width = probs.shape[-1]
-    return width - 1 - (probs > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
+def invert_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first token at which the running sum of a row's weights exceeds `uniform` times their total; never one of weight 0.
+
+    The block of BLOCK tokens is found first, by the sums of the blocks, and then the token in it: the running sum over a whole
+    vocabulary, a chain of V dependent additions, is never built (`tests/sampling` has it, as the plain twin).
+    Shapes: weights (R, V) float32, not negative; uniform (R,) -> (R,) int64.
+    """
+    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    sums = blocks.sum(-1)  # (R, V / BLOCK)
+    ends = sums.cumsum(-1)
+    target = uniform[:, None] * ends[:, -1:]
+    # right=True: a weight of 0 is never drawn, not even at uniform = 0.
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=_last_possible(sums))  # (R, 1)
+    inside = blocks[torch.arange(len(weights), device=weights.device), block[:, 0]]  # (R, BLOCK)
+    target = (target - ends.gather(1, block) + sums.gather(1, block)).clamp_(min=0)  # rounding may fall below the block
+    token = torch.searchsorted(inside.cumsum(-1), target, right=True).clamp_(max=_last_possible(inside))
+    return (block * BLOCK + token)[:, 0].clamp_(max=weights.shape[1] - 1)  # NaN points nowhere
+
+
+def _last_possible(weights: torch.Tensor) -> torch.Tensor:
+    """Index of the last weight > 0, (R, 1): where rounding would step past the end of the CDF."""
+    return weights.shape[1] - 1 - (weights > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
 
 
 def draw_uniform(prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -102,32 +129,6 @@ def draw_uniform(prompts: Sequence[Sequence[int]], samples: int, max_new_tokens:
     uniform = torch.empty(len(prompts), samples, max_new_tokens)
     uniform[order] = torch.rand(len(prompts), samples, max_new_tokens, generator=generator)
     return uniform.flatten(0, 1)
-
-
-@torch.no_grad()
-def draw_first_tokens(
-    model: Decoder, prompts: Sequence[Sequence[int]], uniform: torch.Tensor, temperature: float, max_rows: int | None = None
-) -> torch.Tensor:
-    """Draw only the first token of G replies for every prompt, from one prefill and no decoding. Returns (P, G) int64.
-
-    `uniform` (P, G) are the numbers in [0, 1) to draw with; `max_rows` bounds the rows alive at once, as in `generate`.
-
-    Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that `generate` alone gives:
-    the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
-    """
-    samples = uniform.shape[1]
-    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
-    max_rows = max_rows or rows_that_fit(model, max(map(len, prompts), default=1))
-    drawn = torch.zeros(len(prompts), samples, dtype=torch.int64)
-    per_batch = max(1, max_rows // samples)
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        logits, _ = prefill(model, [prompts[p] for p in chosen], 1)
-        logits = logits.repeat_interleave(samples, dim=0)
-        draws = uniform[chosen].flatten().to(logits.device)
-        tokens = choose_tokens(logits, draws, temperature=temperature, top_k=0, top_p=1.0)
-        drawn[chosen] = tokens.view(len(chosen), samples).cpu()
-    return drawn
 
 
 @torch.no_grad()
@@ -159,66 +160,95 @@ def generate(
     Raises: ValueError for an empty prompt, settings out of range, or weights that give NaN.
     """
     _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens)
-    rows = len(prompts) * samples
-    result = Rollouts(
-        tokens=torch.full((rows, max_new_tokens), stop_ids[0], dtype=torch.int64),
-        lengths=torch.zeros(rows, dtype=torch.int64),
-        logp=torch.zeros(rows, max_new_tokens),
-        finished=torch.zeros(rows, dtype=torch.bool),
-    )
-    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
-    max_rows = max_rows or rows_that_fit(model, max(map(len, prompts), default=1) + max_new_tokens)
-    per_batch = max(1, max_rows // samples)
+    rows, device = len(prompts) * samples, next(model.parameters()).device
     if uniform is None:
         # Greedy replies draw nothing: an evaluation must not move the global generator of the run around it.
         uniform = draw_uniform(prompts, samples, max_new_tokens, generator) if temperature else torch.zeros(rows, max_new_tokens)
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        where = (torch.tensor(chosen)[:, None] * samples + torch.arange(samples)).flatten()  # rows of `result`
-        forced = None if first_tokens is None else first_tokens.flatten()[where]
-        _decode([prompts[p] for p in chosen], samples, model, uniform[where], forced, stop_ids, where, result, temperature, top_k, top_p)
-    return result
-
-
-def _decode(prompts, samples, model, uniform, forced, stop_ids, where, result, temperature, top_k, top_p) -> None:
-    """One batch from prefill to the last stop token, written into the rows `where` of `result`."""
-    device, longest = next(model.parameters()).device, uniform.shape[1]
-    logits, prompt_cache = prefill(model, prompts, max(map(len, prompts)))
-    cache = prompt_cache.expand(samples, capacity=max(map(len, prompts)) + longest)
-    logits = logits.repeat_interleave(samples, dim=0)  # (R, V): the first token is drawn per row
-    stops = torch.tensor(list(stop_ids), device=device)
-    alive = torch.arange(len(where), device=device)  # cache row -> row of this batch; shrinks as replies finish
-    running = torch.ones(len(where), dtype=torch.bool, device=device)  # of the rows in the cache
-    tokens, lengths = result.tokens.new_zeros(len(where), longest).to(device), torch.zeros(len(where), dtype=torch.int64, device=device)
-    logp = torch.zeros(len(where), longest, device=device)
-    uniform = uniform.to(device)
-    for step in range(longest):
-        if step == 0 and forced is not None:
-            chosen = forced.to(device)
-        else:
-            chosen = choose_tokens(logits, uniform[alive, step], temperature=temperature, top_k=top_k, top_p=top_p)
-        scaled = logits / temperature if temperature else logits
-        chosen_logp = scaled.gather(1, chosen[:, None])[:, 0] - scaled.logsumexp(-1)
-        live = alive[running]
-        tokens[live, step], logp[live, step] = chosen[running], chosen_logp[running]
-        lengths[live] = step + 1
-        running &= ~torch.isin(chosen, stops)
-        left = int(running.sum())
-        if not left or step + 1 == longest:
-            break
-        if left < COMPACT_BELOW * len(running):
-            kept = running.nonzero()[:, 0]
-            cache, alive, chosen, running = cache.select(kept), alive[kept], chosen[kept], running[kept]
-        hidden = model.hidden(chosen[:, None], cache=cache, positions=cache.lengths[:, None])  # (R, 1, C)
-        cache.lengths += 1
-        logits = model.head(hidden[:, 0]).float()
-    if logp.isnan().any():
+    tokens = torch.full((rows, max_new_tokens), stop_ids[0], dtype=torch.int64, device=device)
+    result = Rollouts(
+        tokens=tokens,
+        lengths=torch.zeros(rows, dtype=torch.int64, device=device),
+        logp=torch.zeros(rows, max_new_tokens, device=device),
+        finished=torch.zeros(rows, dtype=torch.bool, device=device),
+    )
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    draws = _Draws(uniform.to(device), None if first_tokens is None else first_tokens.flatten().to(device), torch.tensor(list(stop_ids), device=device), settings)
+    max_rows = max_rows or rows_that_fit(model, -(-max(map(len, prompts), default=1) // samples) + max_new_tokens)
+    _decode(model, prompts, samples, max_rows, draws, result)
+    if result.logp.isnan().any():
         raise ValueError("the logits are not finite: the weights hold NaN, or --dtype overflows")
-    finished = torch.ones(len(where), dtype=torch.bool, device=device)
-    finished[alive[running]] = False
-    inside = torch.arange(longest, device=device) < lengths[:, None]
-    result.tokens[where] = tokens.masked_fill(~inside, stop_ids[0]).cpu()
-    result.lengths[where], result.logp[where], result.finished[where] = lengths.cpu(), logp.cpu(), finished.cpu()
+    return Rollouts(*(getattr(result, field.name).cpu() for field in fields(result)))
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """How tokens are chosen: uniform (R, N), first tokens (R,) or None, stop ids, and the settings of `choose_tokens`."""
+
+    uniform: torch.Tensor
+    first: torch.Tensor | None
+    stops: torch.Tensor
+    settings: dict[str, float]
+
+    def next_tokens(self, logits: torch.Tensor, rows: torch.Tensor, going: torch.Tensor, result: Rollouts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the next token of these rows of `result`, write it down for those that are still going, and say who is after it.
+
+        Shapes: logits (n, V), rows (n,) int64, going (n,) bool -> tokens (n,), going (n,).
+        """
+        longest = self.uniform.shape[1]
+        step = result.lengths[rows].clamp(max=longest - 1)  # a row that has ended may be asked again; nobody reads its answer
+        tokens, logp = choose_tokens(logits, self.uniform[rows, step], **self.settings)
+        if self.first is not None:
+            forced = torch.where(step == 0, self.first[rows], tokens)
+            if bool((forced != tokens).any()):
+                scaled = logits / (self.settings["temperature"] or 1.0)
+                logp = torch.where(step == 0, scaled.gather(1, forced[:, None])[:, 0] - scaled.logsumexp(-1), logp)
+            tokens = forced
+        live, step = rows[going], step[going]
+        result.tokens[live, step], result.logp[live, step] = tokens[going], logp[going]
+        result.lengths[live] = step + 1
+        stopped = torch.isin(tokens, self.stops)
+        result.finished[live] = stopped[going]
+        return tokens, going & ~stopped & (result.lengths[rows] < longest)
+
+
+def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_rows: int, draws: _Draws, result: Rollouts) -> None:
+    """Continuous batching: up to `max_rows` rows are in flight; rows that have ended leave, and the next prompts enter in their place."""
+    waiting = deque(sorted(range(len(prompts)), key=lambda p: len(prompts[p])))
+    device, longest = result.tokens.device, result.tokens.shape[1]
+    caches: list[Cache] = []  # of the prompts that entered together, one for each time
+    rows, last, going = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.int64, torch.bool))
+    while waiting or len(rows):
+        parts = going.split([cache.rows for cache in caches])
+        left = torch.stack([part.sum() for part in parts]).tolist() if parts else []
+        if 0 in left or sum(left) < COMPACT_BELOW * len(rows):
+            caches = [cache.select(part.nonzero()[:, 0]) for cache, part, alive in zip(caches, parts, left) if alive]
+            rows, last, going = rows[going], last[going], going[going]
+        room = max_rows - len(rows)
+        if waiting and (not len(rows) or room >= max(samples, REFILL_FROM * max_rows)):
+            entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
+            logits, prompt_cache = prefill(model, [prompts[p] for p in entering], 1)
+            new = (torch.tensor(entering, device=device)[:, None] * samples + torch.arange(samples, device=device)).flatten()
+            tokens, on = draws.next_tokens(logits.repeat_interleave(samples, dim=0), new, torch.ones_like(new, dtype=torch.bool), result)
+            caches.append(_continue(prompt_cache, samples, longest))
+            rows, last, going = torch.cat([rows, new]), torch.cat([last, tokens]), torch.cat([going, on])
+        elif len(rows):
+            last, going = _step(model, caches, rows, last, going, draws, result)
+
+
+def _step(model, caches, rows, last, going, draws: _Draws, result: Rollouts) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for every row in flight. Shapes: rows, last, going (R,) -> the new last and going."""
+    hidden = model.hidden(last[:, None], cache=caches[0] if len(caches) == 1 else SideBySide(caches))  # (R, 1, C)
+    for cache in caches:
+        cache.advance(1)
+    return draws.next_tokens(model.head(hidden[:, 0]).float(), rows, going, result)
+
+
+def _continue(prompts: KVCache, samples: int, new_tokens: int) -> Cache:
+    """The cache of all samples of the prompts: what the prompts hold is shared, or (plain) copied for each."""
+    if is_plain():
+        return prompts.expand(samples, capacity=prompts.used + new_tokens)
+    prefix_of = torch.arange(prompts.rows, device=prompts.keys.device).repeat_interleave(samples)
+    return Branches.of(prompts, prefix_of, new_tokens)
 
 
 def _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens) -> None:

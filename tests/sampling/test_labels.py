@@ -8,7 +8,8 @@ import torch
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.sampling import labels
-from taosr1.sampling.labels import batch_by_length, label_probabilities
+from taosr1.sampling.labels import label_probabilities
+from taosr1.sampling.prefixes import batch_by_length
 from taosr1.serving.tiering import cumulative_tier
 
 LENGTHS = [5, 1, 17, 3, 17, 9, 2, 30, 5, 12]
@@ -69,7 +70,7 @@ def test_head_sees_one_position_per_prompt(model, tokenizer, prompts, monkeypatc
     label_probabilities(model, tokenizer, prompts)
     assert seen == [(10, 32)]
     seen.clear()
-    monkeypatch.setattr(labels, "_MAX_LOGITS", 3 * tokenizer.vocab_size)
+    monkeypatch.setattr(labels, "LOGITS_AT_ONCE", 3 * tokenizer.vocab_size)
     chunked = label_probabilities(model, tokenizer, prompts)
     assert seen == [(3, 32), (3, 32), (3, 32), (1, 32)]
     monkeypatch.undo()

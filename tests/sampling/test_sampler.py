@@ -8,7 +8,8 @@ import torch
 from taosr1.learning.logprobs import completion_logp
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.sampling import sampler
-from taosr1.sampling.sampler import Rollouts, choose_tokens, draw_first_tokens, generate, prefill
+from taosr1.sampling.labels import draw_first_tokens
+from taosr1.sampling.sampler import Rollouts, choose_tokens, generate, prefill
 
 VOCAB, STOPS = 61, (3, 7, 11, 13, 17, 19)
 LENGTHS = [5, 1, 9, 3, 9, 2]
@@ -94,7 +95,7 @@ def test_dropping_finished_rows_changes_nothing(model, prompts, share, monkeypat
 def test_the_memory_bound_changes_no_reply(model, prompts, max_rows):
     assert_same(sample(model, prompts, max_rows=max_rows), sample(model, prompts))
     assert_same(sample(model, prompts, temperature=0, max_rows=max_rows), sample(model, prompts, temperature=0))
-    draws = [draw_first_tokens(model, prompts, torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(0)), 1.0, max_rows=rows) for rows in (max_rows, 1024)]
+    draws = [draw_first_tokens(model, prompts, torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(0)), 1.0, max_tokens_per_batch=budget) for budget in (max_rows, 1024)]
     assert torch.equal(*draws)
 
 
@@ -219,7 +220,7 @@ def assert_distributed(tokens: torch.Tensor, probs: torch.Tensor) -> None:
 
 
 def choose(logits: torch.Tensor, uniform: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
-    return choose_tokens(logits.expand(len(uniform), -1), uniform, temperature=temperature, top_k=top_k, top_p=top_p)
+    return choose_tokens(logits.expand(len(uniform), -1), uniform, temperature=temperature, top_k=top_k, top_p=top_p)[0]
 
 
 LOGITS = torch.tensor([-torch.inf, 1.0, 2.0, -1.0, 0.5, -torch.inf, 1.5, -torch.inf])
@@ -274,7 +275,7 @@ def test_rows_are_filtered_each_by_itself():
     logits = torch.tensor([[0.0, 5.0, 4.0], [9.0, 1.0, 8.0]])
     for settings in ({"top_k": 2, "top_p": 1.0}, {"top_k": 0, "top_p": 0.95}):
         drawn = {
-            tuple(choose_tokens(logits, torch.tensor([u, u]), temperature=1.0, **settings).tolist()) for u in torch.linspace(0, 0.999, 200).tolist()
+            tuple(choose_tokens(logits, torch.tensor([u, u]), temperature=1.0, **settings)[0].tolist()) for u in torch.linspace(0, 0.999, 200).tolist()
         }
         assert {first for first, _ in drawn} == {1, 2} and {second for _, second in drawn} == {0, 2}
 

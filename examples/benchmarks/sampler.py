@@ -1,0 +1,312 @@
+"""Sampling beside transformers' `generate`: the same weights, prompts and settings, one process, by turns.
+
+    python examples/benchmarks/sampler.py --threads 1                               # everything: about an hour
+    python examples/benchmarks/sampler.py --parts equal --cases tiny-float32        # about a minute
+
+equal:  8 prompts of 192 tokens x 8 samples x 64 new tokens, nothing stops early. For every one of --cases.
+ragged: 512 prompts of 96 to 192 tokens x 8 samples of at most 64 tokens; ids that stop a reply are chosen at random, as many as
+        leave half of all tokens. transformers gets its prompts sorted by length, padded on the left, in batches of 8, 16 and 32.
+        This part takes minutes a side, so it is measured --ragged-repeats times, once if not told otherwise. First of --cases only.
+growth: ours alone, first of --cases only. Seconds at 1 to 32 samples a prompt; peak memory at 64 to 1024 waiting prompts, where no
+        more than 512 rows are alive at once: what grows are the replies themselves.
+
+transformers' modes: "generate" copies each prompt for each of its samples and computes all copies; "static" does the same with a cache
+of fixed size (no compiling); "expanded" computes each prompt once, copies its cache and goes on token by token, which is no setting
+but a loop of a user's own. Each mode is tried once with either implementation of attention, sdpa and eager; the faster one is
+measured. All draw from the whole distribution at temperature 1.
+
+Before anything is timed: greedy replies must equal those of every mode (float32), and the log-probs of sampled replies must equal
+transformers' own for the same tokens, to 1e-4 in float32 and 0.1 in bfloat16: its own bfloat16 and float32 differ by up to 0.07.
+Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`. Weights are random: no time depends on them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
+
+import torch
+
+from examples.benchmarks import common
+from taosr1.config import option, parse_config, run_main
+from taosr1.model.weights import load_decoder
+from taosr1.sampling.sampler import generate
+
+PARTS = ("equal", "ragged", "growth")
+CASES = ("tiny-float32", "tiny-bfloat16", "small-bfloat16", "small-float32")
+BATCHES = (8, 16, 32)  # prompts that transformers gets at once in the ragged part
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of a log-prob
+ROWS_ALIVE = 512  # in the memory part of growth
+
+
+@dataclass(frozen=True)
+class Config:
+    parts: str = option(",".join(PARTS), "what to measure, comma-separated")
+    cases: str = option(",".join(CASES), "shapes and dtypes, comma-separated")
+    threads: int = option(1, "CPU threads")
+    repeats: int = option(5, "measurements of each side")
+    ragged_repeats: int = option(1, "measurements of each side in the ragged part")
+    prompts: int = option(512, "prompts of the ragged part")
+    memory: bool = option(False, "also the peak memory of every side of the equal part, each in a process of its own")
+    out: str = option("", "JSON file to write")
+    one: str = option("", "internal: measure the peak memory of only this, as SIDE/CASE/PROMPTS")
+    folder: str = option("", "internal: the model's folder")
+
+    def __post_init__(self) -> None:
+        common.check_names(self, PARTS, CASES, threads=1, repeats=1, ragged_repeats=1, prompts=1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every side is asked for. `stop_ids` may be empty: then every reply has `new_tokens` tokens."""
+
+    prompts: list[list[int]]
+    samples: int = 8
+    new_tokens: int = 64
+    stop_ids: tuple[int, ...] = ()
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    config = parse_config(Config, __doc__, argv)
+    torch.set_num_threads(config.threads)
+    if config.one:
+        print(json.dumps(peak_of(*config.one.split("/"), config)))
+        return []
+    return common.run_cases(config, RUN, first_only=("ragged", "growth"))
+
+
+# --- The parts --------------------------------------------------------------------------------------------------------
+def equal(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
+    work = Work(common.random_ids([192] * 8, model.config.vocab_size))
+    print(f"equal, {case}: 8 prompts x 192 tokens x 8 samples x 64 new tokens; {compare(model, theirs, work, case)}")
+    sides = {"ours": partial(ours, model, work)} | {" ".join(best): attended(*best, theirs, work) for best in best_attention(PEERS, theirs, work)}
+    replies = ours(model, work)  # warm-up; the other sides have had theirs
+    assert all(len(reply) == work.new_tokens for reply in replies), "a reply stopped early"
+    roofline = common.gemm_flops(common.dtype_of(case))
+    seconds = common.by_turns(sides, config.repeats)
+    roofline = max(roofline, common.gemm_flops(common.dtype_of(case)))  # a machine that others use too may have been slow the first time
+    rows = common.timing_rows(seconds, work_flops(model, work, replies), roofline)
+    for row in rows if config.memory else ():
+        row |= fresh_peak(row["side"], case, 8, folder, config)
+    return rows
+
+
+def ragged(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
+    work = ragged_work(model, config.prompts)
+    print(f"ragged, {case}: {config.prompts} prompts x 96 to 192 tokens x 8 samples; {len(work.stop_ids)} stop ids; {compare(model, theirs, work, case)}")
+    lengths: dict[str, list[int]] = {}
+
+    def measured(name: str, run, *arguments) -> None:
+        lengths[name] = [len(reply) for reply in run(*arguments)]
+
+    few = replace(work, prompts=work.prompts[:8])
+    ours(model, few)  # warm-up
+    sides = {"ours": partial(measured, "ours", ours, model, work)}
+    for mode, attention in best_attention(("generate", "expanded"), theirs, few):
+        for size in BATCHES:
+            name = f"{mode} {attention} x {size}"
+            sides[name] = partial(measured, name, in_batches, partial(common.attending, attention, PEERS[mode]), theirs, work, size)
+    seconds = common.by_turns(sides, config.ragged_repeats)
+    rows = common.timing_rows(seconds, work_flops(model, work, lengths["ours"]), common.gemm_flops(common.dtype_of(case)))
+    for row in rows:
+        row["mean_tokens"] = statistics.fmean(lengths[row["side"]])
+    print("  mean length of a reply: " + ", ".join(f"{row['side']} {row['mean_tokens']:.1f}" for row in rows))
+    return rows
+
+
+def growth(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
+    rows, roofline = [], common.gemm_flops(common.dtype_of(case))
+    print(f"growth, {case}: ours alone")
+    for samples in (1, 2, 4, 8, 16, 32):
+        work = Work(common.random_ids([192] * 8, model.config.vocab_size), samples=samples)
+        replies = ours(model, work)  # warm-up
+        seconds = statistics.median(common.by_turns({"ours": partial(ours, model, work)}, config.repeats)["ours"])
+        rows.append({"samples": samples, "median_s": seconds, "of_roofline": work_flops(model, work, replies) / seconds / roofline})
+        print(f"  {samples:5} samples a prompt  {seconds:8.3f} s  {1e3 * seconds / samples / 8:7.2f} ms a reply  {rows[-1]['of_roofline']:.2f} of the roofline")
+    for waiting in (64, 256, 1024):
+        rows.append({"waiting": waiting, **fresh_peak("ours", case, waiting, folder, config)})
+    return rows
+
+
+def best_attention(modes: Iterable[str], theirs, work: Work) -> list[tuple[str, str]]:
+    """Each mode with the implementation of attention that is faster on this work, after one try of each."""
+    names = [(mode, attention) for mode in modes for attention in common.ATTENTIONS]
+    seconds = common.by_turns({name: attended(*name, theirs, work) for name in names}, 1)
+    print("  tried: " + ", ".join(f"{' '.join(name)} {found:.2f} s" for name, (found,) in seconds.items()), flush=True)
+    return [min(((mode, attention) for attention in common.ATTENTIONS), key=lambda name: seconds[name]) for mode in modes]
+
+
+def attended(mode: str, attention: str, theirs, work: Work) -> partial:
+    return partial(common.attending, attention, PEERS[mode], theirs, work)
+
+
+def fresh_peak(side: str, case: str, prompts: int, folder: Path, config: Config) -> dict:
+    arguments = ("--one", f"{side}/{case}/{prompts}", "--folder", folder, "--threads", config.threads)
+    found = common.in_fresh_process(__file__, *arguments, threads=config.threads)
+    print(f"  {side:22} {prompts:5} prompts: peak {found['peak_mib']:.0f} MiB above the imports, of it results {found['results_mib']:.1f}", flush=True)
+    return found
+
+
+RUN = {"equal": equal, "ragged": ragged, "growth": growth}
+
+
+def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:
+    """Peak memory of one side in this fresh process: the equal part's work, or `prompts` waiting prompts and 16 new tokens."""
+    dtype = common.dtype_of(case)
+    if side != "ours":
+        from transformers import Qwen3ForCausalLM  # noqa: F401 (before the base is taken)
+    base = common.forget_peak()
+    model = load_decoder(config.folder, dtype=dtype) if side == "ours" else common.load_transformers(config.folder, dtype)
+    waiting = int(prompts)
+    work = Work(common.random_ids([192] * waiting, model.config.vocab_size), new_tokens=64 if waiting == 8 else 16)
+    if side == "ours":
+        ours(model, work, max_rows=ROWS_ALIVE)
+    else:
+        attended(*side.split(), model, work)()
+    # Of each new token: the id, the number drawn for it and its log-prob, 8 + 4 + 4 bytes.
+    return {"peak_mib": (common.peak_bytes() - base) / 2**20, "results_mib": waiting * work.samples * work.new_tokens * 16 / 2**20}
+
+
+# --- The work ---------------------------------------------------------------------------------------------------------
+def ragged_work(model, prompts: int) -> Work:
+    """Prompts of all lengths, and as many random stop ids as leave half of the tokens.
+
+    Random weights make all tokens about equally likely, so one of `count` stop ids comes with probability p = count / vocab_size, and the
+    mean length of a reply of at most N tokens is (1 - (1 - p)^N) / p.
+    """
+    generator, vocab_size = torch.Generator().manual_seed(0), model.config.vocab_size
+    lengths = torch.randint(96, 193, (prompts,), generator=generator).tolist()
+    work = Work(common.random_ids(lengths, vocab_size))
+    mean = {count: (1 - (1 - count / vocab_size) ** work.new_tokens) * vocab_size / count for count in range(1, vocab_size)}
+    count = min(mean, key=lambda count: abs(mean[count] - work.new_tokens / 2))
+    return replace(work, stop_ids=tuple(torch.randperm(vocab_size, generator=generator)[:count].tolist()))
+
+
+def work_flops(model, work: Work, replies: list) -> float:
+    """Each prompt once, the last of its tokens read; each reply's tokens but the last are fed back and read. `replies`: or their lengths."""
+    lengths = [reply if isinstance(reply, int) else len(reply) for reply in replies]
+    total = 0
+    for number, prompt in enumerate(work.prompts):
+        total += common.useful_flops(model.config, 0, len(prompt), 1)
+        for length in lengths[number * work.samples : (number + 1) * work.samples]:
+            total += common.useful_flops(model.config, len(prompt), length - 1, length - 1)
+    return total
+
+
+# --- The sides: replies of all prompts, prompt by prompt ----------------------------------------------------------------
+def rollouts(model, work: Work, temperature: float = 1.0, **settings):
+    stop_ids = work.stop_ids or [model.config.vocab_size]  # an id that is never drawn
+    generator = torch.Generator().manual_seed(0)
+    return generate(model, work.prompts, samples=work.samples, max_new_tokens=work.new_tokens, temperature=temperature, stop_ids=stop_ids,
+                    generator=generator, **settings)  # fmt: skip
+
+
+def ours(model, work: Work, **settings) -> list[list[int]]:
+    return rollouts(model, work, **settings).replies()
+
+
+def hf_generate(model, work: Work, temperature: float = 1.0, **mode) -> list[list[int]]:
+    """Plain `generate`, which repeats each prompt `samples` times before it computes anything."""
+    ids, real = left_padded(work.prompts)
+    samples = work.samples if temperature else 1  # it refuses several greedy replies, which would be equal
+    found = model.generate(ids, attention_mask=real, generation_config=hf_settings(work, temperature, num_return_sequences=samples, **mode))
+    return cut(found[:, ids.shape[1] :], work)
+
+
+@torch.no_grad()
+def hf_expanded(model, work: Work, temperature: float = 1.0) -> list[list[int]]:
+    """Each prompt is computed once and its cache repeated; then token by token, until every row has stopped."""
+    from transformers import DynamicCache
+
+    ids, real = left_padded(work.prompts)
+    cache, padded, stops = DynamicCache(config=model.config), not real.all(), torch.tensor(work.stop_ids)
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    logits = model(ids, attention_mask=real if padded else None, position_ids=positions, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    cache.batch_repeat_interleave(work.samples)
+    logits, real, positions = (x.repeat_interleave(work.samples, 0) for x in (logits, real, positions[:, -1:]))
+    running, tokens = torch.ones(len(real), 1, dtype=torch.bool), []
+    while True:
+        tokens.append(torch.multinomial((logits.float() / temperature).softmax(-1), 1) if temperature else logits.argmax(-1, keepdim=True))  # (R, 1)
+        running &= ~torch.isin(tokens[-1], stops)
+        if len(tokens) == work.new_tokens or not running.any():
+            return cut(torch.cat(tokens, 1), work)
+        real, positions = torch.cat([real, torch.ones_like(real[:, :1])], 1), positions + 1
+        logits = model(tokens[-1], attention_mask=real if padded else None, position_ids=positions, past_key_values=cache).logits[:, -1]
+
+
+PEERS = {
+    "generate": hf_generate,
+    "static": partial(hf_generate, cache_implementation="static", disable_compile=True),
+    "expanded": hf_expanded,
+}
+
+
+def in_batches(run, model, work: Work, size: int) -> list[list[int]]:
+    """A side on `size` prompts at a time, sorted by length; replies in the caller's order."""
+    order = sorted(range(len(work.prompts)), key=lambda number: len(work.prompts[number]))
+    replies: dict[int, list] = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        found = run(model, replace(work, prompts=[work.prompts[number] for number in chosen]))
+        replies |= {number: found[place * work.samples : (place + 1) * work.samples] for place, number in enumerate(chosen)}
+    return [reply for number in range(len(order)) for reply in replies[number]]
+
+
+def hf_settings(work: Work, temperature: float, **mode):
+    from transformers import GenerationConfig
+
+    sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
+    return GenerationConfig(max_new_tokens=work.new_tokens, eos_token_id=list(work.stop_ids) or None, pad_token_id=0, **sampling, **mode)
+
+
+def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids (P, T) and a mask (P, T) that is 1 at real tokens."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, real
+
+
+def cut(tokens: torch.Tensor, work: Work) -> list[list[int]]:
+    """Rows as lists that end with their first stop id."""
+    stops = set(work.stop_ids)
+    ends = [next((place + 1 for place, token in enumerate(row) if token in stops), len(row)) for row in tokens.tolist()]
+    return [row[:end] for row, end in zip(tokens.tolist(), ends)]
+
+
+# --- Are they the same? -------------------------------------------------------------------------------------------------
+def compare(model, theirs, work: Work, case: str) -> str:
+    """Three prompts' greedy replies against every mode, and the log-probs of their sampled replies; ends the program where they differ."""
+    dtype = case.split("-")[1]
+    few = replace(work, prompts=work.prompts[:3], samples=1)
+    if dtype == "float32":
+        greedy = ours(model, few, temperature=0.0)
+        for name, attention in product(PEERS, common.ATTENTIONS):
+            if (found := common.attending(attention, PEERS[name], theirs, few, 0.0)) != greedy:
+                raise SystemExit(f"{case}: greedy replies differ from those of {name} {attention}: {greedy} against {found}")
+    few = replace(few, samples=work.samples)
+    sampled = rollouts(model, few)
+    worst = max(off(theirs, few.prompts[row // few.samples], reply, sampled.logp[row]) for row, reply in enumerate(sampled.replies()))
+    if not worst <= TOLERANCE[dtype]:
+        raise SystemExit(f"{case}: a log-prob differs by {worst:.2g} from that of transformers, allowed are {TOLERANCE[dtype]}")
+    return "equal: " + "greedy replies, " * (dtype == "float32") + f"log-probs to {worst:.0e}"
+
+
+@torch.no_grad()
+def off(theirs, prompt: list[int], reply: list[int], logp: torch.Tensor) -> float:
+    """The largest difference between `logp` and what transformers finds for the same reply in one forward pass."""
+    logits = theirs(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1].float()  # (N, V)
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(reply)[:, None])[:, 0]
+    return float((logp[: len(reply)] - expected).abs().max())
+
+
+if __name__ == "__main__":
+    run_main(main)

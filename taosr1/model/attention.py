@@ -1,0 +1,100 @@
+"""Attention: of tokens over their own row, and of rows that continue a shared prefix."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+PLAIN_BELOW = 384  # tokens
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention. Shapes: query (B, T, H, D), key and value (B, K, S, D), mask (B, 1, T, S) or None (causal) -> (B, T, H*D)."""
+    rows, length, heads, size = query.shape
+    kv_heads = key.shape[1]
+    if length == 1:
+        # One query per head: the query heads that share a key head become its T axis, so no key is copied.
+        grouped = query.view(rows, kv_heads, heads // kv_heads, size)
+        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).reshape(rows, 1, -1)
+    query, causal, shared = query.transpose(1, 2), mask is None, heads != kv_heads
+    if shared and not causal and value.device.type == "cuda":
+        # There the kernel that takes a mask and keeps no (T, T) matrix wants a key for every query head.
+        key, value = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
+        shared = False
+    # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's, which keeps a (T, T) matrix for every head:
+    # good for short rows. Training runs under autocast, and so do its reference and old policy, which need no gradient but have to be
+    # measured by the same kernel.
+    plain = length <= PLAIN_BELOW and value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=shared)
+    return out.transpose(1, 2).reshape(rows, length, -1)
+
+
+def shared_attention_plain(
+    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, prefix_mask: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None, prefix_of: Tensor
+) -> Tensor:
+    """Each row looks at its prefix and at its own tokens: every row gets a copy of the prefix.
+
+    Shapes: query (R, T, H, D). prefix_key, prefix_value (P, K, S, D), prefix_mask (P, S) bool or None (all are real). key, value (R, K, t, D):
+    what rows have themselves, mask (R or 1, 1, T, t) bool or None (all of it is seen). prefix_of (R,): which prefix. -> (R, T, H*D).
+    """
+    rows, length = query.shape[:2]
+    seen_prefix = torch.ones(len(prefix_key), prefix_key.shape[2], dtype=torch.bool, device=query.device) if prefix_mask is None else prefix_mask
+    seen_own = torch.ones(1, 1, length, key.shape[2], dtype=torch.bool, device=query.device) if mask is None else mask
+    seen = torch.cat([seen_prefix[prefix_of][:, None, None].expand(rows, 1, length, -1), seen_own.expand(rows, 1, length, -1)], -1)
+    return attention(query, torch.cat([prefix_key[prefix_of], key], 2), torch.cat([prefix_value[prefix_of], value], 2), seen)
+
+
+def shared_attention(
+    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, prefix_mask: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None, grid: Grid
+) -> Tensor:
+    """`shared_attention_plain` without the copies: all rows of one prefix meet its keys in one product.
+
+    The scores over the prefix and over a row's own tokens are two products and one softmax. Arguments as there, with a `Grid` in place
+    of prefix_of.
+    """
+    rows, length, heads, size = query.shape
+    kv_heads, prefix = key.shape[1], prefix_key.shape[2]
+    # The query heads that share a key head stand together: (R, K, n * T, D), n = H / K.
+    query = (query * size**-0.5).view(rows, length, kv_heads, -1, size).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
+    over_own = query @ key.transpose(-1, -2)  # (R, K, n * T, t)
+    if mask is not None:
+        over_own = over_own.view(rows, kv_heads, -1, length, key.shape[2]).masked_fill_(~mask[:, :, None], -torch.inf).view_as(over_own)
+    over_prefix = grid.to_prefixes(query) @ prefix_key.transpose(-1, -2)  # (P, K, M * n * T, S)
+    if prefix_mask is not None:
+        over_prefix = over_prefix.masked_fill_(~prefix_mask[:, None, None], -torch.inf)
+    scores = torch.cat([over_prefix, grid.to_prefixes(over_own)], -1)
+    probs = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    out = grid.to_rows(probs[..., :prefix] @ prefix_value) + grid.to_rows(probs[..., prefix:]) @ value  # (R, K, n * T, D)
+    return out.view(rows, kv_heads, -1, length, size).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
+
+
+class Grid:
+    """R rows as P prefixes x M places, M being the most rows that one prefix has: what lets a prefix meet all its rows in one product.
+
+    prefix_of: (R,) int64, ascending.
+    """
+
+    def __init__(self, prefix_of: Tensor, prefixes: int) -> None:
+        counts = torch.bincount(prefix_of, minlength=prefixes)  # (P,)
+        self.prefix_of, self.prefixes, self.places = prefix_of, prefixes, int(counts.max())
+        self.full = bool((counts == self.places).all())
+        if not self.full:
+            firsts = counts.cumsum(0) - counts
+            within = torch.arange(len(prefix_of), device=prefix_of.device) - firsts[prefix_of]
+            self.place_of = prefix_of * self.places + within  # (R,): where in the flat grid
+
+    def to_prefixes(self, x: Tensor) -> Tensor:
+        """(R, K, q, W) -> (P, K, M * q, W); places without a row are 0."""
+        if not self.full:
+            x = x.new_zeros(self.prefixes * self.places, *x.shape[1:]).index_copy_(0, self.place_of, x)
+        return x.view(self.prefixes, self.places, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """(P, K, M * q, W) -> (R, K, q, W)."""
+        x = x.view(self.prefixes, x.shape[1], self.places, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return x if self.full else x[self.place_of]

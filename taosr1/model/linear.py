@@ -1,0 +1,101 @@
+"""x W^T + b, the product that nine tenths of all work goes into, by the fastest kernel at hand.
+
+In float32 on a CPU `F.linear` calls MKL, which knows how to use half of an AMD core; oneDNN, which comes with torch too and computes
+all bfloat16 products anyway, uses every core in full. The sums are the same but for the order in which they are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ONEDNN_FROM = 32  # rows; fewer are not worth the call
+ONEDNN_FROM_PRODUCTS = 2**21  # multiplications: the same
+
+_plain = False
+
+
+@contextmanager
+def plain_paths(wanted: bool = True) -> Iterator[None]:
+    """Inside, every trick that only makes things faster is off: what `--plain` asks for, and what tests compare with.
+
+    The tricks: this module's kernels, prompts and prefixes computed once (`shared_cache.py`, `shared_prompts.py`), and the last layer
+    at the positions that are read.
+    """
+    global _plain
+    before, _plain = _plain, wanted
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def is_plain() -> bool:
+    return _plain
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, on a CPU in float32 by oneDNN. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if (
+        is_plain()
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or rows < ONEDNN_FROM
+        or rows * weight.numel() < ONEDNN_FROM_PRODUCTS
+        or torch.is_autocast_enabled("cpu")
+        or not torch.backends.mkldnn.enabled
+        or not _has_onednn
+    ):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _OneDNNLinear.apply(x, weight, bias)
+    return _onednn(x, weight, bias)
+
+
+def _find_onednn() -> bool:
+    """Whether this torch has the operator that its own compiler uses for linear layers on a CPU."""
+    try:
+        _onednn(torch.ones(2, 2), torch.ones(2, 2))
+        return True
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """The operator has no gradient of its own: with y = x W^T, dx = dy W and dW = dy^T x are two more products."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        of_rows, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (N, out), (N, in)
+        return (
+            _onednn(of_rows, weight.t()).view(x.shape) if wants_x else None,
+            _onednn(of_rows.t(), rows.t()) if wants_weight else None,
+            of_rows.sum(0) if wants_bias else None,
+        )
+
+
+_has_onednn = _find_onednn()

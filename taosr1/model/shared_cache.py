@@ -1,0 +1,117 @@
+"""Caches of rows that continue shared prefixes: samples of one prompt, products of one query.
+
+`KVCache.expand` gives every row a copy of its prompt's keys and values. Here a prefix is kept once, and all its rows read it there:
+less memory, fewer bytes to move, and larger products (`attention.shared_attention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from taosr1.model.attention import Grid, shared_attention, shared_attention_plain
+from taosr1.model.cache import Cache, KVCache
+from taosr1.model.linear import is_plain
+
+if TYPE_CHECKING:
+    from taosr1.model.decoder import DecoderConfig
+
+SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
+
+
+class Branches:
+    """R rows that continue P prefixes, all by equally many tokens: token j of every row lies in column j of what is its own.
+
+    Rows of different lengths are padded on the right; what stands behind a row's end is seen by nobody who is read.
+
+    Shapes:
+        prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, capacity, D). prefix_of: (R,) int64, ascending.
+    """
+
+    def __init__(self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor, prefix_of: Tensor, capacity: int) -> None:
+        self.config, self.capacity, self.grown, self._new = config, capacity, 0, 0  # grown: columns that are written
+        longest = int(prefix_lengths.max())
+        self.prefix_keys, self.prefix_values, self.prefix_lengths = prefix_keys[:, :, :, :longest], prefix_values[:, :, :, :longest], prefix_lengths
+        real = torch.arange(longest, device=prefix_of.device) < prefix_lengths[:, None]
+        self.prefix_mask = None if bool(real.all()) else real  # (P, S)
+        self.rows, self.start, self.longest, self.grid = len(prefix_of), prefix_lengths[prefix_of], longest, Grid(prefix_of, len(prefix_lengths))
+        shape = (config.num_hidden_layers, len(prefix_of), config.num_key_value_heads, capacity, config.head_dim)
+        # Empty, not zeros: a column is read only after all rows have written it.
+        self.keys, self.values = torch.empty((2, *shape), dtype=prefix_keys.dtype, device=prefix_keys.device)
+
+    @classmethod
+    def of(cls, prefixes: KVCache, prefix_of: Tensor, capacity: int, first: int = 0) -> Branches:
+        """Rows that continue the sequences of a cache, of which `prefix_of` counts from number `first` on; nothing is copied."""
+        chosen = slice(first, first + int(prefix_of.max()) + 1)
+        return cls(prefixes.config, prefixes.keys[:, chosen], prefixes.values[:, chosen], prefixes.lengths[chosen], prefix_of, capacity)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.start + self.grown
+
+    @property
+    def used(self) -> int:
+        return self.longest + self.grown + self._new
+
+    def place(self, positions: Tensor) -> Tensor | None:
+        """See `Cache`; the positions have to be the next ones of every row."""
+        self._new = positions.shape[1]
+        end = self.grown + self._new
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens a row, but the cache holds {self.capacity}: give Branches a larger capacity (padding counts too)")
+        if self._new == 1:
+            return None
+        columns = torch.arange(end, device=positions.device)
+        return (columns <= columns[self.grown :, None])[None, None]  # (1, 1, T, end)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Cache`."""
+        end, length = self.grown + self._new, query.shape[1]
+        self.keys[layer, :, :, self.grown : end] = key.transpose(1, 2)
+        self.values[layer, :, :, self.grown : end] = value.transpose(1, 2)
+        parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, self.keys[layer, :, :, :end], self.values[layer, :, :, :end], mask)
+        scores = query.shape[:3].numel() * (self.prefix_keys.shape[3] + end)
+        # A GPU's fused kernel beats three products where there are many queries.
+        if is_plain() or scores > SCORES_AT_ONCE or length > 1 and query.device.type != "cpu":
+            return shared_attention_plain(*parts, self.grid.prefix_of)
+        return shared_attention(*parts, self.grid)
+
+    def advance(self, tokens: int) -> None:
+        """The new tokens are real ones: the next call goes behind them."""
+        self.grown += tokens
+        self._new = 0
+
+    def select(self, rows: Tensor) -> Branches:
+        """Only these rows, (R',) int64 ascending, and the prefixes that they need."""
+        kept, prefix_of = self.grid.prefix_of[rows].unique_consecutive(return_inverse=True)
+        prefixes = (self.prefix_keys, self.prefix_values)
+        if len(kept) < len(self.prefix_lengths):
+            prefixes = (keys_or_values[:, kept] for keys_or_values in prefixes)
+        copy = Branches(self.config, *prefixes, self.prefix_lengths[kept], prefix_of, self.capacity)
+        copy.grown = self.grown
+        copy.keys[:, :, :, : self.grown] = self.keys[:, rows, :, : self.grown]
+        copy.values[:, :, :, : self.grown] = self.values[:, rows, :, : self.grown]
+        return copy
+
+
+class SideBySide:
+    """Several caches as one: rows that entered the batch at different times, each set with its own columns."""
+
+    def __init__(self, parts: Sequence[Cache]) -> None:
+        self.parts, self.sizes = list(parts), [part.rows for part in parts]
+        self.rows, self.lengths = sum(self.sizes), torch.cat([part.lengths for part in parts])
+        self._masks: list[Tensor | None] = []
+
+    @property
+    def used(self) -> int:
+        return max(part.used for part in self.parts)
+
+    def place(self, positions: Tensor) -> None:
+        self._masks = [part.place(own) for part, own in zip(self.parts, positions.split(self.sizes))]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
+        each = zip(self.parts, query.split(self.sizes), key.split(self.sizes), value.split(self.sizes), self._masks)
+        return torch.cat([part.attend(layer, *of_part) for part, *of_part in each])

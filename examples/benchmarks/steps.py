@@ -99,7 +99,8 @@ def run_stage(stage: Stage, config: StepConfig) -> list[dict]:
             peaks = memory(stage, case, folder, config) if config.memory else {}  # first, while this process holds no models
             found = times(stage, case, folder, config)
         if peaks:
-            print("  peak memory: ours {ours:.0f} MiB, TRL {TRL:.0f} MiB, ours / TRL {ratio:.2f}".format(**peaks, ratio=peaks["ours"] / peaks["TRL"]), flush=True)
+            ours, trl = peaks.values()
+            print(f"  peak memory: ours {ours:.0f} MiB, TRL {trl:.0f} MiB, ours / TRL {ours / trl:.2f}", flush=True)
             for row in found[:2]:  # the rows of the whole step
                 row["peak_mib"] = peaks[row["side"]]
         rows += [{"case": case, "dtype": "float32", **row} for row in found]

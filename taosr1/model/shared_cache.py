@@ -34,6 +34,8 @@ class Branches:
     def __init__(self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor, prefix_of: Tensor, capacity: int) -> None:
         self.config, self.capacity, self.grown, self._new = config, capacity, 0, 0  # grown: columns that are written
         longest = int(prefix_lengths.max())
+        if config.sliding_window is not None and config.sliding_window < longest + capacity:
+            raise ValueError(f"Branches of up to {longest} + {capacity} tokens know no sliding window of {config.sliding_window}: use KVCache.expand")
         self.prefix_keys, self.prefix_values, self.prefix_lengths = prefix_keys[:, :, :, :longest], prefix_values[:, :, :, :longest], prefix_lengths
         real = torch.arange(longest, device=prefix_of.device) < prefix_lengths[:, None]
         self.prefix_mask = None if bool(real.all()) else real  # (P, S)

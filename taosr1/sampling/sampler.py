@@ -245,7 +245,8 @@ def _step(model, caches, rows, last, going, draws: _Draws, result: Rollouts) -> 
 
 def _continue(prompts: KVCache, samples: int, new_tokens: int) -> Cache:
     """The cache of all samples of the prompts: what the prompts hold is shared, or (plain) copied for each."""
-    if is_plain():
+    window = prompts.config.sliding_window
+    if is_plain() or window is not None and window < prompts.used + new_tokens:
         return prompts.expand(samples, capacity=prompts.used + new_tokens)
     prefix_of = torch.arange(prompts.rows, device=prompts.keys.device).repeat_interleave(samples)
     return Branches.of(prompts, prefix_of, new_tokens)

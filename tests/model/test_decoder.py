@@ -11,6 +11,7 @@ import torch
 
 from taosr1.model.cache import KVCache
 from taosr1.model.decoder import Decoder, DecoderConfig, GatedSiLU, RMSNorm
+from taosr1.model.linear import plain_paths
 
 LENGTHS = (7, 1, 12, 4)
 
@@ -89,6 +90,54 @@ def test_explicit_positions_equal_the_default_ones(make_model, assert_close):
         assert_close(model(ids, positions=positions, cache=KVCache(model.config, 4, 32)), expected)
         assert_close(model(ids, positions=positions + 9), expected)  # rotary positions are relative
         assert (model(ids, positions=positions * 2) - expected).abs().max() > 0.1  # but spacing is not
+
+
+@pytest.mark.parametrize("route", ["causal", "cache", "second call of a cache", "attends"])
+def test_reading_some_columns_gives_the_same_hidden_states_and_gradients(route, family, make_model, assert_close):
+    """The last layer computes only what is read; in which way the mask comes about must not matter."""
+    model, (ids, _) = make_model(family), ragged()
+    read = torch.tensor([[6, 2], [0, 0], [11, 10], [3, 0]])
+    given, before = {}, None
+    if route == "attends":
+        given["attends"] = (torch.arange(12)[:, None] >= torch.arange(12)).expand(4, 1, 12, 12) & (torch.arange(12) != 1)
+        given["attends"] = given["attends"] | torch.eye(12, dtype=torch.bool)
+    elif route != "causal":
+        before = ids[:, :3] if route == "second call of a cache" else None
+    results = []
+    for plain in (True, False):
+        model.zero_grad()
+        with torch.set_grad_enabled("cache" not in route), plain_paths(plain):
+            if "cache" in route:
+                given["cache"] = KVCache(model.config, 4, 16)
+            if before is not None:
+                model.hidden(before, cache=given["cache"])
+                given["cache"].advance(3)
+            hidden = model.hidden(ids, read=read, **given)
+            full = model.hidden(ids, **{**given, **({"cache": refilled(model, before)} if "cache" in route else {})})
+        assert_close(hidden, full[torch.arange(4)[:, None], read])
+        results.append([hidden.detach()])
+        if hidden.requires_grad:
+            hidden.square().sum().backward()
+            results[-1] += [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    for plain, fast in zip(*results):
+        assert_close(fast / plain.abs().max(), plain / plain.abs().max())
+
+
+def refilled(model: Decoder, before: torch.Tensor | None) -> KVCache:
+    cache = KVCache(model.config, 4, 16)
+    if before is not None:
+        model.hidden(before, cache=cache)
+        cache.advance(before.shape[1])
+    return cache
+
+
+def test_the_last_layer_runs_at_the_columns_that_are_read(make_model):
+    model, tokens = make_model(), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[:2].numel()))
+    with torch.no_grad():
+        model.hidden(ragged()[0], read=torch.tensor([[6], [0], [11], [3]]))
+    assert tokens == [48, 4]
 
 
 def test_a_later_token_never_changes_an_earlier_logit(make_model):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.linear import plain_paths
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.sampling import labels
 from taosr1.sampling.labels import label_probabilities
@@ -54,6 +55,55 @@ def test_batched_scores_equal_each_prompt_alone_whatever_the_budget(model, token
         torch.testing.assert_close(found.probs[row], probs, rtol=1e-4, atol=1e-5)
         assert float(found.label_mass[row]) == pytest.approx(mass, rel=1e-4)
     assert found.probs.std(0).min() > 1e-3  # rows differ, so a wrong order would have shown
+
+
+@pytest.fixture(scope="module")
+def shared(tokenizer) -> list[list[int]]:
+    """Three queries with products, shuffled, and two prompts that share nothing."""
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(length):
+        return torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist()
+
+    queries = [(draw(length), number) for length, number in ((20, 7), (33, 5), (17, 2))]
+    prompts = [query + draw(1 + (3 * product) % 11) for query, number in queries for product in range(number)] + [draw(30), draw(9)]
+    return [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 64, 16384])
+def test_prompts_that_share_a_prefix_score_like_each_prompt_alone(model, tokenizer, shared, budget):
+    found = label_probabilities(model, tokenizer, shared, max_tokens_per_batch=budget)
+    for row, prompt in enumerate(shared):
+        probs, mass = by_hand(model, tokenizer, prompt)
+        torch.testing.assert_close(found.probs[row], probs, rtol=1e-4, atol=1e-5)
+        assert float(found.label_mass[row]) == pytest.approx(mass, rel=1e-4)
+    with plain_paths():
+        plain = label_probabilities(model, tokenizer, shared, max_tokens_per_batch=budget)
+    torch.testing.assert_close(found.probs, plain.probs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_is_computed_once_and_little_is_padding(model, tokenizer, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randint(tokenizer.vocab_size, (24,), generator=generator).tolist()
+    lengths = [2 + product % 20 for product in range(400)]
+    prompts = [query + torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    shapes, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, **given: shapes.append(tuple(ids.shape)) or hidden(ids, **given))
+    label_probabilities(model, tokenizer, prompts)
+    assert shapes[0][0] == 1 and 24 <= shapes[0][1] <= 25 and len(shapes) > 3
+    assert sum(rows * width for rows, width in shapes[1:]) < 1.2 * sum(lengths)  # unsorted: 1.8
+    shapes.clear()
+    with plain_paths():
+        label_probabilities(model, tokenizer, prompts)
+    assert sum(rows * width for rows, width in shapes) > 400 * 26
+
+
+def test_a_sliding_window_shorter_than_the_prompts_is_kept(tokenizer, shared):
+    config = DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 8, max_position_embeddings=64, sliding_window=8)
+    windowed = Decoder(config).init_weights(torch.Generator().manual_seed(0))
+    found = label_probabilities(windowed, tokenizer, shared)
+    for row, prompt in enumerate(shared):
+        torch.testing.assert_close(found.probs[row], by_hand(windowed, tokenizer, prompt)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_twin_that_reads_the_padded_end_is_told_apart(model, tokenizer, prompts):

@@ -7,9 +7,10 @@ import torch
 
 from taosr1.learning.logprobs import completion_logp
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.linear import plain_paths
 from taosr1.sampling import sampler
 from taosr1.sampling.labels import draw_first_tokens
-from taosr1.sampling.sampler import Rollouts, choose_tokens, generate, prefill
+from taosr1.sampling.sampler import Rollouts, choose_tokens, generate, invert_cdf, prefill
 
 VOCAB, STOPS = 61, (3, 7, 11, 13, 17, 19)
 LENGTHS = [5, 1, 9, 3, 9, 2]
@@ -138,6 +139,37 @@ def test_each_distinct_prompt_is_prefilled_once_and_finished_rows_leave(model, p
     assert all(height <= max(left / sampler.COMPACT_BELOW, 1) for height, left in zip(rows, alive))
 
 
+def test_waiting_prompts_enter_while_others_are_still_being_answered(model, monkeypatch):
+    """And none of them is in memory before: rows in flight never exceed the bound, however many prompts wait."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(VOCAB, (int(length),), generator=generator).tolist() for length in torch.randint(1, 10, (40,), generator=generator)]
+    expected, calls, hidden = sample(model, prompts), [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append((tuple(ids.shape), given["cache"].rows)) or hidden(ids, **given))
+    assert_same(sample(model, prompts, max_rows=32), expected)
+    steps = [rows for (_, width), rows in calls if rows > 8]
+    assert max(steps) == 32
+    # A wave that waits for its last row would take 5 x 11 steps of ever fewer rows.
+    entered = [number for number, (shape, _) in enumerate(calls) if shape[0] <= 8 and number]
+    assert len(entered) > 5 and sum(rows for _, rows in calls) < 1.4 * int(expected.lengths.sum())
+
+
+def test_the_plain_path_gives_the_same_replies(model, prompts):
+    with plain_paths():
+        expected = sample(model, prompts)
+    assert_same(sample(model, prompts), expected)
+    assert_same(sample(model, prompts, max_rows=9), expected)
+
+
+def test_a_sliding_window_is_kept_by_copies_of_the_prompts(prompts):
+    config = DecoderConfig(VOCAB, 24, 40, 2, 4, 2, 8, max_position_embeddings=64, sliding_window=6)
+    windowed = Decoder(config).init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        windowed.model.embed_tokens.weight.mul_(30)
+    found = generate(windowed, prompts, max_new_tokens=8, temperature=0, stop_ids=STOPS)
+    for row, prompt in enumerate(prompts):
+        assert found.replies()[row] == greedy_by_hand(windowed, prompt, 8)[0]
+
+
 def test_first_tokens_are_drawn_from_one_prefill_without_decoding(model, prompts, monkeypatch):
     calls, hidden = [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append(tuple(ids.shape)) or hidden(ids, **given))
@@ -247,6 +279,26 @@ def test_tokens_without_probability_are_never_drawn_not_even_at_the_ends():
     assert (choose(one_only, edges) == 5).all()
 
 
+@torch.no_grad()
+def invert_cdf_plain(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The running sum over everything, in float64."""
+    cdf = weights.double().cumsum(-1)
+    return torch.searchsorted(cdf, uniform[:, None].double() * cdf[:, -1:], right=True)[:, 0]
+
+
+@pytest.mark.parametrize("width", [5, 64, 65, 1000])
+def test_drawing_by_blocks_equals_one_running_sum(width):
+    generator = torch.Generator().manual_seed(width)
+    weights = torch.rand(4000, width, generator=generator) ** 4 * (torch.rand(4000, width, generator=generator) < 0.3)
+    weights[:, -1] += (weights.sum(-1) == 0).float()
+    uniform = torch.rand(4000, generator=generator)
+    tokens, expected = invert_cdf(weights, uniform), invert_cdf_plain(weights, uniform)
+    assert (tokens == expected).float().mean() > 0.999  # a draw on the border of two tokens may round to either
+    assert (weights.gather(1, tokens[:, None]) > 0).all()
+    for edge in (0.0, 1.0):
+        assert (weights.gather(1, invert_cdf(weights, torch.full((4000,), edge))[:, None]) > 0).all()
+
+
 def test_temperature_zero_is_argmax_and_its_limit():
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(0))
     assert (choose(LOGITS[None], uniform, temperature=0) == 2).all()
@@ -323,10 +375,11 @@ def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, pr
     assert sampler.rows_that_fit(model, 100) == 7 and sampler.rows_that_fit(model, 10_000) == 1
     monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 61 * 5)
     assert sampler.rows_that_fit(model, 100) == 5
-    alive = []
-    monkeypatch.setattr(sampler, "_decode", lambda prompts, samples, *_: alive.append(len(prompts) * samples))
+    alive, step = [], sampler._step
+    monkeypatch.setattr(sampler, "_step", lambda model, caches, rows, *rest: alive.append(len(rows)) or step(model, caches, rows, *rest))
     sample(model, prompts, samples=2)
-    assert max(alive) <= 5 and sum(alive) == 2 * len(prompts)
+    assert max(alive) == 4  # two prompts with two samples: a third would be six rows of the five that are allowed
     monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 1)
+    alive.clear()
     sample(model, prompts, samples=4)
-    assert alive[-len(prompts) :] == [4] * len(prompts)  # one prompt with its samples, at least
+    assert max(alive) == 4  # one prompt with its samples, at least

@@ -1,0 +1,116 @@
+"""Rows behind shared prefixes against each row alone, as samples of a prompt and as products of a query."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from taosr1.model import shared_cache
+from taosr1.model.cache import KVCache
+from taosr1.model.linear import plain_paths
+from taosr1.model.shared_cache import Branches, SideBySide
+
+PREFIXES, PREFIX_OF = (5, 2, 7), [0, 0, 1, 2, 2, 2]
+
+
+def draw(rows: int, length: int, seed: int) -> torch.Tensor:
+    return torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def prefilled(model) -> tuple[KVCache, list[list[int]]]:
+    ids = draw(len(PREFIXES), max(PREFIXES), 0)
+    cache = KVCache(model.config, len(PREFIXES), max(PREFIXES))
+    model(ids, cache=cache)
+    cache.lengths.copy_(torch.tensor(PREFIXES))
+    return cache, [row[:length] for row, length in zip(ids.tolist(), PREFIXES)]
+
+
+@torch.no_grad()
+def alone(model, prefix: list[int], own: list[int]) -> torch.Tensor:
+    """Logits at the tokens behind the prefix, the whole row computed by itself."""
+    return model(torch.tensor([prefix + own]))[0, len(prefix) :]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("cuts", [(4,), (1, 1, 1, 1), (3, 1), (1, 2, 1)])
+def test_rows_equal_each_row_alone_however_their_tokens_come(family, make_model, assert_close, cuts, plain):
+    model = make_model(family, **({"sliding_window": 11} if family == "mistral" else {}))  # all that is looked at lies within it
+    cache, prefixes = prefilled(model)
+    branches, own, parts = Branches.of(cache, torch.tensor(PREFIX_OF), 4), draw(6, 4, 1), []
+    with torch.no_grad(), plain_paths(plain):
+        for part in own.split(cuts, dim=1):
+            parts.append(model(part, cache=branches))
+            branches.advance(part.shape[1])
+    assert branches.lengths.tolist() == [PREFIXES[prefix] + 4 for prefix in PREFIX_OF]
+    for row, prefix in enumerate(PREFIX_OF):
+        assert_close(torch.cat(parts, 1)[row], alone(model, prefixes[prefix], own[row].tolist()))
+
+
+def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(make_model, assert_close):
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 4), draw(6, 4, 1)
+    with torch.no_grad():
+        model(own[:, :2], cache=branches)
+        branches.advance(2)
+        kept = torch.tensor([1, 3, 5])
+        fewer = branches.select(kept)
+        assert fewer.prefix_keys.shape[1] == 2 and fewer.rows == 3 and fewer.lengths.tolist() == [7, 9, 9]
+        got = model(own[kept, 2:], cache=fewer)
+    for place, row in enumerate(kept.tolist()):
+        assert_close(got[place], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:])
+
+
+def test_some_prefixes_of_a_cache_are_enough_and_nothing_is_copied(make_model, assert_close):
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    branches, own = Branches.of(cache, torch.tensor([0, 1, 1]), 3, first=1), draw(3, 3, 2)
+    assert branches.prefix_keys.data_ptr() == cache.keys[:, 1:].data_ptr()
+    with torch.no_grad():
+        got = model(own, cache=branches)
+    for row, prefix in enumerate((1, 2, 2)):
+        assert_close(got[row], alone(model, prefixes[prefix], own[row].tolist()))
+
+
+def test_sets_of_rows_side_by_side_equal_each_row_alone(make_model, assert_close):
+    """Rows that entered at different times have different numbers of own tokens."""
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    first, second, own = Branches.of(cache, torch.tensor(PREFIX_OF), 4), cache.expand(1, capacity=12), draw(9, 3, 3)
+    with torch.no_grad():
+        model(own[:6, :2], cache=first)
+        first.advance(2)
+        both = SideBySide([first, second])
+        assert both.rows == 9 and both.lengths.tolist() == [*first.lengths.tolist(), *second.lengths.tolist()]
+        got = model(own[:, 2:], cache=both)
+    for row in range(6):
+        assert_close(got[row], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:])
+    for row in range(6, 9):
+        assert_close(got[row], alone(model, prefixes[row - 6], own[row, 2:].tolist()))
+
+
+def test_too_many_scores_for_the_memory_go_the_plain_way(make_model, assert_close, monkeypatch):
+    model, results, called = make_model(), [], []
+    monkeypatch.setattr(shared_cache, "shared_attention_plain", lambda *a, plain=shared_cache.shared_attention_plain: called.append(1) or plain(*a))
+    for limit in (2**24, 1):
+        monkeypatch.setattr(shared_cache, "SCORES_AT_ONCE", limit)
+        cache, _ = prefilled(model)
+        with torch.no_grad():
+            results.append(model(draw(6, 4, 1), cache=Branches.of(cache, torch.tensor(PREFIX_OF), 4)))
+        assert bool(called) == (limit == 1)
+    assert_close(*results)
+
+
+def test_a_full_cache_says_so(make_model):
+    model = make_model()
+    cache, _ = prefilled(model)
+    branches = Branches.of(cache, torch.tensor(PREFIX_OF), 3)
+    with torch.no_grad(), pytest.raises(ValueError, match="4 tokens a row, but the cache holds 3"):
+        model(draw(6, 4, 1), cache=branches)
+
+
+def test_rows_that_outgrow_a_sliding_window_are_refused(make_model):
+    cache, _ = prefilled(make_model("mistral"))
+    with pytest.raises(ValueError, match=r"up to 7 \+ 4 tokens know no sliding window of 5"):
+        Branches.of(cache, torch.tensor(PREFIX_OF), 4)

@@ -39,6 +39,7 @@ from taosr1.evaluation.report import Prediction, evaluate_predictions, render_re
 from taosr1.files import write_json
 from taosr1.judge import DTYPES, Judge
 from taosr1.model.digest import model_digest
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import Ranks, local_device, this_rank
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (
@@ -89,6 +90,7 @@ class Config:
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the bootstrap and of the embedded world")
 
     def __post_init__(self) -> None:
@@ -359,6 +361,7 @@ def report_on(rows: Sequence[Judgement], predictions: Sequence[Prediction], beta
 def main(argv: list[str] | None = None) -> dict:
     """Returns the report, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    set_plain(config.plain)
     if not config.scores:
         return run_judge(config, ranks)
     if ranks.world > 1:

@@ -24,6 +24,7 @@ import torch
 
 from taosr1.config import check, option, parse_config, run_main
 from taosr1.judge import DTYPES, Judge
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.sampling.sampler import generate
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import score_prompts
@@ -61,6 +62,7 @@ class Config:
     max_new_tokens: int = option(128, "longest reply")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the embedded world (replies are the most likely ones, nothing is drawn)")
 
     def __post_init__(self) -> None:
@@ -170,6 +172,7 @@ def notes(found: dict, order: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
+    set_plain(config.plain)
     rows = read_pairs(config)
     name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
     if judge.prompt.order == "pre-cot" and config.beta is not None:

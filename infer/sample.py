@@ -28,6 +28,7 @@ from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.digest import model_digest
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
@@ -57,6 +58,7 @@ class Config:
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of sampling and of the embedded world")
 
     def __post_init__(self) -> None:
@@ -167,6 +169,7 @@ def render(summary: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    set_plain(config.plain)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
     name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed)
     tally = Tally()

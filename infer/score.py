@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.config import check, option, parse_config, progress, run_main
 from taosr1.judge import DTYPES, Judge
 from taosr1.model.digest import model_digest
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import local_device, this_rank
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts
@@ -69,6 +70,7 @@ class Config:
     batch_tok: int = option(16384, "padded tokens per forward pass (memory; changes no result)")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the embedded world (scoring itself draws nothing)")
 
     def __post_init__(self) -> None:
@@ -149,6 +151,7 @@ def output_row(row: dict, gold: int | None, score: Score) -> dict:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    set_plain(config.plain)
     pairs = read_pairs(config)
     device = local_device(config.device, ranks)
     name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=device, seed=config.seed)

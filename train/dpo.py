@@ -34,6 +34,7 @@ from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
 from taosr1.learning.parallel import Team, join_job
 from taosr1.learning.run import Run, RunFlags, identity, run_problems
 from taosr1.learning.selection import shuffled_order
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import gather
 from taosr1.task.rows import read_jsonl
 from taosr1.task.sources import load_rows
@@ -61,6 +62,7 @@ class Config(MemoryFlags, RunFlags):
     max_bad_rows: int = option(0, "unreadable dev rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the order of pairs and the embedded world")
 
     def __post_init__(self) -> None:
@@ -131,6 +133,7 @@ def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
+    set_plain(config.plain)
     device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed)
     pairs = read_pairs(config.data, judge.model.config.vocab_size)

@@ -45,6 +45,7 @@ from taosr1.learning.run import Run, RunFlags, identity, is_unfinished, run_prob
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder
 from taosr1.model.folders import model_folder
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.model.lora import adapters
 from taosr1.model.weights import weights_into
 from taosr1.task.judgements import Judgement
@@ -98,6 +99,7 @@ class Config(MemoryFlags, RunFlags):
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of sampling, order of rows and the embedded world")
 
     def __post_init__(self) -> None:
@@ -149,6 +151,7 @@ def reference_policy(model: Decoder) -> Decoder:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
+    set_plain(config.plain)
     device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):

@@ -33,6 +33,7 @@ from taosr1.config import at_least, check, option, parse_config, progress, run_m
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.digest import model_digest
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import generate
@@ -59,6 +60,7 @@ class Config:
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the embedded world")
 
     def __post_init__(self) -> None:
@@ -142,6 +144,7 @@ def kept_rows(parts: Parts, limit: float, grades: Counter) -> Iterator[dict]:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns how many rows there were and how many are graded, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip

@@ -42,6 +42,7 @@ from taosr1.learning.selection import (
     mining_outcome,
 )
 from taosr1.model.digest import model_digest
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
@@ -70,6 +71,7 @@ class Config:
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", ("float32", "bfloat16", "float16"))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of sampling, choice of rows and the embedded world")
 
     def __post_init__(self) -> None:
@@ -169,6 +171,7 @@ def balanced(pairs: list[dict], config: Config) -> list[dict]:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
     rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
     if config.prompts:

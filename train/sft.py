@@ -33,6 +33,7 @@ from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
 from taosr1.learning.parallel import Team, join_job
 from taosr1.learning.run import Run, RunFlags, identity, run_problems
 from taosr1.learning.selection import balanced_order
+from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.task.prompt import ORDERS
 from taosr1.task.sources import load_rows
 
@@ -63,6 +64,7 @@ class Config(MemoryFlags, RunFlags):
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
+    plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of weights, order of rows and the embedded world")
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class Config(MemoryFlags, RunFlags):
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
+    set_plain(config.plain)
     device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout)
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}

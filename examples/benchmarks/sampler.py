@@ -90,10 +90,8 @@ def equal(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     sides = {"ours": partial(ours, model, work)} | {" ".join(best): attended(*best, theirs, work) for best in best_attention(PEERS, theirs, work)}
     replies = ours(model, work)  # warm-up; the other sides have had theirs
     assert all(len(reply) == work.new_tokens for reply in replies), "a reply stopped early"
-    roofline = common.gemm_flops(common.dtype_of(case))
     seconds = common.by_turns(sides, config.repeats)
-    roofline = max(roofline, common.gemm_flops(common.dtype_of(case)))  # a machine that others use too may have been slow the first time
-    rows = common.timing_rows(seconds, work_flops(model, work, replies), roofline)
+    rows = common.timing_rows(seconds, work_flops(model, work, replies), common.gemm_flops(common.dtype_of(case)))
     for row in rows if config.memory else ():
         row |= fresh_peak(row["side"], case, 8, folder, config)
     return rows
@@ -101,7 +99,8 @@ def equal(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
 
 def ragged(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     work = ragged_work(model, config.prompts)
-    print(f"ragged, {case}: {config.prompts} prompts x 96 to 192 tokens x 8 samples; {len(work.stop_ids)} stop ids; {compare(model, theirs, work, case)}")
+    print(f"ragged, {case}: {config.prompts} prompts x 96 to 192 tokens x 8 samples; {len(work.stop_ids)} stop ids; "
+          f"{compare(model, theirs, work, case)}")  # fmt: skip
     lengths: dict[str, list[int]] = {}
 
     def measured(name: str, run, *arguments) -> None:
@@ -123,14 +122,15 @@ def ragged(model, theirs, case: str, folder: Path, config: Config) -> list[dict]
 
 
 def growth(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
-    rows, roofline = [], common.gemm_flops(common.dtype_of(case))
+    rows = []
     print(f"growth, {case}: ours alone")
     for samples in (1, 2, 4, 8, 16, 32):
         work = Work(common.random_ids([192] * 8, model.config.vocab_size), samples=samples)
         replies = ours(model, work)  # warm-up
         seconds = statistics.median(common.by_turns({"ours": partial(ours, model, work)}, config.repeats)["ours"])
-        rows.append({"samples": samples, "median_s": seconds, "of_roofline": work_flops(model, work, replies) / seconds / roofline})
-        print(f"  {samples:5} samples a prompt  {seconds:8.3f} s  {1e3 * seconds / samples / 8:7.2f} ms a reply  {rows[-1]['of_roofline']:.2f} of the roofline")
+        share = work_flops(model, work, replies) / seconds / common.gemm_flops(common.dtype_of(case))
+        rows.append({"samples": samples, "median_s": seconds, "ms_per_reply": 1e3 * seconds / len(replies), "of_roofline": share})
+        print(f"  {samples:5} samples a prompt {seconds:8.3f} s  {rows[-1]['ms_per_reply']:7.2f} ms a reply  {share:.2f} of the roofline", flush=True)
     for waiting in (64, 256, 1024):
         rows.append({"waiting": waiting, **fresh_peak("ours", case, waiting, folder, config)})
     return rows
@@ -151,7 +151,7 @@ def attended(mode: str, attention: str, theirs, work: Work) -> partial:
 def fresh_peak(side: str, case: str, prompts: int, folder: Path, config: Config) -> dict:
     arguments = ("--one", f"{side}/{case}/{prompts}", "--folder", folder, "--threads", config.threads)
     found = common.in_fresh_process(__file__, *arguments, threads=config.threads)
-    print(f"  {side:22} {prompts:5} prompts: peak {found['peak_mib']:.0f} MiB above the imports, of it results {found['results_mib']:.1f}", flush=True)
+    print(f"  {side:22} {prompts:5} prompts: peak {found['peak_mib']:.0f} MiB above the imports, results {found['results_mib']:.1f}", flush=True)
     return found
 
 

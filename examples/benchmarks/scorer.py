@@ -91,16 +91,15 @@ def peers(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
         tries = {name: one_way(way, *name, theirs, work) for name in product(common.ATTENTIONS, BATCHES)}
         found = {name: min(seconds) for name, seconds in common.by_turns(tries, 2).items()}
         for attention in common.ATTENTIONS:
-            print(f"  tried: {way} {attention}, seconds by batch size: " + ", ".join(f"{size} {found[attention, size]:.3f}" for size in BATCHES), flush=True)
+            by_size = ", ".join(f"{size} {found[attention, size]:.3f}" for size in BATCHES)
+            print(f"  tried: {way} {attention}, seconds by batch size: {by_size}", flush=True)
         best = min(found, key=found.get)
         sides[f"{way} {best[0]} x {best[1]}"] = tries[best]
-    roofline = common.gemm_flops(common.dtype_of(case))
     seconds = common.by_turns(sides, config.repeats)
-    roofline = max(roofline, common.gemm_flops(common.dtype_of(case)))  # a machine that others use too may have been slow the first time
-    rows = common.timing_rows(seconds, work_flops(model, [work]), roofline)
+    rows = common.timing_rows(seconds, work_flops(model, [work]), common.gemm_flops(common.dtype_of(case)))
     for row in rows if config.memory else ():
-        arguments = ("--one", f"{row['side']}/{case}", "--folder", folder, "--threads", config.threads, "--max-tokens-per-batch", config.max_tokens_per_batch)
-        row |= common.in_fresh_process(__file__, *arguments, threads=config.threads)
+        arguments = ("--one", f"{row['side']}/{case}", "--folder", folder, "--threads", config.threads)
+        row |= common.in_fresh_process(__file__, *arguments, "--max-tokens-per-batch", config.max_tokens_per_batch, threads=config.threads)
         print(f"  {row['side']:22} peak {row['peak_mib']:.0f} MiB above the imports, weights included", flush=True)
     return rows
 
@@ -110,7 +109,7 @@ def one_way(way: str, attention: str, size: int, theirs, work: Work) -> partial:
 
 
 def growth(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
-    rows, roofline = [], common.gemm_flops(common.dtype_of(case))
+    rows = []
     ours(model, [make_work(100, model.config.vocab_size)], config)  # warm-up
     print(f"growth, {case}: ours alone")
     sizes = [(1, 10**power) for power in range(1, 10) if 10**power <= config.most_products] + [(50, 20)]
@@ -118,10 +117,9 @@ def growth(model, theirs, case: str, folder: Path, config: Config) -> list[dict]
         works = [make_work(products, model.config.vocab_size, seed) for seed in range(queries)]
         pairs, repeats = queries * products, config.repeats if products <= 1000 else 1
         seconds = statistics.median(common.by_turns({"ours": partial(ours, model, works, config)}, repeats)["ours"])
-        rows.append({"queries": queries, "products": products, "median_s": seconds, "ms_per_product": 1e3 * seconds / pairs,
-                     "of_roofline": work_flops(model, works) / seconds / roofline})  # fmt: skip
-        print(f"  {queries:3} queries x {products:5} products  {seconds:8.3f} s  {1e3 * seconds / pairs:7.3f} ms a product  "
-              f"{rows[-1]['of_roofline']:.2f} of the roofline", flush=True)  # fmt: skip
+        share, each = work_flops(model, works) / seconds / common.gemm_flops(common.dtype_of(case)), 1e3 * seconds / pairs
+        rows.append({"queries": queries, "products": products, "median_s": seconds, "ms_per_product": each, "of_roofline": share})
+        print(f"  {queries:3} queries x {products:5} products  {seconds:8.3f} s  {each:7.3f} ms a product  {share:.2f} of the roofline", flush=True)
     return rows
 
 
@@ -154,7 +152,8 @@ def make_work(products: int, vocab_size: int, seed: int = 0) -> Work:
 def work_flops(model, works: list[Work]) -> int:
     """Each query once, none of its positions read by the head; each product's last position read for four labels."""
     queries = sum(common.useful_flops(model.config, 0, len(work.query), 0) for work in works)
-    return queries + sum(common.useful_flops(model.config, len(work.query), len(product), 1, len(LABELS)) for work in works for product in work.products)
+    lengths = [(len(work.query), len(tokens)) for work in works for tokens in work.products]
+    return queries + sum(common.useful_flops(model.config, query, tokens, 1, len(LABELS)) for query, tokens in lengths)
 
 
 # --- The sides: label probabilities (P, 4) in the order of the products ---------------------------------------------------

@@ -32,7 +32,7 @@ from taosr1.learning.selection import (
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters_off
 from taosr1.ranks import gather, share
-from taosr1.sampling.labels import draw_first_tokens, label_probabilities
+from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import draw_uniform, generate
 from taosr1.task.grades import GRADES
 from taosr1.task.judgements import Judgement
@@ -155,14 +155,14 @@ class Sampler:
 
     def _look(self, model: Decoder, groups: list[Group], uniform: torch.Tensor | None) -> None:
         """Label probabilities from one prefill, and with `uniform` (P, G) labels drawn from it."""
-        prompts, tokenizer = [group.prompt for group in groups], self.judge.tokenizer
-        for group, values in zip(groups, label_probabilities(model, tokenizer, prompts).probs.tolist()):
-            group.probs = values
-        if uniform is None:
-            return
+        tokenizer, prompts = self.judge.tokenizer, [group.prompt for group in groups]
+        found = label_probabilities(model, tokenizer, prompts, uniform=uniform, temperature=self.settings.temperature)
         grade_of = dict(zip(tokenizer.label_ids, GRADES))
-        for group, drawn in zip(groups, draw_first_tokens(model, prompts, uniform, self.settings.temperature).tolist()):
-            group.first_tokens, group.labels = drawn, [grade_of.get(token) for token in drawn]
+        for place, (group, probs) in enumerate(zip(groups, found.probs.tolist())):
+            group.probs = probs
+            if found.drawn is not None:
+                group.first_tokens = found.drawn[place].tolist()
+                group.labels = [grade_of.get(token) for token in group.first_tokens]
 
     def _check_rewards(self, groups: list[Group]) -> None:
         bad = [group for group in groups if group.trouble]

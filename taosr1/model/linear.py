@@ -16,26 +16,34 @@ from torch import Tensor, nn
 ONEDNN_FROM = 32  # rows; fewer are not worth the call
 ONEDNN_FROM_PRODUCTS = 2**21  # multiplications: the same
 
+PLAIN_HELP = "no tricks: every prompt computed in full and every kernel PyTorch's own; slower, the same numbers to rounding"
+
 _plain = False
 
 
-@contextmanager
-def plain_paths(wanted: bool = True) -> Iterator[None]:
-    """Inside, every trick that only makes things faster is off: what `--plain` asks for, and what tests compare with.
+def set_plain(wanted: bool) -> None:
+    """Switch off, or on again, every trick that only makes things faster: what `--plain` asks for.
 
     The tricks: this module's kernels, prompts and prefixes computed once (`shared_cache.py`, `shared_prompts.py`), and the last layer
     at the positions that are read.
     """
     global _plain
-    before, _plain = _plain, wanted
-    try:
-        yield
-    finally:
-        _plain = before
+    _plain = wanted
 
 
 def is_plain() -> bool:
     return _plain
+
+
+@contextmanager
+def plain_paths(wanted: bool = True) -> Iterator[None]:
+    """`set_plain` for a block: how tests and benchmarks compare."""
+    before = is_plain()
+    set_plain(wanted)
+    try:
+        yield
+    finally:
+        set_plain(before)
 
 
 class Linear(nn.Linear):

@@ -32,13 +32,25 @@ class LabelProbs:
 
     probs: Tensor
     label_mass: Tensor
+    drawn: Tensor | None = None  # (P, G) int64, the first tokens of G replies, where they were asked for
 
 
 @torch.no_grad()
 def label_probabilities(
-    model, tokenizer, prompts: list[list[int]], *, max_tokens_per_batch: int = 16384, progress: bool = False
+    model,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens_per_batch: int = 16384,
+    uniform: Tensor | None = None,
+    temperature: float = 1.0,
+    progress: bool = False,
 ) -> LabelProbs:
     """Scores each prompt with one forward pass and no decoding: P(grade) = softmax over the four label logits.
+
+    With `uniform` (P, G), numbers in [0, 1), the same pass also draws the first token of G replies to each prompt, at `temperature`: how
+    hard a prompt is, without decoding. Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that
+    `generate` alone gives: the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
 
     Shapes: prompts is P lists of token ids, each ending where the reply would begin.
     Returns: LabelProbs with P rows in input order; no prompts give (0, 4) and (0,).
@@ -49,38 +61,24 @@ def label_probabilities(
     labels = torch.tensor(tokenizer.label_ids, device=next(model.parameters()).device)
     probs = torch.empty(len(prompts), len(tokenizer.label_ids))
     label_mass = torch.empty(len(prompts))
+    drawn = None if uniform is None else torch.empty(uniform.shape, dtype=torch.int64)
     with tqdm(total=len(prompts), desc="score", unit="pair", disable=not progress) as bar:
         for index, logits in first_logits(model, prompts, max_tokens_per_batch):  # (b,), (b, V)
             label_logits = logits[:, labels]  # (b, 4)
             probs[index] = label_logits.softmax(-1).cpu()
             label_mass[index] = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).exp().clamp(max=1).cpu()
+            if drawn is not None:
+                draws = uniform[index].flatten().to(logits.device)
+                each = logits.repeat_interleave(drawn.shape[1], dim=0)
+                tokens, _ = choose_tokens(each, draws, temperature=temperature, top_k=0, top_p=1.0)
+                drawn[index] = tokens.view(len(index), -1).cpu()
             bar.update(len(index))
 
     finite = torch.isfinite(probs).all(-1) & torch.isfinite(label_mass)
     if not bool(finite.all()):
         row = int(finite.logical_not().nonzero()[0])
         raise ValueError(f"prompt {row}: label probabilities are not finite; the weights hold NaN or --dtype overflows")
-    return LabelProbs(probs, label_mass)
-
-
-@torch.no_grad()
-def draw_first_tokens(
-    model, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, max_tokens_per_batch: int = 16384
-) -> Tensor:
-    """Draw only the first token of G replies for every prompt, from one prefill and no decoding. Returns (P, G) int64.
-
-    `uniform` (P, G) are the numbers in [0, 1) to draw with.
-
-    Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that `generate` alone gives:
-    the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
-    """
-    samples = uniform.shape[1]
-    drawn = torch.zeros(len(prompts), samples, dtype=torch.int64)
-    for index, logits in first_logits(model, prompts, max_tokens_per_batch):
-        draws = uniform[index].flatten().to(logits.device)
-        tokens, _ = choose_tokens(logits.repeat_interleave(samples, dim=0), draws, temperature=temperature, top_k=0, top_p=1.0)
-        drawn[index] = tokens.view(-1, samples).cpu()
-    return drawn
+    return LabelProbs(probs, label_mass, drawn)
 
 
 def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:

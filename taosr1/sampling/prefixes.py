@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 SHORTEST_PREFIX = 16  # tokens; to share fewer is not worth a second pass
 
 

@@ -19,10 +19,11 @@ from taosr1.model.linear import is_plain
 from taosr1.model.shared_cache import Branches, SideBySide
 from taosr1.sampling.prefixes import pad_right
 
-CACHE_BYTES = 4 * 2**30  # of keys and values; while rows are copied into another cache there are two
+CACHE_BYTES = 4 * 2**30  # of keys and values
 LOGITS_AT_ONCE = 2**26  # numbers; choosing tokens takes a few tensors of that size
 MOST_ROWS = 1024  # more rows make no model faster
-COMPACT_BELOW = 0.75  # finished rows leave the batch once fewer than this share of its rows is alive
+CPU_LAYER_BYTES, FEWEST_ROWS = 16 * 2**20, 64  # see `rows_that_fit`; fewer rows make poor matrix products
+COMPACT_BELOW = 0.85  # finished rows leave the batch once fewer than this share of its rows is alive
 REFILL_FROM = 0.25  # waiting prompts enter once this share of `max_rows` is free: few at a time make poor prefills
 BLOCK = 64  # tokens; see `invert_cdf`
 
@@ -48,13 +49,17 @@ class Rollouts:
 
 
 def rows_that_fit(model: Decoder, length: int) -> int:
-    """How many rows of so many tokens are decoded at once: bounded by the memory of the cache and of the logits.
+    """How many rows of so many tokens are decoded at once: bounded by the memory of the keys and values and of the logits.
 
-    The samples of one prompt stay together, even where they are more.
+    On a CPU they should stay in the processor's cache too, as every step reads them all. The samples of one prompt stay together, even
+    where they are more.
     """
-    config = model.config
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * next(model.parameters()).element_size()
-    return max(1, min(MOST_ROWS, CACHE_BYTES // (length * token_bytes), LOGITS_AT_ONCE // config.vocab_size))
+    config, parameter = model.config, next(model.parameters())
+    layer_bytes = 2 * config.num_key_value_heads * config.head_dim * parameter.element_size() * length  # of a row
+    most = min(MOST_ROWS, CACHE_BYTES // (config.num_hidden_layers * layer_bytes), LOGITS_AT_ONCE // config.vocab_size)
+    if parameter.device.type == "cpu":
+        most = min(most, max(FEWEST_ROWS, CPU_LAYER_BYTES // layer_bytes))
+    return max(1, most)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from taosr1.judge import BUNDLED, load_judge
 from taosr1.learning.groups import RolloutBatch
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import accumulate
+from taosr1.model.linear import is_plain
 from taosr1.task.judgements import write_judgements
 from taosr1.task.world import read_pool
 from train.grpo import THINKER
@@ -72,6 +73,17 @@ def test_prefill_decodes_fewer_tokens_than_samples_for_as_many_groups(post, tmp_
         grpo(flags(post, tmp_path / difficulty, "--steps", "1", "--test", "", "--difficulty", difficulty, "--groups", "24", "--max-resample", "1"))
     sampled, drawn = (look.metrics(tmp_path / difficulty)[0] for difficulty in ("samples", "prefill"))
     assert 0 < drawn["decoded_tok"] < sampled["decoded_tok"] and drawn["all_wrong_frac"] + drawn["all_right_frac"] > 0
+
+
+@pytest.mark.parametrize("difficulty", ["samples", "prefill"])
+def test_without_tricks_the_numbers_are_the_same_to_rounding(post, tmp_path, look, difficulty, monkeypatch):
+    monkeypatch.setattr("taosr1.model.linear._plain", False)  # and so again afterwards: `--plain` holds for a process
+    for out, more in (("fast", []), ("plain", ["--plain"])):
+        grpo(flags(post, tmp_path / out, "--steps", "1", "--test", "", "--difficulty", difficulty, *more))
+        assert is_plain() == bool(more)
+    fast, plain = (look.metrics(tmp_path / out)[0] for out in ("fast", "plain"))
+    for name in fast.keys() - {"time_s"}:
+        assert fast[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-4), name
 
 
 def test_natural_shares_and_other_losses_run(post, tmp_path, look):

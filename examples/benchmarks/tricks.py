@@ -1,0 +1,130 @@
+"""What each trick is worth: sampling, scoring and a training pass with all of them, without one of them, and without any (`--plain`).
+
+    python examples/benchmarks/tricks.py --threads 1                 # about five minutes
+
+The same weights and tokens, by turns, median of five (least to most). Ratios above 1 say how much longer it takes without.
+
+sample thinker: 80 prompts of the embedded shop x 8 replies of the bundled thinker, which end by themselves. sample tiny: 8 prompts of
+192 random tokens x 8 samples x 64 tokens. score tiny: one query of 120 tokens, 200 products of 30 to 90. train tiny: log-probs of 4
+prompts of 192 tokens x 8 replies of 64, forward and backward.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
+
+import torch
+
+from examples.benchmarks.common import SHAPES, by_turns, machine
+from taosr1.config import option, parse_config, run_main
+from taosr1.judge import BUNDLED, load_judge
+from taosr1.learning import shared_prompts
+from taosr1.learning.batches import Example, collate
+from taosr1.learning.logprobs import completion_logp
+from taosr1.model import decoder, linear
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.sampling import labels, sampler
+from taosr1.sampling.prefixes import PrefixGroup
+from taosr1.task.world import read_pool
+
+
+@dataclass(frozen=True)
+class Config:
+    threads: int = option(1, "CPU threads")
+    repeats: int = option(5, "measurements of each kind")
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    config = parse_config(Config, __doc__, argv)
+    torch.set_num_threads(config.threads)
+    print(f"{config.threads} thread(s), median of {config.repeats} (least to most), seconds; {machine()}")
+    rows = []
+    for work, run in jobs().items():
+        seconds = by_turns({name: within(trick, run) for name, trick in TRICKS.items()}, config.repeats + 1)
+        middle = {name: statistics.median(found[1:]) for name, found in seconds.items()}  # the first round warms up
+        for name, found in seconds.items():
+            rows.append({"work": work, "tricks": name, "seconds": middle[name], "times_all": middle[name] / middle["all tricks"]})
+            print(f"{work:15} {name:26} {middle[name]:7.3f} ({min(found[1:]):.3f} to {max(found[1:]):.3f})  {rows[-1]['times_all']:5.2f}", flush=True)
+    return rows
+
+
+def jobs() -> dict[str, Callable[[], object]]:
+    generator = torch.Generator().manual_seed(0)
+    judge, tiny = load_judge(BUNDLED), Decoder(DecoderConfig(**SHAPES["tiny"])).init_weights(generator)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(1, SHAPES["tiny"]["vocab_size"] - 1, (length,), generator=generator).tolist()
+
+    def sample(model: Decoder, prompts: list[list[int]], stop_ids) -> Callable[[], object]:
+        return lambda: sampler.generate(model, prompts, samples=8, max_new_tokens=64, stop_ids=stop_ids, generator=torch.Generator().manual_seed(0))
+
+    def train() -> None:
+        completion_logp(tiny, batch.ids, batch.mask).sum().backward()
+        tiny.zero_grad(set_to_none=True)
+
+    query, lengths = draw(120), torch.randint(30, 91, (200,), generator=generator).tolist()
+    products, tokenizer = [query + draw(length) for length in lengths], SimpleNamespace(label_ids=(5, 6, 7, 8))
+    batch = collate([Example(prompt, draw(64)) for prompt in [draw(192) for _ in range(4)] for _ in range(8)])
+    return {
+        "sample thinker": sample(judge.model, judge.prompts(read_pool("labelled")[:80]), judge.tokenizer.eos_ids),
+        "sample tiny": sample(tiny, [draw(192) for _ in range(8)], [SHAPES["tiny"]["vocab_size"] - 1]),
+        "score tiny": lambda: labels.label_probabilities(tiny, tokenizer, products),
+        "train tiny": train,
+    }
+
+
+def within(trick: Callable, run: Callable[[], object]) -> Callable[[], object]:
+    def both() -> None:
+        with trick():
+            run()
+
+    return both
+
+
+@contextmanager
+def replaced(*places: tuple[object, str, object]) -> Iterator[None]:
+    """Each (module, name) is something else inside."""
+    patches = [mock.patch.object(module, name, new) for module, name, new in places]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def every_row_alone(prompts) -> list[PrefixGroup]:
+    return [PrefixGroup(0, [row]) for row in range(len(prompts))]
+
+
+def copy_of_the_prompt(prompts, samples: int, new_tokens: int):
+    return prompts.expand(samples, capacity=prompts.used + new_tokens)
+
+
+def columns_of_everything(model, ids, read=None, *, hidden=Decoder.hidden, **given):
+    out = hidden(model, ids, **given)
+    return out if read is None else decoder.take(out, read)
+
+
+TRICKS: dict[str, Callable] = {
+    "all tricks": lambda: replaced(),
+    "without oneDNN's products": lambda: replaced((linear, "_has_onednn", False)),
+    "without shared prefixes": lambda: replaced(
+        (sampler, "_continue", copy_of_the_prompt), (labels, "group_by_prefix", every_row_alone), (shared_prompts, "pays", lambda *_: False)
+    ),
+    "without reading columns": lambda: replaced((Decoder, "hidden", columns_of_everything)),
+    "plain": lambda: linear.plain_paths(),
+}
+
+if __name__ == "__main__":
+    run_main(main)

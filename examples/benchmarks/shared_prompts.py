@@ -1,9 +1,10 @@
-"""What it is worth to compute a prompt once for all its replies: log-probs, forward and backward, packed against row by row.
+"""What it is worth to compute a prompt once for all its replies: log-probs, forward and backward, shared against row by row.
 
     python examples/benchmarks/shared_prompts.py --threads 1
 
-The same weights and tokens, by turns, median of seven; values are compared first. The last column is what `pays` decides from the
-number of multiplications alone.
+The same weights and tokens, by turns, median of seven; values are compared first. On a CPU "shared" is the flat layout
+(`flat_prompts`), elsewhere or where its scores would not fit, the packed one; the last column is what `pays` decides for that one
+from the number of multiplications alone.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     torch.set_num_threads(config.threads)
     models = {"thinker": load_judge(BUNDLED).model, "tiny": Decoder(DecoderConfig(**SHAPES["tiny"])).init_weights(torch.Generator().manual_seed(0))}
-    print(f"{config.threads} thread(s), median of {config.repeats}; {machine()}\nmodel    prompt reply replies prompts  plain s  packed s  ratio  pays")
+    print(f"{config.threads} thread(s), median of {config.repeats}; {machine()}\nmodel    prompt reply replies prompts  plain s  shared s  ratio  pays")
     rows = []
     for name, cases in CASES.items():
         model = models[name].to(config.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PLAIN_BELOW = 384  # tokens
+
+
+class Pattern(Protocol):
+    """Whatever decides who attends to what: a cache, or a layout of several rows in one."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of one layer. Shapes: query (B, T', H, D), key and value (B, T, K, D) -> (B, T', H * D)."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -68,7 +76,7 @@ def shared_attention(
     if prefix_mask is not None:
         over_prefix = over_prefix.masked_fill_(~prefix_mask[:, None, None], -torch.inf)
     scores = torch.cat([over_prefix, grid.to_prefixes(over_own)], -1)
-    probs = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     out = grid.to_rows(probs[..., :prefix] @ prefix_value) + grid.to_rows(probs[..., prefix:]) @ value  # (R, K, n * T, D)
     return out.view(rows, kv_heads, -1, length, size).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from taosr1.model.attention import attention
+from taosr1.model.attention import Pattern, attention
 
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 
-class Cache(Protocol):
+class Cache(Pattern, Protocol):
     """What the decoder asks of a cache: where the new tokens go, and what they see of the past.
 
     rows: sequences. lengths: (rows,) int64, tokens that each has so far. used: positions that may be taken, in any row.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from taosr1.model.attention import attention
+from taosr1.model.attention import Pattern, attention
 from taosr1.model.cache import Cache
 from taosr1.model.experts import grouped_linear
 from taosr1.model.linear import Linear, is_plain, linear
@@ -108,23 +108,24 @@ class Call(NamedTuple):
     """What the layers have to know of one call of the model beside the stream itself.
 
     turns, query_turns: cosines and sines of the positions of keys and of queries. mask: (B, 1, T', S) bool, or None for causal attention.
-    read: (B, T') int64, the columns whose outputs are wanted of this layer; None: all of them.
+    read: (B, T') int64, the columns whose outputs are wanted of this layer; None: all of them. pattern: what attends instead of `attention`.
     """
 
     turns: tuple[Tensor, Tensor]
     query_turns: tuple[Tensor, Tensor]
-    cache: Cache | None
+    pattern: Pattern | None
     mask: Tensor | None
     read: Tensor | None = None
 
-    def reading(self, read: Tensor, length: int) -> Call:
-        """The same call, of `length` columns, for a layer of which only the columns `read` are wanted."""
+    def reading(self, read: Tensor, length: int | None) -> Call:
+        """The same call for a layer of which only the columns `read` are wanted. length: columns of the call, None where a pattern needs no mask."""
         turns = tuple(turn[read] if turn.dim() == 3 else take(turn, read) for turn in self.turns)
-        if self.mask is None:
-            mask = torch.arange(length, device=read.device) <= read[:, :, None]  # (B, T', T)
-        else:
-            mask = take(self.mask[:, 0].expand(len(read), -1, -1), read)
-        return self._replace(query_turns=turns, mask=mask[:, None], read=read)
+        mask = self.mask
+        if mask is not None:
+            mask = take(mask[:, 0].expand(len(read), -1, -1), read)[:, None]
+        elif length is not None:  # causal
+            mask = (torch.arange(length, device=read.device) <= read[:, :, None])[:, None]  # (B, 1, T', T)
+        return self._replace(query_turns=turns, mask=mask, read=read)
 
 
 def take(x: Tensor, columns: Tensor) -> Tensor:
@@ -157,8 +158,8 @@ class Attention(nn.Module):
         if self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, *call.query_turns), rotate(key, *call.turns)
-        if call.cache is not None:
-            return self.o_proj(call.cache.attend(self.layer, query, key, value, call.mask))
+        if call.pattern is not None:
+            return self.o_proj(call.pattern.attend(self.layer, query, key, value, call.mask))
         return self.o_proj(attention(query, key.transpose(1, 2), value.transpose(1, 2), call.mask))
 
 
@@ -309,12 +310,13 @@ class Decoder(nn.Module):
         *,
         cache: Cache | None = None,
         positions: Tensor | None = None,
-        attends: Tensor | None = None,
+        attends: Tensor | Pattern | None = None,
         read: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm. Arguments and errors are those of `forward`. Returns (B, T, C), or (B, T', C) with `read`.
 
-        attends: (B, 1, T, T) bool, True where a query (third axis) may look; it replaces the causal mask of a call without a cache.
+        attends: (B, 1, T, T) bool, True where a query (third axis) may look; it replaces the causal mask of a call without a cache. Or
+            a pattern that computes attention itself.
         read: (B, T') int64, the columns whose hidden states are wanted. All columns give keys and values, but in the last layer nobody
             needs more of them: there the queries, the MLP and the norm run at these columns only, the same numbers for less work.
         """
@@ -322,7 +324,8 @@ class Decoder(nn.Module):
             raise ValueError(f"ids must be (B, T) with T >= 1, got shape {tuple(ids.shape)}")
         if positions is not None and positions.shape != ids.shape:
             raise ValueError(f"positions have shape {tuple(positions.shape)}, ids {tuple(ids.shape)}: they must match")
-        mask = attends
+        masked = attends is None or torch.is_tensor(attends)
+        mask, pattern = (attends, cache) if masked else (None, attends)
         if cache is not None:
             if attends is not None:
                 raise ValueError("attends is for calls without a cache, which has a mask of its own")
@@ -333,17 +336,17 @@ class Decoder(nn.Module):
             if positions is None:
                 positions = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
             mask = cache.place(positions)
-        elif mask is None and self.config.sliding_window is not None and ids.shape[1] > self.config.sliding_window:
+        elif attends is None and self.config.sliding_window is not None and ids.shape[1] > self.config.sliding_window:
             steps = torch.arange(ids.shape[1], device=ids.device)
             behind = steps[:, None] - steps  # (T, T): how far back a key lies
             mask = ((behind >= 0) & (behind < self.config.sliding_window))[None, None]
         turns = self._rotary(ids, cache, positions)
-        call = Call(turns, turns, cache, mask)
+        call = Call(turns, turns, pattern, mask)
         x = self.model.embed_tokens(ids)  # (B, T, C)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for number, layer in enumerate(self.model.layers, start=1):
             if number == len(self.model.layers) and read is not None and not is_plain():
-                call = call.reading(read, ids.shape[1])
+                call = call.reading(read, ids.shape[1] if masked else None)
             x = checkpoint(layer, x, call, use_reentrant=False) if recompute else layer(x, call)
         if read is not None and is_plain():
             x = take(x, read)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from taosr1.learning.batches import Example, collate, sibling_batches
+from taosr1.learning.flat_prompts import lay_flat
 from taosr1.learning.logprobs import completion_logp
-from taosr1.learning.shared_prompts import attends, pack_rows, pays
+from taosr1.learning.shared_prompts import attends, pack_rows, pays, shared_with_above
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.rotary import Llama3Scaling
 
@@ -50,10 +51,18 @@ GROUPS = {
 }
 
 
+@pytest.fixture(params=["flat", "packed"])
+def layout(request, monkeypatch) -> str:
+    """Both ways to share a prompt; on a CPU the flat one is taken where its scores fit."""
+    if request.param == "packed":
+        monkeypatch.setattr("taosr1.learning.shared_prompts.fits", lambda *_: False)
+        monkeypatch.setattr("taosr1.learning.shared_prompts.pays", lambda *_: True)
+    return request.param
+
+
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_log_probs_and_gradients_equal_the_plain_ones(family, groups, monkeypatch):
-    monkeypatch.setattr("taosr1.learning.shared_prompts.pays", lambda *_: True)
+def test_shared_log_probs_and_gradients_equal_the_plain_ones(family, groups, layout):
     model, batch = model_of(family, torch.float64), batch_of(*GROUPS[groups])
     weights, results = torch.randn(batch.ids.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)), []
     for plain in (True, False):
@@ -66,7 +75,7 @@ def test_packed_log_probs_and_gradients_equal_the_plain_ones(family, groups, mon
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_float32_the_gradients_agree_to_five_digits(family):
+def test_in_float32_the_gradients_agree_to_five_digits(family, layout):
     model, batch, results = model_of(family), batch_of((24, [3, 5, 1, 4]), (20, [2, 2])), []
     for plain in (True, False):
         model.zero_grad()
@@ -78,7 +87,7 @@ def test_in_float32_the_gradients_agree_to_five_digits(family):
         assert (got - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_prompts_are_computed_once_where_they_are_shared():
+def test_prompts_are_computed_once_where_they_are_shared(layout):
     model, tokens = model_of(), []
     hidden = model.hidden
     model.hidden = lambda ids, **given: tokens.append(ids.numel()) or hidden(ids, **given)
@@ -86,6 +95,26 @@ def test_prompts_are_computed_once_where_they_are_shared():
     completion_logp(model, batch.ids, batch.mask)
     completion_logp(model, batch.ids, batch.mask, plain=True)
     assert tokens == [30 + 4 * 3, 4 * 33]
+
+
+def test_a_flat_layout_by_hand():
+    """Prompt 1 2 3, replies 4 5 and 6 7 8; prompt 9 9, reply 1. Of the seven tokens that are read, two end a prompt."""
+    batch = collate([Example([1, 2, 3], [4, 5]), Example([1, 2, 3], [6, 7, 8]), Example([9, 9], [1])])
+    flat = lay_flat(batch.ids, *shared_with_above(batch.ids, batch.mask))
+    assert flat.ids.tolist() == [[1, 2, 3, 9, 9, 4, 6, 7]] and flat.positions.tolist() == [[0, 1, 2, 0, 1, 3, 3, 4]]
+    assert flat.read.tolist() == [[2, 4, 5, 6, 7]]  # 3, 9, 4, 6, 7
+    assert flat.source[batch.mask].tolist() == [0, 2, 0, 3, 4, 1]  # 4 and 6 after 3, 5 after 4, 7 after 6, 8 after 7, 1 after 9
+    assert flat.reply_places.tolist() == [0, 2, 3] and flat.grid.prefix_of.tolist() == [0, 0, 1]
+
+
+def test_scores_that_would_not_fit_are_packed_instead(monkeypatch):
+    model, calls = model_of(), []
+    batch = batch_of((30, [4, 4, 4, 4]))
+    monkeypatch.setattr("taosr1.learning.shared_prompts.lay_flat", lambda *given: calls.append(1) or lay_flat(*given))
+    for limit in (4 * 4 * 4 * 34, 4 * 4 * 4 * 34 - 1):  # replies x heads x tokens x what they see
+        monkeypatch.setattr("taosr1.learning.flat_prompts.SCORES_AT_ONCE", limit)
+        completion_logp(model, batch.ids, batch.mask)
+    assert calls == [1]
 
 
 def test_rows_of_different_prompts_are_left_alone():

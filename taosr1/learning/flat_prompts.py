@@ -15,7 +15,7 @@ from torch import Tensor
 from taosr1.model.attention import Grid, attention, shared_attention
 from taosr1.model.decoder import DecoderConfig
 
-SCORES_AT_ONCE = 2**24  # numbers kept of every layer: 64 MiB
+SCORES_AT_ONCE = 2**23  # numbers kept of every layer: 32 MiB
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""What only a GPU can show: how much of its peak scoring reaches (MFU), and sampling beside transformers' `generate`.
+
+    python examples/benchmarks/gpu.py                                        # Qwen3-0.6B's shape, bfloat16, on cuda
+    python examples/benchmarks/gpu.py --device cpu --shape tiny --products 40 --prompts 4      # that the script itself runs
+
+Scoring: one query of 400 tokens, as many products as --products, 60 to 180 tokens each; MFU is useful operations (`common.useful_flops`:
+the query once, the last layer where it is read) over time and --peak-tflops, the data sheet's dense bfloat16 rate. The paper reports
+46.2 % (section 5), for another model on another GPU. Sampling: --prompts of 192 tokens x 8 samples x 64 new tokens. Random weights.
+Probabilities are compared with those of the plain path first. Nobody has run this on a GPU yet; `RESULTS.md` will say when.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
+
+import torch
+
+from examples.benchmarks import common
+from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.judge import DTYPES, check_device
+from taosr1.model.linear import plain_paths
+from taosr1.model.weights import load_decoder
+from taosr1.sampling.labels import label_probabilities
+from taosr1.sampling.sampler import generate
+
+LABELS = SimpleNamespace(label_ids=(10, 11, 12, 13))
+QUERY_TOK, LEAST_TOK, MOST_TOK, PROMPT_TOK, SAMPLES, NEW_TOK = 400, 60, 180, 192, 8, 64
+
+
+@dataclass(frozen=True)
+class Config:
+    shape: str = option("qwen3-0.6b", "which model", tuple(common.SHAPES))
+    device: str = option("cuda", "torch device")
+    dtype: str = option("bfloat16", "type of the weights", tuple(DTYPES))
+    products: int = option(4000, "products to score")
+    prompts: int = option(64, "prompts to sample for")
+    max_tokens_per_batch: int = option(65536, "rows x longest row of a scoring batch")
+    peak_tflops: float = option(989.0, "the device's dense peak in this type (H100 and H200 SXM, bfloat16: 989)")
+    repeats: int = option(5, "measurements of each side")
+
+    def __post_init__(self) -> None:
+        check([*at_least(self, products=1, prompts=1, max_tokens_per_batch=1, repeats=1), (not self.peak_tflops > 0, "--peak-tflops: expected more than 0")])
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    config = parse_config(Config, __doc__, argv)
+    check_device(config.device)
+    print(f"{config.shape}, {config.device}, {config.dtype}, median of {config.repeats} (least to most); {common.machine()}")
+    with TemporaryDirectory() as folder:
+        common.make_model(config.shape, Path(folder), DTYPES[config.dtype])
+        model = load_decoder(folder, dtype=DTYPES[config.dtype], device=config.device)
+        theirs = common.load_transformers(folder, DTYPES[config.dtype]).to(config.device)
+        return score(model, config) | sample(model, theirs, config)
+
+
+def score(model, config: Config) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(LEAST_TOK, MOST_TOK + 1, (config.products,), generator=generator).tolist()
+    query, *products = common.random_ids([QUERY_TOK, *lengths], model.config.vocab_size)
+    prompts = [query + product for product in products]
+
+    def run(count: int = config.products) -> torch.Tensor:
+        return label_probabilities(model, LABELS, prompts[:count], max_tokens_per_batch=config.max_tokens_per_batch).probs
+
+    fast = run(32)
+    with plain_paths():
+        apart = (run(32) - fast).abs().max()
+    seconds = timed(run, config)
+    flops = common.useful_flops(model.config, 0, QUERY_TOK, 0) + sum(common.useful_flops(model.config, QUERY_TOK, n, 1) for n in lengths)
+    found = {"score_s": seconds, "products_per_s": config.products / seconds, "mfu": flops / seconds / (config.peak_tflops * 1e12)}
+    print(f"scoring: {found['products_per_s']:.0f} products/s, {flops / seconds / 1e12:.2f} TFLOP/s, MFU {found['mfu']:.1%}; "
+          f"probabilities within {apart:.1e} of the plain path's")  # fmt: skip
+    return found
+
+
+def sample(model, theirs, config: Config) -> dict[str, float]:
+    prompts = common.random_ids([PROMPT_TOK] * config.prompts, model.config.vocab_size)
+    ids = torch.tensor(prompts, device=config.device)
+
+    def ours() -> int:
+        rollouts = generate(model, prompts, samples=SAMPLES, max_new_tokens=NEW_TOK, stop_ids=[model.config.vocab_size], generator=torch.Generator().manual_seed(0))
+        return int(rollouts.lengths.sum())
+
+    def hf() -> int:
+        found = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, top_p=1.0, num_return_sequences=SAMPLES, max_new_tokens=NEW_TOK)
+        return found[:, PROMPT_TOK:].numel()
+
+    tokens = ours()
+    assert tokens == hf(), "the two sides wrote different numbers of tokens"
+    seconds = {"sample_s": timed(ours, config), "hf_s": timed(hf, config)}
+    print(f"sampling: ours {tokens / seconds['sample_s']:.0f} tokens/s, transformers {tokens / seconds['hf_s']:.0f}: {seconds['hf_s'] / seconds['sample_s']:.2f} x")
+    return seconds
+
+
+def timed(run: Callable, config: Config) -> float:
+    """Median seconds of a run, after one that warms up; everything the device was asked for is done when the clock stops."""
+    found = []
+    for _ in range(config.repeats + 1):
+        started = time.perf_counter()
+        run()
+        if config.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    print(f"  {run.__name__}: {statistics.median(found[1:]):.3f} s ({min(found[1:]):.3f} to {max(found[1:]):.3f})")
+    return statistics.median(found[1:])
+
+
+if __name__ == "__main__":
+    run_main(main)

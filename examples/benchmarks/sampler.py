@@ -1,6 +1,6 @@
 """Sampling beside transformers' `generate`: the same weights, prompts and settings, one process, by turns.
 
-    python examples/benchmarks/sampler.py --threads 1                               # everything: about an hour
+    python examples/benchmarks/sampler.py --threads 1                               # everything: about forty minutes
     python examples/benchmarks/sampler.py --parts equal --cases tiny-float32        # about a minute
 
 equal:  8 prompts of 192 tokens x 8 samples x 64 new tokens, nothing stops early. For every one of --cases.

@@ -10,10 +10,11 @@ growth: ours alone, first of --cases only. 10, 100, ... products for one query, 
 transformers' ways, products sorted by length and padded on the right, where causal attention needs no mask: "padded" computes query
 and product of each row, its head at the last position only; "prefix" computes the query once and every batch reads its cache through
 a view, so that the only copy is the one `DynamicCache` makes when it appends. The second is no setting but a dozen lines of a user's
-own. Each is tried twice with several batch sizes and either implementation of attention, sdpa and eager; the fastest is measured.
+own. Each is tried with several batch sizes and either implementation of attention, sdpa and eager, the three fastest again; the
+fastest of these is measured.
 
-Before anything is timed: the probabilities must equal those of both ways, to 1e-5 in float32 and 0.02 in bfloat16: its own bfloat16 and
-float32 differ by up to 0.011. Useful work counts the query once and nothing that nobody reads: see `common.useful_flops`.
+Before anything is timed: the probabilities must equal those of both ways, to 1e-5 in float32 and 0.03 in bfloat16, where its
+own ways differ from each other, and each from float32, by up to 0.02. Useful work counts the query once and nothing that nobody reads: see `common.useful_flops`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from taosr1.sampling.labels import label_probabilities
 PARTS = ("peers", "growth")
 CASES = ("tiny-float32", "tiny-bfloat16", "small-bfloat16")
 BATCHES = (1, 8, 16, 32, 64)  # products that transformers gets at once
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}  # of a probability
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}  # of a probability
 LABELS = [10, 11, 12, 13]
 QUERY_TOK, LEAST_TOK, MOST_TOK = 120, 30, 90
 
@@ -89,7 +90,9 @@ def peers(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     sides = {"ours": partial(ours, model, [work], config)}
     for way in PEERS:
         tries = {name: one_way(way, *name, theirs, work) for name in product(common.ATTENTIONS, BATCHES)}
-        found = {name: min(seconds) for name, seconds in common.by_turns(tries, 2).items()}
+        found = {name: seconds[0] for name, seconds in common.by_turns(tries, 1).items()}
+        leaders = {name: tries[name] for name in sorted(tries, key=found.get)[:3]}
+        found |= {name: min(found[name], *seconds) for name, seconds in common.by_turns(leaders, 2).items()}
         for attention in common.ATTENTIONS:
             by_size = ", ".join(f"{size} {found[attention, size]:.3f}" for size in BATCHES)
             print(f"  tried: {way} {attention}, seconds by batch size: {by_size}", flush=True)

@@ -265,13 +265,14 @@ def ranks(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, kinds: t
     """One process and two take the same steps; then a rank is killed in the middle of one."""
     counts: Counter = Counter()
     for stage in stages:
-        one, _ = unbroken(world_of(world, stage), stage, folder / f"one-{stage}")
+        unbroken(world_of(world, stage), stage, folder / f"one-{stage}")
+        one = out_of(stage, folder / f"one-{stage}")
         for kind in kinds:
             out, log = folder / f"{kind}-{stage}" / "run", folder / f"{kind}-{stage}.log"
             argv = [ROOT / f"train/{stage}.py", *world_of(world, stage)[stage], "--out", out, *(["--fsdp"] if kind == "fsdp" else [])]
             expect(torchrun(2, *argv, log=log).wait(300) == 0, f"{stage} {kind} on two ranks failed", log)
-            compare(one["metrics"], result_of(stage, out)["metrics"], f"{stage} {kind}")
-            counts["two ranks equal one to 1e-5"] += 1
+            whole = compare_runs(stage, one, out, f"{stage} {kind}")
+            counts["two ranks equal one to 1e-5" + ("" if whole else ", up to a token on the border of another")] += 1
             took = lose_a_rank(argv, out, log)
             counts["a rank killed: ended clearly"] += 1
             print(f"{stage} {kind}: the job ended {took:.1f} s after a rank was killed")
@@ -281,7 +282,7 @@ def ranks(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, kinds: t
             else:
                 code = torchrun(1, *resume, log=log).wait(300)
             expect(code == 0, f"{stage} {kind}: continuing on one rank ended with {code}", log)
-            compare(one["metrics"], result_of(stage, out)["metrics"], f"{stage} {kind} after a rank was lost")
+            compare_runs(stage, one, out, f"{stage} {kind} after a rank was lost")
             counts["continued on one rank to the same numbers"] += 1
     return counts
 
@@ -290,6 +291,34 @@ def world_of(world: dict, stage: str) -> dict:
     """AdamW, which FSDP2 can do; micro-batches so small that both ranks have some; more steps, so that there is time for a kill."""
     extra = ["--micro-batch-tok", "400", "--steps", "16", "--eval-every", "8"] + (["--optimizer", "adamw", "--lr", "1e-3"] if stage == "sft" else [])
     return {stage: [*world[stage], *extra]}
+
+
+def compare_runs(stage: str, one: Path, two: Path, what: str) -> bool:
+    """Compare two runs by their metrics; whether all steps could be compared.
+
+    Sums of a rank are rounded differently from sums of two. A reply is drawn from such sums, so once in some ten thousand tokens a draw
+    falls so close to the border between two tokens that rounding decides. Up to that step all has to be equal; there one reply may
+    differ and no more; what is learned from it afterwards is another run.
+    """
+    metrics = [result_of(stage, out)["metrics"] for out in (one, two)]
+    step, replies = first_other_reply(one, two) if stage == "grpo" else (0, 0)
+    if step:
+        expect(replies == 1, f"{what}: {replies} replies of step {step} differ at once")
+        metrics = [[row for row in rows if row["step"] < step] for rows in metrics]
+        expect(len(metrics[0]) > 0, f"{what}: a reply of step {step} differs")
+    compare(*metrics, what)
+    return not step
+
+
+def first_other_reply(one: Path, two: Path) -> tuple[int, int]:
+    """The first step in which two runs sampled other replies, and how many of that step's are others; (0, 0) where there is none."""
+    groups = [[json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()] for out in (one, two)]
+    for step in sorted({group["step"] for group in groups[0]}):
+        replies = [[reply for group in of_run if group["step"] == step for reply in group["replies"]] for of_run in groups]
+        differ = sum(a != b for a, b in zip(*replies)) + abs(len(replies[0]) - len(replies[1]))
+        if differ:
+            return step, differ
+    return 0, 0
 
 
 def compare(one: list[dict], two: list[dict], what: str, tolerance: float = 1e-5) -> None:

@@ -118,9 +118,8 @@ def test_one_process_and_two_take_the_same_steps_whole_or_in_shards(world, tmp_p
         jobs += [(f"train.{stage}", [*argv, "--out", tmp_path / f"ddp-{stage}"]), (f"train.{stage}", [*argv, "--fsdp", "--out", tmp_path / f"fsdp-{stage}"])]
     together(tmp_path / "two", jobs)
     for stage in stages:
-        one = harness.result_of(stage, tmp_path / f"one-{stage}")["metrics"]
         for kind in ("ddp", "fsdp"):
-            campaign.compare(one, harness.result_of(stage, tmp_path / f"{kind}-{stage}")["metrics"], f"{kind} {stage}")
+            campaign.compare_runs(stage, tmp_path / f"one-{stage}", tmp_path / f"{kind}-{stage}", f"{kind} {stage}")
 
 
 def test_what_any_number_of_ranks_saved_any_other_number_continues(world, tmp_path):

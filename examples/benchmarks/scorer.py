@@ -13,8 +13,8 @@ a view, so that the only copy is the one `DynamicCache` makes when it appends. T
 own. Each is tried with several batch sizes and either implementation of attention, sdpa and eager, the three fastest again; the
 fastest of these is measured.
 
-Before anything is timed: the probabilities must equal those of both ways, to 1e-5 in float32 and 0.03 in bfloat16, where its
-own ways differ from each other, and each from float32, by up to 0.02. Useful work counts the query once and nothing that nobody reads: see `common.useful_flops`.
+Before anything is timed: the probabilities must equal those of both ways, to 1e-5 in float32 and 0.03 in bfloat16: its own bfloat16 and
+float32 differ by up to 0.02. Useful work counts the query once and nothing that nobody reads: see `common.useful_flops`.
 """
 
 from __future__ import annotations

@@ -93,9 +93,10 @@ def _token_logp(model, hidden: Tensor, tokens: Tensor, temperature: float, with_
         logits = logits.float()  # half precision log-softmax loses the small probabilities the ratios are made of
     if temperature != 1.0:
         logits = logits / temperature
-    # gather - logsumexp: the same number as log_softmax without a second (N, V) tensor.
-    normaliser = logits.logsumexp(dim=-1)  # (N,)
-    logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser
+    if is_plain() or not logits.requires_grad:
+        logp, normaliser = _log_softmax_at(logits, tokens)
+    else:
+        logp, normaliser = _LogSoftmaxAt.apply(logits, tokens)
     if not with_entropy:
         return (logp,)
     with torch.no_grad():
@@ -104,6 +105,29 @@ def _token_logp(model, hidden: Tensor, tokens: Tensor, temperature: float, with_
         mean_logit = (probs * logits.masked_fill(probs == 0, 0.0)).sum(dim=-1)
         entropy = normaliser - mean_logit
     return logp, entropy
+
+
+def _log_softmax_at(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """log_softmax(logits) at `tokens`, (N,), and the normaliser, (N,): gather - logsumexp, without a second (N, V) tensor."""
+    normaliser = logits.logsumexp(dim=-1)
+    return logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser, normaliser
+
+
+class _LogSoftmaxAt(torch.autograd.Function):
+    """`_log_softmax_at` with its gradient written out, dlogits = dlogp (onehot - softmax): autograd would build it from three (N, V) tensors."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logp, normaliser = _log_softmax_at(logits, tokens)
+        ctx.save_for_backward(logits, tokens, normaliser)
+        ctx.mark_non_differentiable(normaliser)
+        return logp, normaliser
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor, None]:
+        logits, tokens, normaliser = ctx.saved_tensors
+        of_logits = (logits - normaliser[:, None]).exp_().mul_(-grad[:, None])
+        return of_logits.scatter_add_(-1, tokens[:, None], grad[:, None]), None
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:

@@ -292,3 +292,23 @@ def test_a_shared_prompt_is_computed_once_unless_plain_is_asked_for(decoder):
     full = hidden(ids)
     expected = decoder.head(full[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     close(plain[:, 1:], expected.masked_fill(~mask[:, 1:], 0.0))
+
+
+def test_the_gradient_written_out_is_autograds():
+    """In float64, with an impossible token and one that is certain among them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 11, dtype=torch.float64, generator=generator) * 3
+    logits[2, 4], logits[3] = -torch.inf, -torch.inf
+    logits[3, 7] = 1.5
+    tokens, wanted = torch.tensor([0, 3, 5, 7, 1, 10]), torch.randn(6, dtype=torch.float64, generator=generator)
+    grads = []
+    for function in (logprobs._log_softmax_at, logprobs._LogSoftmaxAt.apply):
+        leaf = logits.clone().requires_grad_()
+        logp, normaliser = function(leaf, tokens)
+        torch.testing.assert_close(logp.detach(), logits.log_softmax(-1)[torch.arange(6), tokens])
+        torch.testing.assert_close(normaliser.detach(), logits.logsumexp(-1))
+        logp.backward(wanted)
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
+    finite = torch.randn(4, 7, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: logprobs._LogSoftmaxAt.apply(x, torch.tensor([0, 6, 3, 3]))[0], (finite,))

@@ -99,10 +99,12 @@ def lay_flat(ids: Tensor, prompts: Tensor, ends: Tensor, shared: Tensor) -> Flat
     )
 
 
-def fits(config: DecoderConfig, prompts: Tensor, ends: Tensor) -> bool:
-    """Whether the layout can be used: the scores of a layer (replies times heads times their tokens times all that they see) are few
-    enough to be kept, every row has a prompt, and no sliding window ends before a row does.
+def fits(config: DecoderConfig, prompts: Tensor, ends: Tensor, shared: Tensor) -> bool:
+    """Whether the layout can be used: the scores of a layer (replies times heads times their tokens times all that they see, a place for as
+    many replies to every prompt as one of them has) are few enough to be kept, every row has a prompt, and no sliding window ends before
+    a row does. Arguments are those of `lay_flat`.
     """
     longest, window = int((ends - prompts).max()), config.sliding_window
-    few = len(prompts) * config.num_attention_heads * longest * (int(prompts.max()) + longest) <= SCORES_AT_ONCE
+    replies = torch.bincount(torch.cat([shared.new_zeros(1), ~shared]).cumsum(0))  # (P,)
+    few = len(replies) * int(replies.max()) * config.num_attention_heads * longest * (int(prompts.max()) + longest) <= SCORES_AT_ONCE
     return few and int(prompts.min()) > 0 and (window is None or window >= int(ends.max()))

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from taosr1.learning.shared_prompts import reply_hidden
@@ -124,6 +125,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
         return logp, normaliser
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor, None]:
         logits, tokens, normaliser = ctx.saved_tensors
         of_logits = (logits - normaliser[:, None]).exp_().mul_(-grad[:, None])

@@ -105,9 +105,9 @@ def reply_hidden(model, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (N, C) that predict the N masked tokens, in row-major order."""
     targets = mask[:, 1:]
     prompts, ends, shared = shared_with_above(ids, mask)
-    if ids.device.type == "cpu" and bool(shared.any()) and fits(model.config, prompts, ends):
+    if ids.device.type == "cpu" and bool(shared.any()) and fits(model.config, prompts, ends, shared):
         laid = lay_flat(ids, prompts, ends, shared)
-        return model.hidden(laid.ids, positions=laid.positions, attends=laid, read=laid.read)[0, laid.source[mask]]
+        return model.hidden(laid.ids, positions=laid.positions, attends=laid, read=laid.read)[0].index_select(0, laid.source[mask])
     packed, given = pack_rows(ids, mask), {}
     if packed is None or not pays(model.config, (len(ids), ids.shape[1] - 1), tuple(packed.ids.shape)):
         tokens, rows, columns = ids[:, :-1], *targets.nonzero(as_tuple=True)  # what predicts target (b, t) stands at (b, t)
@@ -117,6 +117,13 @@ def reply_hidden(model, ids: Tensor, mask: Tensor) -> Tensor:
     first = columns.new_full((len(tokens),), tokens.shape[1]).scatter_reduce(0, rows, columns, "amin")
     width = int((columns - first[rows]).max()) + 1 if len(columns) else tokens.shape[1]
     if width > READ_BELOW * tokens.shape[1]:
-        return model.hidden(tokens, **given)[rows, columns]
+        return pick(model.hidden(tokens, **given), rows, columns)
     read = (first[:, None] + torch.arange(width, device=ids.device)).clamp(max=tokens.shape[1] - 1)  # (P, T'): the replies' part alone
-    return model.hidden(tokens, **given, read=read)[rows, columns - first[rows]]
+    return pick(model.hidden(tokens, **given, read=read), rows, columns - first[rows])
+
+
+def pick(hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """hidden[rows, columns], (N, C). A prompt's last token is picked once for each of its replies: this way the sum of their gradients has one
+    order, where the gradient of indexing adds on several threads at once, and no two runs are the same.
+    """
+    return hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)

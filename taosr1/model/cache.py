@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Cache(Pattern, Protocol):
     """What the decoder asks of a cache: where the new tokens go, and what they see of the past.
 
-    rows: sequences. lengths: (rows,) int64, tokens that each has so far. used: positions that may be taken, in any row.
+    rows: sequences. lengths: (rows,) int64, tokens that each has so far. used: one past the highest
+    position of any row, announced tokens included.
     """
 
     rows: int

@@ -233,7 +233,8 @@ class MixtureOfExperts(nn.Module):
         by_expert, order = experts.flatten().sort(stable=True)  # (N * k,): the assignments, expert by expert
         numbers = torch.arange(self.gate.out_features, device=x.device)
         ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)  # (E,): an empty expert ends where it begins
-        out = self.experts(tokens[order // self.chosen], ends)[order.argsort()]  # (N * k, C), token by token again
+        # Not tokens[...]: a token goes to several experts, and the gradient of indexing adds in no fixed order.
+        out = self.experts(tokens.index_select(0, order // self.chosen), ends)[order.argsort()]  # (N * k, C), token by token again
         return (out.view(*experts.shape, -1) * weights[..., None]).sum(1).view_as(x)
 
 
@@ -340,6 +341,8 @@ class Decoder(nn.Module):
             steps = torch.arange(ids.shape[1], device=ids.device)
             behind = steps[:, None] - steps  # (T, T): how far back a key lies
             mask = ((behind >= 0) & (behind < self.config.sliding_window))[None, None]
+        if ids.shape[1] == 1:
+            read = None  # there is no other column
         turns = self._rotary(ids, cache, positions)
         call = Call(turns, turns, pattern, mask)
         x = self.model.embed_tokens(ids)  # (B, T, C)

@@ -1,7 +1,7 @@
 """x W^T + b, the product that nine tenths of all work goes into, by the fastest kernel at hand.
 
-In float32 on a CPU `F.linear` calls MKL, which knows how to use half of an AMD core; oneDNN, which comes with torch too and computes
-all bfloat16 products anyway, uses every core in full. The sums are the same but for the order in which they are added.
+In float32 on a CPU `F.linear` calls MKL, whose kernels for AMD processors use vectors of half the width that the core has; oneDNN, which
+comes with torch too and computes all bfloat16 products anyway, uses them in full. The sums are the same but for the order in which they are added.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 ONEDNN_FROM = 32  # rows; fewer are not worth the call
 ONEDNN_FROM_PRODUCTS = 2**21  # multiplications: the same
 
-PLAIN_HELP = "no tricks: every prompt computed in full and every kernel PyTorch's own; slower, the same numbers to rounding"
+PLAIN_HELP = "no tricks: every prompt computed in full and every kernel PyTorch's own; slower, more memory, the same numbers to rounding"
 
 _plain = False
 
@@ -24,7 +25,7 @@ _plain = False
 def set_plain(wanted: bool) -> None:
     """Switch off, or on again, every trick that only makes things faster: what `--plain` asks for.
 
-    The tricks: this module's kernels, prompts and prefixes computed once (`shared_cache.py`, `shared_prompts.py`), and the last layer
+    It holds for the whole process, all threads included. The tricks: this module's kernels, prompts and prefixes computed once (`shared_cache.py`, `shared_prompts.py`), and the last layer
     at the positions that are read.
     """
     global _plain
@@ -61,6 +62,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or x.device.type != "cpu"
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
+        or x.shape[-1] != weight.shape[-1]  # F.linear's error names the shapes
         or rows < ONEDNN_FROM
         or rows * weight.numel() < ONEDNN_FROM_PRODUCTS
         or torch.is_autocast_enabled("cpu")
@@ -91,17 +93,20 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
+        ctx.shape = x.shape
         return _onednn(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        of_rows, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (N, out), (N, in)
+        of_rows = grad.reshape(-1, grad.shape[-1])  # (N, out)
         return (
-            _onednn(of_rows, weight.t()).view(x.shape) if wants_x else None,
-            _onednn(of_rows.t(), rows.t()) if wants_weight else None,
+            _onednn(of_rows, weight.t()).view(ctx.shape) if wants_x else None,
+            _onednn(of_rows.t(), x.reshape(-1, x.shape[-1]).t()) if wants_weight else None,
             of_rows.sum(0) if wants_bias else None,
         )
 

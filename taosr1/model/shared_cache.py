@@ -46,7 +46,7 @@ class Branches:
 
     @classmethod
     def of(cls, prefixes: KVCache, prefix_of: Tensor, capacity: int, first: int = 0) -> Branches:
-        """Rows that continue the sequences of a cache, of which `prefix_of` counts from number `first` on; nothing is copied."""
+        """Rows that continue sequences of a cache; nothing is copied. 0 in `prefix_of` is the cache's row `first`, 1 the next, and so on."""
         chosen = slice(first, first + int(prefix_of.max()) + 1)
         return cls(prefixes.config, prefixes.keys[:, chosen], prefixes.values[:, chosen], prefixes.lengths[chosen], prefix_of, capacity)
 
@@ -75,9 +75,9 @@ class Branches:
         self.keys[layer, :, :, self.grown : end] = key.transpose(1, 2)
         self.values[layer, :, :, self.grown : end] = value.transpose(1, 2)
         parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, self.keys[layer, :, :, :end], self.values[layer, :, :, :end], mask)
-        scores = query.shape[:3].numel() * (self.prefix_keys.shape[3] + end)
-        # A GPU's fused kernel beats three products where there are many queries.
-        if is_plain() or scores > SCORES_AT_ONCE or length > 1 and query.device.type != "cpu":
+        scores = self.grid.prefixes * self.grid.places * length * query.shape[2] * (self.prefix_keys.shape[3] + end)
+        # Where there are many queries, a GPU's fused kernel beats three products. One token a row has fewer scores than keys.
+        if is_plain() or length > 1 and (scores > SCORES_AT_ONCE or query.device.type != "cpu"):
             return shared_attention_plain(*parts, self.grid.prefix_of)
         return shared_attention(*parts, self.grid)
 
@@ -100,7 +100,7 @@ class Branches:
 
 
 class SideBySide:
-    """Several caches as one: rows that entered the batch at different times, each set with its own columns."""
+    """Several caches as one, for one token a row: rows that entered the batch at different times, each set with its own columns."""
 
     def __init__(self, parts: Sequence[Cache]) -> None:
         self.parts, self.sizes = list(parts), [part.rows for part in parts]
@@ -112,6 +112,8 @@ class SideBySide:
         return max(part.used for part in self.parts)
 
     def place(self, positions: Tensor) -> None:
+        if positions.shape[1] != 1:
+            raise ValueError(f"{positions.shape[1]} tokens a row: caches side by side take one at a time")
         self._masks = [part.place(own) for part, own in zip(self.parts, positions.split(self.sizes))]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:

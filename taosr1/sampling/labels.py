@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taosr1.model.cache import KVCache
+from taosr1.model.decoder import DecoderConfig
 from taosr1.model.linear import is_plain
-from taosr1.model.shared_cache import Branches
+from taosr1.model.shared_cache import SCORES_AT_ONCE, Branches
 from taosr1.sampling.prefixes import PrefixGroup, batch_by_length, group_by_prefix, pad_right
 from taosr1.sampling.sampler import choose_tokens
 
@@ -124,7 +125,8 @@ def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[Prefi
         heads = pad_right([prompts[group.rows[0]][: group.length] for group in held])
         model.hidden(heads.to(device), cache=cache, read=lengths[:, None] - 1)
         cache.lengths.copy_(lengths)
-        for batch in _suffix_batches([[(len(prompts[row]) - group.length, row) for row in group.rows] for group in held], _budget(max_tokens, device)):
+        suffixes = [[(len(prompts[row]) - group.length, row) for row in group.rows] for group in held]
+        for batch in _suffix_batches(suffixes, [group.length for group in held], _budget(max_tokens, device), model.config):
             first = batch[0][0]
             prefix_of = torch.tensor([group - first for group, _, _ in batch], device=device)
             rows = [row for _, _, row in batch]
@@ -134,20 +136,26 @@ def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[Prefi
             yield rows, model.hidden(ids, cache=branches, read=last[:, None])[:, 0]
 
 
-def _suffix_batches(groups: list[list[tuple[int, int]]], max_tokens: int) -> Iterator[list[tuple[int, int, int]]]:
+def _suffix_batches(
+    groups: list[list[tuple[int, int]]], prefixes: list[int], max_tokens: int, config: DecoderConfig
+) -> Iterator[list[tuple[int, int, int]]]:
     """Cut the rows of consecutive groups, given as (length, row), into batches of at most `max_tokens` padded tokens: (group, length, row).
 
     Lengths run up one group and down the next, so that the end of one and the beginning of another are alike and little is padding.
+    prefixes: the groups' lengths. A batch holds no more attention scores than `Branches` computes at once, and its longest prefix with its
+    longest suffix, though no prompt may be both, stay within the model's positions.
     """
     batch: list[tuple[int, int, int]] = []
-    longest = 0
+    longest, prefix = 0, 0
     for number, rows in enumerate(groups):
         for length, row in sorted(rows, reverse=number % 2 == 1):
-            if batch and (len(batch) + 1) * max(longest, length) > max_tokens:
+            longest, prefix = max(longest, length), max(prefix, prefixes[number])
+            tokens = (len(batch) + 1) * longest
+            too_many = tokens > max_tokens or tokens * config.num_attention_heads * (prefix + longest) > SCORES_AT_ONCE
+            if batch and (too_many or prefix + longest > config.max_position_embeddings):
                 yield batch
-                batch, longest = [], 0
+                batch, longest, prefix = [], length, prefixes[number]
             batch.append((number, length, row))
-            longest = max(longest, length)
     if batch:
         yield batch
 

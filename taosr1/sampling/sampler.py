@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from taosr1.model.cache import Cache, KVCache
-from taosr1.model.decoder import Decoder
+from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.linear import is_plain
 from taosr1.model.shared_cache import Branches, SideBySide
 from taosr1.sampling.prefixes import pad_right
@@ -49,7 +49,8 @@ class Rollouts:
 
 
 def rows_that_fit(model: Decoder, length: int) -> int:
-    """How many rows of so many tokens are decoded at once: bounded by the memory of the keys and values and of the logits.
+    """How many rows are decoded at once, if each has keys and values of so many tokens (what it writes, and its share of the prompt): bounded
+    by the memory of those and of the logits.
 
     On a CPU they should stay in the processor's cache too, as every step reads them all. The samples of one prompt stay together, even
     where they are more.
@@ -108,7 +109,7 @@ def invert_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     vocabulary, a chain of V dependent additions, is never built (`tests/sampling` has it, as the plain twin).
     Shapes: weights (R, V) float32, not negative; uniform (R,) -> (R,) int64.
     """
-    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     sums = blocks.sum(-1)  # (R, V / BLOCK)
     ends = sums.cumsum(-1)
     target = uniform[:, None] * ends[:, -1:]
@@ -178,7 +179,9 @@ def generate(
     )
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     draws = _Draws(uniform.to(device), None if first_tokens is None else first_tokens.flatten().to(device), torch.tensor(list(stop_ids), device=device), settings)
-    max_rows = max_rows or rows_that_fit(model, -(-max(map(len, prompts), default=1) // samples) + max_new_tokens)
+    longest = max(map(len, prompts), default=1)
+    share = longest if copies_prompts(model.config, longest + max_new_tokens) else -(-longest // samples)
+    max_rows = max_rows or rows_that_fit(model, share + max_new_tokens)
     _decode(model, prompts, samples, max_rows, draws, result)
     if result.logp.isnan().any():
         raise ValueError("the logits are not finite: the weights hold NaN, or --dtype overflows")
@@ -225,7 +228,9 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
     while waiting or len(rows):
         parts = going.split([cache.rows for cache in caches])
         left = torch.stack([part.sum() for part in parts]).tolist() if parts else []
-        if 0 in left or sum(left) < COMPACT_BELOW * len(rows):
+        # A long row that has ended would still take the next position, which the model may not have.
+        at_limit = any(cache.used >= model.config.max_position_embeddings for cache in caches) and sum(left) < len(rows)
+        if 0 in left or at_limit or sum(left) < COMPACT_BELOW * len(rows):
             caches = [cache.select(part.nonzero()[:, 0]) for cache, part, alive in zip(caches, parts, left) if alive]
             rows, last, going = rows[going], last[going], going[going]
         room = max_rows - len(rows)
@@ -248,10 +253,14 @@ def _step(model, caches, rows, last, going, draws: _Draws, result: Rollouts) -> 
     return draws.next_tokens(model.head(hidden[:, 0]).float(), rows, going, result)
 
 
+def copies_prompts(config: DecoderConfig, tokens: int) -> bool:
+    """Whether each sample gets a copy of its prompt: on the plain path, and where a sliding window ends before so many tokens."""
+    return is_plain() or config.sliding_window is not None and config.sliding_window < tokens
+
+
 def _continue(prompts: KVCache, samples: int, new_tokens: int) -> Cache:
     """The cache of all samples of the prompts: what the prompts hold is shared, or (plain) copied for each."""
-    window = prompts.config.sliding_window
-    if is_plain() or window is not None and window < prompts.used + new_tokens:
+    if copies_prompts(prompts.config, prompts.used + new_tokens):
         return prompts.expand(samples, capacity=prompts.used + new_tokens)
     prefix_of = torch.arange(prompts.rows, device=prompts.keys.device).repeat_interleave(samples)
     return Branches.of(prompts, prefix_of, new_tokens)

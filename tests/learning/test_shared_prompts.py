@@ -97,6 +97,23 @@ def test_prompts_are_computed_once_where_they_are_shared(layout):
     assert tokens == [30 + 4 * 3, 4 * 33]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "moe"])
+def test_gradients_are_the_same_bits_every_time_on_several_threads(family, layout):
+    """Large enough that torch adds the gradients of what is read several times (a prompt's last token) with several threads."""
+    shape = {**SHAPE, **FAMILIES[family], "hidden_size": 512, "num_hidden_layers": 1}
+    model, found, threads = Decoder(DecoderConfig(**shape)).init_weights(torch.Generator().manual_seed(0)), [], torch.get_num_threads()
+    batch = batch_of((12, [20] * 8), (10, [20] * 8))
+    try:
+        torch.set_num_threads(4)
+        for _ in range(12):
+            model.zero_grad()
+            completion_logp(model, batch.ids, batch.mask).sum().backward()
+            found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(grad, found[0]) for grad in found)
+
+
 def test_a_flat_layout_by_hand():
     """Prompt 1 2 3, replies 4 5 and 6 7 8; prompt 9 9, reply 1. Of the seven tokens that are read, two end a prompt."""
     batch = collate([Example([1, 2, 3], [4, 5]), Example([1, 2, 3], [6, 7, 8]), Example([9, 9], [1])])
@@ -114,6 +131,10 @@ def test_scores_that_would_not_fit_are_packed_instead(monkeypatch):
     for limit in (4 * 4 * 4 * 34, 4 * 4 * 4 * 34 - 1):  # replies x heads x tokens x what they see
         monkeypatch.setattr("taosr1.learning.flat_prompts.SCORES_AT_ONCE", limit)
         completion_logp(model, batch.ids, batch.mask)
+    assert calls == [1]
+    unequal = batch_of((30, [4, 4, 4, 4]), (30, [4]), (30, [4]))  # three prompts, each with room for four replies
+    monkeypatch.setattr("taosr1.learning.flat_prompts.SCORES_AT_ONCE", 3 * 4 * 4 * 4 * 34 - 1)
+    completion_logp(model, unequal.ids, unequal.mask)
     assert calls == [1]
 
 

@@ -65,6 +65,23 @@ def test_what_is_frozen_gets_no_gradient_and_costs_no_product(calls):
         assert not linear(x, weight).requires_grad and len(calls) == 1
 
 
+def test_what_is_not_needed_is_not_kept_and_there_is_no_second_derivative(calls):
+    x, weight = draw(ROWS, INPUT).requires_grad_(), draw(OUTPUT, INPUT, seed=1).requires_grad_()
+    for tensors, expected in (((x, weight), 2), ((x, weight.detach()), 1), ((x.detach(), weight), 1)):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):  # noqa: B023
+            linear(*tensors)
+        assert len(kept) == expected
+    (first,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(RuntimeError, match="96x200"):
+        linear(draw(ROWS, INPUT), draw(OUTPUT, INPUT + 1))
+
+
 def test_other_types_small_products_autocast_and_plain_paths_are_left_to_torch(calls):
     weight = draw(OUTPUT, INPUT, seed=1)
     linear(draw(2, INPUT), weight)  # a token or two: the call would cost more than the product

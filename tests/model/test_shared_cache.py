@@ -90,6 +90,13 @@ def test_sets_of_rows_side_by_side_equal_each_row_alone(make_model, assert_close
         assert_close(got[row], alone(model, prefixes[row - 6], own[row, 2:].tolist()))
 
 
+def test_side_by_side_takes_one_token_at_a_time(make_model):
+    model = make_model()
+    cache, _ = prefilled(model)
+    with torch.no_grad(), pytest.raises(ValueError, match="2 tokens a row"):
+        model(draw(6, 2, 1), cache=SideBySide([Branches.of(cache, torch.tensor(PREFIX_OF), 4)]))
+
+
 def test_too_many_scores_for_the_memory_go_the_plain_way(make_model, assert_close, monkeypatch):
     model, results, called = make_model(), [], []
     monkeypatch.setattr(shared_cache, "shared_attention_plain", lambda *a, plain=shared_cache.shared_attention_plain: called.append(1) or plain(*a))

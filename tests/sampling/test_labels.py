@@ -98,6 +98,26 @@ def test_a_prefix_is_computed_once_and_little_is_padding(model, tokenizer, monke
     assert sum(rows * width for rows, width in shapes) > 400 * 26
 
 
+def test_prompts_close_to_the_models_positions_are_scored_whatever_stands_beside_them(model, tokenizer):
+    """The longest prefix and the longest suffix belong to different queries: together they would not fit."""
+    prompts = [[5] * 60 + [7], [5] * 60 + [8], [6] * 17 + [9] * 40 + [1], [6] * 17 + [10] * 40 + [2]]
+    found = label_probabilities(model, tokenizer, prompts)
+    for row, prompt in enumerate(prompts):
+        torch.testing.assert_close(found.probs[row], by_hand(model, tokenizer, prompt)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_scores_at_once_bound_the_rows_of_a_batch(model, tokenizer, shared, monkeypatch):
+    expected, rows, hidden = label_probabilities(model, tokenizer, shared), [], model.hidden
+    monkeypatch.setattr(labels, "SCORES_AT_ONCE", 4 * 44 * 11 * 2)
+    monkeypatch.setattr(model, "hidden", lambda ids, **given: rows.append(len(ids)) or hidden(ids, **given))
+    torch.testing.assert_close(label_probabilities(model, tokenizer, shared).probs, expected.probs, rtol=1e-4, atol=1e-5)
+    assert len(rows) > 5 and all(count <= 6 for count in rows[2:])
+
+
+def test_no_draws_give_no_tokens(model, tokenizer, shared):
+    assert label_probabilities(model, tokenizer, shared, uniform=torch.zeros(len(shared), 0)).drawn.shape == (len(shared), 0)
+
+
 def test_a_sliding_window_shorter_than_the_prompts_is_kept(tokenizer, shared):
     config = DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 8, max_position_embeddings=64, sliding_window=8)
     windowed = Decoder(config).init_weights(torch.Generator().manual_seed(0))

@@ -167,6 +167,14 @@ def test_the_plain_path_gives_the_same_replies(model, prompts):
     assert_same(sample(model, prompts, max_rows=9), expected)
 
 
+def test_a_long_row_that_has_ended_leaves_before_the_positions_run_out(model):
+    prompts = [[5] * 60] + [[6, number] for number in range(30, 37)]
+    first = torch.full((8, 1), 20)
+    first[0] = STOPS[0]  # of 64 positions; the others go on for 20 tokens
+    found = generate(model, prompts, max_new_tokens=20, temperature=0, stop_ids=STOPS, first_tokens=first)
+    assert found.lengths[0] == 1 and found.lengths[1:].max() > 5
+
+
 def test_a_sliding_window_is_kept_by_copies_of_the_prompts(prompts):
     config = DecoderConfig(VOCAB, 24, 40, 2, 4, 2, 8, max_position_embeddings=64, sliding_window=6)
     windowed = Decoder(config).init_weights(torch.Generator().manual_seed(0))
@@ -383,6 +391,12 @@ def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, pr
     monkeypatch.undo()
     monkeypatch.setattr(sampler, "CPU_LAYER_BYTES", 128 * 100 * 70)  # what every step of one layer reads, on a CPU
     assert sampler.rows_that_fit(model, 100) == 70 and sampler.rows_that_fit(model, 10_000) == sampler.FEWEST_ROWS
+    rows, fit = [], sampler.rows_that_fit
+    monkeypatch.setattr(sampler, "rows_that_fit", lambda model, length: rows.append(length) or fit(model, length))
+    sample(model, prompts)
+    with plain_paths():
+        sample(model, prompts)
+    assert rows == [3 + 12, 9 + 12]  # the longest prompt has nine tokens: a fourth of them a sample, or a copy for each
     monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 61 * 5)
     assert sampler.rows_that_fit(model, 100) == 5
     alive, step = [], sampler._step

@@ -77,6 +77,12 @@ def test_what_is_not_needed_is_not_kept_and_there_is_no_second_derivative(calls)
         first.sum().backward()
 
 
+def test_what_onednn_has_no_memory_for_is_left_to_torch(calls, monkeypatch):
+    x, weight = draw(ROWS, INPUT), draw(OUTPUT, INPUT, seed=1)
+    monkeypatch.setattr(module, "_operator", lambda *_: (_ for _ in ()).throw(RuntimeError("could not create a primitive")))
+    assert torch.equal(linear(x, weight), F.linear(x, weight)) and len(calls) == 1
+
+
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(RuntimeError, match="96x200"):
         linear(draw(ROWS, INPUT), draw(OUTPUT, INPUT + 1))

@@ -134,13 +134,16 @@ def test_a_chain_of_thought_too_long_to_learn_is_refused_before_it_is_tokenised(
 
 
 def test_no_script_hands_text_to_a_tokenizer_by_itself():
-    """So what holds for `encode_prompt` and `encode_reply` holds for everything that scores, samples, labels, mines and trains."""
+    """So what holds for `encode_prompt` and `encode_reply` holds for everything that scores, samples, labels, mines and trains.
+
+    The benchmark steps.py reads no text: it draws words from a vocabulary and makes sure that each is one token.
+    """
     callers = set()
     for path in [path for folder in ("taosr1", "train", "infer", "examples") for path in (ROOT / folder).rglob("*.py")]:
         names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)}
         if names & {"encode_text", "encode_trusted"}:
             callers.add(path.relative_to(ROOT).as_posix())
-    assert callers == {"taosr1/model/tokenizer.py", "taosr1/task/prompt.py"}
+    assert callers == {"taosr1/model/tokenizer.py", "taosr1/task/prompt.py", "examples/benchmarks/steps.py"}
 
 
 def test_the_teachers_prompt_and_the_search_for_its_rules_see_cut_text_alone(monkeypatch):

@@ -266,17 +266,11 @@ def peak_alone(stage: Stage, config: StepConfig) -> float:
     data = stage.make_data(Tokenizer(config.folder), 2)
     if config.one == "ours":
         step = stage.make_step(load_decoder(config.folder), data)
-        base = forget_peak()
+        base = common.forget_peak()
         for number in range(2):
             step(number)
     else:
         trainer = stage.make_trainer(config.folder, data, 2)
-        base = forget_peak()
+        base = common.forget_peak()
         train_by_turns(trainer, None, "")
     return (common.peak_bytes() - base) / 2**20
-
-
-def forget_peak() -> int:
-    """Imports and loading have peaks of their own: the next peak is one of what follows. Returns what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return common.peak_bytes()

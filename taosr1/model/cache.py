@@ -45,7 +45,7 @@ class KVCache:
     batch, padded on the right: what padding writes
     beyond a row's length is overwritten by the row's next real token before any query can see it.
 
-    The caller advances `lengths` after each call of the model (by the number of real tokens each row was given);
+    The caller advances `lengths` after each call of the model (`advance`, or each row by the number of its real tokens);
     the model itself never does, because only the caller knows which tokens are padding.
 
     Shapes:

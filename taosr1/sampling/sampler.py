@@ -64,12 +64,11 @@ def rows_that_fit(model: Decoder, length: int) -> int:
 
 
 @torch.no_grad()
-def prefill(model: Decoder, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[torch.Tensor, KVCache]:
+def prefill(model: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, KVCache]:
     """Run the prompts once. Returns the logits (P, V) of the first reply token and a cache holding the prompts."""
     device = next(model.parameters()).device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    cache = KVCache(model.config, len(prompts), max(capacity, width), next(model.parameters()).dtype, device)
+    cache = KVCache(model.config, len(prompts), int(lengths.max()), next(model.parameters()).dtype, device)
     hidden = model.hidden(pad_right(prompts).to(device), cache=cache, read=lengths[:, None] - 1)  # (P, 1, C): nobody reads the others
     cache.lengths.copy_(lengths)
     return model.head(hidden[:, 0]).float(), cache
@@ -236,7 +235,7 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
         room = max_rows - len(rows)
         if waiting and (not len(rows) or room >= max(samples, REFILL_FROM * max_rows)):
             entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
-            logits, prompt_cache = prefill(model, [prompts[p] for p in entering], 1)
+            logits, prompt_cache = prefill(model, [prompts[p] for p in entering])
             new = (torch.tensor(entering, device=device)[:, None] * samples + torch.arange(samples, device=device)).flatten()
             tokens, on = draws.next_tokens(logits.repeat_interleave(samples, dim=0), new, torch.ones_like(new, dtype=torch.bool), result)
             caches.append(_continue(prompt_cache, samples, longest))

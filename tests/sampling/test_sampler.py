@@ -245,7 +245,7 @@ def test_a_forced_stop_token_is_a_whole_reply(model, prompts):
 
 def test_first_tokens_drawn_from_a_prefill_have_the_distribution_of_generate(model, prompts):
     samples = 4000
-    logits, _ = prefill(model, prompts[:2], 1)
+    logits, _ = prefill(model, prompts[:2])
     drawn = draw_first_tokens(model, prompts[:2], torch.rand(2, samples, generator=torch.Generator().manual_seed(5)), 0.8)
     settings = {"samples": samples, "max_new_tokens": 1, "temperature": 0.8, "max_rows": 10**6}
     generated = sample(model, prompts[:2], 6, **settings).tokens[:, 0].view(2, samples)

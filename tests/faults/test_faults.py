@@ -85,18 +85,18 @@ def test_a_second_process_on_a_run_folder_is_refused_while_the_first_works(world
 
 
 def test_memory_that_is_really_short_halves_a_micro_batch_and_the_run_ends_alike(world, tmp_path):
-    """Limits on the address space, each a fifth wider, make torch's own allocator fail: the first that is enough is one where half was enough."""
+    """Limits on the address space, each an eighth wider, make torch's own allocator fail: the first that is enough is one where half was enough."""
     argv = [*world["sft"], "--steps", "2", "--save-every", "0", "--eval-every", "0", "--batch-size", "256", "--micro-batch-tok", "1000000", "--optimizer", "adamw", "--lr", "1e-3"]
     assert harness.run_whole("train.sft", [*argv, "--out", tmp_path / "whole"], tmp_path / "log") == 0
-    room = 200 * 2**20
-    for number in range(16):
+    room = 120 * 2**20
+    for number in range(24):
         code = harness.run_whole("train.sft", [*argv, "--out", tmp_path / f"short-{number}"], tmp_path / f"log-{number}", partial(harness.limit_memory, room))
         said = (tmp_path / f"log-{number}").read_text(encoding="utf-8")
         assert "Traceback" not in said and "out of memory in a micro-batch: the step is repeated once, with it halved" in said, said
         if code == 0:
             break
         assert code == 1 and "out of memory in micro-batch" in said, said
-        room = room * 6 // 5
+        room = room * 9 // 8
     one, two = (harness.result_of("sft", tmp_path / name)["metrics"] for name in ("whole", f"short-{number}"))
     campaign.compare(one, two, "with short memory")
 

@@ -19,7 +19,8 @@ from taosr1.model.attention import Pattern, attention
 from taosr1.model.cache import Cache
 from taosr1.model.experts import grouped_linear
 from taosr1.model.linear import Linear, is_plain, linear
-from taosr1.model.rotary import Llama3Scaling, rotary_tables, rotate
+from taosr1.model.pointwise import gated, norm_and_rotate
+from taosr1.model.rotary import Llama3Scaling, rotary_tables
 
 INIT_STD = 0.02
 SIZES = (
@@ -99,9 +100,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
+    def cast(self, x: Tensor) -> Tensor:
+        """Under autocast a bfloat16 x meets float32 weights: the fused kernel wants one dtype."""
+        return x.to(self.weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        # Under autocast a bfloat16 x meets float32 weights: the fused kernel wants one dtype.
-        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(self.cast(x), self.weight.shape, self.weight, self.eps)
 
 
 class Call(NamedTuple):
@@ -155,12 +159,15 @@ class Attention(nn.Module):
         query = self.q_proj(asking).view(rows, -1, self.heads, self.head_dim)  # (B, T', H, D)
         key = self.k_proj(x).view(rows, length, self.kv_heads, self.head_dim)  # (B, T, K, D)
         value = self.v_proj(x).view(rows, length, self.kv_heads, self.head_dim)
-        if self.q_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, *call.query_turns), rotate(key, *call.turns)
+        query, key = turn(query, self.q_norm, call.query_turns), turn(key, self.k_norm, call.turns)
         if call.pattern is not None:
             return self.o_proj(call.pattern.attend(self.layer, query, key, value, call.mask))
         return self.o_proj(attention(query, key.transpose(1, 2), value.transpose(1, 2), call.mask))
+
+
+def turn(x: Tensor, norm: RMSNorm | None, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (B, T, H, D) behind their norm, if they have one, and turned to their positions."""
+    return norm_and_rotate(x, None, 0.0, *turns) if norm is None else norm_and_rotate(norm.cast(x), norm.weight, norm.eps, *turns)
 
 
 class GatedSiLU(torch.autograd.Function):
@@ -179,7 +186,7 @@ class GatedSiLU(torch.autograd.Function):
 
 def swiglu(x: Tensor, gate, up, down) -> Tensor:
     """down(silu(gate(x)) * up(x)): one formula for the dense MLP and for the experts."""
-    return down(GatedSiLU.apply(gate(x), up(x)) if torch.is_grad_enabled() else F.silu(gate(x)) * up(x))
+    return down(GatedSiLU.apply(gate(x), up(x)) if torch.is_grad_enabled() else gated(gate(x), up(x)))
 
 
 class MLP(nn.Module):
@@ -343,7 +350,7 @@ class Decoder(nn.Module):
             mask = ((behind >= 0) & (behind < self.config.sliding_window))[None, None]
         if ids.shape[1] == 1:
             read = None  # there is no other column
-        turns = self._rotary(ids, cache, positions)
+        turns = self._rotary(ids, pattern, positions)
         call = Call(turns, turns, pattern, mask)
         x = self.model.embed_tokens(ids)  # (B, T, C)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
@@ -355,25 +362,34 @@ class Decoder(nn.Module):
             x = take(x, read)
         return self.model.norm(x)
 
-    def _rotary(self, ids: Tensor, cache: Cache | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _rotary(self, ids: Tensor, pattern: Pattern | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """The rows of the rotary tables for this call: (T, 1, D) or (B, T, 1, D), built once and reused."""
         limit = self.config.max_position_embeddings
-        if cache is not None:
-            needed = cache.used
+        if pattern is not None:
+            needed = pattern.used  # a number that is known: to ask a GPU for the highest position would mean to wait for it
         else:
             needed = ids.shape[1] if positions is None else int(positions.max()) + 1
         if needed > limit:
             raise ValueError(f"{needed} positions asked for, but the model has max_position_embeddings={limit}")
-        like = self.model.embed_tokens.weight
+        cos, sin = self._turns(needed)
+        if positions is None:
+            return cos[: ids.shape[1]], sin[: ids.shape[1]]
+        return cos[positions], sin[positions]
+
+    def prepare(self, positions: int) -> None:
+        """Build the rotary tables for so many positions now: calls recorded as a CUDA graph must find them where they will stay."""
+        self._turns(min(positions, self.config.max_position_embeddings))
+
+    def _turns(self, needed: int) -> tuple[Tensor, Tensor]:
+        """The rotary tables for at least so many positions, built once and reused."""
+        limit, like = self.config.max_position_embeddings, self.model.embed_tokens.weight
         cos, sin = self._tables or (like.new_empty(0), like.new_empty(0))
         if len(cos) < needed or cos.device != like.device or cos.dtype != like.dtype:
             length = min(limit, max(256, 2 * needed))
             # Outside inference mode, or the tables could not be used in a later training step.
             with torch.inference_mode(False):
                 cos, sin = self._tables = rotary_tables(self.config, length, like.device, like.dtype)
-        if positions is None:
-            return cos[: ids.shape[1]], sin[: ids.shape[1]]
-        return cos[positions], sin[positions]
+        return cos, sin
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Decoder:

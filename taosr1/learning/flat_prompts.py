@@ -37,6 +37,10 @@ class Flat:
     longest_reply: int
     grid: Grid
 
+    @property
+    def used(self) -> int:
+        return int(self.positions.max()) + 1
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
         """Queries (1, N, H, D), or of the columns `read` alone; keys and values (1, N, K, D) -> (1, N or P + M, H * D)."""
         prompts, longest, replies = len(self.prompt_lengths), int(self.prompt_lengths.max()), len(self.grid.prefix_of)

@@ -14,7 +14,9 @@ PLAIN_BELOW = 384  # tokens
 
 
 class Pattern(Protocol):
-    """Whatever decides who attends to what: a cache, or a layout of several rows in one."""
+    """Whatever decides who attends to what: a cache, or a layout of several rows in one. used: one past the highest position of any row."""
+
+    used: int
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of one layer. Shapes: query (B, T', H, D), key and value (B, T, K, D) -> (B, T', H * D)."""

@@ -7,6 +7,7 @@ less memory, fewer bytes to move, and larger products (`attention.shared_attenti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +15,26 @@ from torch import Tensor
 
 from taosr1.model.attention import Grid, shared_attention, shared_attention_plain
 from taosr1.model.cache import Cache, KVCache
+from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.linear import is_plain
 
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
+
+
+def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cache:
+    """Rows that write up to `tokens` tokens each behind a cache's sequences, one at a time, in the form that is fast on this device.
+
+    prefix_of: (R,) int64, ascending, for each row its sequence.
+    """
+    return (DecodeCache if writes_by_graph(prefixes.keys) else Branches).of(prefixes, prefix_of, tokens)
+
+
+def writes_by_graph(x: Tensor) -> bool:
+    """Whether rows with keys like `x` are written by `DecodeCache`."""
+    return x.device.type == "cuda" and not is_plain()
 
 
 class Branches:
@@ -104,8 +119,12 @@ class SideBySide:
 
     def __init__(self, parts: Sequence[Cache]) -> None:
         self.parts, self.sizes = list(parts), [part.rows for part in parts]
-        self.rows, self.lengths = sum(self.sizes), torch.cat([part.lengths for part in parts])
+        self.rows = sum(self.sizes)
         self._masks: list[Tensor | None] = []
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.cat([part.lengths for part in self.parts])
 
     @property
     def used(self) -> int:
@@ -119,3 +138,16 @@ class SideBySide:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
         each = zip(self.parts, query.split(self.sizes), key.split(self.sizes), value.split(self.sizes), self._masks)
         return torch.cat([part.attend(layer, *of_part) for part, *of_part in each])
+
+    def advance(self, tokens: int) -> None:
+        for part in self.parts:
+            part.advance(tokens)
+
+    def select(self, rows: Tensor) -> SideBySide:
+        """Only these rows, (R,) int64 ascending; parts without a row are dropped."""
+        starts, kept = [0, *accumulate(self.sizes)], []
+        for part, start, size in zip(self.parts, starts, self.sizes):
+            own = rows[(rows >= start) & (rows < start + size)] - start
+            if len(own):
+                kept.append(part.select(own))
+        return SideBySide(kept)

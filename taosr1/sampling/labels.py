@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from taosr1.model.cache import KVCache
 from taosr1.model.decoder import DecoderConfig
+from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, flash_serves, send
 from taosr1.model.linear import is_plain
 from taosr1.model.shared_cache import SCORES_AT_ONCE, Branches
 from taosr1.sampling.prefixes import PrefixGroup, batch_by_length, group_by_prefix, pad_right
@@ -20,6 +22,7 @@ from taosr1.sampling.sampler import choose_tokens
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
 CPU_TOKENS = 1024
+PROMPTS_AT_ONCE = 1024  # looked through for what they share, while a GPU still computes those before
 
 
 @dataclass(frozen=True)
@@ -60,26 +63,36 @@ def label_probabilities(
     Source: arXiv 2508.12365, section 5 (deployment). The softmax is taken in float32 whatever the weights' type.
     """
     labels = torch.tensor(tokenizer.label_ids, device=next(model.parameters()).device)
-    probs = torch.empty(len(prompts), len(tokenizer.label_ids))
-    label_mass = torch.empty(len(prompts))
-    drawn = None if uniform is None else torch.empty(uniform.shape, dtype=torch.int64)
+    order, parts = [], []
     with tqdm(total=len(prompts), desc="score", unit="pair", disable=not progress) as bar:
         for index, logits in first_logits(model, prompts, max_tokens_per_batch):  # (b,), (b, V)
             label_logits = logits[:, labels]  # (b, 4)
-            probs[index] = label_logits.softmax(-1).cpu()
-            label_mass[index] = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).exp().clamp(max=1).cpu()
-            if drawn is not None:
+            mass = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).exp().clamp(max=1)
+            drawn = None
+            if uniform is not None:
                 draws = uniform[index].flatten().to(logits.device)
-                each = logits.repeat_interleave(drawn.shape[1], dim=0)
-                tokens, _ = choose_tokens(each, draws, temperature=temperature, top_k=0, top_p=1.0)
-                drawn[index] = tokens.view(len(index), -1).cpu()
+                each = logits.repeat_interleave(uniform.shape[1], dim=0)
+                drawn = choose_tokens(each, draws, temperature=temperature, top_k=0, top_p=1.0)[0].view(len(index), -1)
+            order.append(index)
+            parts.append((label_logits.softmax(-1), mass, drawn))  # stays on its device: a GPU that is asked for each batch waits for Python
             bar.update(len(index))
 
+    rows = torch.cat(order) if order else torch.empty(0, dtype=torch.int64)
+    probs = _in_order(rows, [probs for probs, _, _ in parts], torch.empty(len(prompts), len(tokenizer.label_ids)))
+    label_mass = _in_order(rows, [mass for _, mass, _ in parts], torch.empty(len(prompts)))
+    drawn = None if uniform is None else _in_order(rows, [drawn for _, _, drawn in parts], torch.empty(uniform.shape, dtype=torch.int64))
     finite = torch.isfinite(probs).all(-1) & torch.isfinite(label_mass)
     if not bool(finite.all()):
         row = int(finite.logical_not().nonzero()[0])
         raise ValueError(f"prompt {row}: label probabilities are not finite; the weights hold NaN or --dtype overflows")
     return LabelProbs(probs, label_mass, drawn)
+
+
+def _in_order(rows: Tensor, parts: list[Tensor], out: Tensor) -> Tensor:
+    """`out` (P, ...) with row rows[i] set to row i of all parts together."""
+    if parts:
+        out[rows] = torch.cat(parts).cpu()
+    return out
 
 
 def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -96,13 +109,19 @@ def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> It
             raise ValueError(f"prompt {row} has {len(prompt)} tokens, expected 1 to {limit} (max_position_embeddings)")
     window = model.config.sliding_window
     shares = not is_plain() and (window is None or window >= max(map(len, prompts), default=0))
-    groups = group_by_prefix(prompts) if shares else [PrefixGroup(0, [row]) for row in range(len(prompts))]
-    together = [group for group in groups if len(group.rows) > 1]
-    batches = _alone(model, prompts, [group.rows[0] for group in groups if len(group.rows) == 1], max_tokens)
     rows_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    for rows, hidden in itertools.chain(batches, _behind_prefixes(model, prompts, together, max_tokens)):
-        for index, chunk in zip(torch.tensor(rows).split(rows_at_once), hidden.split(rows_at_once)):
-            yield index, model.head(chunk).float()
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        some = prompts[start : start + PROMPTS_AT_ONCE]
+        groups = group_by_prefix(some) if shares else [PrefixGroup(0, [row]) for row in range(len(some))]
+        alone = [group.rows[0] for group in groups if len(group.rows) == 1]
+        together = [group for group in groups if len(group.rows) > 1]
+        if flash_serves(next(model.parameters()), model.config) and shares:
+            batches = itertools.chain(_flat_alone(model, some, alone, max_tokens), _flat_behind_prefixes(model, some, together, max_tokens))
+        else:
+            batches = itertools.chain(_alone(model, some, alone, max_tokens), _behind_prefixes(model, some, together, max_tokens))
+        for rows, hidden in batches:
+            for index, chunk in zip(torch.tensor(rows).split(rows_at_once), hidden.split(rows_at_once)):
+                yield start + index, model.head(chunk).float()
 
 
 def _alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -134,6 +153,47 @@ def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[Prefi
             last = torch.tensor([length - 1 for _, length, _ in batch], device=device)
             branches = Branches.of(cache, prefix_of, ids.shape[1], first)
             yield rows, model.hidden(ids, cache=branches, read=last[:, None])[:, 0]
+
+
+def _flat_alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+    """`_alone` on a GPU: rows end to end, without padding."""
+    device = next(model.parameters()).device
+    for batch in _cut([(len(prompts[row]), row) for row in rows], max_tokens):
+        flat = FlatRows([length for length, _ in batch], device)
+        yield [row for _, row in batch], _read_last(model, [prompts[row] for _, row in batch], flat)
+
+
+def _flat_behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[PrefixGroup], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+    """`_behind_prefixes` on a GPU: prefixes end to end, then rows end to end, without padding."""
+    parameter = next(model.parameters())
+    for held in _cut([(group.length, group) for group in groups], max_tokens):
+        held = [group for _, group in held]
+        prefixes = FlatPrefixes(model.config, [group.length for group in held], parameter.dtype, parameter.device)
+        _read_last(model, [prompts[group.rows[0]][: group.length] for group in held], prefixes)
+        rows = [(len(prompts[row]) - group.length, (number, row)) for number, group in enumerate(held) for row in group.rows]
+        for batch in _cut(rows, max_tokens):
+            first = batch[0][1][0]
+            flat = FlatSuffixes(prefixes, [number - first for _, (number, _) in batch], [length for length, _ in batch], first)
+            yield [row for _, (_, row) in batch], _read_last(model, [prompts[row][held[number].length :] for _, (number, row) in batch], flat)
+
+
+def _read_last(model, rows: Sequence[Sequence[int]], flat: FlatRows) -> Tensor:
+    """Hidden states (R, C) at the last tokens of rows that lie end to end."""
+    ids = send(torch.tensor([list(itertools.chain.from_iterable(rows))]), flat.positions.device)
+    return model.hidden(ids, positions=flat.positions, attends=flat, read=flat.last)[0]
+
+
+def _cut(things: list[tuple[int, Any]], most: int) -> Iterator[list[tuple[int, Any]]]:
+    """Consecutive (length, thing) whose lengths are at most `most` together; one that is longer comes alone."""
+    batch, total = [], 0
+    for length, thing in things:
+        if batch and total + length > most:
+            yield batch
+            batch, total = [], 0
+        batch.append((length, thing))
+        total += length
+    if batch:
+        yield batch
 
 
 def _suffix_batches(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,38 +22,39 @@ class PrefixGroup:
 
 
 def group_by_prefix(prompts: Sequence[Sequence[int]]) -> list[PrefixGroup]:
-    """Every prompt in one group. In alphabetical order of their tokens, prompts that begin alike are neighbours.
+    """Every prompt in one group. Sorted by their bytes, prompts that begin alike are neighbours.
 
     A prompt joins the group before it where that saves tokens: n prompts that share l tokens save (n - 1) * l. So a template that all
     prompts share does not tie one query's products to the next one's.
     """
-    keys = [tuple(prompt) for prompt in prompts]
+    keys = [array("i", prompt).tobytes() for prompt in prompts]  # bytes compare many times faster than lists of numbers
     groups: list[PrefixGroup] = []
-    previous: tuple[int, ...] = ()
+    previous = b""
     for row in sorted(range(len(keys)), key=keys.__getitem__):
         prompt, joins = keys[row], False
         if groups:
             group = groups[-1]
-            length = min(group.length, len(prompt) - 1, common_prefix(previous, prompt))
+            length = common_prefix(previous, prompt, min(group.length, len(prompts[row]) - 1))
             joins = length >= SHORTEST_PREFIX and len(group.rows) * length > (len(group.rows) - 1) * group.length
         if joins:
             group.rows.append(row)
             groups[-1] = PrefixGroup(length, group.rows)
         else:
-            groups.append(PrefixGroup(len(prompt) - 1, [row]))
+            groups.append(PrefixGroup(len(prompts[row]) - 1, [row]))
         previous = prompt
     return groups
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two prompts share at their beginning, found by halving: comparing slices is quick."""
-    low, high = 0, min(len(first), len(second))
+def common_prefix(first: bytes, second: bytes, most: int) -> int:
+    """How many tokens, up to `most`, two prompts share at their beginning; found by halving. A token is four bytes."""
+    low, high = 0, min(most, len(first) // 4, len(second) // 4)
+    middle = high  # the next product of a query shares all that the ones before it do
     while low < high:
-        middle = (low + high + 1) // 2
-        if first[:middle] == second[:middle]:
+        if first[: 4 * middle] == second[: 4 * middle]:
             low = middle
         else:
             high = middle - 1
+        middle = (low + high + 1) // 2
     return low
 
 
@@ -69,7 +72,7 @@ def batch_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[in
 
 def pad_right(prompts: Sequence[Sequence[int]]) -> Tensor:
     """(P, T) int64. Under causal attention no real position can see a pad, so any id will do; 0 always exists."""
-    ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.int64)
+    ids = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
     for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    return ids
+        ids[row, : len(prompt)] = prompt
+    return torch.from_numpy(ids)

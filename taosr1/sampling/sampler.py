@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,18 @@ import torch.nn.functional as F
 from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.linear import is_plain
-from taosr1.model.shared_cache import Branches, SideBySide
+from taosr1.model.pointwise import block_sums
+from taosr1.model.shared_cache import continue_prefixes
+from taosr1.sampling.decode_step import DecodeStep, can_record
 from taosr1.sampling.prefixes import pad_right
 
-CACHE_BYTES = 4 * 2**30  # of keys and values
+CACHE_BYTES = 4 * 2**30  # of keys and values; on a GPU an eighth of its memory, if that is more
 LOGITS_AT_ONCE = 2**26  # numbers; choosing tokens takes a few tensors of that size
 MOST_ROWS = 1024  # more rows make no model faster
 CPU_LAYER_BYTES, FEWEST_ROWS = 16 * 2**20, 64  # see `rows_that_fit`; fewer rows make poor matrix products
 COMPACT_BELOW = 0.85  # finished rows leave the batch once fewer than this share of its rows is alive
 REFILL_FROM = 0.25  # waiting prompts enter once this share of `max_rows` is free: few at a time make poor prefills
+COMPACT_RECORDED_BELOW = 0.5  # where a change of rows needs a new recording of the step
 BLOCK = 64  # tokens; see `invert_cdf`
 
 
@@ -56,8 +60,11 @@ def rows_that_fit(model: Decoder, length: int) -> int:
     where they are more.
     """
     config, parameter = model.config, next(model.parameters())
+    cache_bytes, logits_at_once = CACHE_BYTES, LOGITS_AT_ONCE
+    if parameter.is_cuda:
+        cache_bytes, logits_at_once = max(CACHE_BYTES, torch.cuda.get_device_properties(parameter.device).total_memory // 8), 2 * LOGITS_AT_ONCE
     layer_bytes = 2 * config.num_key_value_heads * config.head_dim * parameter.element_size() * length  # of a row
-    most = min(MOST_ROWS, CACHE_BYTES // (config.num_hidden_layers * layer_bytes), LOGITS_AT_ONCE // config.vocab_size)
+    most = min(MOST_ROWS, cache_bytes // (config.num_hidden_layers * layer_bytes), logits_at_once // config.vocab_size)
     if parameter.device.type == "cpu":
         most = min(most, max(FEWEST_ROWS, CPU_LAYER_BYTES // layer_bytes))
     return max(1, most)
@@ -88,36 +95,39 @@ def choose_tokens(
     if temperature != 1:
         logits = logits / temperature
     top = logits.amax(-1, keepdim=True)
-    weights = (logits - top).exp_()  # (R, V): probabilities but for one factor a row
-    total = weights.sum(-1)
-    possible = weights
+    possible = logits
     if top_k and top_k < logits.shape[-1]:
-        possible = possible.masked_fill(logits < logits.topk(top_k).values[:, -1:], 0.0)
+        possible = possible.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1.0:
-        ordered, index = (possible / possible.sum(-1, keepdim=True)).sort(-1, descending=True)
+        ordered, index = possible.softmax(-1).sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # the most likely token always stays
-        possible = possible.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), 0.0)
-    tokens = invert_cdf(possible, uniform)
+        possible = possible.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), -torch.inf)
+    tokens, total = invert_cdf(possible, top, uniform)
+    if possible is not logits:  # log-probs are those of the whole distribution
+        total = (logits - top).exp_().sum(-1)
     return tokens, logits.gather(1, tokens[:, None])[:, 0] - top[:, 0] - total.log()
 
 
-def invert_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first token at which the running sum of a row's weights exceeds `uniform` times their total; never one of weight 0.
+def invert_cdf(logits: torch.Tensor, top: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first token at which the running sum of a row's weights e^(logit - top) exceeds `uniform` times their total; never one of weight 0.
 
-    The block of BLOCK tokens is found first, by the sums of the blocks, and then the token in it: the running sum over a whole
-    vocabulary, a chain of V dependent additions, is never built (`tests/sampling` has it, as the plain twin).
-    Shapes: weights (R, V) float32, not negative; uniform (R,) -> (R,) int64.
+    The block of BLOCK tokens is found first, by the sums of the blocks, and then the token in it: the weights of a whole vocabulary are
+    not kept, and their running sum, a chain of V dependent additions, is never built (`tests/sampling` has it, as the plain twin).
+    Shapes: logits (R, V) float32, -inf where nothing shall be drawn; top (R, 1); uniform (R,) -> tokens (R,) int64, totals (R,).
     """
-    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    sums = blocks.sum(-1)  # (R, V / BLOCK)
+    vocab = logits.shape[1]
+    if vocab % BLOCK:
+        logits = F.pad(logits, (0, -vocab % BLOCK), value=-torch.inf)
+    blocks = logits.unflatten(1, (-1, BLOCK))
+    sums = block_sums(blocks, top)  # (R, V / BLOCK)
     ends = sums.cumsum(-1)
     target = uniform[:, None] * ends[:, -1:]
     # right=True: a weight of 0 is never drawn, not even at uniform = 0.
     block = torch.searchsorted(ends, target, right=True).clamp_(max=_last_possible(sums))  # (R, 1)
-    inside = blocks[torch.arange(len(weights), device=weights.device), block[:, 0]]  # (R, BLOCK)
+    inside = (blocks[torch.arange(len(logits), device=logits.device), block[:, 0]] - top).exp()  # (R, BLOCK)
     target = (target - ends.gather(1, block) + sums.gather(1, block)).clamp_(min=0)  # rounding may fall below the block
     token = torch.searchsorted(inside.cumsum(-1), target, right=True).clamp_(max=_last_possible(inside))
-    return (block * BLOCK + token)[:, 0].clamp_(max=weights.shape[1] - 1)  # NaN points nowhere
+    return (block * BLOCK + token)[:, 0].clamp_(max=vocab - 1), ends[:, -1]  # clamped: NaN points nowhere
 
 
 def _last_possible(weights: torch.Tensor) -> torch.Tensor:
@@ -196,25 +206,26 @@ class _Draws:
     stops: torch.Tensor
     settings: dict[str, float]
 
-    def next_tokens(self, logits: torch.Tensor, rows: torch.Tensor, going: torch.Tensor, result: Rollouts) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_tokens(
+        self, logits: torch.Tensor, rows: torch.Tensor, going: torch.Tensor, result: Rollouts, *, first: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose the next token of these rows of `result`, write it down for those that are still going, and say who is after it.
 
+        first: these are the first tokens of the rows. Nothing here waits for the device.
         Shapes: logits (n, V), rows (n,) int64, going (n,) bool -> tokens (n,), going (n,).
         """
         longest = self.uniform.shape[1]
         step = result.lengths[rows].clamp(max=longest - 1)  # a row that has ended may be asked again; nobody reads its answer
-        tokens, logp = choose_tokens(logits, self.uniform[rows, step], **self.settings)
-        if self.first is not None:
-            forced = torch.where(step == 0, self.first[rows], tokens)
-            if bool((forced != tokens).any()):
-                scaled = logits / (self.settings["temperature"] or 1.0)
-                logp = torch.where(step == 0, scaled.gather(1, forced[:, None])[:, 0] - scaled.logsumexp(-1), logp)
-            tokens = forced
-        live, step = rows[going], step[going]
-        result.tokens[live, step], result.logp[live, step] = tokens[going], logp[going]
-        result.lengths[live] = step + 1
-        stopped = torch.isin(tokens, self.stops)
-        result.finished[live] = stopped[going]
+        if first and self.first is not None:
+            tokens, scaled = self.first[rows], logits / (self.settings["temperature"] or 1.0)
+            logp = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
+        else:
+            tokens, logp = choose_tokens(logits, self.uniform[rows, step], **self.settings)
+        result.tokens[rows, step] = torch.where(going, tokens, result.tokens[rows, step])
+        result.logp[rows, step] = torch.where(going, logp, result.logp[rows, step])
+        result.lengths[rows] += going
+        stopped = (tokens[:, None] == self.stops).any(-1)
+        result.finished[rows] |= going & stopped
         return tokens, going & ~stopped & (result.lengths[rows] < longest)
 
 
@@ -224,32 +235,27 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
     device, longest = result.tokens.device, result.tokens.shape[1]
     caches: list[Cache] = []  # of the prompts that entered together, one for each time
     rows, last, going = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.int64, torch.bool))
+    step: DecodeStep | None = None  # of the rows in flight, until others are
     while waiting or len(rows):
         parts = going.split([cache.rows for cache in caches])
         left = torch.stack([part.sum() for part in parts]).tolist() if parts else []
         # A long row that has ended would still take the next position, which the model may not have.
         at_limit = any(cache.used >= model.config.max_position_embeddings for cache in caches) and sum(left) < len(rows)
-        if 0 in left or at_limit or sum(left) < COMPACT_BELOW * len(rows):
+        least = COMPACT_RECORDED_BELOW if can_record(caches) else COMPACT_BELOW
+        if 0 in left or at_limit or sum(left) < least * len(rows):
             caches = [cache.select(part.nonzero()[:, 0]) for cache, part, alive in zip(caches, parts, left) if alive]
-            rows, last, going = rows[going], last[going], going[going]
+            rows, last, going, step = rows[going], last[going], going[going], None
         room = max_rows - len(rows)
         if waiting and (not len(rows) or room >= max(samples, REFILL_FROM * max_rows)):
             entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
             logits, prompt_cache = prefill(model, [prompts[p] for p in entering])
             new = (torch.tensor(entering, device=device)[:, None] * samples + torch.arange(samples, device=device)).flatten()
-            tokens, on = draws.next_tokens(logits.repeat_interleave(samples, dim=0), new, torch.ones_like(new, dtype=torch.bool), result)
+            tokens, on = draws.next_tokens(logits.repeat_interleave(samples, dim=0), new, torch.ones_like(new, dtype=torch.bool), result, first=True)
             caches.append(_continue(prompt_cache, samples, longest))
-            rows, last, going = torch.cat([rows, new]), torch.cat([last, tokens]), torch.cat([going, on])
+            rows, last, going, step = torch.cat([rows, new]), torch.cat([last, tokens]), torch.cat([going, on]), None
         elif len(rows):
-            last, going = _step(model, caches, rows, last, going, draws, result)
-
-
-def _step(model, caches, rows, last, going, draws: _Draws, result: Rollouts) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token for every row in flight. Shapes: rows, last, going (R,) -> the new last and going."""
-    hidden = model.hidden(last[:, None], cache=caches[0] if len(caches) == 1 else SideBySide(caches))  # (R, 1, C)
-    for cache in caches:
-        cache.advance(1)
-    return draws.next_tokens(model.head(hidden[:, 0]).float(), rows, going, result)
+            step = step or DecodeStep(model, caches, last, going, partial(draws.next_tokens, rows=rows, result=result))
+            step()
 
 
 def copies_prompts(config: DecoderConfig, tokens: int) -> bool:
@@ -262,7 +268,7 @@ def _continue(prompts: KVCache, samples: int, new_tokens: int) -> Cache:
     if copies_prompts(prompts.config, prompts.used + new_tokens):
         return prompts.expand(samples, capacity=prompts.used + new_tokens)
     prefix_of = torch.arange(prompts.rows, device=prompts.keys.device).repeat_interleave(samples)
-    return Branches.of(prompts, prefix_of, new_tokens)
+    return continue_prefixes(prompts, prefix_of, new_tokens)
 
 
 def _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens) -> None:

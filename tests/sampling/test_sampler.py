@@ -307,11 +307,13 @@ def test_drawing_by_blocks_equals_one_running_sum(width):
     weights = torch.rand(4000, width, generator=generator) ** 4 * (torch.rand(4000, width, generator=generator) < 0.3)
     weights[:, -1] += (weights.sum(-1) == 0).float()
     uniform = torch.rand(4000, generator=generator)
-    tokens, expected = invert_cdf(weights, uniform), invert_cdf_plain(weights, uniform)
+    logits, top = weights.log() + 3, torch.full((4000, 1), 3.0)
+    (tokens, totals), expected = invert_cdf(logits, top, uniform), invert_cdf_plain(weights, uniform)
+    torch.testing.assert_close(totals, weights.sum(-1), rtol=1e-5, atol=1e-6)
     assert (tokens == expected).float().mean() > 0.999  # a draw on the border of two tokens may round to either
     assert (weights.gather(1, tokens[:, None]) > 0).all()
     for edge in (0.0, 1.0):
-        assert (weights.gather(1, invert_cdf(weights, torch.full((4000,), edge))[:, None]) > 0).all()
+        assert (weights.gather(1, invert_cdf(logits, top, torch.full((4000,), edge))[0][:, None]) > 0).all()
 
 
 def test_temperature_zero_is_argmax_and_its_limit():
@@ -399,8 +401,8 @@ def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, pr
     assert rows == [3 + 12, 9 + 12]  # the longest prompt has nine tokens: a fourth of them a sample, or a copy for each
     monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 61 * 5)
     assert sampler.rows_that_fit(model, 100) == 5
-    alive, step = [], sampler._step
-    monkeypatch.setattr(sampler, "_step", lambda model, caches, rows, *rest: alive.append(len(rows)) or step(model, caches, rows, *rest))
+    alive, step = [], sampler.DecodeStep
+    monkeypatch.setattr(sampler, "DecodeStep", lambda model, caches, last, *rest: alive.append(len(last)) or step(model, caches, last, *rest))
     sample(model, prompts, samples=2)
     assert max(alive) in (4, 5)  # a third prompt enters when three rows are left: never more than the five that are allowed
     monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 1)

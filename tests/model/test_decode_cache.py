@@ -1,0 +1,106 @@
+"""Samples of shared prompts as a GPU writes them, one token at a time, against each row alone; test_gpu.py records the same steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from taosr1.model import decode_cache, shared_cache
+from taosr1.model.cache import KVCache
+from taosr1.model.decode_cache import DecodeCache
+from taosr1.model.linear import is_plain, plain_paths
+from taosr1.model.shared_cache import SideBySide
+from taosr1.sampling.sampler import generate
+
+PREFIXES, PREFIX_OF = (5, 2, 7), [0, 0, 1, 2, 2, 2]
+
+
+def draw(rows: int, length: int, seed: int) -> torch.Tensor:
+    return torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def prefilled(model) -> tuple[KVCache, list[list[int]]]:
+    ids = draw(len(PREFIXES), max(PREFIXES), 0)
+    cache = KVCache(model.config, len(PREFIXES), max(PREFIXES))
+    model(ids, cache=cache)
+    cache.lengths.copy_(torch.tensor(PREFIXES))
+    return cache, [row[:length] for row, length in zip(ids.tolist(), PREFIXES)]
+
+
+@torch.no_grad()
+def alone(model, prefix: list[int], own: list[int]) -> torch.Tensor:
+    return model(torch.tensor([prefix + own]))[0, len(prefix) :]
+
+
+@pytest.mark.parametrize("prefix_of", [PREFIX_OF, [0, 0, 1, 1, 2, 2]])
+@pytest.mark.parametrize("stride", [1, 2, 64])
+def test_rows_equal_each_row_alone(family, make_model, assert_close, monkeypatch, prefix_of, stride):
+    monkeypatch.setattr(decode_cache, "STRIDE", stride)
+    model = make_model(family, **({"sliding_window": 11} if family == "mistral" else {}))  # all that is looked at lies within it
+    cache, prefixes = prefilled(model)
+    branches, own, parts = DecodeCache.of(cache, torch.tensor(prefix_of), 4), draw(6, 4, 1), []
+    with torch.no_grad():
+        for token in own.split(1, dim=1):
+            assert branches.reach == min(4, -(-(branches.grown + 1) // stride) * stride)
+            parts.append(model(token, cache=branches))
+            branches.advance(1)
+    assert branches.lengths.tolist() == [PREFIXES[prefix] + 4 for prefix in prefix_of] and branches.used == 7 + 4
+    for row, prefix in enumerate(prefix_of):
+        assert_close(torch.cat(parts, 1)[row], alone(model, prefixes[prefix], own[row].tolist()))
+
+
+def test_selected_rows_and_rows_side_by_side_go_on_as_before(make_model, assert_close):
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    branches, later = (DecodeCache.of(cache, torch.tensor(PREFIX_OF), 4) for _ in range(2))
+    own = draw(6, 4, 1)
+    with torch.no_grad():
+        for column in range(2):
+            model(own[:, column : column + 1], cache=branches)
+            branches.advance(1)
+        kept = torch.tensor([1, 3, 5])
+        both = SideBySide([branches.select(kept), later])
+        assert both.parts[0].keys.shape[1] == 2 and both.lengths.tolist() == [7, 9, 9, 5, 5, 2, 7, 7, 7]
+        got = model(torch.cat([own[kept, 2:3], own[:, :1]]), cache=both)
+        both.advance(1)
+        assert both.lengths.tolist() == [8, 10, 10, 6, 6, 3, 8, 8, 8]
+        fewer = both.select(torch.tensor([2, 3, 8]))
+        then = model(torch.cat([own[5:, 3:], own[[0, 5], 1:2]]), cache=fewer)
+    for place, row in enumerate(kept.tolist()):
+        assert_close(got[place], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:3])
+    for place, (row, column) in enumerate(((5, 3), (0, 1), (5, 1))):
+        assert_close(then[place, 0], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[column])
+
+
+def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refused(make_model):
+    model = make_model()
+    cache, _ = prefilled(model)
+    branches = DecodeCache.of(cache, torch.tensor(PREFIX_OF), 1)
+    with torch.no_grad(), pytest.raises(ValueError, match="2 tokens a row: DecodeCache takes one"):
+        model(draw(6, 2, 1), cache=branches)
+    with torch.no_grad(), pytest.raises(ValueError, match="2 tokens a row, but the cache holds 1"):
+        for _ in range(2):
+            model(draw(6, 1, 1), cache=branches)
+            branches.advance(1)
+    windowed = make_model("mistral", sliding_window=10)
+    cache, _ = prefilled(windowed)
+    with pytest.raises(ValueError, match="sliding window of 10"):
+        DecodeCache.of(cache, torch.tensor(PREFIX_OF), 4)
+
+
+def test_replies_are_those_of_the_plain_path(make_model, monkeypatch):
+    """Everything that would use `Branches` uses `DecodeCache`; rows end, leave, and others enter."""
+    monkeypatch.setattr(shared_cache, "writes_by_graph", lambda keys: not is_plain())
+    model, generator = make_model(), torch.Generator().manual_seed(0)
+    prompts = [torch.randint(97, (length,), generator=generator).tolist() for length in (20, 9, 31, 20)]
+
+    def replies():
+        settings = {"samples": 3, "max_new_tokens": 12, "stop_ids": (3, 7, 11, 13, 17, 19), "max_rows": 6}
+        return generate(model, prompts, generator=torch.Generator().manual_seed(1), **settings)
+
+    found = replies()
+    with plain_paths():
+        expected = replies()
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.lengths, expected.lengths) and found.lengths.unique().numel() > 3
+    torch.testing.assert_close(found.logp, expected.logp, rtol=1e-4, atol=1e-5)

@@ -3,10 +3,10 @@
     python examples/benchmarks/gpu.py                                        # Qwen3-0.6B's shape, bfloat16, on cuda
     python examples/benchmarks/gpu.py --device cpu --shape tiny --products 40 --prompts 4      # that the script itself runs
 
-Scoring: one query of 400 tokens, as many products as --products, 60 to 180 tokens each; MFU is useful operations (`common.useful_flops`:
+Scoring: one query of --query-tok tokens, as many products as --products, of half to one and a half times --product-tok tokens; MFU is useful operations (`common.useful_flops`:
 the query once, the last layer where it is read) over time and --peak-tflops, the data sheet's dense bfloat16 rate. The paper reports
 46.2 % (section 5), for another model on another GPU. Sampling: --prompts of 192 tokens x 8 samples x 64 new tokens. Random weights.
-Probabilities are compared with those of the plain path first. Nobody has run this on a GPU yet; `RESULTS.md` will say when.
+Probabilities are compared with those of the plain path first. With --float8 the products are scored once more, by 8-bit products.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import torch
 from examples.benchmarks import common
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import DTYPES, check_device
+from taosr1.model.float8 import to_float8
 from taosr1.model.linear import plain_paths
 from taosr1.model.weights import load_decoder
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import generate
 
 LABELS = SimpleNamespace(label_ids=(10, 11, 12, 13))
-QUERY_TOK, LEAST_TOK, MOST_TOK, PROMPT_TOK, SAMPLES, NEW_TOK = 400, 60, 180, 192, 8, 64
+PROMPT_TOK, SAMPLES, NEW_TOK = 192, 8, 64
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,16 @@ class Config:
     device: str = option("cuda", "torch device")
     dtype: str = option("bfloat16", "type of the weights", tuple(DTYPES))
     products: int = option(4000, "products to score")
+    query_tok: int = option(400, "tokens that they share: template, rules, query")
+    product_tok: int = option(120, "tokens of a product, on average")
     prompts: int = option(64, "prompts to sample for")
-    max_tokens_per_batch: int = option(65536, "rows x longest row of a scoring batch")
+    max_tokens_per_batch: int = option(65536, "tokens of a scoring batch")
     peak_tflops: float = option(989.0, "the device's dense peak in this type (H100 and H200 SXM, bfloat16: 989)")
+    float8: bool = option(False, "score once more with 8-bit products")
     repeats: int = option(5, "measurements of each side")
 
     def __post_init__(self) -> None:
-        check([*at_least(self, products=1, prompts=1, max_tokens_per_batch=1, repeats=1), (not self.peak_tflops > 0, "--peak-tflops: expected more than 0")])
+        check([*at_least(self, products=1, query_tok=1, product_tok=2, prompts=1, max_tokens_per_batch=1, repeats=1), (not self.peak_tflops > 0, "--peak-tflops: expected more than 0")])
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -59,13 +63,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         common.make_model(config.shape, Path(folder), DTYPES[config.dtype])
         model = load_decoder(folder, dtype=DTYPES[config.dtype], device=config.device)
         theirs = common.load_transformers(folder, DTYPES[config.dtype]).to(config.device)
-        return score(model, config) | sample(model, theirs, config)
+        found = score(model, config) | sample(model, theirs, config)
+        if config.float8:
+            found |= {f"float8_{name}": value for name, value in score(to_float8(model), config).items()}
+        return found
 
 
 def score(model, config: Config) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(LEAST_TOK, MOST_TOK + 1, (config.products,), generator=generator).tolist()
-    query, *products = common.random_ids([QUERY_TOK, *lengths], model.config.vocab_size)
+    lengths = torch.randint(config.product_tok // 2, config.product_tok * 3 // 2 + 1, (config.products,), generator=generator).tolist()
+    query, *products = common.random_ids([config.query_tok, *lengths], model.config.vocab_size)
     prompts = [query + product for product in products]
 
     def run(count: int = config.products) -> torch.Tensor:
@@ -75,7 +82,7 @@ def score(model, config: Config) -> dict[str, float]:
     with plain_paths():
         apart = (run(32) - fast).abs().max()
     seconds = timed(run, config)
-    flops = common.useful_flops(model.config, 0, QUERY_TOK, 0) + sum(common.useful_flops(model.config, QUERY_TOK, n, 1) for n in lengths)
+    flops = common.useful_flops(model.config, 0, config.query_tok, 0) + sum(common.useful_flops(model.config, config.query_tok, n, 1) for n in lengths)
     found = {"score_s": seconds, "products_per_s": config.products / seconds, "mfu": flops / seconds / (config.peak_tflops * 1e12)}
     print(f"scoring: {found['products_per_s']:.0f} products/s, {flops / seconds / 1e12:.2f} TFLOP/s, MFU {found['mfu']:.1%}; "
           f"probabilities within {apart:.1e} of the plain path's")  # fmt: skip

@@ -1,0 +1,158 @@
+"""What only a GPU runs: the fused kernel, recorded decode steps, compiled passes and 8-bit products, each against its plain twin."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from taosr1.model import pointwise
+from taosr1.model.decode_cache import DecodeCache
+from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.flat_rows import starts_of, varlen_attention, varlen_attention_plain
+from taosr1.model.float8 import FLOAT8, scaled_product, scaled_product_plain, to_float8
+from taosr1.model.linear import plain_paths
+from taosr1.model.shared_cache import SideBySide
+from taosr1.sampling import decode_step, sampler
+from taosr1.sampling.labels import label_probabilities
+from taosr1.sampling.sampler import generate, invert_cdf
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+LABELS = SimpleNamespace(label_ids=(5, 6, 7, 8))
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    config = DecoderConfig(200, 64, 128, 3, 8, 4, 32, max_position_embeddings=256)
+    model = Decoder(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # weights large enough that what was read matters to what is written
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.15 if "norm" not in name else 0.1) + (1.0 if "norm" in name else 0.0))
+    return model.to("cuda", torch.bfloat16)
+
+
+def some_prompts(count: int, shared: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(count)
+    head = torch.randint(200, (shared,), generator=generator).tolist()
+    return [head + torch.randint(200, (int(n),), generator=generator).tolist() for n in torch.randint(1, 40, (count,), generator=generator)]
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_fused_kernel_equals_its_plain_twin(size, causal):
+    """Sequences of any length, some of a tensor's keys only, fewer key heads than query heads."""
+    torch.manual_seed(0)
+    queries, keys = [3, 1, 20, 130], [3, 1, 20, 130] if causal else [7, 100, 33, 260]
+    query = torch.randn(sum(queries), 8, size, device="cuda", dtype=torch.bfloat16)
+    key, value = torch.randn(2, 700, 4, size, device="cuda", dtype=torch.bfloat16)
+    froms = starts_of(torch.tensor(queries)), starts_of(torch.tensor(keys)) + 9
+    arguments = query, key, value, *(x.int().cuda() for x in froms)
+    (out, lse), (expected, expected_lse) = varlen_attention(*arguments, (max(queries), max(keys)), causal), varlen_attention_plain(*arguments, causal)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.float(), expected.float(), rtol=0.02, atol=0.01)
+
+
+def test_recorded_steps_write_the_replies_of_steps_as_they_stand(model, monkeypatch):
+    """Prompts wait, rows end and leave, sets of rows stand side by side: the same tokens and log-probs, bit for bit."""
+    recorded, record = [], decode_step.DecodeStep._record
+    monkeypatch.setattr(decode_step.DecodeStep, "_record", lambda self: recorded.append(len(self.caches)) or record(self))
+    settings = {"samples": 4, "max_new_tokens": 40, "stop_ids": (3, 7, 11, 13, 17, 19, 23, 29, 31, 37), "max_rows": 32}
+    found = generate(model, some_prompts(30), generator=torch.Generator().manual_seed(0), **settings)
+    assert len(recorded) > 3 and max(recorded) > 1 and 0.1 < found.finished.float().mean() < 1
+
+    def as_it_stands(self):
+        self._run()
+        self.cache.advance(1)
+
+    monkeypatch.setattr(decode_step.DecodeStep, "__call__", as_it_stands)
+    expected = generate(model, some_prompts(30), generator=torch.Generator().manual_seed(0), **settings)
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.logp, expected.logp)
+
+
+def test_sampled_log_probs_are_those_of_a_plain_pass_over_the_reply(model):
+    prompts = some_prompts(6)
+    found = generate(model, prompts, samples=3, max_new_tokens=24, stop_ids=(3,), generator=torch.Generator().manual_seed(0))
+    full = Decoder(model.config).to("cuda")
+    full.load_state_dict(model.state_dict())
+    worst = []
+    for row, reply in enumerate(found.replies()):
+        prompt = prompts[row // 3]
+        with torch.no_grad(), plain_paths():
+            logp = full(torch.tensor([prompt + reply], device="cuda"))[0].log_softmax(-1)
+        expected = torch.stack([logp[len(prompt) - 1 + place, token] for place, token in enumerate(reply)]).cpu()
+        worst.append((found.logp[row, : len(reply)] - expected).abs())
+    worst = torch.cat(worst)
+    assert worst.mean() < 0.03 and worst.max() < 0.4, (worst.mean(), worst.max())  # bfloat16 against float32
+
+
+def test_label_probabilities_of_shared_prefixes_equal_the_plain_path(model):
+    prompts = some_prompts(50, shared=60) + some_prompts(20)
+    found = label_probabilities(model, LABELS, prompts)
+    with plain_paths():
+        expected = label_probabilities(model, LABELS, prompts)
+    assert (found.probs - expected.probs).abs().max() < 0.02
+    torch.testing.assert_close(found.label_mass, expected.label_mass, rtol=0.1, atol=1e-3)
+
+
+def test_compiled_passes_equal_the_functions_as_they_are_written(monkeypatch):
+    monkeypatch.setattr(pointwise, "COMPILED_FROM", 1)
+    torch.manual_seed(0)
+    for rows, length in ((3, 5), (7, 1), (64, 9)):
+        x, other = torch.randn(2, rows, length, 4, 32, device="cuda", dtype=torch.bfloat16)
+        cos, sin, gate = (torch.randn(rows, length, *rest, device="cuda", dtype=torch.bfloat16) for rest in ((1, 32), (1, 32), (96,)))
+        lses = torch.randn(2, 4, rows, length, device="cuda").permute(0, 2, 3, 1)
+        blocks, top = torch.randn(rows, length, 64, device="cuda"), torch.full((rows, 1), 3.0, device="cuda")
+        weight = torch.randn(32, device="cuda", dtype=torch.bfloat16)
+        calls = [
+            (pointwise.norm_and_rotate, (x, weight, 1e-6, cos, sin)),
+            (pointwise.norm_and_rotate, (x, None, 0.0, cos[0], sin[0])),
+            (pointwise.gated, (gate, gate.flip(0))),
+            (pointwise.merged, (x, lses[0], other, lses[1])),
+            (pointwise.block_sums, (blocks, top)),
+        ]
+        for function, arguments in calls:
+            with torch.no_grad():
+                torch.testing.assert_close(function(*arguments), function.__wrapped__(*arguments), rtol=0.02, atol=0.02)
+
+
+def test_drawing_equals_one_running_sum():
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(500, 5000, device="cuda"), torch.rand(500, device="cuda")
+    top = logits.amax(-1, keepdim=True)
+    cdf = (logits - top).double().exp().cumsum(-1)
+    expected = torch.searchsorted(cdf, uniform[:, None].double() * cdf[:, -1:], right=True)[:, 0]
+    assert (invert_cdf(logits, top, uniform)[0] == expected).float().mean() > 0.99
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="needs 8-bit units (Hopper)")
+def test_8_bit_products_equal_their_plain_twin_and_a_model_keeps_its_probabilities(model):
+    torch.manual_seed(0)
+    x, weight = torch.randn(300, 64, device="cuda").to(FLOAT8), torch.randn(96, 64, device="cuda").to(FLOAT8)
+    scales = torch.rand(300, 1, device="cuda") + 0.5, torch.rand(96, 1, device="cuda") + 0.5
+    found, expected = (product(x, weight, *scales, torch.bfloat16) for product in (scaled_product, scaled_product_plain))
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.1)
+    prompts = some_prompts(50, shared=60)
+    expected = label_probabilities(model, LABELS, prompts).probs
+    rounded = Decoder(model.config).to("cuda", torch.bfloat16)
+    rounded.load_state_dict(model.state_dict())
+    got = label_probabilities(to_float8(rounded), LABELS, prompts).probs
+    assert 1e-4 < (got - expected).abs().mean() < 0.1
+    with plain_paths():
+        emulated = label_probabilities(rounded, LABELS, prompts).probs
+    assert (got - emulated).abs().mean() < (got - expected).abs().mean()
+
+
+def test_side_by_side_rows_record_and_replay(model):
+    """A recorded step reads where its caches are now, not where they were."""
+    with torch.no_grad():
+        caches = [DecodeCache.of(sampler.prefill(model, some_prompts(count))[1], torch.arange(count, device="cuda"), 8) for count in (2, 3)]
+        assert SideBySide(caches).lengths.shape == (5,)
+        last, going, seen = torch.zeros(5, dtype=torch.int64, device="cuda"), torch.ones(5, dtype=torch.bool, device="cuda"), []
+        step = decode_step.DecodeStep(model, caches, last, going, lambda logits, going: (logits.argmax(-1), going))
+        for _ in range(6):
+            step()
+            seen.append(last.tolist())
+        assert step.graph is not None and caches[0].grown == 6 and caches[1].lengths.tolist() == (caches[1].start + 6).tolist()
+    assert len({tuple(tokens) for tokens in seen}) > 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taosr1.model.attention import Grid
 from taosr1.model.cache import KVCache
+from taosr1.model.pointwise import masked_softmax
 
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
@@ -87,10 +88,10 @@ class DecodeCache:
         keys, values, end = self.keys[layer], self.values[layer], mask.shape[-1]
         keys[self.grid.prefix_of, :, self._slots] = key[:, 0]
         values[self.grid.prefix_of, :, self._slots] = value[:, 0]
-        query = self.grid.to_prefixes((query * query.shape[-1] ** -0.5).view(self.rows, keys.shape[1], -1, keys.shape[-1]))  # (P, K, M * n, D)
+        query = self.grid.to_prefixes(query.view(self.rows, keys.shape[1], -1, keys.shape[-1]))  # (P, K, M * n, D)
         scores = query @ keys[:, :, :end].transpose(-1, -2)
-        scores.view(*scores.shape[:2], self.grid.places, -1, end).masked_fill_(~mask, -torch.inf)  # (P, K, M, n, end)
-        probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
+        by_row = scores.view(*scores.shape[:2], self.grid.places, -1, end)  # (P, K, M, n, end)
+        probs = masked_softmax(by_row, mask, query.shape[-1] ** -0.5).view_as(scores)
         return self.grid.to_rows(probs @ values[:, :, :end]).reshape(self.rows, 1, -1)
 
     def advance(self, tokens: int) -> None:

@@ -103,6 +103,13 @@ def merged(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor)
     return (share * first + (1 - share) * second).to(first.dtype)
 
 
+@fused(0, 1, 4)
+def masked_softmax(scores: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Softmax of scale * scores where they may be seen, 0 elsewhere. Shapes: scores (P, K, M, n, S), seen (P, 1, M, 1, S) bool."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return (scores.to(wide) * scale).masked_fill(~seen, -torch.inf).softmax(-1).to(scores.dtype)
+
+
 @fused(0)
 def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
     """Sums of e^(logit - top) over the last dimension. Shapes: blocks (R, N, B), top (R, 1) -> (R, N)."""

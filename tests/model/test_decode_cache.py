@@ -9,6 +9,7 @@ from taosr1.model import decode_cache, shared_cache
 from taosr1.model.cache import KVCache
 from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.linear import is_plain, plain_paths
+from taosr1.model.pointwise import masked_softmax
 from taosr1.model.shared_cache import SideBySide
 from taosr1.sampling.sampler import generate
 
@@ -87,6 +88,15 @@ def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refu
     cache, _ = prefilled(windowed)
     with pytest.raises(ValueError, match="sliding window of 10"):
         DecodeCache.of(cache, torch.tensor(PREFIX_OF), 4)
+
+
+def test_the_softmax_leaves_out_what_is_not_seen():
+    scores, seen = torch.randn(2, 3, 2, 2, 5, generator=torch.Generator().manual_seed(0)), torch.ones(2, 1, 2, 1, 5, dtype=torch.bool)
+    seen[0, :, 1, :, 3:] = False
+    probs = masked_softmax(scores, seen, 0.5)
+    torch.testing.assert_close(probs[1], (scores[1] / 2).softmax(-1))
+    torch.testing.assert_close(probs[0, :, 1, :, :3], (scores[0, :, 1, :, :3] / 2).softmax(-1))
+    assert (probs[0, :, 1, :, 3:] == 0).all()
 
 
 def test_replies_are_those_of_the_plain_path(make_model, monkeypatch):

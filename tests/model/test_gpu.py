@@ -104,6 +104,8 @@ def test_compiled_passes_equal_the_functions_as_they_are_written(monkeypatch):
         cos, sin, gate = (torch.randn(rows, length, *rest, device="cuda", dtype=torch.bfloat16) for rest in ((1, 32), (1, 32), (96,)))
         lses = torch.randn(2, 4, rows, length, device="cuda").permute(0, 2, 3, 1)
         blocks, top = torch.randn(rows, length, 64, device="cuda"), torch.full((rows, 1), 3.0, device="cuda")
+        scores, seen = torch.randn(rows, 2, 3, 2, length * 16, device="cuda", dtype=torch.bfloat16), torch.rand(rows, 1, 3, 1, length * 16, device="cuda") < 0.5
+        seen[..., 0] = True
         weight = torch.randn(32, device="cuda", dtype=torch.bfloat16)
         calls = [
             (pointwise.norm_and_rotate, (x, weight, 1e-6, cos, sin)),
@@ -111,6 +113,7 @@ def test_compiled_passes_equal_the_functions_as_they_are_written(monkeypatch):
             (pointwise.gated, (gate, gate.flip(0))),
             (pointwise.merged, (x, lses[0], other, lses[1])),
             (pointwise.block_sums, (blocks, top)),
+            (pointwise.masked_softmax, (scores, seen, 0.3)),
         ]
         for function, arguments in calls:
             with torch.no_grad():

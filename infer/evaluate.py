@@ -37,7 +37,7 @@ from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.files import write_json
-from taosr1.judge import SERVING_DTYPES, Judge
+from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.digest import model_digest
 from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import Ranks, local_device, this_rank
@@ -89,7 +89,7 @@ class Config:
     limit: int = option(0, "measure only the first rows (0: all)")
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "type of the weights; float8: 8-bit products on an NVIDIA Hopper or newer", SERVING_DTYPES)
+    dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the bootstrap and of the embedded world")
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.config import check, option, parse_config, run_main
-from taosr1.judge import SERVING_DTYPES, Judge
+from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.sampling.sampler import generate
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
@@ -61,7 +61,7 @@ class Config:
     )  # fmt: skip
     max_new_tokens: int = option(128, "longest reply")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "type of the weights; float8: 8-bit products on an NVIDIA Hopper or newer", SERVING_DTYPES)
+    dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the embedded world (replies are the most likely ones, nothing is drawn)")
 

@@ -35,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.config import check, option, parse_config, progress, run_main
-from taosr1.judge import SERVING_DTYPES, Judge
+from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.digest import model_digest
 from taosr1.model.linear import PLAIN_HELP, set_plain
 from taosr1.ranks import local_device, this_rank
@@ -69,7 +69,7 @@ class Config:
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     batch_tok: int = option(16384, "padded tokens per forward pass (memory; changes no result)")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "type of the weights; float8: 8-bit products on an NVIDIA Hopper or newer", SERVING_DTYPES)
+    dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of the embedded world (scoring itself draws nothing)")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.float8 import to_float8
+from taosr1.model.eight_bits import to_eight_bits
 from taosr1.model.folders import model_folder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.model.weights import load_pretrained
@@ -27,7 +27,8 @@ TINY_SHAPE = dict(
 )  # fmt: skip
 TINY_VOCAB = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SERVING_DTYPES = (*DTYPES, "float8")  # the last: bfloat16 whose large products are 8-bit, see `model/float8.py`
+SERVING_DTYPES = (*DTYPES, "float8", "int8")  # the last two: large products in 8 bits, see `model/eight_bits.py`
+SERVING_DTYPE_HELP = "type of the weights; float8 (NVIDIA Hopper) and int8 (CPU): 8-bit products, faster prefills for a little accuracy"
 
 
 def fast_dtype() -> str:
@@ -83,9 +84,10 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
         raise FileNotFoundError(f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id")
     folder = model_folder(spec)
-    model, tokenizer = load_pretrained(folder, dtype=torch.bfloat16 if dtype == "float8" else DTYPES[dtype], device=device)
-    if dtype == "float8":
-        to_float8(model)
+    beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
+    model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
+    if dtype != beside:
+        to_eight_bits(model, dtype)
     prompt = PromptConfig.load(folder) or PromptConfig()
     return Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
 

@@ -27,7 +27,7 @@ import torch
 from examples.benchmarks import common
 from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import DTYPES, check_device
-from taosr1.model.float8 import to_float8
+from taosr1.model.eight_bits import to_eight_bits
 from taosr1.model.linear import plain_paths
 from taosr1.model.weights import load_decoder
 from taosr1.sampling.labels import label_probabilities
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         theirs = common.load_transformers(folder, DTYPES[config.dtype]).to(config.device)
         found = score(model, config) | sample(model, theirs, config)
         if config.float8:
-            found |= {f"float8_{name}": value for name, value in score(to_float8(model), config).items()}
+            found |= {f"float8_{name}": value for name, value in score(to_eight_bits(model, "float8"), config).items()}
         return found
 
 

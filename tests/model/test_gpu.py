@@ -10,9 +10,9 @@ import torch
 from taosr1.model import pointwise
 from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.eight_bits import Float8Linear, Rounding, rounded_to_float8, to_eight_bits
 from taosr1.model.flat_rows import starts_of, varlen_attention, varlen_attention_plain
-from taosr1.model.float8 import FLOAT8, scaled_product, scaled_product_plain, to_float8
-from taosr1.model.linear import plain_paths
+from taosr1.model.linear import Linear, plain_paths
 from taosr1.model.shared_cache import SideBySide
 from taosr1.sampling import decode_step, sampler
 from taosr1.sampling.labels import label_probabilities
@@ -132,15 +132,18 @@ def test_drawing_equals_one_running_sum():
 @pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="needs 8-bit units (Hopper)")
 def test_8_bit_products_equal_their_plain_twin_and_a_model_keeps_its_probabilities(model):
     torch.manual_seed(0)
-    x, weight = torch.randn(300, 64, device="cuda").to(FLOAT8), torch.randn(96, 64, device="cuda").to(FLOAT8)
-    scales = torch.rand(300, 1, device="cuda") + 0.5, torch.rand(96, 1, device="cuda") + 0.5
-    found, expected = (product(x, weight, *scales, torch.bfloat16) for product in (scaled_product, scaled_product_plain))
-    torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.1)
+    linear = Linear(64, 96, bias=False).to("cuda", torch.bfloat16)
+    layer, x = Float8Linear(linear, Rounding(rounded_to_float8)), torch.randn(300, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = layer(x)
+        with plain_paths():
+            expected = layer(x)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.02)
     prompts = some_prompts(50, shared=60)
     expected = label_probabilities(model, LABELS, prompts).probs
     rounded = Decoder(model.config).to("cuda", torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
-    got = label_probabilities(to_float8(rounded), LABELS, prompts).probs
+    got = label_probabilities(to_eight_bits(rounded, "float8"), LABELS, prompts).probs
     assert 1e-4 < (got - expected).abs().mean() < 0.1
     with plain_paths():
         emulated = label_probabilities(rounded, LABELS, prompts).probs

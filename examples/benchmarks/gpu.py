@@ -3,10 +3,12 @@
     python examples/benchmarks/gpu.py                                        # Qwen3-0.6B's shape, bfloat16, on cuda
     python examples/benchmarks/gpu.py --device cpu --shape tiny --products 40 --prompts 4      # that the script itself runs
 
-Scoring: one query of --query-tok tokens, as many products as --products, of half to one and a half times --product-tok tokens; MFU is useful operations (`common.useful_flops`:
-the query once, the last layer where it is read) over time and --peak-tflops, the data sheet's dense bfloat16 rate. The paper reports
-46.2 % (section 5), for another model on another GPU. Sampling: --prompts of 192 tokens x 8 samples x 64 new tokens. Random weights.
-Probabilities are compared with those of the plain path first. With --float8 the products are scored once more, by 8-bit products.
+Scoring: one query of --query-tok tokens, as many products as --products, each half to one and a half times --product-tok tokens long. MFU
+is useful operations (`common.useful_flops`: the query once, the last layer where it is read) over time and --peak-tflops, the data
+sheet's dense bfloat16 rate. The paper reports 46.2 % (section 5), for another model on another GPU. Probabilities are compared with
+those of the plain path first. With --float8 all is scored once more with 8-bit products.
+
+Sampling: --prompts of 192 tokens x 8 samples x 64 new tokens, nothing stops early. Random weights.
 """
 
 from __future__ import annotations

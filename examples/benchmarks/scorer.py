@@ -11,7 +11,7 @@ transformers' ways, products sorted by length and padded on the right, where cau
 and product of each row, its head at the last position only; "prefix" computes the query once and every batch reads its cache through
 a view, so that the only copy is the one `DynamicCache` makes when it appends. The second is no setting but a dozen lines of a user's
 own. Each is tried with several batch sizes and either implementation of attention, sdpa and eager, the three fastest again; the
-fastest of these is measured.
+fastest of these is measured. In bfloat16 ours is measured with int8 products too, where the CPU has them: other numbers (`model/eight_bits.py`), no peer.
 
 Before anything is timed: the probabilities must equal those of both ways, to 1e-5 in float32 and 0.03 in bfloat16: its own bfloat16 and
 float32 differ by up to 0.02. Useful work counts the query once and nothing that nobody reads: see `common.useful_flops`.
@@ -35,6 +35,7 @@ import torch
 
 from examples.benchmarks import common
 from taosr1.config import option, parse_config, run_main
+from taosr1.model.eight_bits import lacks, to_eight_bits
 from taosr1.model.weights import load_decoder
 from taosr1.sampling.labels import label_probabilities
 
@@ -88,6 +89,9 @@ def peers(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     work = make_work(200, model.config.vocab_size)
     print(f"peers, {case}: 1 query x {QUERY_TOK} tokens, 200 products x {LEAST_TOK} to {MOST_TOK}; {compare(model, theirs, work, case, config)}")
     sides = {"ours": partial(ours, model, [work], config)}
+    if common.dtype_of(case) == torch.bfloat16 and not lacks("int8", torch.device("cpu")):
+        sides["ours, int8"] = partial(ours, to_eight_bits(copy.deepcopy(model), "int8"), [work], config)
+        sides["ours, int8"]()  # warm-up
     for way in PEERS:
         tries = {name: one_way(way, *name, theirs, work) for name in product(common.ATTENTIONS, BATCHES)}
         found = {name: seconds[0] for name, seconds in common.by_turns(tries, 1).items()}
@@ -101,6 +105,8 @@ def peers(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     seconds = common.by_turns(sides, config.repeats)
     rows = common.timing_rows(seconds, work_flops(model, [work]), common.gemm_flops(common.dtype_of(case)))
     for row in rows if config.memory else ():
+        if row["side"] == "ours, int8":
+            continue
         arguments = ("--one", f"{row['side']}/{case}", "--folder", folder, "--threads", config.threads)
         row |= common.in_fresh_process(__file__, *arguments, "--max-tokens-per-batch", config.max_tokens_per_batch, threads=config.threads)
         print(f"  {row['side']:22} peak {row['peak_mib']:.0f} MiB above the imports, weights included", flush=True)

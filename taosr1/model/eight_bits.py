@@ -1,9 +1,8 @@
 """8-bit products for serving, at about twice the rate of bfloat16: float8 on a GPU (Hopper and newer), int8 on a CPU (AVX-512 VNNI and newer).
 
-A weight matrix is rounded once, each of its rows with a scale of its own. What it multiplies is rounded at every layer: float8 (3 bits
-behind the point) with a scale for each token, int8 with one scale for all numbers of a batch, because that is what oneDNN's kernel takes.
-Sums are exact (int8) or float32 (float8). Norms, attention, the residual stream and the head stay as they were. For prefills: a decode
-step has too few rows to gain from it.
+A weight matrix is rounded once, what it multiplies at every layer, each row (an output, a token) with a scale of its own: the largest number
+becomes the largest of the format, 448 or 127. So no token's numbers depend on what stands beside it. Sums are exact (int8) or float32
+(float8). Norms, attention, the residual stream and the head stay as they were. For prefills: a decode step has too few rows to gain.
 """
 
 from __future__ import annotations
@@ -30,10 +29,9 @@ def rounded_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).to(FLOAT8), scale
 
 
-def rounded_to_int8(x: Tensor) -> tuple[Tensor, float]:
-    """x as (numbers - 128) times one scale. Shapes: any -> the same, uint8."""
-    low, high = x.aminmax()
-    scale = max(-float(low), float(high), 1e-12) / 127
+def rounded_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x as (numbers - 128) times a scale for each row. Shapes: (..., N, C) -> the same, uint8, and (..., N, 1) float32."""
+    scale = (x.abs().amax(-1, keepdim=True).float() / 127).clamp_(min=1e-12)
     # To int8 torch converts fast and to uint8 slowly; flipping the highest bit adds 128.
     return (x.float() / scale).round_().to(torch.int8).contiguous().view(torch.uint8).bitwise_xor_(ZERO), scale
 
@@ -45,7 +43,7 @@ class Rounding:
         self.rounded = rounded
         self.of: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x is not self.of:
             self.of, self.found = x, self.rounded(x)
         return self.found
@@ -60,7 +58,7 @@ class EightBitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         numbers, scale = self.rounding(x)
-        out = self.product(numbers.view(-1, self.in_features), scale, x.dtype)
+        out = self.product(numbers.view(-1, self.in_features), scale.view(-1, 1), x.dtype)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -74,8 +72,7 @@ class Float8Linear(EightBitLinear):
         self.register_buffer("scale", scale)  # (out, 1)
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """(scale x)(weight_scale weight)^T. Shapes: numbers (N, in), scale (..., 1), N of them -> (N, out)."""
-        scale = scale.view(-1, 1)
+        """(scale x)(weight_scale weight)^T. Shapes: numbers (N, in), scale (N, 1) -> (N, out)."""
         if not numbers.is_cuda or is_plain():
             return product_plain(numbers.float() * scale, self.weight.float() * self.scale, dtype)
         return torch._scaled_mm(numbers, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=dtype, use_fast_accum=True)
@@ -91,13 +88,13 @@ class Int8Linear(EightBitLinear):
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64), persistent=False)
         self.packed = None if is_plain() else torch.ops.onednn.qlinear_prepack(self.weight, None)  # as the kernel wants it
 
-    def product(self, numbers: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        """(scale (numbers - 128))(weight_scale weight)^T. Shapes: numbers (N, in) uint8 -> (N, out)."""
+    def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """(scale (numbers - 128))(weight_scale weight)^T. Shapes: numbers (N, in) uint8, scale (N, 1) -> (N, out)."""
         if self.packed is None or is_plain():
             return product_plain((numbers.float() - ZERO) * scale, self.weight.float() * self.scale[:, None], dtype)
-        return torch.ops.onednn.qlinear_pointwise(
-            numbers, scale, ZERO, self.packed, self.scale, self.zeros, None, 1.0, 0, dtype, "none", [], ""
-        )  # fmt: skip
+        # The kernel knows one scale for all of x, 1 here; the rows' own come after it, in one more pass.
+        out = torch.ops.onednn.qlinear_pointwise(numbers, 1.0, ZERO, self.packed, self.scale, self.zeros, None, 1.0, 0, dtype, "none", [], "")
+        return out.mul_(scale.to(dtype))
 
 
 def product_plain(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,9 +18,10 @@ from taosr1.model.decoder import Decoder
 from taosr1.model.shared_cache import SideBySide
 
 
-def can_record(caches: Sequence[Cache]) -> bool:
-    """Whether steps of these caches can be recorded: on a GPU, with shapes and addresses that stay."""
-    return all(isinstance(cache, DecodeCache) and cache.column.is_cuda for cache in caches)
+def can_record(model: Decoder, caches: Sequence[Cache]) -> bool:
+    """Whether steps of these caches can be recorded: on a GPU, with shapes and addresses that stay. The plain product of experts waits for
+    their sizes, which no graph may do."""
+    return not model.config.num_experts and all(isinstance(cache, DecodeCache) and cache.column.is_cuda for cache in caches)
 
 
 class DecodeStep:
@@ -37,7 +38,7 @@ class DecodeStep:
         self.ran: list[int] | None = None  # how far the caches reached when the step last ran as it stands
 
     def __call__(self) -> None:
-        reach = [cache.reach for cache in self.caches] if can_record(self.caches) else None
+        reach = [cache.reach for cache in self.caches] if can_record(self.model, self.caches) else None
         if reach is None or reach != self.ran:
             self._run()  # which also loads all kernels, for the recording that comes next
             self.ran, self.graph = reach, None

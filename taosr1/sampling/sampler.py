@@ -241,7 +241,7 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
         left = torch.stack([part.sum() for part in parts]).tolist() if parts else []
         # A long row that has ended would still take the next position, which the model may not have.
         at_limit = any(cache.used >= model.config.max_position_embeddings for cache in caches) and sum(left) < len(rows)
-        least = COMPACT_RECORDED_BELOW if can_record(caches) else COMPACT_BELOW
+        least = COMPACT_RECORDED_BELOW if can_record(model, caches) else COMPACT_BELOW
         if 0 in left or at_limit or sum(left) < least * len(rows):
             caches = [cache.select(part.nonzero()[:, 0]) for cache, part, alive in zip(caches, parts, left) if alive]
             rows, last, going, step = rows[going], last[going], going[going], None

@@ -67,7 +67,7 @@ class Config:
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
     limit: int = option(0, "score only the first rows (0: all)")
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
-    batch_tok: int = option(16384, "padded tokens per forward pass (memory; changes no result)")
+    batch_tok: int = option(16384, "tokens per forward pass, on a CPU padding included (memory; changes no result; a GPU wants 65536)")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)

@@ -79,7 +79,10 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     """
     check_device(device)
     if spec == TINY:
-        return _tiny_judge(order or "post-cot", seed, device)
+        judge = _tiny_judge(order or "post-cot", seed, device)
+        if dtype not in DTYPES:
+            to_eight_bits(judge.model, dtype)
+        return judge
     spec = str(BUNDLED_FOLDER) if spec == BUNDLED else spec
     if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
         raise FileNotFoundError(f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id")

@@ -2,8 +2,8 @@
 
 Two ideas. What a prompt's M samples have written lies behind the prompt itself, the M newest tokens side by side, so that one product
 gives the scores of all samples over the prompt and over everything that any of them wrote; a mask then hides what is another sample's.
-Tensor cores multiply tiles of 16 queries and more, whether they are used or not, so the hidden scores cost nothing, and every key is read
-once. And nothing that the device does depends on a number that only Python knows: which column comes next lies on the device, so a
+Tensor cores multiply tiles of 16 queries and more, whether they are used or not, so for a dozen samples the hidden scores cost little, and
+every key is read once. And nothing that the device does depends on a number that only Python knows: which column comes next lies on the device, so a
 decode step can be recorded as a CUDA graph and replayed (`sampling/decode_step.py`).
 """
 
@@ -35,16 +35,17 @@ class DecodeCache:
     def __init__(self, config: DecoderConfig, keys: Tensor, values: Tensor, prefix_lengths: Tensor, prefix_of: Tensor, capacity: int) -> None:
         """keys, values: (L, P, K, S, D), the prefixes; they are copied."""
         self.config, self.capacity, self.grown, self._new = config, capacity, 0, 0  # grown: columns that are written
-        self.rows, self.longest, self.prefix_lengths = len(prefix_of), keys.shape[3], prefix_lengths
+        self.rows, self.longest, self.prefix_lengths = len(prefix_of), int(prefix_lengths.max()), prefix_lengths
         self.start, self.grid = prefix_lengths[prefix_of], Grid(prefix_of, len(prefix_lengths))
         device, places = keys.device, self.grid.places
         self.place_of = torch.arange(self.rows, device=device) if self.grid.full else self.grid.place_of
         self.place_of = self.place_of % places  # (R,): which of its prefix's rows
         self.column = torch.zeros((), dtype=torch.int64, device=device)  # `grown`, where the device finds it
-        layers, prefixes, heads, longest, size = keys.shape
+        layers, prefixes, heads, _, size = keys.shape
+        longest = self.longest
         # Zeros, not empty: a hidden slot has weight 0, and 0 times an uninitialised NaN would be NaN.
         self.keys, self.values = keys.new_zeros(2, layers, prefixes, heads, longest + capacity * places, size)
-        self.keys[..., :longest, :], self.values[..., :longest, :] = keys, values
+        self.keys[..., :longest, :], self.values[..., :longest, :] = keys[..., :longest, :], values[..., :longest, :]
         real = torch.arange(longest, device=device) < prefix_lengths[:, None]  # (P, S)
         self._prefix_seen = real[:, None].expand(prefixes, places, longest)
         self._same = torch.eye(places, dtype=torch.bool, device=device)
@@ -55,7 +56,7 @@ class DecodeCache:
         longest, window = int(prefixes.lengths.max()), prefixes.config.sliding_window
         if window is not None and window < longest + capacity:
             raise ValueError(f"DecodeCache of up to {longest} + {capacity} tokens knows no sliding window of {window}: use KVCache.expand")
-        return cls(prefixes.config, prefixes.keys[:, :, :, :longest], prefixes.values[:, :, :, :longest], prefixes.lengths, prefix_of, capacity)
+        return cls(prefixes.config, prefixes.keys, prefixes.values, prefixes.lengths, prefix_of, capacity)
 
     @property
     def lengths(self) -> Tensor:
@@ -86,12 +87,13 @@ class DecodeCache:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """See `Cache`."""
         keys, values, end = self.keys[layer], self.values[layer], mask.shape[-1]
-        keys[self.grid.prefix_of, :, self._slots] = key[:, 0]
-        values[self.grid.prefix_of, :, self._slots] = value[:, 0]
-        query = self.grid.to_prefixes(query.view(self.rows, keys.shape[1], -1, keys.shape[-1]))  # (P, K, M * n, D)
+        keys[self.grid.prefix_of, :, self._slots] = key[:, 0].to(keys.dtype)  # under autocast they may differ
+        values[self.grid.prefix_of, :, self._slots] = value[:, 0].to(keys.dtype)
+        query = (query.to(keys.dtype) * query.shape[-1] ** -0.5).view(self.rows, keys.shape[1], -1, keys.shape[-1])
+        query = self.grid.to_prefixes(query)  # (P, K, M * n, D)
         scores = query @ keys[:, :, :end].transpose(-1, -2)
         by_row = scores.view(*scores.shape[:2], self.grid.places, -1, end)  # (P, K, M, n, end)
-        probs = masked_softmax(by_row, mask, query.shape[-1] ** -0.5).view_as(scores)
+        probs = masked_softmax(by_row, mask).view_as(scores)
         return self.grid.to_rows(probs @ values[:, :, :end]).reshape(self.rows, 1, -1)
 
     def advance(self, tokens: int) -> None:

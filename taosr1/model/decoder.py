@@ -364,17 +364,21 @@ class Decoder(nn.Module):
 
     def _rotary(self, ids: Tensor, pattern: Pattern | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """The rows of the rotary tables for this call: (T, 1, D) or (B, T, 1, D), built once and reused."""
-        limit = self.config.max_position_embeddings
         if pattern is not None:
             needed = pattern.used  # a number that is known: to ask a GPU for the highest position would mean to wait for it
         else:
             needed = ids.shape[1] if positions is None else int(positions.max()) + 1
-        if needed > limit:
-            raise ValueError(f"{needed} positions asked for, but the model has max_position_embeddings={limit}")
+        self.check_positions(needed)
         cos, sin = self._turns(needed)
         if positions is None:
             return cos[: ids.shape[1]], sin[: ids.shape[1]]
         return cos[positions], sin[positions]
+
+    def check_positions(self, needed: int) -> None:
+        """Raises: ValueError for more positions than the model has."""
+        limit = self.config.max_position_embeddings
+        if needed > limit:
+            raise ValueError(f"{needed} positions asked for, but the model has max_position_embeddings={limit}")
 
     def prepare(self, positions: int) -> None:
         """Build the rotary tables for so many positions now: calls recorded as a CUDA graph must find them where they will stay."""

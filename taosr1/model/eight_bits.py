@@ -7,6 +7,7 @@ becomes the largest of the format, 448 or 127. So no token's numbers depend on w
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -41,11 +42,11 @@ class Rounding:
 
     def __init__(self, rounded: Callable) -> None:
         self.rounded = rounded
-        self.of: Tensor | None = None
+        self.of: Callable[[], Tensor | None] = lambda: None  # a weak reference: x shall not live longer for this
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x is not self.of:
-            self.of, self.found = x, self.rounded(x)
+        if x is not self.of():
+            self.of, self.found = weakref.ref(x), self.rounded(x)
         return self.found
 
 
@@ -58,7 +59,7 @@ class EightBitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         numbers, scale = self.rounding(x)
-        out = self.product(numbers.view(-1, self.in_features), scale.view(-1, 1), x.dtype)
+        out = self.product(numbers.reshape(-1, self.in_features), scale.view(-1, 1), x.dtype)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -86,7 +87,8 @@ class Int8Linear(EightBitLinear):
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (out, in)
         self.register_buffer("scale", scale)  # (out,)
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64), persistent=False)
-        self.packed = None if is_plain() else torch.ops.onednn.qlinear_prepack(self.weight, None)  # as the kernel wants it
+        # A second copy, as the kernel wants it; the first is what digests and `--plain` read.
+        self.packed = None if is_plain() else torch.ops.onednn.qlinear_prepack(self.weight, None)
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """(scale (numbers - 128))(weight_scale weight)^T. Shapes: numbers (N, in) uint8, scale (N, 1) -> (N, out)."""
@@ -117,15 +119,14 @@ def to_eight_bits(model: Decoder, kind: str) -> Decoder:
     if adapters(model):
         raise ValueError(f"--dtype {kind} does not know adapters: merge them first (infer/merge.py)")
     make, rounded = {"float8": (Float8Linear, rounded_to_float8), "int8": (Int8Linear, rounded_to_int8)}[kind]
+    linears = [(module, name, linear) for module in model.modules() if isinstance(module, (Attention, MLP))
+               for name, linear in module.named_children() if isinstance(linear, Linear)]  # fmt: skip
+    for _, name, linear in linears:
+        if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
+            raise ValueError(f"--dtype {kind}: {name} is {tuple(linear.weight.shape)}, expected multiples of {MULTIPLE}: use bfloat16")
     rounding = Rounding(rounded)
-    for module in list(model.modules()):
-        if not isinstance(module, (Attention, MLP)):
-            continue
-        for name, linear in list(module.named_children()):
-            if isinstance(linear, Linear):
-                if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
-                    raise ValueError(f"--dtype {kind}: {name} is {tuple(linear.weight.shape)}, expected multiples of {MULTIPLE}: use bfloat16")
-                setattr(module, name, make(linear, rounding))
+    for module, name, linear in linears:
+        setattr(module, name, make(linear, rounding))
     return model
 
 

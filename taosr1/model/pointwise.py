@@ -104,10 +104,10 @@ def merged(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor)
 
 
 @fused(0, 1, 4)
-def masked_softmax(scores: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """Softmax of scale * scores where they may be seen, 0 elsewhere. Shapes: scores (P, K, M, n, S), seen (P, 1, M, 1, S) bool."""
+def masked_softmax(scores: Tensor, seen: Tensor) -> Tensor:
+    """Softmax of scores where they may be seen, 0 elsewhere. Shapes: scores (P, K, M, n, S), seen (P, 1, M, 1, S) bool."""
     wide = torch.promote_types(scores.dtype, torch.float32)
-    return (scores.to(wide) * scale).masked_fill(~seen, -torch.inf).softmax(-1).to(scores.dtype)
+    return scores.to(wide).masked_fill(~seen, -torch.inf).softmax(-1).to(scores.dtype)
 
 
 @fused(0)

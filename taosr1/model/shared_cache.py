@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
+GRAPH_SCORES_AT_ONCE = 2**26  # of `DecodeCache`, which computes those of a prompt's other samples too
 
 
 def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cache:
@@ -29,7 +30,10 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    return (DecodeCache if writes_by_graph(prefixes.keys) else Branches).of(prefixes, prefix_of, tokens)
+    places = int(torch.bincount(prefix_of).max())
+    scores = len(prefixes.lengths) * places * prefixes.config.num_attention_heads * (prefixes.used + tokens * places)
+    kind = DecodeCache if writes_by_graph(prefixes.keys) and scores <= GRAPH_SCORES_AT_ONCE else Branches
+    return kind.of(prefixes, prefix_of, tokens)
 
 
 def writes_by_graph(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ and a change in who is in flight needs a new recording.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,7 +22,13 @@ from taosr1.model.shared_cache import SideBySide
 def can_record(model: Decoder, caches: Sequence[Cache]) -> bool:
     """Whether steps of these caches can be recorded: on a GPU, with shapes and addresses that stay. The plain product of experts waits for
     their sizes, which no graph may do."""
-    return not model.config.num_experts and all(isinstance(cache, DecodeCache) and cache.column.is_cuda for cache in caches)
+    return not model.config.num_experts and all(isinstance(part, DecodeCache) and part.column.is_cuda for part in caches)
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """What is recorded may not run on the default stream. One for all recordings: each stream keeps a workspace."""
+    return torch.cuda.Stream(device)
 
 
 class DecodeStep:
@@ -38,14 +45,15 @@ class DecodeStep:
         self.ran: list[int] | None = None  # how far the caches reached when the step last ran as it stands
 
     def __call__(self) -> None:
-        reach = [cache.reach for cache in self.caches] if can_record(self.model, self.caches) else None
+        reach = [part.reach for part in self.caches] if can_record(self.model, self.caches) else None
         if reach is None or reach != self.ran:
             self._run()  # which also loads all kernels, for the recording that comes next
             self.ran, self.graph = reach, None
         else:
+            self.model.check_positions(self.cache.used + 1)  # a graph does not ask
             if self.graph is None:
                 self._record()
-            self.graph.replay()
+            self._replay()
         self.cache.advance(1)
 
     def _run(self) -> None:
@@ -55,13 +63,20 @@ class DecodeStep:
         self.going.copy_(going)
 
     def _record(self) -> None:
-        self.model.prepare(max(cache.longest + cache.capacity for cache in self.caches))
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        # Not torch.cuda.graph: it empties the allocator's cache each time, and rows come and go often.
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graph.capture_begin()
-            self._run()
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        self.model.prepare(max(part.longest + part.capacity for part in self.caches))
+        with torch.cuda.device(self.last.device):
+            graph, stream = torch.cuda.CUDAGraph(), side_stream(self.last.device)
+            # Not torch.cuda.graph: it empties the allocator's cache each time, and rows come and go often.
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                graph.capture_begin()
+                try:
+                    self._run()
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream().wait_stream(stream)
         self.graph = graph
+
+    def _replay(self) -> None:
+        with torch.cuda.device(self.last.device):
+            self.graph.replay()

@@ -22,7 +22,7 @@ from taosr1.sampling.sampler import choose_tokens
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
 CPU_TOKENS = 1024
-PROMPTS_AT_ONCE = 1024  # looked through for what they share, while a GPU still computes those before
+PROMPTS_AT_ONCE = 1024  # on a GPU: looked through for what they share while it still computes those before
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _in_order(rows: Tensor, parts: list[Tensor], out: Tensor) -> Tensor:
 def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits that choose the first token of a reply to each prompt, in batches: their numbers (b,) and logits (b, V) float32.
 
-    What several prompts share at their beginning is computed once (`prefixes.group_by_prefix`). Each prompt comes exactly once, in no
+    What several prompts (on a GPU, of each PROMPTS_AT_ONCE) share at their beginning is computed once (`prefixes.group_by_prefix`). Each prompt comes exactly once, in no
     particular order. Raises: ValueError as `label_probabilities`.
     """
     if max_tokens < 1:
@@ -110,12 +110,14 @@ def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> It
     window = model.config.sliding_window
     shares = not is_plain() and (window is None or window >= max(map(len, prompts), default=0))
     rows_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        some = prompts[start : start + PROMPTS_AT_ONCE]
+    flat = shares and flash_serves(next(model.parameters()), model.config)
+    at_once = PROMPTS_AT_ONCE if flat else max(1, len(prompts))
+    for start in range(0, len(prompts), at_once):
+        some = prompts[start : start + at_once]
         groups = group_by_prefix(some) if shares else [PrefixGroup(0, [row]) for row in range(len(some))]
         alone = [group.rows[0] for group in groups if len(group.rows) == 1]
         together = [group for group in groups if len(group.rows) > 1]
-        if flash_serves(next(model.parameters()), model.config) and shares:
+        if flat:
             batches = itertools.chain(_flat_alone(model, some, alone, max_tokens), _flat_behind_prefixes(model, some, together, max_tokens))
         else:
             batches = itertools.chain(_alone(model, some, alone, max_tokens), _behind_prefixes(model, some, together, max_tokens))

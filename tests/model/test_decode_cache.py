@@ -8,9 +8,10 @@ import torch
 from taosr1.model import decode_cache, shared_cache
 from taosr1.model.cache import KVCache
 from taosr1.model.decode_cache import DecodeCache
+from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.linear import is_plain, plain_paths
 from taosr1.model.pointwise import masked_softmax
-from taosr1.model.shared_cache import SideBySide
+from taosr1.model.shared_cache import Branches, SideBySide, continue_prefixes
 from taosr1.sampling.sampler import generate
 
 PREFIXES, PREFIX_OF = (5, 2, 7), [0, 0, 1, 2, 2, 2]
@@ -74,6 +75,45 @@ def test_selected_rows_and_rows_side_by_side_go_on_as_before(make_model, assert_
         assert_close(then[place, 0], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[column])
 
 
+def test_the_longest_prompt_may_leave_before_the_others_reach_the_models_last_position(monkeypatch):
+    """40 positions, prompts of 5 and 30 tokens, replies of up to 25: the second row stops after three tokens, the first goes on."""
+    config = DecoderConfig(97, 24, 40, 2, 4, 2, 8, max_position_embeddings=40)
+    model = Decoder(config).init_weights(torch.Generator().manual_seed(0))
+    settings = {"max_new_tokens": 25, "stop_ids": [96], "temperature": 0, "first_tokens": torch.tensor([1, 2])}
+    prompts, steps, head = [[1, 2, 3, 4, 5], [7] * 30], [], model.head
+
+    def forced(states):  # the long row's third token is the stop
+        logits = head(states)
+        steps.append(len(logits))
+        if len(steps) == 3:
+            logits[1, 96] = 1e4
+        return logits
+
+    monkeypatch.setattr(model, "head", forced)
+    monkeypatch.setattr(shared_cache, "writes_by_graph", lambda keys: True)
+    assert generate(model, prompts, **settings).lengths.tolist() == [25, 3]
+    assert steps[:4] == [2, 2, 2, 1]
+
+
+def test_half_precision_scores_do_not_overflow():
+    cache = KVCache(DecoderConfig(97, 24, 40, 1, 1, 1, 128), 1, 4, torch.float16)
+    cache.keys[:, :, :, :2] = 25.0
+    cache.lengths.fill_(2)
+    cache.used = 2
+    branches, large = DecodeCache.of(cache, torch.tensor([0]), 2), torch.full((1, 1, 1, 128), 25.0, dtype=torch.float16)
+    out = branches.attend(0, large, large, large, branches.place(torch.tensor([[2]])))
+    assert torch.isfinite(out).all()
+
+
+def test_many_samples_of_long_replies_are_written_without_it(make_model, monkeypatch):
+    """Its scores grow with the square of a prompt's samples."""
+    monkeypatch.setattr(shared_cache, "writes_by_graph", lambda keys: True)
+    cache, prefix_of = prefilled(make_model())[0], torch.tensor(PREFIX_OF)
+    assert isinstance(continue_prefixes(cache, prefix_of, 4), DecodeCache)
+    monkeypatch.setattr(shared_cache, "GRAPH_SCORES_AT_ONCE", 3 * 3 * 4 * (7 + 4 * 3) - 1)
+    assert isinstance(continue_prefixes(cache, prefix_of, 4), Branches)
+
+
 def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refused(make_model):
     model = make_model()
     cache, _ = prefilled(model)
@@ -93,9 +133,9 @@ def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refu
 def test_the_softmax_leaves_out_what_is_not_seen():
     scores, seen = torch.randn(2, 3, 2, 2, 5, generator=torch.Generator().manual_seed(0)), torch.ones(2, 1, 2, 1, 5, dtype=torch.bool)
     seen[0, :, 1, :, 3:] = False
-    probs = masked_softmax(scores, seen, 0.5)
-    torch.testing.assert_close(probs[1], (scores[1] / 2).softmax(-1))
-    torch.testing.assert_close(probs[0, :, 1, :, :3], (scores[0, :, 1, :, :3] / 2).softmax(-1))
+    probs = masked_softmax(scores, seen)
+    torch.testing.assert_close(probs[1], scores[1].softmax(-1))
+    torch.testing.assert_close(probs[0, :, 1, :, :3], scores[0, :, 1, :, :3].softmax(-1))
     assert (probs[0, :, 1, :, 3:] == 0).all()
 
 

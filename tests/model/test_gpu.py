@@ -41,10 +41,11 @@ def some_prompts(count: int, shared: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_fused_kernel_equals_its_plain_twin(size, causal):
+@pytest.mark.parametrize("queries", [[3, 1, 20, 130], [1, 1, 1, 1]])
+def test_the_fused_kernel_equals_its_plain_twin(size, causal, queries):
     """Sequences of any length, some of a tensor's keys only, fewer key heads than query heads."""
     torch.manual_seed(0)
-    queries, keys = [3, 1, 20, 130], [3, 1, 20, 130] if causal else [7, 100, 33, 260]
+    keys = queries if causal else [7, 100, 33, 260]
     query = torch.randn(sum(queries), 8, size, device="cuda", dtype=torch.bfloat16)
     key, value = torch.randn(2, 700, 4, size, device="cuda", dtype=torch.bfloat16)
     froms = starts_of(torch.tensor(queries)), starts_of(torch.tensor(keys)) + 9
@@ -113,7 +114,7 @@ def test_compiled_passes_equal_the_functions_as_they_are_written(monkeypatch):
             (pointwise.gated, (gate, gate.flip(0))),
             (pointwise.merged, (x, lses[0], other, lses[1])),
             (pointwise.block_sums, (blocks, top)),
-            (pointwise.masked_softmax, (scores, seen, 0.3)),
+            (pointwise.masked_softmax, (scores, seen)),
         ]
         for function, arguments in calls:
             with torch.no_grad():

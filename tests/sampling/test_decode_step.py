@@ -39,19 +39,20 @@ def test_a_step_runs_as_it_stands_whenever_the_reach_changes_is_recorded_once_an
     monkeypatch.setattr(decode_step, "can_record", lambda model, caches: True)
     run = DecodeStep._run
 
-    class Graph:
-        def __init__(self, step: DecodeStep) -> None:
-            self.step = step
-
-        def replay(self) -> None:
-            log.append("replay")
-            run(self.step)
-
     monkeypatch.setattr(DecodeStep, "_run", lambda self: log.append("run") or run(self))
-    monkeypatch.setattr(DecodeStep, "_record", lambda self: log.append("record") or setattr(self, "graph", Graph(self)))
+    monkeypatch.setattr(DecodeStep, "_record", lambda self: log.append("record") or setattr(self, "graph", "recorded"))
+    monkeypatch.setattr(DecodeStep, "_replay", lambda self: log.append("replay") or run(self))
     assert written(model, 9) == expected
     four_columns = ["run", "record", "replay", "replay", "replay"]
     assert log == [*four_columns, *four_columns, "run"]
+
+
+def test_a_replay_beyond_the_models_positions_is_an_error_as_any_step_is(model, monkeypatch):
+    monkeypatch.setattr(decode_step, "can_record", lambda model, caches: True)
+    monkeypatch.setattr(DecodeStep, "_record", lambda self: setattr(self, "graph", "recorded"))
+    monkeypatch.setattr(DecodeStep, "_replay", lambda self: self._run())
+    with pytest.raises(ValueError, match="65 positions asked for"):
+        written(model, 64)
 
 
 def test_nothing_is_recorded_on_a_cpu_or_with_experts(model):

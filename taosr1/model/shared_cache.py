@@ -30,10 +30,12 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    places = int(torch.bincount(prefix_of).max())
-    scores = len(prefixes.lengths) * places * prefixes.config.num_attention_heads * (prefixes.used + tokens * places)
-    kind = DecodeCache if writes_by_graph(prefixes.keys) and scores <= GRAPH_SCORES_AT_ONCE else Branches
-    return kind.of(prefixes, prefix_of, tokens)
+    if writes_by_graph(prefixes.keys):
+        places = int(torch.bincount(prefix_of).max())
+        scores = len(prefixes.lengths) * places * prefixes.config.num_attention_heads * (prefixes.used + tokens * places)
+        if scores <= GRAPH_SCORES_AT_ONCE:
+            return DecodeCache.of(prefixes, prefix_of, tokens)
+    return Branches.of(prefixes, prefix_of, tokens)
 
 
 def writes_by_graph(x: Tensor) -> bool:

@@ -19,7 +19,7 @@ from taosr1.model.attention import Pattern, attention
 from taosr1.model.cache import Cache
 from taosr1.model.experts import grouped_linear
 from taosr1.model.linear import Linear, is_plain, linear
-from taosr1.model.pointwise import gated, norm_and_rotate
+from taosr1.model.pointwise import GatedSiLU, gated, norm_and_rotate
 from taosr1.model.rotary import Llama3Scaling, rotary_tables
 
 INIT_STD = 0.02
@@ -168,20 +168,6 @@ class Attention(nn.Module):
 def turn(x: Tensor, norm: RMSNorm | None, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Queries or keys (B, T, H, D) behind their norm, if they have one, and turned to their positions."""
     return norm_and_rotate(x, None, 0.0, *turns) if norm is None else norm_and_rotate(norm.cast(x), norm.weight, norm.eps, *turns)
-
-
-class GatedSiLU(torch.autograd.Function):
-    """silu(gate) * up. Autograd by itself would keep silu(gate) too, the widest tensor of a layer; here it is computed again."""
-
-    @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 def swiglu(x: Tensor, gate, up, down) -> Tensor:

@@ -13,26 +13,7 @@ from taosr1.model.linear import is_plain, plain_paths
 from taosr1.model.pointwise import masked_softmax
 from taosr1.model.shared_cache import Branches, SideBySide, continue_prefixes
 from taosr1.sampling.sampler import generate
-
-PREFIXES, PREFIX_OF = (5, 2, 7), [0, 0, 1, 2, 2, 2]
-
-
-def draw(rows: int, length: int, seed: int) -> torch.Tensor:
-    return torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def prefilled(model) -> tuple[KVCache, list[list[int]]]:
-    ids = draw(len(PREFIXES), max(PREFIXES), 0)
-    cache = KVCache(model.config, len(PREFIXES), max(PREFIXES))
-    model(ids, cache=cache)
-    cache.lengths.copy_(torch.tensor(PREFIXES))
-    return cache, [row[:length] for row, length in zip(ids.tolist(), PREFIXES)]
-
-
-@torch.no_grad()
-def alone(model, prefix: list[int], own: list[int]) -> torch.Tensor:
-    return model(torch.tensor([prefix + own]))[0, len(prefix) :]
+from tests.behind_prefixes import PREFIX_OF, PREFIXES, alone, draw, prefilled
 
 
 @pytest.mark.parametrize("prefix_of", [PREFIX_OF, [0, 0, 1, 1, 2, 2]])

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from taosr1.model.cache import KVCache
-from taosr1.model.decoder import Decoder, DecoderConfig, GatedSiLU, RMSNorm
+from taosr1.model.decoder import Decoder, DecoderConfig, RMSNorm
 from taosr1.model.linear import plain_paths
+from taosr1.model.pointwise import GatedSiLU
 
 LENGTHS = (7, 1, 12, 4)
 

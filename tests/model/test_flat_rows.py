@@ -12,12 +12,9 @@ from taosr1.model.linear import is_plain, plain_paths
 from taosr1.model.pointwise import merged
 from taosr1.sampling import labels
 from taosr1.sampling.labels import label_probabilities
+from tests.behind_prefixes import PREFIX_OF, PREFIXES, alone, draw
 
-PREFIXES, PREFIX_OF, LENGTHS = (5, 2, 7), [0, 0, 1, 2, 2, 2], [4, 1, 3, 2, 4, 1]
-
-
-def draw(rows: int, length: int, seed: int) -> torch.Tensor:
-    return torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
+LENGTHS = [4, 1, 3, 2, 4, 1]
 
 
 @torch.no_grad()
@@ -26,11 +23,6 @@ def prefilled(model) -> tuple[FlatPrefixes, list[list[int]]]:
     flat = FlatPrefixes(model.config, PREFIXES, torch.float32, "cpu")
     model.hidden(torch.tensor([sum(prefixes, [])]), positions=flat.positions, attends=flat, read=flat.last)
     return flat, prefixes
-
-
-@torch.no_grad()
-def alone(model, prefix: list[int], own: list[int]) -> torch.Tensor:
-    return model(torch.tensor([prefix + own]))[0, len(prefix) :]
 
 
 def test_all_columns_and_the_last_ones_equal_each_row_alone(family, make_model, assert_close):

@@ -54,7 +54,7 @@ def test_a_layer_with_a_bias_is_near_the_one_it_was_made_from_and_rounds_an_inpu
         assert rounding.found is once
         layer(x.clone())
         assert rounding.found is not once
-        assert torch.equal(layer(x.transpose(0, 1)), got.transpose(0, 1))  # not contiguous
+        torch.testing.assert_close(layer(x.transpose(0, 1)), got.transpose(0, 1))  # not contiguous; with threads sums have another order
         error = (got - expected).norm() / expected.norm()
         assert 1e-3 < error < 0.05, error
         layer.scale *= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -18,6 +19,10 @@ from tqdm import tqdm
 from taosr1.ranks import hush, lost_contact, part, this_rank
 
 T = TypeVar("T")
+# Of mallopt, from the GNU C library's <malloc.h>; see `keep_freed_memory`.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_KEPT = 2**25  # bytes, the most that M_MMAP_THRESHOLD may be: larger tensors still come from the system and go back to it
+MOST_KEPT = 2**31 - 1  # bytes
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None, *, positional: bool = False) -> Any:
@@ -169,6 +174,22 @@ class StopRequests:
             print("stopping after this step; its checkpoint is written first", file=sys.stderr, flush=True)
 
 
+def keep_freed_memory() -> bool:
+    """Ask the C library not to give freed memory back to the system; returns whether it will. Peak memory stays about the same.
+
+    Every operation on a CPU makes a tensor and frees another. By default those of a few MiB go back to the system, which must find, clear and
+    map each page of the next one anew: a third of the time of scoring with a small model, on a virtual machine. `examples/guide/speed.md` has figures.
+    A user's own MALLOC_ variables are left alone; so are other C libraries, which have other rules.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # macOS, Windows
+        return False
+    return all([mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT), mallopt(M_TRIM_THRESHOLD, MOST_KEPT)])
+
+
 def run_main(main) -> None:
     """Run a script's `main` from the command line: wrong input ends with its message, not with a traceback.
 
@@ -182,6 +203,7 @@ def run_main(main) -> None:
         sys.exit(1)
     who = "" if rank.world == 1 else f"rank {rank.rank} of {rank.world}: "
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     hush(rank)
     try:
         main()

@@ -85,18 +85,26 @@ def test_a_second_process_on_a_run_folder_is_refused_while_the_first_works(world
 
 
 def test_memory_that_is_really_short_halves_a_micro_batch_and_the_run_ends_alike(world, tmp_path):
-    """Limits on the address space, each an eighth wider, make torch's own allocator fail: the first that is enough is one where half was enough."""
+    """Limits on the address space make torch's own allocator fail; between one too narrow for half and one wide enough for all, bisect."""
     argv = [*world["sft"], "--steps", "2", "--save-every", "0", "--eval-every", "0", "--batch-size", "256", "--micro-batch-tok", "1000000", "--optimizer", "adamw", "--lr", "1e-3"]
     assert harness.run_whole("train.sft", [*argv, "--out", tmp_path / "whole"], tmp_path / "log") == 0
-    room = 120 * 2**20
-    for number in range(24):
-        code = harness.run_whole("train.sft", [*argv, "--out", tmp_path / f"short-{number}"], tmp_path / f"log-{number}", partial(harness.limit_memory, room))
+    too_narrow, enough = 120 * 2**20, 1200 * 2**20
+    for number in range(12):
+        room = (too_narrow * enough) ** 0.5
+        limit = partial(harness.limit_memory, int(room))
+        code = harness.run_whole("train.sft", [*argv, "--out", tmp_path / f"short-{number}"], tmp_path / f"log-{number}", limit)
         said = (tmp_path / f"log-{number}").read_text(encoding="utf-8")
-        assert "Traceback" not in said and "out of memory in a micro-batch: the step is repeated once, with it halved" in said, said
-        if code == 0:
+        assert "Traceback" not in said, said
+        halved = "out of memory in a micro-batch: the step is repeated once, with it halved" in said
+        if code == 0 and halved:
             break
-        assert code == 1 and "out of memory in micro-batch" in said, said
-        room = room * 9 // 8
+        if code == 0:
+            enough = room
+        else:
+            assert code == 1 and halved and "out of memory in micro-batch" in said, said
+            too_narrow = room
+    else:
+        pytest.fail(f"half a micro-batch is never enough between {too_narrow / 2**20:.1f} and {enough / 2**20:.1f} MiB")
     one, two = (harness.result_of("sft", tmp_path / name)["metrics"] for name in ("whole", f"short-{number}"))
     campaign.compare(one, two, "with short memory")
 

@@ -16,7 +16,7 @@ def draw(rows: int, length: int, seed: int) -> torch.Tensor:
 @torch.no_grad()
 def prefilled(model) -> tuple[KVCache, list[list[int]]]:
     ids = draw(len(PREFIXES), max(PREFIXES), 0)
-    cache = KVCache(model.config, len(PREFIXES), max(PREFIXES))
+    cache = KVCache(model.config, len(PREFIXES), max(PREFIXES), dtype=model.model.embed_tokens.weight.dtype)
     model(ids, cache=cache)
     cache.lengths.copy_(torch.tensor(PREFIXES))
     return cache, [row[:length] for row, length in zip(ids.tolist(), PREFIXES)]

@@ -65,15 +65,15 @@ def shared_attention(
     """`shared_attention_plain` without the copies: all rows of one prefix meet its keys in one product.
 
     The scores over the prefix and over a row's own tokens are two products and one softmax. Arguments as there, with a `Grid` in place
-    of prefix_of.
+    of prefix_of; key may go on beyond value's t columns, with anything, where reading them costs less than to cut them off.
     """
     rows, length, heads, size = query.shape
     kv_heads, prefix = key.shape[1], prefix_key.shape[2]
     # The query heads that share a key head stand together: (R, K, n * T, D), n = H / K.
     query = (query * size**-0.5).view(rows, length, kv_heads, -1, size).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
-    over_own = query @ key.transpose(-1, -2)  # (R, K, n * T, t)
+    over_own = (query @ key.transpose(-1, -2))[..., : value.shape[2]]  # (R, K, n * T, t)
     if mask is not None:
-        over_own = over_own.view(rows, kv_heads, -1, length, key.shape[2]).masked_fill_(~mask[:, :, None], -torch.inf).view_as(over_own)
+        over_own = over_own.view(rows, kv_heads, -1, length, value.shape[2]).masked_fill_(~mask[:, :, None], -torch.inf).view_as(over_own)
     over_prefix = grid.to_prefixes(query) @ prefix_key.transpose(-1, -2)  # (P, K, M * n * T, S)
     if prefix_mask is not None:
         over_prefix = over_prefix.masked_fill_(~prefix_mask[:, None, None], -torch.inf)

@@ -6,6 +6,7 @@ less memory, fewer bytes to move, and larger products (`attention.shared_attenti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from taosr1.model.linear import is_plain
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
+STRIDE = 16  # columns; see `dense_keys`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
 GRAPH_SCORES_AT_ONCE = 2**26  # of `DecodeCache`, which computes those of a prompt's other samples too
 
@@ -43,13 +45,21 @@ def writes_by_graph(x: Tensor) -> bool:
     return x.device.type == "cuda" and not is_plain()
 
 
+def dense_keys(keys: Tensor) -> bool:
+    """Whether a product with some of the columns of `keys` should rather go over all of them.
+
+    oneDNN, which multiplies half types on a CPU, wants matrices end to end, and copies them at every product where they are not: four times as slow.
+    """
+    return keys.device.type == "cpu" and keys.element_size() < 4
+
+
 class Branches:
     """R rows that continue P prefixes, all by equally many tokens: token j of every row lies in column j of what is its own.
 
     Rows of different lengths are padded on the right; what stands behind a row's end is seen by nobody who is read.
 
     Shapes:
-        prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, capacity, D). prefix_of: (R,) int64, ascending.
+        prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64, ascending.
     """
 
     def __init__(self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor, prefix_of: Tensor, capacity: int) -> None:
@@ -61,9 +71,9 @@ class Branches:
         real = torch.arange(longest, device=prefix_of.device) < prefix_lengths[:, None]
         self.prefix_mask = None if bool(real.all()) else real  # (P, S)
         self.rows, self.start, self.longest, self.grid = len(prefix_of), prefix_lengths[prefix_of], longest, Grid(prefix_of, len(prefix_lengths))
-        shape = (config.num_hidden_layers, len(prefix_of), config.num_key_value_heads, capacity, config.head_dim)
-        # Empty, not zeros: a column is read only after all rows have written it.
-        self.keys, self.values = torch.empty((2, *shape), dtype=prefix_keys.dtype, device=prefix_keys.device)
+        # Empty, not zeros: a column counts only after all rows have written it.
+        self._room = prefix_keys.new_empty(2, config.num_hidden_layers, self.rows * config.num_key_value_heads * capacity * config.head_dim)
+        self._reach_to(min(STRIDE, capacity) if dense_keys(prefix_keys) else capacity)
 
     @classmethod
     def of(cls, prefixes: KVCache, prefix_of: Tensor, capacity: int, first: int = 0) -> Branches:
@@ -79,12 +89,24 @@ class Branches:
     def used(self) -> int:
         return self.longest + self.grown + self._new
 
+    def _reach_to(self, columns: int) -> None:
+        """Lay keys and values out anew, in the same memory, with so many columns for every row and head."""
+        shape = (self.rows, self.config.num_key_value_heads, columns, self.config.head_dim)
+        laid_out = self._room[..., : math.prod(shape)].view(2, -1, *shape)
+        for kept, room in zip(((self.keys, self.values) if self.grown else ()), laid_out):
+            for layer in range(len(room)):
+                room[layer, :, :, : self.grown] = kept[layer, :, :, : self.grown].clone()
+        self.keys, self.values = laid_out
+        self.reach = columns
+
     def place(self, positions: Tensor) -> Tensor | None:
         """See `Cache`; the positions have to be the next ones of every row."""
         self._new = positions.shape[1]
         end = self.grown + self._new
         if end > self.capacity:
             raise ValueError(f"{end} tokens a row, but the cache holds {self.capacity}: give Branches a larger capacity (padding counts too)")
+        if end > self.reach:
+            self._reach_to(min(self.capacity, -(-end // STRIDE) * STRIDE))
         if self._new == 1:
             return None
         columns = torch.arange(end, device=positions.device)
@@ -95,7 +117,10 @@ class Branches:
         end, length = self.grown + self._new, query.shape[1]
         self.keys[layer, :, :, self.grown : end] = key.transpose(1, 2)
         self.values[layer, :, :, self.grown : end] = value.transpose(1, 2)
-        parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, self.keys[layer, :, :, :end], self.values[layer, :, :, :end], mask)
+        own_keys, own_values = self.keys[layer], self.values[layer, :, :, :end]
+        if mask is not None or is_plain() or not dense_keys(own_keys):
+            own_keys = own_keys[:, :, :end]
+        parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, own_keys, own_values, mask)
         scores = self.grid.prefixes * self.grid.places * length * query.shape[2] * (self.prefix_keys.shape[3] + end)
         # Where there are many queries, a GPU's fused kernel beats three products. One token a row has fewer scores than keys.
         if is_plain() or length > 1 and (scores > SCORES_AT_ONCE or query.device.type != "cpu"):
@@ -114,6 +139,7 @@ class Branches:
         if len(kept) < len(self.prefix_lengths):
             prefixes = (keys_or_values[:, kept] for keys_or_values in prefixes)
         copy = Branches(self.config, *prefixes, self.prefix_lengths[kept], prefix_of, self.capacity)
+        copy._reach_to(self.reach)
         copy.grown = self.grown
         copy.keys[:, :, :, : self.grown] = self.keys[:, rows, :, : self.grown]
         copy.values[:, :, :, : self.grown] = self.values[:, rows, :, : self.grown]

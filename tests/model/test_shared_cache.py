@@ -100,3 +100,44 @@ def test_rows_that_outgrow_a_sliding_window_are_refused(make_model):
     cache, _ = prefilled(make_model("mistral"))
     with pytest.raises(ValueError, match=r"up to 7 \+ 4 tokens know no sliding window of 5"):
         Branches.of(cache, torch.tensor(PREFIX_OF), 4)
+
+
+def test_columns_kept_end_to_end_give_the_same_however_often_they_are_laid_out_anew(make_model, assert_close, monkeypatch):
+    """What half types do on a CPU, in float32 so that it can be compared; room for two columns at a time."""
+    monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: True)
+    monkeypatch.setattr(shared_cache, "STRIDE", 2)
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    branches, own, parts, reached = Branches.of(cache, torch.tensor(PREFIX_OF), 5), draw(6, 5, 1), [], []
+    kept = torch.arange(6)
+    with torch.no_grad():
+        for column in range(5):
+            if column == 3:
+                kept = torch.tensor([0, 2, 3, 5])
+                branches = branches.select(kept)
+            parts.append(model(own[kept, column : column + 1], cache=branches))
+            branches.advance(1)
+            reached.append(branches.reach)
+            assert branches.keys[0].is_contiguous() and branches.values[1].is_contiguous()
+    assert reached == [2, 2, 4, 4, 5]
+    for place, row in enumerate(kept.tolist()):
+        found = torch.cat([part[place if len(part) == len(kept) else row] for part in parts])
+        assert_close(found, alone(model, prefixes[PREFIX_OF[row]], own[row].tolist()))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_half_types_stay_near_float32(make_model, plain):
+    """Forty columns, so more than `STRIDE` of them, with prefixes of several lengths."""
+    model, own = make_model(), draw(6, 40, 1)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model.to(dtype)
+        cache, _ = prefilled(model)
+        branches, parts = Branches.of(cache, torch.tensor(PREFIX_OF), 40), []
+        with torch.no_grad(), plain_paths(plain):
+            for column in range(40):
+                parts.append(model(own[:, column : column + 1], cache=branches).float())
+                branches.advance(1)
+        results.append(torch.cat(parts, 1))
+    off = (results[0] - results[1]).abs()
+    assert off.median() < 0.05 and off.max() < 0.1 * results[0].abs().max()

@@ -34,6 +34,7 @@ from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.digest import model_digest
 from taosr1.model.linear import PLAIN_HELP, set_plain
+from taosr1.model.packed import pack
 from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.labels import label_probabilities
 from taosr1.sampling.sampler import generate
@@ -146,6 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
+    pack(judge.model)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip
     identity = job_identity("label_pool", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))

@@ -43,6 +43,7 @@ from taosr1.learning.selection import (
 )
 from taosr1.model.digest import model_digest
 from taosr1.model.linear import PLAIN_HELP, set_plain
+from taosr1.model.packed import pack
 from taosr1.ranks import local_device, this_rank
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.sampler import generate
@@ -173,6 +174,7 @@ def main(argv: list[str] | None = None) -> dict:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
+    pack(judge.model)
     rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)

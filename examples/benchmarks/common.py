@@ -23,6 +23,7 @@ from taosr1.config import at_least, check
 from taosr1.judge import DTYPES, tiny_texts
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.linear import linear
+from taosr1.model.packed import pack
 from taosr1.model.tokenizer import train_tokenizer
 from taosr1.model.weights import load_decoder, save_pretrained
 
@@ -164,7 +165,7 @@ def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_on
             folder = Path(parent) / case.split("-")[0]
             if not folder.exists():
                 stir(make_model(folder.name, folder))
-            pair = load_decoder(folder, dtype=dtype_of(case)), load_transformers(folder, dtype_of(case))
+            pair = pack(load_decoder(folder, dtype=dtype_of(case))), load_transformers(folder, dtype_of(case))
             gemm_flops(dtype_of(case))
             for part in config.parts.split(","):
                 if number == 0 or part not in first_only:

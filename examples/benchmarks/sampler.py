@@ -37,6 +37,7 @@ import torch
 
 from examples.benchmarks import common
 from taosr1.config import option, parse_config, run_main
+from taosr1.model.packed import pack
 from taosr1.model.weights import load_decoder
 from taosr1.sampling.sampler import generate
 
@@ -164,7 +165,7 @@ def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:
     if side != "ours":
         from transformers import Qwen3ForCausalLM  # noqa: F401 (before the base is taken)
     base = common.forget_peak()
-    model = load_decoder(config.folder, dtype=dtype) if side == "ours" else common.load_transformers(config.folder, dtype)
+    model = pack(load_decoder(config.folder, dtype=dtype)) if side == "ours" else common.load_transformers(config.folder, dtype)
     waiting = int(prompts)
     work = Work(common.random_ids([192] * waiting, model.config.vocab_size), new_tokens=64 if waiting == 8 else 16)
     if side == "ours":

@@ -118,7 +118,7 @@ def columns_of_everything(model, ids, read=None, *, hidden=Decoder.hidden, **giv
 
 TRICKS: dict[str, Callable] = {
     "all tricks": lambda: replaced(),
-    "without oneDNN's products": lambda: replaced((linear, "_has_onednn", False)),
+    "without oneDNN's products": lambda: replaced((linear, "has_onednn", False)),
     "without shared prefixes": lambda: replaced(
         (sampler, "_continue", copy_of_the_prompt), (labels, "group_by_prefix", every_row_alone), (shared_prompts, "pays", lambda *_: False)
     ),

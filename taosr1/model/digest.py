@@ -18,8 +18,11 @@ def model_digest(model: Decoder, tokenizer: Tokenizer, *asked: object) -> str:
     dates, and another one as soon as a single weight differs. Reads every weight once (1 to 2 GB/s).
     """
     digest = hashlib.sha256(repr((model.config, [layer.lora for layer in adapters(model)[:1]], asked)).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for path, module in model.named_modules(remove_duplicate=False):
+        part: dict[str, torch.Tensor] = {}  # module by module: packed weights are laid out anew to be read
+        module._save_to_state_dict(part, f"{path}." if path else "", keep_vars=False)
+        for name, tensor in part.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     digest.update(repr((tokenizer.eos_ids, tokenizer.label_ids, tokenizer.chat_template, tokenizer.fingerprint())).encode())
     return digest.hexdigest()

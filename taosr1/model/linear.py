@@ -68,7 +68,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or rows * weight.numel() < ONEDNN_FROM_PRODUCTS
         or torch.is_autocast_enabled("cpu")
         or not torch.backends.mkldnn.enabled
-        or not _has_onednn
+        or not has_onednn
     ):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -79,19 +79,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _find_onednn() -> bool:
     """Whether this torch has the operator that its own compiler uses for linear layers on a CPU."""
     try:
-        _operator(torch.ones(2, 2), torch.ones(2, 2), None)
+        onednn_product(torch.ones(2, 2), torch.ones(2, 2), None)
         return True
     except (AttributeError, RuntimeError):
         return False
 
 
-def _operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     try:
-        return _operator(x, weight, bias)
+        return onednn_product(x, weight, bias)
     except RuntimeError:  # "could not create a primitive" where memory is short: F.linear needs less, or says what is wrong
         return F.linear(x, weight, bias)
 
@@ -119,4 +119,4 @@ class _OneDNNLinear(torch.autograd.Function):
         )
 
 
-_has_onednn = _find_onednn()
+has_onednn = _find_onednn()

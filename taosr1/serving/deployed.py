@@ -9,6 +9,7 @@ from pathlib import Path
 from taosr1.files import read_json, write_json
 from taosr1.judge import Judge, check_device, load_judge
 from taosr1.model.folders import checkpoints, model_folder
+from taosr1.model.packed import pack
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
 TIERING_FILE = "tiering.json"
@@ -25,7 +26,7 @@ HOW_TO_TRAIN = {
 
 
 def open_judge(spec: str, *, thinkers: bool = True, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> tuple[str, Judge]:
-    """(name, judge) behind `--model`; where that is empty, the furthest trained of the scripts' own runs.
+    """(name, judge) behind `--model`, for inference; where that is empty, the furthest trained of the scripts' own runs.
 
     `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
     all the same, and the caller says what it cannot do.
@@ -36,10 +37,12 @@ def open_judge(spec: str, *, thinkers: bool = True, dtype: str = "float32", devi
     if name.startswith(RUNS) and not Path(name).is_dir():  # reads like a hub id, but nobody means one
         raise FileNotFoundError(f"--model {name}: no such run here; give the folder of a run, a Hugging Face folder or a hub id")
     try:
-        return name, load_judge(name, dtype=dtype, device=device, seed=seed)
+        judge = load_judge(name, dtype=dtype, device=device, seed=seed)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
+    pack(judge.model)
+    return name, judge
 
 
 def newest_run(*, thinkers: bool = True) -> str:

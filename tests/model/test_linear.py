@@ -19,7 +19,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
 @pytest.fixture
 def calls(monkeypatch) -> list[tuple[int, ...]]:
     """Shapes of the inputs that oneDNN was given."""
-    if not module._has_onednn:
+    if not module.has_onednn:
         pytest.skip("this torch has no oneDNN operator for linear layers: `linear` is `F.linear` here")
     seen, kernel = [], module._onednn
     monkeypatch.setattr(module, "_onednn", lambda x, *rest: seen.append(tuple(x.shape)) or kernel(x, *rest))
@@ -79,7 +79,7 @@ def test_what_is_not_needed_is_not_kept_and_there_is_no_second_derivative(calls)
 
 def test_what_onednn_has_no_memory_for_is_left_to_torch(calls, monkeypatch):
     x, weight = draw(ROWS, INPUT), draw(OUTPUT, INPUT, seed=1)
-    monkeypatch.setattr(module, "_operator", lambda *_: (_ for _ in ()).throw(RuntimeError("could not create a primitive")))
+    monkeypatch.setattr(module, "onednn_product", lambda *_: (_ for _ in ()).throw(RuntimeError("could not create a primitive")))
     assert torch.equal(linear(x, weight), F.linear(x, weight)) and len(calls) == 1
 
 

@@ -1,0 +1,58 @@
+"""Packed weights against the same weights as they were: products, whole models, and what files and digests see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from taosr1.model.digest import model_digest
+from taosr1.model.linear import Linear, has_onednn, plain_paths
+from taosr1.model.lora import LoraConfig, LoraLinear, add_adapters
+from taosr1.model.packed import PackedLinear, pack
+from tests.behind_prefixes import draw
+
+needs_onednn = pytest.mark.skipif(not has_onednn, reason="this torch has no packed products")
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("rows", [(1,), (3,), (64,), (2, 5)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_layer_gives_what_the_layer_gave(dtype, tolerance, rows, bias):
+    torch.manual_seed(0)
+    layer, x = Linear(48, 40, bias=bias).to(dtype), torch.randn(*rows, 48, dtype=dtype)
+    with torch.no_grad():
+        found = PackedLinear(layer)(x)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, layer(x), atol=tolerance, rtol=tolerance)
+
+
+@needs_onednn
+def test_a_packed_model_answers_as_before_and_files_and_digests_see_its_weights(family, make_model, tokenizer, assert_close):
+    model, ids = make_model(family), draw(3, 7, 0)
+    with torch.no_grad():
+        before, weights = model(ids), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        digest = model_digest(model, tokenizer)
+        pack(model)
+        assert any(isinstance(module, PackedLinear) for module in model.modules())
+        assert not any(type(module) is Linear for module in model.modules())
+        assert_close(model(ids), before)
+    assert model_digest(model, tokenizer) == digest
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@needs_onednn
+def test_adapters_stay_what_they_are(make_model, assert_close):
+    model, ids = add_adapters(make_model(), LoraConfig(2, 4, targets=("q_proj",))), draw(2, 5, 0)
+    with torch.no_grad():
+        before = model(ids)
+        pack(model)
+        assert isinstance(model.model.layers[0].self_attn.q_proj, LoraLinear) and isinstance(model.model.layers[0].mlp.up_proj, PackedLinear)
+        assert_close(model(ids), before)
+
+
+def test_the_plain_path_and_types_without_such_a_layout_pack_nothing(make_model):
+    with plain_paths():
+        assert not any(isinstance(module, PackedLinear) for module in pack(make_model()).modules())
+    assert not any(isinstance(module, PackedLinear) for module in pack(make_model().double()).modules())

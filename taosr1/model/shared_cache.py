@@ -60,9 +60,19 @@ class Branches:
 
     Shapes:
         prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64, ascending.
+        room: (2, L, R * K * capacity * D or more), the memory for keys and values; None: of its own.
     """
 
-    def __init__(self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor, prefix_of: Tensor, capacity: int) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        prefix_keys: Tensor,
+        prefix_values: Tensor,
+        prefix_lengths: Tensor,
+        prefix_of: Tensor,
+        capacity: int,
+        room: Tensor | None = None,
+    ) -> None:
         self.config, self.capacity, self.grown, self._new = config, capacity, 0, 0  # grown: columns that are written
         longest = int(prefix_lengths.max())
         if config.sliding_window is not None and config.sliding_window < longest + capacity:
@@ -72,7 +82,8 @@ class Branches:
         self.prefix_mask = None if bool(real.all()) else real  # (P, S)
         self.rows, self.start, self.longest, self.grid = len(prefix_of), prefix_lengths[prefix_of], longest, Grid(prefix_of, len(prefix_lengths))
         # Empty, not zeros: a column counts only after all rows have written it.
-        self._room = prefix_keys.new_empty(2, config.num_hidden_layers, self.rows * config.num_key_value_heads * capacity * config.head_dim)
+        size = self.rows * config.num_key_value_heads * capacity * config.head_dim
+        self._room = prefix_keys.new_empty(2, config.num_hidden_layers, size) if room is None else room
         self._reach_to(min(STRIDE, capacity) if dense_keys(prefix_keys) else capacity)
 
     @classmethod
@@ -133,17 +144,23 @@ class Branches:
         self._new = 0
 
     def select(self, rows: Tensor) -> Branches:
-        """Only these rows, (R',) int64 ascending, and the prefixes that they need."""
+        """Only these rows, (R',) int64 ascending, and the prefixes that they need. They move up in the memory they have: `self` is used up.
+
+        Where little of that memory would still be used, they get less of their own.
+        """
         kept, prefix_of = self.grid.prefix_of[rows].unique_consecutive(return_inverse=True)
         prefixes = (self.prefix_keys, self.prefix_values)
         if len(kept) < len(self.prefix_lengths):
-            prefixes = (keys_or_values[:, kept] for keys_or_values in prefixes)
-        copy = Branches(self.config, *prefixes, self.prefix_lengths[kept], prefix_of, self.capacity)
-        copy._reach_to(self.reach)
-        copy.grown = self.grown
-        copy.keys[:, :, :, : self.grown] = self.keys[:, rows, :, : self.grown]
-        copy.values[:, :, :, : self.grown] = self.values[:, rows, :, : self.grown]
-        return copy
+            prefixes = (keys_or_values.index_select(1, kept) for keys_or_values in prefixes)
+        of_row = self.config.num_key_value_heads * self.capacity * self.config.head_dim
+        room = self._room if 2 * len(rows) * of_row >= self._room.shape[-1] else None
+        fewer = Branches(self.config, *prefixes, self.prefix_lengths[kept], prefix_of, self.capacity, room)
+        fewer._reach_to(self.reach)
+        fewer.grown = self.grown
+        for mine, theirs in ((self.keys, fewer.keys), (self.values, fewer.values)):
+            for layer in range(len(mine)):  # index_select copies one layer, whose rows are then free to be written
+                theirs[layer, :, :, : self.grown] = mine[layer, :, :, : self.grown].index_select(0, rows)
+        return fewer
 
 
 class SideBySide:

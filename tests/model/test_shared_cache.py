@@ -26,18 +26,21 @@ def test_rows_equal_each_row_alone_however_their_tokens_come(family, make_model,
         assert_close(torch.cat(parts, 1)[row], alone(model, prefixes[prefix], own[row].tolist()))
 
 
-def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(make_model, assert_close):
+@pytest.mark.parametrize("kept, needed, stays", [([1, 3, 5], 2, True), ([4], 1, False)])
+def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(make_model, assert_close, kept, needed, stays):
     model = make_model()
     cache, prefixes = prefilled(model)
     branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 4), draw(6, 4, 1)
     with torch.no_grad():
         model(own[:, :2], cache=branches)
         branches.advance(2)
-        kept = torch.tensor([1, 3, 5])
-        fewer = branches.select(kept)
-        assert fewer.prefix_keys.shape[1] == 2 and fewer.rows == 3 and fewer.lengths.tolist() == [7, 9, 9]
+        memory = branches.keys.untyped_storage().data_ptr()
+        fewer = branches.select(torch.tensor(kept))
+        assert (fewer.keys.untyped_storage().data_ptr() == memory) == stays
+        assert fewer.prefix_keys.shape[1] == needed and fewer.rows == len(kept)
+        assert fewer.lengths.tolist() == [PREFIXES[PREFIX_OF[row]] + 2 for row in kept]
         got = model(own[kept, 2:], cache=fewer)
-    for place, row in enumerate(kept.tolist()):
+    for place, row in enumerate(kept):
         assert_close(got[place], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:])
 
 

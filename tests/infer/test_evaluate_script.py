@@ -13,10 +13,9 @@ from infer.evaluate import main
 from infer.score import main as score
 from taosr1.evaluation.predict import predict
 from taosr1.evaluation.report import evaluate_predictions
-from taosr1.judge import load_judge
 from taosr1.model.folders import model_folder
 from taosr1.serving.calibration import apply_temperature, fit_temperature, mean_nll
-from taosr1.serving.deployed import store_beta, store_temperature, stored_beta, stored_temperature
+from taosr1.serving.deployed import open_judge, store_beta, store_temperature, stored_beta, stored_temperature
 from taosr1.serving.tiering import fit_beta
 from taosr1.task.judgements import write_judgements
 from taosr1.task.sources import load_rows
@@ -35,7 +34,7 @@ def rows_file(eight_rows, tmp_path) -> str:
 def test_report_is_that_of_the_predictions_and_costs_one_prefill(taught_judge, rows_file, tmp_path, capsys):
     out = tmp_path / "reports" / "report.json"
     report = main(["--model", taught_judge("post-cot"), "--data", rows_file, "--out", str(out), *QUICK])
-    rows, judge = load_rows(rows_file), load_judge(taught_judge("post-cot"))
+    rows, judge = load_rows(rows_file), open_judge(taught_judge("post-cot"))[1]
     expected = evaluate_predictions(rows, predict(judge, rows), bootstrap=20)
     assert {name: report[name] for name in ("metrics", "confusion", "by_kind")} == {
         name: expected[name] for name in ("metrics", "confusion", "by_kind")
@@ -67,7 +66,7 @@ def test_a_thinker_decodes_and_has_neither_probabilities_nor_tiers(taught_judge,
 
 def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, capsys):
     run = taught_judge("post-cot")
-    dev, judge = load_rows("world:dev*60"), load_judge(run)
+    dev, judge = load_rows("world:dev*60"), open_judge(run)[1]
     expected = fit_beta([prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev])
     flags = ["--model", run, "--data", rows_file, *QUICK]
     report = main([*flags, "--dev", "world:dev*60"])
@@ -93,7 +92,7 @@ def own_judge(taught_judge, tmp_path) -> str:
 
 
 def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it(own_judge, rows_file, tmp_path, capsys):
-    dev, judge = load_rows("world:dev*60"), load_judge(own_judge)
+    dev, judge = load_rows("world:dev*60"), open_judge(own_judge)[1]
     probs, gold = [prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev]
     expected = fit_temperature(probs, gold)
     assert expected > 1.2  # eight rows by heart, sixty it has never seen: too sure

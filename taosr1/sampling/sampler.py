@@ -25,7 +25,7 @@ from taosr1.sampling.prefixes import pad_right
 CACHE_BYTES = 4 * 2**30  # of keys and values; on a GPU an eighth of its memory, if that is more
 LOGITS_AT_ONCE = 2**26  # numbers, on a GPU twice as many; choosing tokens takes a few tensors of that size
 MOST_ROWS = 1024  # more rows make no model faster
-CPU_LAYER_BYTES, FEWEST_ROWS = 16 * 2**20, 64  # see `rows_that_fit`; fewer rows make poor matrix products
+CPU_LAYER_BYTES, FEWEST_ROWS = 32 * 2**20, 64  # see `rows_that_fit`; fewer rows make poor matrix products
 COMPACT_BELOW = 0.85  # finished rows leave the batch once fewer than this share of its rows is alive
 REFILL_FROM = 0.25  # waiting prompts enter once this share of `max_rows` is free: few at a time make poor prefills
 COMPACT_RECORDED_BELOW = 0.5  # where a change of rows needs a new recording of the step

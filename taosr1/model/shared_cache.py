@@ -103,7 +103,7 @@ class Branches:
     def _reach_to(self, columns: int) -> None:
         """Lay keys and values out anew, in the same memory, with so many columns for every row and head."""
         shape = (self.rows, self.config.num_key_value_heads, columns, self.config.head_dim)
-        laid_out = self._room[..., : math.prod(shape)].view(2, -1, *shape)
+        laid_out = self._room[..., : math.prod(shape)].view(2, self.config.num_hidden_layers, *shape)
         for kept, room in zip(((self.keys, self.values) if self.grown else ()), laid_out):
             for layer in range(len(room)):
                 room[layer, :, :, : self.grown] = kept[layer, :, :, : self.grown].clone()

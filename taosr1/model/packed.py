@@ -1,7 +1,8 @@
 """Weights for serving on a CPU, laid out once as oneDNN multiplies them, which it otherwise does again at every product.
 
-The fewer rows a product has, the more that is: a fifth of the time at 64 rows (a decode step), a twentieth at 1,000 (a prefill). The numbers
-stay the same, so digests and files do; training, which changes its weights at every step, keeps them as they are.
+The fewer rows a product has, the more that is: a third of the time or more at one row, a fifth at 64 (a decode step), a twentieth at 1,000 (a prefill); little
+where all weights fit the processor's cache. Their values stay the same, so digests and files do; sums round in another order. Training, which changes its weights
+at every step, keeps them as they are.
 """
 
 from __future__ import annotations

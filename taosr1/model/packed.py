@@ -7,11 +7,13 @@ at every step, keeps them as they are.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
 from taosr1.model.decoder import Decoder
-from taosr1.model.linear import Linear, has_onednn, is_plain, onednn_product
+from taosr1.model.linear import Linear, is_plain, onednn_product
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -34,14 +36,25 @@ class PackedLinear(nn.Module):
             destination[prefix + "bias"] = self.bias
 
 
+@lru_cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch and this processor have such products: bfloat16 wants AVX-512 or the like, and older ones refuse it."""
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(2, 2, dtype=dtype))
+        onednn_product(torch.ones(2, 2, dtype=dtype), weight, None)
+        return True
+    except (AttributeError, RuntimeError):
+        return False
+
+
 def pack(model: Decoder) -> Decoder:
     """Replace the model's linear layers by packed ones, in place, without a second copy; returns the model, which can no longer be trained.
 
     Left as they are: adapters, 8-bit layers, stacked experts, and a head that is the embedding too. Nothing happens on a GPU, under `--plain`,
-    and where this torch or the weights' type has no such layout.
+    and where torch, the processor or the weights' type has no such layout.
     """
     weight = model.model.embed_tokens.weight
-    if is_plain() or not has_onednn or weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES:
+    if is_plain() or not torch.backends.mkldnn.enabled or weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES or not can_pack(weight.dtype):
         return model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

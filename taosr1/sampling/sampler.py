@@ -56,8 +56,8 @@ def rows_that_fit(model: Decoder, length: int) -> int:
     """How many rows are decoded at once, if each has keys and values of so many tokens (what it writes, and its share of the prompt): bounded
     by the memory of those and of the logits.
 
-    On a CPU they should stay in the processor's cache too, as every step reads them all. The samples of one prompt stay together, even
-    where they are more.
+    On a CPU more rows make better products until their keys and values are too far beyond the processor's cache, as every step reads them
+    all. The samples of one prompt stay together, even where they are more.
     """
     config, parameter = model.config, next(model.parameters())
     cache_bytes, logits_at_once = CACHE_BYTES, LOGITS_AT_ONCE

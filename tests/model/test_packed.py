@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from taosr1.model import packed
 from taosr1.model.digest import model_digest
-from taosr1.model.linear import Linear, has_onednn, plain_paths
+from taosr1.model.linear import Linear, plain_paths
 from taosr1.model.lora import LoraConfig, LoraLinear, add_adapters
-from taosr1.model.packed import PackedLinear, pack
+from taosr1.model.packed import PackedLinear, can_pack, pack
 from tests.behind_prefixes import draw
 
-needs_onednn = pytest.mark.skipif(not has_onednn, reason="this torch has no packed products")
+needs_onednn = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch or processor has no packed products")
 
 
 @needs_onednn
@@ -20,6 +21,8 @@ needs_onednn = pytest.mark.skipif(not has_onednn, reason="this torch has no pack
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_packed_layer_gives_what_the_layer_gave(dtype, tolerance, rows, bias):
     torch.manual_seed(0)
+    if not can_pack(dtype):
+        pytest.skip(f"this processor has no packed products in {dtype}")
     layer, x = Linear(48, 40, bias=bias).to(dtype), torch.randn(*rows, 48, dtype=dtype)
     with torch.no_grad():
         found = PackedLinear(layer)(x)
@@ -50,6 +53,20 @@ def test_adapters_stay_what_they_are(make_model, assert_close):
         pack(model)
         assert isinstance(model.model.layers[0].self_attn.q_proj, LoraLinear) and isinstance(model.model.layers[0].mlp.up_proj, PackedLinear)
         assert_close(model(ids), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_the_processor_refuses_a_type_the_model_stays_as_it_is(make_model, monkeypatch, dtype):
+    """As oneDNN does on processors without the instructions for bfloat16: `--dtype bfloat16` is slow there, and still works."""
+    can_pack.cache_clear()
+    monkeypatch.setattr(packed, "onednn_product", lambda *_: (_ for _ in ()).throw(RuntimeError("bf16 path needs the cpu support avx512bw")))
+    try:
+        model = pack(make_model().to(dtype))
+    finally:
+        can_pack.cache_clear()
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    with torch.no_grad():
+        assert model(draw(2, 5, 0)).isfinite().all()
 
 
 def test_the_plain_path_and_types_without_such_a_layout_pack_nothing(make_model):

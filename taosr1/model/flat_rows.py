@@ -1,67 +1,90 @@
 """Rows of any length in one call on a GPU: all their tokens lie end to end in one sequence, with no padding between them.
 
-A fused kernel ("flash", 2205.14135) never writes attention scores to memory, and it also says the log-sum-exp of each query's scores. So
-attention over a shared prefix, one call for all rows that share it, and attention over a row's own tokens are computed apart and merged
-(`pointwise.merged`). `KVCache` and `Branches` are the twins whose results these are.
+Rows that continue a prefix see it and themselves, in one kernel (`kernels.attention_behind`). `KVCache` and `Branches` are the twins whose
+results these are.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from taosr1.model.linear import is_plain
-from taosr1.model.pointwise import merged
 
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 
-def flash_serves(x: Tensor, config: DecoderConfig) -> bool:
-    """Whether keys like `x` can be attended to by the fused kernel: bfloat16 or float16 on a GPU that is new enough."""
-    return (
-        x.device.type == "cuda"
-        and x.dtype in (torch.bfloat16, torch.float16)
-        and config.head_dim % 8 == 0
-        and config.head_dim <= 256
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-        and not is_plain()
-    )
+TILE = 128  # rows of a tile: queries times the query heads that share a key head
 
 
-def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, queries_from: Tensor, keys_from: Tensor, longest: tuple[int, int], causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Attention within S sequences that lie end to end, and the log-sum-exp of each query's scores.
+def lies_flat(x: Tensor, config: DecoderConfig) -> bool:
+    """Whether rows with keys like `x` are computed in this form: in bfloat16 or float16, where our kernels run."""
+    return x.dtype in (torch.bfloat16, torch.float16) and kernels_serve(x, config)
 
-    Sequence i has the queries queries_from[i] to queries_from[i + 1] and the keys keys_from[i] to keys_from[i + 1]. If causal, there are
-    as many queries as keys.
-    Shapes: query (N, H, D); key, value (M, K, D); queries_from, keys_from (S + 1,) int32; longest: the most queries and the most keys of a
-    sequence -> (N, H, D), (N, H) float32.
+
+def kernels_serve(x: Tensor, config: DecoderConfig) -> bool:
+    """Whether `kernels.py` runs on the device of `x` for this model: its tiles are powers of two."""
+    size = config.head_dim
+    return x.device.type == "cuda" and not is_plain() and 16 <= size <= 256 and size & (size - 1) == 0 and kernels_run(x.device)
+
+
+@cache
+def kernels_run(device: torch.device) -> bool:
+    """Whether Triton is there and can build for this device."""
+    if torch.cuda.get_device_capability(device) < (8, 0) or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from taosr1.model import kernels  # here, as Triton comes with PyTorch for GPUs only
+
+        kernels.probe(device)
+        return True
+    except Exception as problem:  # whatever it is that Triton, a C compiler or a driver raises
+        warnings.warn(f"Triton builds no kernels here, so attention behind shared prefixes uses PyTorch's (slower, same results): {problem}", stacklevel=2)
+        return False
+
+
+class Sight(NamedTuple):
+    """What n queries that lie end to end see: of their own keys each a range, and of the prefixes' keys a range that a tile of them shares.
+
+    tiles: (t, 4) int32: a tile's first query and one past its last, its first prefix key and one past the last.
+    firsts, lasts: (n,) int32: each query's first and last own key; neither ever goes down.
+    rows: of a tile at most, queries times the query heads that share a key head.
     """
+
+    tiles: Tensor
+    firsts: Tensor
+    lasts: Tensor
+    rows: int
+
+
+def attention_behind(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, sight: Sight) -> Tensor:
+    """Attention of n queries over their prefix and their own row. Shapes: query (n, H, D), key, value (N, K, D), prefix_key, prefix_value
+    (M, K, D) -> (n, H, D)."""
     if query.device.type != "cuda":
-        return varlen_attention_plain(query, key, value, queries_from, keys_from, causal)
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(query, key, value, queries_from, keys_from, *longest, 0.0, causal, False)
-    return out, lse.t().contiguous()  # as it comes, (H, N), it would give what is merged its own order in memory
+        return attention_behind_plain(query, key, value, prefix_key, prefix_value, sight)
+    from taosr1.model import kernels
+
+    return kernels.attention_behind(query, key, value, prefix_key, prefix_value, *sight)
 
 
-def varlen_attention_plain(query: Tensor, key: Tensor, value: Tensor, queries_from: Tensor, keys_from: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """`varlen_attention`, one sequence after another."""
-    outs, lses = [], []
-    each = zip(queries_from.tolist(), queries_from[1:].tolist(), keys_from.tolist(), keys_from[1:].tolist())
-    for first, end, key_first, key_end in each:
-        asking, keys, values = query[first:end], key[key_first:key_end], value[key_first:key_end]  # (T, H, D), (t, K, D)
-        keys, values = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float() for x in (keys, values))
-        scores = torch.einsum("qhd,khd->qhk", asking.float(), keys) * query.shape[-1] ** -0.5
-        if causal:
-            late = torch.ones(len(asking), len(keys), dtype=torch.bool, device=query.device).triu(1)
-            scores = scores.masked_fill(late[:, None], -torch.inf)
-        outs.append(torch.einsum("qhk,khd->qhd", scores.softmax(-1), values).to(query.dtype))
-        lses.append(scores.logsumexp(-1))
-    return torch.cat(outs), torch.cat(lses)
+def attention_behind_plain(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, sight: Sight) -> Tensor:
+    """`attention_behind`, one query after another."""
+    outs, firsts, lasts = [], sight.firsts.tolist(), sight.lasts.tolist()
+    for first, end, prefix, prefix_end in sight.tiles.tolist():
+        for number in range(first, end):
+            own = slice(firsts[number], lasts[number] + 1)
+            keys, values = (torch.cat([x[prefix:prefix_end], y[own]]) for x, y in ((prefix_key, key), (prefix_value, value)))  # (S, K, D)
+            grouped = query[number].view(keys.shape[1], -1, keys.shape[2]).float()  # (K, H / K, D)
+            probs = (torch.einsum("kgd,skd->kgs", grouped, keys.float()) * query.shape[-1] ** -0.5).softmax(-1)
+            outs.append(torch.einsum("kgs,skd->kgd", probs, values.float()).flatten(0, 1).to(query.dtype))
+    return torch.stack(outs)
 
 
 class FlatRows:
@@ -72,32 +95,44 @@ class FlatRows:
     for just these.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str, starts: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        lengths: Sequence[int],
+        device: torch.device | str,
+        starts: Sequence[int] | None = None,
+        behind: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """behind: (P + 1,) twice: rows behind[0][i] to behind[0][i + 1] see the prefix keys behind[1][i] to behind[1][i + 1]. None: no prefixes."""
         own = torch.tensor(lengths)  # (R,)
         self.first_tokens = starts_of(own)  # (R + 1,), on the CPU
         tokens = torch.arange(int(self.first_tokens[-1])) - self.first_tokens[:-1].repeat_interleave(own)  # (N,): 0, 1, ... in every row
         places = tokens if starts is None else tokens + torch.tensor(starts).repeat_interleave(own)
-        self.longest, self.used = int(own.max()), int(places.max()) + 1
-        self.tokens_from, self.rows_from = send(self.first_tokens.int(), device), send(torch.arange(len(own) + 1, dtype=torch.int32), device)
+        self.group, self.used = config.num_attention_heads // config.num_key_value_heads, int(places.max()) + 1
         self.positions, self.last = send(places[None], device), send(self.first_tokens[None, 1:] - 1, device)
+        rows_from, keys_from = behind or (torch.tensor([0, len(own)]), torch.tensor([0, 0]))
+        self.everywhere = self._sight(self.first_tokens[rows_from], keys_from, self.first_tokens[:-1].repeat_interleave(own), torch.arange(len(tokens)), device)
+        self.at_last = self._sight(rows_from, keys_from, self.first_tokens[:-1], self.first_tokens[1:] - 1, device)
 
-    def over_own(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of all tokens, or of the last ones, over their own row. Shapes: (1, n, ., D) each -> (n, H, D), (n, H)."""
-        if query.shape[1] == key.shape[1]:
-            return varlen_attention(query[0], key[0], value[0], self.tokens_from, self.tokens_from, (self.longest, self.longest), True)
-        return varlen_attention(query[0], key[0], value[0], self.rows_from, self.tokens_from, (1, self.longest), False)
+    def _sight(self, queries_from: Tensor, keys_from: Tensor, firsts: Tensor, lasts: Tensor, device: torch.device | str) -> Sight:
+        tiles = tiles_of(queries_from, keys_from, max(1, TILE // self.group))
+        return Sight(*(send(x.int(), device) for x in (tiles, firsts, lasts)), max(TILE, self.group))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
         """See `Pattern`: query (1, N, H, D), or (1, R, H, D) at `last`."""
-        return self.over_own(query, key, value)[0][None].flatten(2)
+        return self.over(key[0], value[0], query, key, value)
+
+    def over(self, prefix_key: Tensor, prefix_value: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        sight = self.everywhere if query.shape[1] == key.shape[1] else self.at_last
+        return attention_behind(query[0], key[0], value[0], prefix_key, prefix_value, sight)[None].flatten(2)
 
 
 class FlatPrefixes(FlatRows):
     """P prefixes end to end; a call with this pattern keeps their keys and values, (L, M, K, D)."""
 
     def __init__(self, config: DecoderConfig, lengths: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> None:
-        super().__init__(lengths, device)
-        self.row_lengths = list(lengths)
+        super().__init__(config, lengths, device)
+        self.config, self.row_lengths = config, list(lengths)
         shape = (config.num_hidden_layers, sum(lengths), config.num_key_value_heads, config.head_dim)
         self.keys, self.values = torch.empty((2, *shape), dtype=dtype, device=device)
 
@@ -113,20 +148,22 @@ class FlatSuffixes(FlatRows):
     """
 
     def __init__(self, prefixes: FlatPrefixes, prefix_of: Sequence[int], lengths: Sequence[int], first: int = 0) -> None:
-        device, count = prefixes.keys.device, prefix_of[-1] + 1
-        super().__init__(lengths, device, [prefixes.row_lengths[first + prefix] for prefix in prefix_of])
+        count = prefix_of[-1] + 1
         rows_from = starts_of(torch.bincount(torch.tensor(prefix_of), minlength=count))  # (P + 1,)
-        tokens_from = self.first_tokens[rows_from]
-        self.prefixes, self.keys_from = prefixes, prefixes.tokens_from[first : first + count + 1]
-        self.rows_of, self.most_rows = send(rows_from.int(), device), int(rows_from.diff().max())
-        self.tokens_of, self.most_tokens = send(tokens_from.int(), device), int(tokens_from.diff().max())
+        starts, keys_from = [prefixes.row_lengths[first + prefix] for prefix in prefix_of], prefixes.first_tokens[first : first + count + 1]
+        super().__init__(prefixes.config, lengths, prefixes.keys.device, starts, (rows_from, keys_from))
+        self.prefixes = prefixes
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
-        asking, most = (self.tokens_of, self.most_tokens) if query.shape[1] == key.shape[1] else (self.rows_of, self.most_rows)
-        keys, values = self.prefixes.keys[layer], self.prefixes.values[layer]
-        behind, behind_lse = varlen_attention(query[0], keys, values, asking, self.keys_from, (most, self.prefixes.longest), False)
-        own, own_lse = self.over_own(query, key, value)
-        return merged(behind[None], behind_lse[None], own[None], own_lse[None]).flatten(2)
+        return self.over(self.prefixes.keys[layer], self.prefixes.values[layer], query, key, value)
+
+
+def tiles_of(queries_from: Tensor, keys_from: Tensor, most: int) -> Tensor:
+    """`Sight.tiles`: queries queries_from[i] to queries_from[i + 1] in tiles of up to `most`, all with the keys keys_from[i] to keys_from[i + 1]."""
+    counts = -(-queries_from.diff() // most)  # tiles of each prefix
+    prefix = torch.arange(len(counts)).repeat_interleave(counts)
+    first = queries_from[prefix] + (torch.arange(len(prefix)) - starts_of(counts)[prefix]) * most
+    return torch.stack([first, torch.minimum(first + most, queries_from[prefix + 1]), keys_from[prefix], keys_from[prefix + 1]], 1)
 
 
 def send(x: Tensor, device: torch.device | str) -> Tensor:

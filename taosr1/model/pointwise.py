@@ -106,24 +106,6 @@ class GatedSiLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
-@fused(0, 1)
-def merged(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:
-    """Attention over two sets of keys from attention over each of them.
-
-    A softmax over both sets gives the first the share e^l1 / (e^l1 + e^l2) = sigmoid(l1 - l2), l being the log-sum-exp of a set's scores.
-    Shapes: first, second (R, T, H, D); first_lse, second_lse (R, T, H) float32 -> (R, T, H, D).
-    """
-    share = torch.sigmoid(first_lse - second_lse)[..., None]
-    return (share * first + (1 - share) * second).to(first.dtype)
-
-
-@fused(0, 1, 4)
-def masked_softmax(scores: Tensor, seen: Tensor) -> Tensor:
-    """Softmax of scores where they may be seen, 0 elsewhere. Shapes: scores (P, K, M, n, S), seen (P, 1, M, 1, S) bool."""
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    return scores.to(wide).masked_fill(~seen, -torch.inf).softmax(-1).to(scores.dtype)
-
-
 @fused(0)
 def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
     """Sums of e^(logit - top) over the last dimension. Shapes: blocks (R, N, B), top (R, 1) -> (R, N)."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from taosr1.model.attention import Grid, shared_attention, shared_attention_plain
 from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decode_cache import DecodeCache
+from taosr1.model.flat_rows import kernels_serve
 from taosr1.model.linear import is_plain
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 STRIDE = 16  # columns; see `dense_keys`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
-GRAPH_SCORES_AT_ONCE = 2**26  # of `DecodeCache`, which computes those of a prompt's other samples too
 
 
 def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cache:
@@ -32,17 +32,8 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    if writes_by_graph(prefixes.keys):
-        places = int(torch.bincount(prefix_of).max())
-        scores = len(prefixes.lengths) * places * prefixes.config.num_attention_heads * (prefixes.used + tokens * places)
-        if scores <= GRAPH_SCORES_AT_ONCE:
-            return DecodeCache.of(prefixes, prefix_of, tokens)
-    return Branches.of(prefixes, prefix_of, tokens)
-
-
-def writes_by_graph(x: Tensor) -> bool:
-    """Whether rows with keys like `x` are written by `DecodeCache`."""
-    return x.device.type == "cuda" and not is_plain()
+    form = DecodeCache if kernels_serve(prefixes.keys, prefixes.config) else Branches
+    return form.of(prefixes, prefix_of, tokens)
 
 
 def dense_keys(keys: Tensor) -> bool:

@@ -42,13 +42,12 @@ class DecodeStep:
         self.model, self.caches, self.last, self.going, self.choose = model, list(caches), last, going, choose
         self.cache = self.caches[0] if len(self.caches) == 1 else SideBySide(self.caches)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.ran: list[int] | None = None  # how far the caches reached when the step last ran as it stands
+        self.ran = False
 
     def __call__(self) -> None:
-        reach = [part.reach for part in self.caches] if can_record(self.model, self.caches) else None
-        if reach is None or reach != self.ran:
+        if not self.ran or not can_record(self.model, self.caches):
             self._run()  # which also loads all kernels, for the recording that comes next
-            self.ran, self.graph = reach, None
+            self.ran = True
         else:
             self.model.check_positions(self.cache.used + 1)  # a graph does not ask
             if self.graph is None:

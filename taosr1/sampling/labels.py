@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from taosr1.model.cache import KVCache
 from taosr1.model.decoder import DecoderConfig
-from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, flash_serves, send
+from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, lies_flat, send
 from taosr1.model.linear import is_plain
 from taosr1.model.shared_cache import SCORES_AT_ONCE, Branches
 from taosr1.sampling.prefixes import PrefixGroup, batch_by_length, group_by_prefix, pad_right
@@ -110,7 +110,7 @@ def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> It
     window = model.config.sliding_window
     shares = not is_plain() and (window is None or window >= max(map(len, prompts), default=0))
     rows_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    flat = shares and flash_serves(next(model.parameters()), model.config)
+    flat = shares and lies_flat(next(model.parameters()), model.config)
     at_once = PROMPTS_AT_ONCE if flat else max(1, len(prompts))
     for start in range(0, len(prompts), at_once):
         some = prompts[start : start + at_once]
@@ -161,7 +161,7 @@ def _flat_alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_to
     """`_alone` on a GPU: rows end to end, without padding."""
     device = next(model.parameters()).device
     for batch in _cut([(len(prompts[row]), row) for row in rows], max_tokens):
-        flat = FlatRows([length for length, _ in batch], device)
+        flat = FlatRows(model.config, [length for length, _ in batch], device)
         yield [row for _, row in batch], _read_last(model, [prompts[row] for _, row in batch], flat)
 
 

@@ -5,27 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.model import decode_cache, shared_cache
-from taosr1.model.cache import KVCache
+from taosr1.model import shared_cache
 from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.linear import is_plain, plain_paths
-from taosr1.model.pointwise import masked_softmax
-from taosr1.model.shared_cache import Branches, SideBySide, continue_prefixes
+from taosr1.model.shared_cache import SideBySide
 from taosr1.sampling.sampler import generate
 from tests.behind_prefixes import PREFIX_OF, PREFIXES, alone, draw, prefilled
 
 
 @pytest.mark.parametrize("prefix_of", [PREFIX_OF, [0, 0, 1, 1, 2, 2]])
-@pytest.mark.parametrize("stride", [1, 2, 64])
-def test_rows_equal_each_row_alone(family, make_model, assert_close, monkeypatch, prefix_of, stride):
-    monkeypatch.setattr(decode_cache, "STRIDE", stride)
+def test_rows_equal_each_row_alone(family, make_model, assert_close, prefix_of):
     model = make_model(family, **({"sliding_window": 11} if family == "mistral" else {}))  # all that is looked at lies within it
     cache, prefixes = prefilled(model)
     branches, own, parts = DecodeCache.of(cache, torch.tensor(prefix_of), 4), draw(6, 4, 1), []
     with torch.no_grad():
         for token in own.split(1, dim=1):
-            assert branches.reach == min(4, -(-(branches.grown + 1) // stride) * stride)
             parts.append(model(token, cache=branches))
             branches.advance(1)
     assert branches.lengths.tolist() == [PREFIXES[prefix] + 4 for prefix in prefix_of] and branches.used == 7 + 4
@@ -71,28 +66,9 @@ def test_the_longest_prompt_may_leave_before_the_others_reach_the_models_last_po
         return logits
 
     monkeypatch.setattr(model, "head", forced)
-    monkeypatch.setattr(shared_cache, "writes_by_graph", lambda keys: True)
+    monkeypatch.setattr(shared_cache, "kernels_serve", lambda keys, config: True)
     assert generate(model, prompts, **settings).lengths.tolist() == [25, 3]
     assert steps[:4] == [2, 2, 2, 1]
-
-
-def test_half_precision_scores_do_not_overflow():
-    cache = KVCache(DecoderConfig(97, 24, 40, 1, 1, 1, 128), 1, 4, torch.float16)
-    cache.keys[:, :, :, :2] = 25.0
-    cache.lengths.fill_(2)
-    cache.used = 2
-    branches, large = DecodeCache.of(cache, torch.tensor([0]), 2), torch.full((1, 1, 1, 128), 25.0, dtype=torch.float16)
-    out = branches.attend(0, large, large, large, branches.place(torch.tensor([[2]])))
-    assert torch.isfinite(out).all()
-
-
-def test_many_samples_of_long_replies_are_written_without_it(make_model, monkeypatch):
-    """Its scores grow with the square of a prompt's samples."""
-    monkeypatch.setattr(shared_cache, "writes_by_graph", lambda keys: True)
-    cache, prefix_of = prefilled(make_model())[0], torch.tensor(PREFIX_OF)
-    assert isinstance(continue_prefixes(cache, prefix_of, 4), DecodeCache)
-    monkeypatch.setattr(shared_cache, "GRAPH_SCORES_AT_ONCE", 3 * 3 * 4 * (7 + 4 * 3) - 1)
-    assert isinstance(continue_prefixes(cache, prefix_of, 4), Branches)
 
 
 def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refused(make_model):
@@ -111,18 +87,9 @@ def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refu
         DecodeCache.of(cache, torch.tensor(PREFIX_OF), 4)
 
 
-def test_the_softmax_leaves_out_what_is_not_seen():
-    scores, seen = torch.randn(2, 3, 2, 2, 5, generator=torch.Generator().manual_seed(0)), torch.ones(2, 1, 2, 1, 5, dtype=torch.bool)
-    seen[0, :, 1, :, 3:] = False
-    probs = masked_softmax(scores, seen)
-    torch.testing.assert_close(probs[1], scores[1].softmax(-1))
-    torch.testing.assert_close(probs[0, :, 1, :, :3], scores[0, :, 1, :, :3].softmax(-1))
-    assert (probs[0, :, 1, :, 3:] == 0).all()
-
-
 def test_replies_are_those_of_the_plain_path(make_model, monkeypatch):
     """Everything that would use `Branches` uses `DecodeCache`; rows end, leave, and others enter."""
-    monkeypatch.setattr(shared_cache, "writes_by_graph", lambda keys: not is_plain())
+    monkeypatch.setattr(shared_cache, "kernels_serve", lambda keys, config: not is_plain())
     model, generator = make_model(), torch.Generator().manual_seed(0)
     prompts = [torch.randint(97, (length,), generator=generator).tolist() for length in (20, 9, 31, 20)]
 

@@ -1,4 +1,4 @@
-"""Rows behind shared prefixes end to end, as a GPU scores them, against each row alone: by the plain attention here, by the fused kernel in test_gpu.py."""
+"""Rows behind shared prefixes end to end, as a GPU scores them, against each row alone: by the plain attention here, by the kernel in test_kernels.py and test_gpu.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, varlen_attention
+from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, Sight, attention_behind_plain, tiles_of
 from taosr1.model.linear import is_plain, plain_paths
-from taosr1.model.pointwise import merged
 from taosr1.sampling import labels
 from taosr1.sampling.labels import label_probabilities
 from tests.behind_prefixes import PREFIX_OF, PREFIXES, alone, draw
@@ -53,34 +52,24 @@ def test_some_prefixes_of_a_cache_are_enough(make_model, assert_close):
         assert_close(got[row], alone(model, prefixes[prefix], own[row])[-1])
 
 
-def test_attention_over_two_sets_of_keys_is_merged_by_their_log_sum_exp():
+def test_a_query_sees_its_prefix_and_its_own_row_up_to_itself():
     generator = torch.Generator().manual_seed(0)
-    query, keys, values = (torch.randn(1, count, 2, 8, generator=generator, dtype=torch.float64) for count in (3, 9, 9))
-
-    def attend(chosen: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = torch.einsum("rqhd,rkhd->rqhk", query, keys[:, chosen])
-        return torch.einsum("rqhk,rkhd->rqhd", scores.softmax(-1), values[:, chosen]), scores.logsumexp(-1)
-
-    first, second = attend(slice(0, 5)), attend(slice(5, 9))
-    torch.testing.assert_close(merged(*first, *second), attend(slice(0, 9))[0], rtol=1e-12, atol=1e-12)
-    assert (merged(first[0], second[1], second[0], first[1]) - attend(slice(0, 9))[0]).abs().max() > 1e-2  # shares exchanged
+    query, key, value, prefix_key, prefix_value = (torch.randn(count, 1, 4, generator=generator) for count in (5, 5, 5, 9, 9))
+    sight = Sight(torch.tensor([[0, 2, 0, 3], [2, 5, 3, 8]]), torch.tensor([0, 1, 2, 2, 2]), torch.tensor([0, 1, 2, 3, 4]), 4)
+    out = attention_behind_plain(query, key, value, prefix_key, prefix_value, sight)
+    for number, (prefix, own) in enumerate([(slice(0, 3), slice(0, 1)), (slice(0, 3), slice(1, 2)), *((slice(3, 8), slice(2, end)) for end in (3, 4, 5))]):
+        keys, values = torch.cat([prefix_key[prefix], key[own]])[:, 0], torch.cat([prefix_value[prefix], value[own]])[:, 0]
+        torch.testing.assert_close(out[number, 0], ((keys @ query[number, 0]) / 2).softmax(0) @ values)
 
 
-def test_a_sequences_queries_see_its_keys_and_no_others():
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(count, 1, 4, generator=generator) for count in (5, 10, 10))
-    queries_from, keys_from = (torch.tensor(numbers, dtype=torch.int32) for numbers in ([0, 2, 5], [3, 5, 8]))
-    for causal in (False, True):
-        out, lse = varlen_attention(query, key, value, queries_from, keys_from, (3, 3), causal)
-        for number, (first, end) in enumerate([(3, 4), (3, 5), (5, 6), (5, 7), (5, 8)] if causal else [(3, 5)] * 2 + [(5, 8)] * 3):
-            scores = (key[first:end, 0] @ query[number, 0]) / 2
-            torch.testing.assert_close(out[number, 0], scores.softmax(0) @ value[first:end, 0])
-            torch.testing.assert_close(lse[number, 0], scores.logsumexp(0))
+def test_tiles_cover_every_query_once_and_keep_to_one_prefix():
+    tiles = tiles_of(torch.tensor([0, 5, 5, 9, 10]), torch.tensor([2, 10, 20, 40, 80]), 3)
+    assert tiles.tolist() == [[0, 3, 2, 10], [3, 5, 2, 10], [5, 8, 20, 40], [8, 9, 20, 40], [9, 10, 40, 80]]
 
 
 def test_rows_without_a_prefix_equal_each_row_alone(make_model, assert_close):
     model, rows = make_model(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
-    flat = FlatRows([3, 1, 5], "cpu")
+    flat = FlatRows(model.config, [3, 1, 5], "cpu")
     with torch.no_grad():
         got = model.head(model.hidden(torch.tensor([sum(rows, [])]), positions=flat.positions, attends=flat))[0].split([3, 1, 5])
     for row, found in zip(rows, got):
@@ -89,7 +78,7 @@ def test_rows_without_a_prefix_equal_each_row_alone(make_model, assert_close):
 
 @pytest.mark.parametrize("max_tokens", [16384, 70])
 def test_label_probabilities_are_those_of_the_plain_path(make_model, monkeypatch, max_tokens):
-    monkeypatch.setattr(labels, "flash_serves", lambda keys, config: not is_plain())
+    monkeypatch.setattr(labels, "lies_flat", lambda keys, config: not is_plain())
     model, generator = make_model(), torch.Generator().manual_seed(0)
     ends = [torch.randint(97, (length,), generator=generator).tolist() for length in (20, 9, 31, 20, 1, 2, 12)]
     prompts = [[7] * 18 + end for end in ends] + ends + [[8] * 30 + end for end in ends]

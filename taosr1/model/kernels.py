@@ -1,0 +1,177 @@
+"""Attention behind shared prefixes on a GPU: two kernels of our own, in Triton, which comes with PyTorch there.
+
+Both are "flash" attention (2205.14135). A program takes a tile of queries and walks over the keys that they see, block by block; for each
+query it keeps the highest score so far, the sum of e^(score - highest), and the sum of the values with these weights. Scores never reach
+memory. PyTorch's own kernels of this kind take one range of keys for a sequence; here a query sees two, its prefix and its own row.
+And the query heads that share a key head, of several tokens or of several samples, are rows of one tile: a key is read once for all.
+
+The twins, in plain PyTorch: `flat_rows.attention_behind_plain` and `decode_cache.attention_of_newest_plain`. Scores are multiplied by log2(e), as a GPU
+has an instruction for 2^x.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+ROWS_OF_A_STEP = 32  # rows of a tile in `attention_of_newest`: products of 16 are the smallest that there are, and each row hides the others' keys
+LOWEST = tl.constexpr(-1e30)  # not -inf: a query may see nothing of a block, and -inf - -inf is NaN
+
+
+@triton.jit
+def _with_block(q, key, value, seen, scale, top, total, summed, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """The running softmax, and one block of keys more. q (M, D), key (D, N), value (N, D), seen (M or 1, N); top, total (M,), summed (M, D)."""
+    scores = tl.dot(q, key, input_precision=PRECISION)
+    if MASKED:
+        scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(top, tl.max(scores, 1) * scale)
+    weights = tl.exp2(scores * scale - higher[:, None])
+    shrinks = tl.exp2(top - higher)
+    total = total * shrinks + tl.sum(weights, 1)
+    summed = tl.dot(weights.to(value.dtype), value, summed * shrinks[:, None], input_precision=PRECISION)
+    return higher, total, summed
+
+
+@triton.jit
+def _behind_kernel(
+    query, key, value, prefix_key, prefix_value, out, tiles, firsts, lasts, scale, query_step, key_step, value_step, prefix_key_step, prefix_value_step, heads,
+    GROUP: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first, end = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
+    prefix, prefix_end = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
+    d, n, m = tl.arange(0, D), tl.arange(0, N), tl.arange(0, M)
+    token = first + m // GROUP
+    real = token < end
+    here = token.to(tl.int64)[:, None]
+    of_head = ((head * GROUP + m % GROUP) * D)[:, None] + d[None]
+    q = tl.load(query + here * query_step + of_head, mask=real[:, None], other=0.0)
+    own_first, own_last = tl.load(firsts + token, mask=real, other=0), tl.load(lasts + token, mask=real, other=2**31 - 1)
+    top, total, summed = tl.full([M], LOWEST, tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
+
+    # The prefix: all of the tile's queries see all of it.
+    column = (prefix + n).to(tl.int64)
+    keys = prefix_key + head * D + column[None] * prefix_key_step + d[:, None]
+    values = prefix_value + head * D + column[:, None] * prefix_value_step + d[None]
+    whole = (prefix_end - prefix) // N
+    for _ in range(whole):
+        top, total, summed = _with_block(q, tl.load(keys), tl.load(values), True, scale, top, total, summed, False, "ieee")
+        keys += N * prefix_key_step
+        values += N * prefix_value_step
+    if prefix + whole * N < prefix_end:
+        there = n < prefix_end - prefix - whole * N
+        k, v = tl.load(keys, mask=there[None], other=0.0), tl.load(values, mask=there[:, None], other=0.0)
+        top, total, summed = _with_block(q, k, v, there[None], scale, top, total, summed, True, "ieee")
+
+    # The rows of the tile's queries: each sees its own, up to itself.
+    own, own_end = tl.load(firsts + first), tl.load(lasts + end - 1) + 1
+    column = (own + n).to(tl.int64)
+    keys = key + head * D + column[None] * key_step + d[:, None]
+    values = value + head * D + column[:, None] * value_step + d[None]
+    for start in range(own, own_end, N):
+        column_now = start + n
+        there = column_now < own_end
+        k, v = tl.load(keys, mask=there[None], other=0.0), tl.load(values, mask=there[:, None], other=0.0)
+        seen = (column_now[None] >= own_first[:, None]) & (column_now[None] <= own_last[:, None])
+        top, total, summed = _with_block(q, k, v, seen, scale, top, total, summed, True, "ieee")
+        keys += N * key_step
+        values += N * value_step
+    tl.store(out + here * heads * D + of_head, (summed / total[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+
+
+@triton.jit
+def _newest_kernel(
+    query, key, value, keys, values, out, rows_from, lengths, written, scale, query_step, key_step, value_step, prefix_step, head_step, longest, places, heads,
+    GROUP: tl.constexpr, D: tl.constexpr, PLACES: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    prefix, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length, columns = tl.load(lengths + prefix).to(tl.int32), tl.load(written).to(tl.int32)
+    d, n, m = tl.arange(0, D), tl.arange(0, N), tl.arange(0, M)
+    place = block * PLACES + m // GROUP
+    first_row, end_row = tl.load(rows_from + prefix), tl.load(rows_from + prefix + 1)
+    row = first_row + place
+    real = (m < PLACES * GROUP) & (row < end_row)
+    here = row.to(tl.int64)[:, None]
+    of_head = ((head * GROUP + m % GROUP) * D)[:, None] + d[None]
+    q = tl.load(query + here * query_step + of_head, mask=real[:, None], other=0.0).to(keys.dtype.element_ty)
+
+    # The newest token is the first of the softmax, and joins the keys and values for the steps to come.
+    new_key = tl.load(key + here * key_step + head * D + d[None], mask=real[:, None], other=0.0).to(keys.dtype.element_ty)
+    new_value = tl.load(value + here * value_step + head * D + d[None], mask=real[:, None], other=0.0).to(keys.dtype.element_ty)
+    mine = prefix.to(tl.int64) * prefix_step + head.to(tl.int64) * head_step
+    slot = mine + (longest + columns * places + place)[:, None] * D + d[None]
+    once = (real & (m % GROUP == 0))[:, None]
+    tl.store(keys + slot, new_key, mask=once)
+    tl.store(values + slot, new_value, mask=once)
+    top = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
+    total, summed = tl.full([M], 1.0, tl.float32), new_value.to(tl.float32)
+
+    for start in range(0, length, N):  # the prompt
+        there = start + n < length
+        at = mine + (start + n) * D
+        k = tl.load(keys + at[None] + d[:, None], mask=there[None], other=0.0)
+        v = tl.load(values + at[:, None] + d[None], mask=there[:, None], other=0.0)
+        top, total, summed = _with_block(q, k, v, there[None], scale, top, total, summed, True, "ieee")
+    for start in range(0, columns * PLACES, N):  # what the tile's rows have written: token by token, row by row
+        whose = block * PLACES + (start + n) % PLACES
+        there = (start + n < columns * PLACES) & (first_row + whose < end_row)
+        at = mine + (longest + (start + n) // PLACES * places + whose) * D
+        k = tl.load(keys + at[None] + d[:, None], mask=there[None], other=0.0)
+        v = tl.load(values + at[:, None] + d[None], mask=there[:, None], other=0.0)
+        seen = there[None] & (whose[None] == place[:, None])
+        top, total, summed = _with_block(q, k, v, seen, scale, top, total, summed, True, "ieee")
+    tl.store(out + here * heads * D + of_head, (summed / total[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+
+
+def attention_behind(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, tiles: Tensor, firsts: Tensor, lasts: Tensor, rows: int) -> Tensor:
+    """See `flat_rows.attention_behind`. rows: of a tile, queries times the query heads that share a key head, at most."""
+    count, heads, size = query.shape
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    tensors = query, key, value, prefix_key, prefix_value
+    # Blocks of 32: rows of some dozen tokens fill larger ones badly. Four warps, three blocks under way: the best of those tried on an H200.
+    with _on_device_of(query):
+        _behind_kernel[len(tiles), key.shape[1]](
+            *tensors, out, tiles, firsts, lasts, LOG2_E * size**-0.5, *(x.stride(0) for x in tensors), heads,
+            GROUP=heads // key.shape[1], D=size, M=max(16, triton.next_power_of_2(rows)), N=32 if size <= 128 else 16, num_warps=4, num_stages=3,
+        )  # fmt: skip
+    return out
+
+
+def attention_of_newest(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, rows_from: Tensor, lengths: Tensor, written: Tensor, longest: int, places: int) -> Tensor:
+    """See `decode_cache.attention_of_newest`."""
+    rows, heads, size = query.shape
+    prefixes, kv_heads = keys.shape[:2]
+    group, bytes_of_key = heads // kv_heads, size * keys.element_size()
+    of_tile = min(places, max(1, ROWS_OF_A_STEP // group))
+    out = torch.empty(query.shape, dtype=keys.dtype, device=query.device)
+    with _on_device_of(query):
+        _newest_kernel[prefixes, kv_heads, triton.cdiv(places, of_tile)](
+            query, key, value, keys, values, out, rows_from, lengths, written, LOG2_E * size**-0.5,
+            query.stride(0), key.stride(0), value.stride(0), keys.stride(0), keys.stride(1), longest, places, heads,
+            GROUP=group, D=size, PLACES=of_tile, M=max(16, triton.next_power_of_2(of_tile * group)), N=32 if bytes_of_key <= 256 else 16,
+            num_warps=2, num_stages=3 if bytes_of_key <= 512 else 2,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _probe_kernel(out):
+    tl.store(out, 1)
+
+
+def probe(device: torch.device) -> None:
+    """Build and run a kernel that does next to nothing. Raises whatever Triton raises where it cannot."""
+    out = torch.zeros(1, dtype=torch.int32, device=device)
+    with _on_device_of(out):
+        _probe_kernel[1,](out)
+
+
+def _on_device_of(x: Tensor):
+    """Triton starts kernels on the current device. On a CPU, tests have them interpreted."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

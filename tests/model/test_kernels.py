@@ -1,0 +1,95 @@
+"""Our GPU kernels against their plain twins: built on a GPU, interpreted by Triton without one (tests/conftest.py). Whole models on a GPU: test_gpu.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (it is part of the [dev] extra): no kernels to test")
+
+from taosr1.model import kernels
+from taosr1.model.decode_cache import DecodeCache, attention_of_newest_plain
+from taosr1.model.decoder import DecoderConfig
+from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, attention_behind_plain
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # numpy, which interprets, has no bfloat16
+HEADS = [(4, 2, 16), (3, 3, 64), (14, 2, 16)]  # of queries, of keys, size
+
+
+@pytest.fixture
+def draw():
+    generator = torch.Generator().manual_seed(0)
+    return lambda dtype, *shape: torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+def config_of(heads: int, kv_heads: int, size: int) -> DecoderConfig:
+    return DecoderConfig(97, 24, 40, 2, heads, kv_heads, size)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.isfinite(got).all()
+    rtol, atol = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 1e-2)}[got.dtype]
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_rows_behind_prefixes_equal_one_query_after_another(draw, heads, dtype):
+    """Prefixes longer and shorter than a block, rows of one token and of more than a tile, several rows in a tile; all columns and the last ones."""
+    config = config_of(*heads)
+    prefixes = FlatPrefixes(config, [7, 64, 101], dtype, DEVICE)
+    flat = FlatSuffixes(prefixes, [0, 1, 1, 1, 1, 1], [3, 1, 40, 9, 150, 2], first=1)  # the first prefix belongs to somebody else
+    keys, prefix_keys = [draw(dtype, count, *heads[1:]) for count in (205, 205)], [draw(dtype, 172, *heads[1:]) for _ in range(2)]
+    for sight, count in ((flat.everywhere, 205), (flat.at_last, 6)):
+        query = draw(dtype, count, heads[0], heads[2])
+        expected = attention_behind_plain(query, *keys, *prefix_keys, sight)
+        close(kernels.attention_behind(query, *keys, *prefix_keys, *sight), expected)
+        assert not torch.allclose(expected, attention_behind_plain(query, *keys, prefix_keys[0].flip(0), prefix_keys[1], sight), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_rows_alone_and_tensors_that_are_parts_of_others(draw, dtype):
+    flat = FlatRows(config_of(4, 2, 16), [5, 1, 70], DEVICE)
+    query, (key, value) = draw(dtype, 76, 7, 16)[:, 3:], draw(dtype, 2, 76, 3, 16)[:, :, 1:]
+    close(kernels.attention_behind(query, key, value, key, value, *flat.everywhere), attention_behind_plain(query, key, value, key, value, flat.everywhere))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("rows_of", [[3, 8, 1], [40, 1, 2]], ids=str)
+def test_newest_tokens_equal_rows_with_a_copy_of_their_prefix(draw, heads, dtype, rows_of):
+    """More samples of a prefix than a tile has rows; places that no row has hold NaN, and nobody may notice."""
+    config, longest = config_of(*heads), 70
+    lengths, prefix_of = torch.tensor([70, 1, 33], device=DEVICE), torch.arange(3, device=DEVICE).repeat_interleave(torch.tensor(rows_of, device=DEVICE))
+    prefix = draw(dtype, 2, 2, 3, heads[1], longest, heads[2])
+    caches = [DecodeCache(config, *prefix, lengths, prefix_of, 40) for _ in range(2)]
+    for cache in caches:
+        cache.keys[..., longest:, :] = cache.values[..., longest:, :] = float("nan")
+    for step in range(37):
+        query, key, value = (draw(dtype, sum(rows_of), count, heads[2]) for count in (heads[0], heads[1], heads[1]))
+        expected = attention_of_newest_plain(query, key, value, caches[1], 1)
+        if DEVICE == "cpu" and 2 <= step < 36:  # interpreting takes a while
+            for part, new in ((caches[0].keys, key), (caches[0].values, value)):
+                part[1][prefix_of, :, caches[0].slots(torch.arange(len(prefix_of)), caches[0].column[None])[:, 0]] = new
+        else:
+            cache = caches[0]
+            got = kernels.attention_of_newest(query, key, value, cache.keys[1], cache.values[1], cache.rows_from, lengths, cache.column, longest, cache.places)
+            close(got, expected)
+        for cache in caches:
+            cache.advance(1)
+    assert torch.equal(caches[0].keys.isnan(), caches[1].keys.isnan()) and caches[0].keys[1].nansum() == caches[1].keys[1].nansum()
+
+
+def test_half_precision_scores_do_not_overflow():
+    """25 * 25 * 128 is more than float16 holds."""
+    large = torch.full((1, 1, 1, 1, 1, 128), 25.0, dtype=torch.float16, device=DEVICE)
+    cache = DecodeCache(config_of(1, 1, 128), large[0], large[0], torch.tensor([1], device=DEVICE), torch.tensor([0], device=DEVICE), 2)
+    new = large[0, 0, 0]
+    out = kernels.attention_of_newest(new, new, new, cache.keys[0], cache.values[0], cache.rows_from, cache.prefix_lengths, cache.column, 1, 1)
+    assert (out == 25).all()
+    assert (attention_of_newest_plain(new, new, new, cache, 0) == 25).all()
+
+
+def test_the_probe_runs():
+    kernels.probe(torch.device(DEVICE))

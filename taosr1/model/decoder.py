@@ -19,7 +19,7 @@ from taosr1.model.attention import Pattern, attention
 from taosr1.model.cache import Cache
 from taosr1.model.experts import grouped_linear
 from taosr1.model.linear import Linear, is_plain, linear
-from taosr1.model.pointwise import GatedSiLU, gated, norm_and_rotate
+from taosr1.model.pointwise import GatedSiLU, add_and_norm, gated, norm_and_rotate
 from taosr1.model.rotary import Llama3Scaling, rotary_tables
 
 INIT_STD = 0.02
@@ -243,8 +243,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x), call)
-        x = (x if call.read is None else take(x, call.read)) + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x, normed = add_and_norm(x if call.read is None else take(x, call.read), attended, self.post_attention_layernorm)
+        return x + self.mlp(normed)
 
 
 class Backbone(nn.Module):

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from taosr1.model.decoder import MLP, Attention, Decoder
 from taosr1.model.linear import Linear, is_plain
 from taosr1.model.lora import adapters
-from taosr1.model.pointwise import fused
+from taosr1.model.pointwise import in_one_pass
 
 FLOAT8 = torch.float8_e4m3fn
 MULTIPLE = 16  # of a matrix's sides, for the hardware
 ZERO = 128  # oneDNN's numbers are unsigned
 
 
-@fused(0, 1)
 def rounded_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x as float8 numbers times a scale for each row. Shapes: (..., N, C) -> the same, and (..., N, 1) float32."""
+    if in_one_pass(x):
+        from taosr1.model import kernels
+
+        return kernels.rounded_to_float8(x, FLOAT8)
     scale = (x.abs().amax(-1, keepdim=True).float() / torch.finfo(FLOAT8).max).clamp(min=1e-12)
     return (x.float() / scale).to(FLOAT8), scale
 

@@ -6,16 +6,13 @@ results these are.
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from taosr1.model.linear import is_plain
+from taosr1.model.on_gpu import kernels_serve
 
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
@@ -26,28 +23,7 @@ TILE = 128  # rows of a tile: queries times the query heads that share a key hea
 
 def lies_flat(x: Tensor, config: DecoderConfig) -> bool:
     """Whether rows with keys like `x` are computed in this form: in bfloat16 or float16, where our kernels run."""
-    return x.dtype in (torch.bfloat16, torch.float16) and kernels_serve(x, config)
-
-
-def kernels_serve(x: Tensor, config: DecoderConfig) -> bool:
-    """Whether `kernels.py` runs on the device of `x` for this model: its tiles are powers of two."""
-    size = config.head_dim
-    return x.device.type == "cuda" and not is_plain() and 16 <= size <= 256 and size & (size - 1) == 0 and kernels_run(x.device)
-
-
-@cache
-def kernels_run(device: torch.device) -> bool:
-    """Whether Triton is there and can build for this device."""
-    if torch.cuda.get_device_capability(device) < (8, 0) or importlib.util.find_spec("triton") is None:
-        return False
-    try:
-        from taosr1.model import kernels  # here, as Triton comes with PyTorch for GPUs only
-
-        kernels.probe(device)
-        return True
-    except Exception as problem:  # whatever it is that Triton, a C compiler or a driver raises
-        warnings.warn(f"Triton builds no kernels here, so attention behind shared prefixes uses PyTorch's (slower, same results): {problem}", stacklevel=2)
-        return False
+    return x.dtype in (torch.bfloat16, torch.float16) and kernels_serve(x, config.head_dim)
 
 
 class Sight(NamedTuple):

@@ -1,12 +1,15 @@
-"""Attention behind shared prefixes on a GPU: two kernels of our own, in Triton, which comes with PyTorch there.
+"""GPU kernels of our own, in Triton, which comes with PyTorch there: attention behind shared prefixes, and the small steps between products.
 
-Both are "flash" attention (2205.14135). A program takes a tile of queries and walks over the keys that they see, block by block; for each
+Attention is "flash" (2205.14135). A program takes a tile of queries and walks over the keys that they see, block by block; for each
 query it keeps the highest score so far, the sum of e^(score - highest), and the sum of the values with these weights. Scores never reach
 memory. PyTorch's own kernels of this kind take one range of keys for a sequence; here a query sees two, its prefix and its own row.
 And the query heads that share a key head, of several tokens or of several samples, are rows of one tile: a key is read once for all.
+Scores are multiplied by log2(e), as a GPU has an instruction for 2^x.
 
-The twins, in plain PyTorch: `flat_rows.attention_behind_plain` and `decode_cache.attention_of_newest_plain`. Scores are multiplied by log2(e), as a GPU
-has an instruction for 2^x.
+The small steps (`pointwise.py`) are bound by bytes: each kernel reads its tensors once, computes in float32, and rounds once.
+
+The twins, in plain PyTorch, are `flat_rows.attention_behind_plain`, `decode_cache.attention_of_newest_plain`, and the functions of `pointwise.py`
+as they are written there. `on_gpu.kernels_serve` says where to use what.
 """
 
 from __future__ import annotations
@@ -158,6 +161,112 @@ def attention_of_newest(query: Tensor, key: Tensor, value: Tensor, keys: Tensor,
             num_warps=2, num_stages=3 if bytes_of_key <= 512 else 2,
         )  # fmt: skip
     return out
+
+
+@triton.jit
+def _turn_kernel(x, weight, cos, sin, out, rows, table_rows, x_step, eps, HEADS: tl.constexpr, D: tl.constexpr, M: tl.constexpr, NORMED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    token, half, real = row // HEADS, tl.arange(0, D // 2), (row < rows)[:, None]
+    here = (token * x_step + row % HEADS * D)[:, None] + half[None]
+    first, second = tl.load(x + here, mask=real).to(tl.float32), tl.load(x + here + D // 2, mask=real).to(tl.float32)
+    if NORMED:
+        factor = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + eps)[:, None]
+        first *= factor * tl.load(weight + half).to(tl.float32)[None]
+        second *= factor * tl.load(weight + D // 2 + half).to(tl.float32)[None]
+    turn = (token % table_rows * D)[:, None] + half[None]
+    cos_first, cos_second = tl.load(cos + turn, mask=real).to(tl.float32), tl.load(cos + turn + D // 2, mask=real).to(tl.float32)
+    sin_first, sin_second = tl.load(sin + turn, mask=real).to(tl.float32), tl.load(sin + turn + D // 2, mask=real).to(tl.float32)
+    there = (row * D)[:, None] + half[None]
+    tl.store(out + there, (first * cos_first + second * sin_first).to(out.dtype.element_ty), mask=real)
+    tl.store(out + there + D // 2, (second * cos_second + first * sin_second).to(out.dtype.element_ty), mask=real)
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `pointwise.norm_and_rotate`."""
+    heads, size = x.shape[2:]
+    tokens, cos, sin = x.flatten(0, 1), cos.reshape(-1, size), sin.reshape(-1, size)  # (B * T, H, D); tables of all rows or of one
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, of_tile = len(tokens) * heads, max(1, 2048 // size)
+    with _on_device_of(x):
+        _turn_kernel[triton.cdiv(rows, of_tile),](
+            tokens, x if weight is None else weight, cos, sin, out, rows, len(cos), tokens.stride(0), eps,
+            HEADS=heads, D=size, M=of_tile, NORMED=weight is not None,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gate_kernel(gate, up, out, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < count
+    x = tl.load(gate + at, mask=there).to(tl.float32)
+    tl.store(out + at, (x / (1 + tl.exp(-x)) * tl.load(up + at, mask=there).to(tl.float32)).to(out.dtype.element_ty), mask=there)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """See `pointwise.gated`."""
+    gate, up, out = gate.contiguous(), up.contiguous(), torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    with _on_device_of(gate):
+        _gate_kernel[triton.cdiv(gate.numel(), 2048),](gate, up, out, gate.numel(), BLOCK=2048)
+    return out
+
+
+@triton.jit
+def _add_and_norm_kernel(x, added, weight, total, out, width, eps, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    there = column < width
+    at = row * width + column
+    both = tl.load(x + at, mask=there, other=0.0).to(tl.float32) + tl.load(added + at, mask=there, other=0.0).to(tl.float32)
+    both = both.to(total.dtype.element_ty)
+    tl.store(total + at, both, mask=there)
+    both = both.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(both * both, 0) / width + eps)
+    tl.store(out + at, (both * factor * tl.load(weight + column, mask=there).to(tl.float32)).to(out.dtype.element_ty), mask=there)
+
+
+def add_and_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `pointwise.add_and_norm`."""
+    x, added, width = x.contiguous(), added.contiguous(), x.shape[-1]
+    total, out = torch.empty_like(x), torch.empty(x.shape, dtype=weight.dtype, device=x.device)
+    with _on_device_of(x):
+        _add_and_norm_kernel[x.numel() // width,](x, added, weight, total, out, width, eps, BLOCK=triton.next_power_of_2(width), num_warps=4 if width <= 4096 else 8)
+    return total, out
+
+
+@triton.jit
+def _block_sums_kernel(blocks, top, out, count, B: tl.constexpr, M: tl.constexpr):
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1) * M + tl.arange(0, M)
+    there = block < count
+    logits = tl.load(blocks + (row * count + block)[:, None] * B + tl.arange(0, B)[None], mask=there[:, None], other=float("-inf"))
+    tl.store(out + row * count + block, tl.sum(tl.exp(logits - tl.load(top + row)), 1), mask=there)
+
+
+def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
+    """See `pointwise.block_sums`."""
+    rows, count, size = blocks.shape
+    blocks, out = blocks.contiguous(), torch.empty(rows, count, dtype=blocks.dtype, device=blocks.device)
+    with _on_device_of(blocks):
+        _block_sums_kernel[rows, triton.cdiv(count, 32)](blocks, top.contiguous(), out, count, B=size, M=32)
+    return out
+
+
+@triton.jit
+def _float8_kernel(x, numbers, scales, width, most, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    there = column < width
+    given = tl.load(x + row * width + column, mask=there, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(given), 0) / most, 1e-12)
+    tl.store(numbers + row * width + column, (given / scale).to(numbers.dtype.element_ty), mask=there)
+    tl.store(scales + row, scale)
+
+
+def rounded_to_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `eight_bits.rounded_to_float8`."""
+    x, width = x.contiguous(), x.shape[-1]
+    numbers, scales = torch.empty(x.shape, dtype=dtype, device=x.device), torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    with _on_device_of(x):
+        _float8_kernel[x.numel() // width,](x, numbers, scales, width, torch.finfo(dtype).max, BLOCK=triton.next_power_of_2(width), num_warps=4 if width <= 4096 else 8)
+    return numbers, scales
 
 
 @triton.jit

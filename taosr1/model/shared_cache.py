@@ -17,8 +17,8 @@ from torch import Tensor
 from taosr1.model.attention import Grid, shared_attention, shared_attention_plain
 from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decode_cache import DecodeCache
-from taosr1.model.flat_rows import kernels_serve
 from taosr1.model.linear import is_plain
+from taosr1.model.on_gpu import kernels_serve
 
 if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
@@ -32,7 +32,7 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    form = DecodeCache if kernels_serve(prefixes.keys, prefixes.config) else Branches
+    form = DecodeCache if kernels_serve(prefixes.keys, prefixes.config.head_dim) else Branches
     return form.of(prefixes, prefix_of, tokens)
 
 

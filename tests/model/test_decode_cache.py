@@ -66,7 +66,7 @@ def test_the_longest_prompt_may_leave_before_the_others_reach_the_models_last_po
         return logits
 
     monkeypatch.setattr(model, "head", forced)
-    monkeypatch.setattr(shared_cache, "kernels_serve", lambda keys, config: True)
+    monkeypatch.setattr(shared_cache, "kernels_serve", lambda keys, head_dim: True)
     assert generate(model, prompts, **settings).lengths.tolist() == [25, 3]
     assert steps[:4] == [2, 2, 2, 1]
 
@@ -89,7 +89,7 @@ def test_more_tokens_than_there_is_room_for_several_at_once_and_windows_are_refu
 
 def test_replies_are_those_of_the_plain_path(make_model, monkeypatch):
     """Everything that would use `Branches` uses `DecodeCache`; rows end, leave, and others enter."""
-    monkeypatch.setattr(shared_cache, "kernels_serve", lambda keys, config: not is_plain())
+    monkeypatch.setattr(shared_cache, "kernels_serve", lambda keys, head_dim: not is_plain())
     model, generator = make_model(), torch.Generator().manual_seed(0)
     prompts = [torch.randint(97, (length,), generator=generator).tolist() for length in (20, 9, 31, 20)]
 

@@ -1,4 +1,4 @@
-"""What only a GPU runs: whole models with our kernels (one by one: test_kernels.py), recorded decode steps, compiled passes and 8-bit products, each against its plain twin."""
+"""What only a GPU runs: whole models with our kernels (one by one: test_kernels.py), recorded decode steps and 8-bit products, each against its plain twin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from taosr1.model import pointwise
 from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.eight_bits import Float8Linear, Rounding, rounded_to_float8, to_eight_bits
@@ -78,25 +77,6 @@ def test_label_probabilities_of_shared_prefixes_equal_the_plain_path(model):
         expected = label_probabilities(model, LABELS, prompts)
     assert (found.probs - expected.probs).abs().max() < 0.02
     torch.testing.assert_close(found.label_mass, expected.label_mass, rtol=0.1, atol=1e-3)
-
-
-def test_compiled_passes_equal_the_functions_as_they_are_written(monkeypatch):
-    monkeypatch.setattr(pointwise, "COMPILED_FROM", 1)
-    torch.manual_seed(0)
-    for rows, length in ((3, 5), (7, 1), (64, 9)):
-        x = torch.randn(rows, length, 4, 32, device="cuda", dtype=torch.bfloat16)
-        cos, sin, gate = (torch.randn(rows, length, *rest, device="cuda", dtype=torch.bfloat16) for rest in ((1, 32), (1, 32), (96,)))
-        blocks, top = torch.randn(rows, length, 64, device="cuda"), torch.full((rows, 1), 3.0, device="cuda")
-        weight = torch.randn(32, device="cuda", dtype=torch.bfloat16)
-        calls = [
-            (pointwise.norm_and_rotate, (x, weight, 1e-6, cos, sin)),
-            (pointwise.norm_and_rotate, (x, None, 0.0, cos[0], sin[0])),
-            (pointwise.gated, (gate, gate.flip(0))),
-            (pointwise.block_sums, (blocks, top)),
-        ]
-        for function, arguments in calls:
-            with torch.no_grad():
-                torch.testing.assert_close(function(*arguments), function.__wrapped__(*arguments), rtol=0.02, atol=0.02)
 
 
 def test_drawing_equals_one_running_sum():

@@ -7,10 +7,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is part of the [dev] extra): no kernels to test")
 
-from taosr1.model import kernels
+from taosr1.model import kernels, pointwise
 from taosr1.model.decode_cache import DecodeCache, attention_of_newest_plain
-from taosr1.model.decoder import DecoderConfig
+from taosr1.model.decoder import DecoderConfig, RMSNorm
+from taosr1.model.eight_bits import rounded_to_float8
 from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, attention_behind_plain
+from taosr1.model.linear import plain_paths
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # numpy, which interprets, has no bfloat16
@@ -89,6 +91,63 @@ def test_half_precision_scores_do_not_overflow():
     out = kernels.attention_of_newest(new, new, new, cache.keys[0], cache.values[0], cache.rows_from, cache.prefix_lengths, cache.column, 1, 1)
     assert (out == 25).all()
     assert (attention_of_newest_plain(new, new, new, cache, 0) == 25).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 4, 32), (1, 300, 2, 128), (7, 1, 3, 16)], ids=str)
+@torch.no_grad()
+def test_heads_normalised_and_turned(draw, shape, dtype):
+    """Tables of all rows or of one; heads that are part of a wider tensor."""
+    rows, length, heads, size = shape
+    x, weight = draw(dtype, rows, length, heads + 1, size)[:, :, 1:], draw(dtype, size)
+    for tables in (draw(dtype, 2, rows, length, 1, size), draw(dtype, 2, length, 1, size)):
+        for arguments in ((x, weight, 1e-3, *tables), (x, None, 0.0, *tables)):
+            with plain_paths():
+                expected = pointwise.norm_and_rotate(*(y.double() if torch.is_tensor(y) else y for y in arguments)).to(dtype)
+            close(kernels.norm_and_rotate(*arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@torch.no_grad()
+def test_gates(draw, dtype):
+    gate, up = draw(dtype, 2, 7, 500)[:, 2:] * 8, draw(dtype, 2, 5, 500)
+    with plain_paths():
+        close(kernels.gated(gate, up), pointwise.gated(gate.double(), up.double()).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@torch.no_grad()
+def test_sums_behind_their_norm(draw, dtype):
+    x, added, norm = draw(dtype, 2, 9, 300)[:, 4:], draw(dtype, 2, 5, 300), RMSNorm(300, 1e-3).to(DEVICE, dtype)
+    norm.weight.copy_(draw(dtype, 300))
+    (total, normed), expected = kernels.add_and_norm(x, added, norm.weight, norm.eps), x + added
+    close(total, expected)
+    close(normed, norm.double()(expected.double()).to(dtype))
+
+
+@torch.no_grad()
+def test_block_sums(draw):
+    logits = draw(torch.float32, 3, 100, 64)
+    logits[1, 50:] = -torch.inf
+    top = logits.amax((1, 2))[:, None]
+    with plain_paths():
+        expected = pointwise.block_sums(logits.double(), top.double()).float()
+    close(kernels.block_sums(logits, top), expected)
+    assert (expected[1, 50:] == 0).all()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="numpy, which interprets Triton here, has no 8-bit floats")
+@torch.no_grad()
+def test_rounding_to_float8(draw):
+    x = draw(torch.bfloat16, 2, 30, 300)
+    x[0, 3] = 0
+    numbers, scale = kernels.rounded_to_float8(x, torch.float8_e4m3fn)
+    with plain_paths():
+        expected, expected_scale = rounded_to_float8(x)
+    torch.testing.assert_close(scale, expected_scale, rtol=1e-6, atol=0)
+    different = numbers.float() != expected.float()
+    assert different.float().mean() < 1e-3  # a quotient that rounds the other way
+    torch.testing.assert_close(numbers.float(), expected.float(), rtol=0.13, atol=0)
 
 
 def test_the_probe_runs():

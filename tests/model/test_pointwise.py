@@ -1,42 +1,64 @@
-"""When functions are compiled, and that nothing is lost where they cannot be. What the kernels compute is checked in test_gpu.py."""
+"""When the small steps are one kernel each, and that nothing is lost where it cannot be built. What the kernels compute: test_kernels.py."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from taosr1.model import pointwise
+from taosr1.model import on_gpu, pointwise
+from taosr1.model.linear import plain_paths
 
 
 @pytest.fixture
-def worth(monkeypatch):
-    """Every call is worth compiling, on a CPU too."""
-    monkeypatch.setattr(pointwise, "_can_compile", True)
-    monkeypatch.setattr(pointwise, "_worth_compiling", lambda x: pointwise._can_compile)
+def on_a_gpu(monkeypatch):
+    """This machine has a GPU, as far as anybody can tell by asking."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "here")
+    on_gpu.kernels_run.cache_clear()
+    yield SimpleNamespace(device=torch.device("cuda", 0))
+    on_gpu.kernels_run.cache_clear()
 
 
-def test_each_set_of_fixed_sizes_is_compiled_under_its_own_settings_and_then_known(worth, monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *given: calls.append(torch._dynamo.config.automatic_dynamic_shapes) or function(*given))
-    doubled = pointwise.fused(0)(lambda x: 2 * x)
-    for rows, width in ((3, 4), (5, 4), (5, 7), (9, 7), (1, 7)):
-        x = torch.randn(rows, width)
-        assert torch.equal(doubled(x), 2 * x)
-    assert calls == [False, True, False, True, False]  # a new width, and one row, which is a size of its own
-
-
-def test_where_compiling_fails_the_function_runs_as_it_is_written_and_says_so_once(worth, monkeypatch):
-    def broken(*given):
-        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no C compiler"), None)
-
-    monkeypatch.setattr(torch, "compile", lambda function: broken)
-    doubled, x = pointwise.fused(0)(lambda x: 2 * x), torch.randn(2, 2)
-    with pytest.warns(UserWarning, match="(?s)stay separate kernels .*no C compiler"):
-        assert torch.equal(doubled(x), 2 * x)
-    assert not pointwise._can_compile and torch.equal(doubled(x), 2 * x)
-
-
-def test_nothing_is_compiled_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch, "compile", None)
+def test_kernels_serve_where_they_can_be_built_for_heads_that_are_powers_of_two(on_a_gpu, monkeypatch):
+    probed = []
+    monkeypatch.setitem(sys.modules, "taosr1.model.kernels", SimpleNamespace(probe=probed.append))
+    monkeypatch.setattr("taosr1.model.kernels", sys.modules["taosr1.model.kernels"], raising=False)
+    assert on_gpu.kernels_serve(on_a_gpu) and [size for size in range(300) if on_gpu.kernels_serve(on_a_gpu, size)] == [16, 32, 64, 128, 256]
+    assert probed == [on_a_gpu.device]  # once
+    assert not on_gpu.kernels_serve(torch.zeros(1))
+    with plain_paths():
+        assert not on_gpu.kernels_serve(on_a_gpu)
+    assert not pointwise.in_one_pass(on_a_gpu)  # gradients are recorded
     with torch.no_grad():
-        assert pointwise.gated(torch.zeros(1, 1, 2**20), torch.ones(1, 1, 2**20)).sum() == 0
+        assert pointwise.in_one_pass(on_a_gpu)
+    on_gpu.kernels_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not on_gpu.kernels_serve(on_a_gpu)
+
+
+def test_where_they_cannot_be_built_that_is_said_once_and_nothing_uses_them(on_a_gpu, monkeypatch):
+    def broken(device):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setitem(sys.modules, "taosr1.model.kernels", SimpleNamespace(probe=broken))
+    monkeypatch.setattr("taosr1.model.kernels", sys.modules["taosr1.model.kernels"], raising=False)
+    with pytest.warns(UserWarning, match="PyTorch's own are used .*no C compiler") as said:
+        assert not on_gpu.kernels_serve(on_a_gpu) and not on_gpu.kernels_serve(on_a_gpu)
+    assert len(said) == 1
+
+
+def test_without_triton_nothing_asks_for_a_kernel(on_a_gpu, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not on_gpu.kernels_serve(on_a_gpu)
+
+
+def test_a_sum_and_its_norm():
+    x, added, norm = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 4.0]]]), lambda x: F.rms_norm(x, (2,), torch.tensor([1.0, 10.0]), 0.0)
+    total, normed = pointwise.add_and_norm(x, added, norm)
+    assert total.tolist() == [[[3, 4]]]
+    torch.testing.assert_close(normed, torch.tensor([[[3.0, 40.0]]]) / 12.5**0.5)

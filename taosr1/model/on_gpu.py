@@ -1,0 +1,32 @@
+"""Whether our own GPU kernels (`kernels.py`) can be used. They want Triton, which comes with PyTorch for GPUs on Linux, so nobody imports them before asking here."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from taosr1.model.linear import is_plain
+
+
+def kernels_serve(x: Tensor, head_dim: int = 16) -> bool:
+    """Whether they run where `x` lies, with heads of this size: tiles are powers of two."""
+    return x.device.type == "cuda" and not is_plain() and 16 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0 and kernels_run(x.device)
+
+
+@cache
+def kernels_run(device: torch.device) -> bool:
+    """Whether Triton is there and builds for this device."""
+    if torch.cuda.get_device_capability(device) < (8, 0) or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from taosr1.model import kernels
+
+        kernels.probe(device)
+        return True
+    except Exception as problem:  # whatever it is that Triton, a C compiler or a driver raises
+        warnings.warn(f"Triton builds no GPU kernels here, so PyTorch's own are used (slower, same results): {problem}", stacklevel=2)
+        return False

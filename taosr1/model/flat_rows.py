@@ -67,8 +67,8 @@ class FlatRows:
     """R rows end to end: what attends (`Pattern`) in a call with all their N tokens as one row.
 
     lengths: tokens of each row. starts: the first token's place in its prompt, where that is not 0.
-    `positions` (1, N) are the tokens' places, `last` (1, R) the columns of the rows' last tokens: a layer may be asked for all columns or
-    for just these.
+    `positions` (1, N) are the tokens' places, `last` (1, r) the columns of the last tokens of rows that are read: a layer may be asked for all
+    columns or for just these.
     """
 
     def __init__(
@@ -77,25 +77,34 @@ class FlatRows:
         lengths: Sequence[int],
         device: torch.device | str,
         starts: Sequence[int] | None = None,
-        behind: tuple[Tensor, Tensor] | None = None,
+        behind: tuple[Tensor, Tensor, Tensor] | None = None,
+        unread: int = 0,
     ) -> None:
-        """behind: (P + 1,) twice: rows behind[0][i] to behind[0][i + 1] see the prefix keys behind[1][i] to behind[1][i + 1]. None: no prefixes."""
+        """behind: (S + 1,), (S,), (S,): rows behind[0][i] to behind[0][i + 1] see the prefix keys behind[1][i] to behind[2][i]. None: no prefixes.
+        unread: so many rows, those of the first i, are read by nobody."""
         own = torch.tensor(lengths)  # (R,)
-        self.first_tokens = starts_of(own)  # (R + 1,), on the CPU
-        tokens = torch.arange(int(self.first_tokens[-1])) - self.first_tokens[:-1].repeat_interleave(own)  # (N,): 0, 1, ... in every row
-        places = tokens if starts is None else tokens + torch.tensor(starts).repeat_interleave(own)
+        first_tokens = starts_of(own)  # (R + 1,)
+        tokens = torch.arange(int(first_tokens[-1]))
+        firsts = first_tokens[:-1].repeat_interleave(own)  # (N,)
+        places = tokens - firsts if starts is None else tokens - firsts + torch.tensor(starts).repeat_interleave(own)
         self.group, self.used = config.num_attention_heads // config.num_key_value_heads, int(places.max()) + 1
-        self.positions, self.last = send(places[None], device), send(self.first_tokens[None, 1:] - 1, device)
-        rows_from, keys_from = behind or (torch.tensor([0, len(own)]), torch.tensor([0, 0]))
-        self.everywhere = self._sight(self.first_tokens[rows_from], keys_from, self.first_tokens[:-1].repeat_interleave(own), torch.arange(len(tokens)), device)
-        self.at_last = self._sight(rows_from, keys_from, self.first_tokens[:-1], self.first_tokens[1:] - 1, device)
+        self.positions, self.last = send(places[None], device), send(first_tokens[None, unread + 1 :] - 1, device)
+        rows_from, keys_from, keys_to = behind or (torch.tensor([0, len(own)]), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+        self.everywhere = self._sight(tiles_of(first_tokens[rows_from], keys_from, keys_to, self.queries), firsts, tokens)
+        read = slice(1 if unread else 0, None)
+        tiles = tiles_of(rows_from[read] - unread, keys_from[read], keys_to[read], self.queries)
+        self.at_last = self._sight(tiles, first_tokens[unread:-1], first_tokens[unread + 1 :] - 1)
 
-    def _sight(self, queries_from: Tensor, keys_from: Tensor, firsts: Tensor, lasts: Tensor, device: torch.device | str) -> Sight:
-        tiles = tiles_of(queries_from, keys_from, max(1, TILE // self.group))
-        return Sight(*(send(x.int(), device) for x in (tiles, firsts, lasts)), max(TILE, self.group))
+    @property
+    def queries(self) -> int:
+        """Of a tile, at most."""
+        return max(1, TILE // self.group)
+
+    def _sight(self, *tables: Tensor) -> Sight:
+        return Sight(*(send(x.int(), self.positions.device) for x in tables), rows=self.queries * self.group)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
-        """See `Pattern`: query (1, N, H, D), or (1, R, H, D) at `last`."""
+        """See `Pattern`: query (1, N, H, D), or (1, r, H, D) at `last`."""
         return self.over(key[0], value[0], query, key, value)
 
     def over(self, prefix_key: Tensor, prefix_value: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -103,43 +112,50 @@ class FlatRows:
         return attention_behind(query[0], key[0], value[0], prefix_key, prefix_value, sight)[None].flatten(2)
 
 
-class FlatPrefixes(FlatRows):
-    """P prefixes end to end; a call with this pattern keeps their keys and values, (L, M, K, D)."""
+class FlatPrefixes:
+    """P prefixes end to end, M tokens. The first rows that continue them bring their tokens along; then their keys and values are here, (L, M, K, D)."""
 
     def __init__(self, config: DecoderConfig, lengths: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> None:
-        super().__init__(config, lengths, device)
-        self.config, self.row_lengths = config, list(lengths)
+        self.config, self.lengths, self.first_tokens, self.computed = config, list(lengths), starts_of(torch.tensor(lengths)), False
         shape = (config.num_hidden_layers, sum(lengths), config.num_key_value_heads, config.head_dim)
         self.keys, self.values = torch.empty((2, *shape), dtype=dtype, device=device)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
-        self.keys[layer], self.values[layer] = key[0], value[0]
-        return super().attend(layer, query, key, value, mask)
 
 
 class FlatSuffixes(FlatRows):
     """R rows end to end that continue prefixes.
 
     prefix_of: for each row its prefix, ascending: 0 is the prefix `first` of `prefixes`, 1 the next, and so on. lengths: tokens of each row.
+    `brings`: the call has the tokens of all prefixes before its own, as nobody has computed them yet. One call instead of two: a few
+    hundred tokens alone are too few for a GPU.
     """
 
     def __init__(self, prefixes: FlatPrefixes, prefix_of: Sequence[int], lengths: Sequence[int], first: int = 0) -> None:
-        count = prefix_of[-1] + 1
-        rows_from = starts_of(torch.bincount(torch.tensor(prefix_of), minlength=count))  # (P + 1,)
-        starts, keys_from = [prefixes.row_lengths[first + prefix] for prefix in prefix_of], prefixes.first_tokens[first : first + count + 1]
-        super().__init__(prefixes.config, lengths, prefixes.keys.device, starts, (rows_from, keys_from))
-        self.prefixes = prefixes
+        self.prefixes, self.brings = prefixes, not prefixes.computed
+        prefixes.computed = True
+        rows_from = starts_of(torch.bincount(torch.tensor(prefix_of)))  # (P + 1,)
+        keys_from = prefixes.first_tokens[first : first + len(rows_from)]
+        behind, starts = (rows_from, keys_from[:-1], keys_from[1:]), [prefixes.lengths[first + prefix] for prefix in prefix_of]
+        unread = len(prefixes.lengths) if self.brings else 0
+        if self.brings:
+            nothing = torch.zeros(1, dtype=torch.int64)
+            behind = torch.cat([nothing, rows_from + unread]), torch.cat([nothing, behind[1]]), torch.cat([nothing, behind[2]])
+            starts, lengths = [0] * unread + starts, [*prefixes.lengths, *lengths]
+        super().__init__(prefixes.config, lengths, prefixes.keys.device, starts, behind, unread)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
-        return self.over(self.prefixes.keys[layer], self.prefixes.values[layer], query, key, value)
+        keys, values = self.prefixes.keys[layer], self.prefixes.values[layer]
+        if self.brings:
+            keys.copy_(key[0, : len(keys)])
+            values.copy_(value[0, : len(values)])
+        return self.over(keys, values, query, key, value)
 
 
-def tiles_of(queries_from: Tensor, keys_from: Tensor, most: int) -> Tensor:
-    """`Sight.tiles`: queries queries_from[i] to queries_from[i + 1] in tiles of up to `most`, all with the keys keys_from[i] to keys_from[i + 1]."""
+def tiles_of(queries_from: Tensor, keys_from: Tensor, keys_to: Tensor, most: int) -> Tensor:
+    """`Sight.tiles`: queries queries_from[i] to queries_from[i + 1] in tiles of up to `most`, all with the prefix keys keys_from[i] to keys_to[i]."""
     counts = -(-queries_from.diff() // most)  # tiles of each prefix
     prefix = torch.arange(len(counts)).repeat_interleave(counts)
     first = queries_from[prefix] + (torch.arange(len(prefix)) - starts_of(counts)[prefix]) * most
-    return torch.stack([first, torch.minimum(first + most, queries_from[prefix + 1]), keys_from[prefix], keys_from[prefix + 1]], 1)
+    return torch.stack([first, torch.minimum(first + most, queries_from[prefix + 1]), keys_from[prefix], keys_to[prefix]], 1)
 
 
 def send(x: Tensor, device: torch.device | str) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from taosr1.sampling.sampler import choose_tokens
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
 CPU_TOKENS = 1024
-PROMPTS_AT_ONCE = 1024  # on a GPU: looked through for what they share while it still computes those before
+PROMPTS_AT_ONCE = 512  # on a GPU: looked through for what they share while it still computes those before
 
 
 @dataclass(frozen=True)
@@ -166,28 +167,29 @@ def _flat_alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_to
 
 
 def _flat_behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[PrefixGroup], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
-    """`_behind_prefixes` on a GPU: prefixes end to end, then rows end to end, without padding."""
+    """`_behind_prefixes` on a GPU: rows end to end, without padding, the first of them in one call with their prefixes."""
     parameter = next(model.parameters())
     for held in _cut([(group.length, group) for group in groups], max_tokens):
         held = [group for _, group in held]
         prefixes = FlatPrefixes(model.config, [group.length for group in held], parameter.dtype, parameter.device)
-        _read_last(model, [prompts[group.rows[0]][: group.length] for group in held], prefixes)
         rows = [(len(prompts[row]) - group.length, (number, row)) for number, group in enumerate(held) for row in group.rows]
-        for batch in _cut(rows, max_tokens):
+        for batch in _cut(rows, max_tokens, before=sum(prefixes.lengths)):
             first = batch[0][1][0]
             flat = FlatSuffixes(prefixes, [number - first for _, (number, _) in batch], [length for length, _ in batch], first)
-            yield [row for _, (_, row) in batch], _read_last(model, [prompts[row][held[number].length :] for _, (number, row) in batch], flat)
+            brought = [prompts[group.rows[0]][: group.length] for group in held] if flat.brings else []
+            own = [prompts[row][held[number].length :] for _, (number, row) in batch]
+            yield [row for _, (_, row) in batch], _read_last(model, [*brought, *own], flat)
 
 
 def _read_last(model, rows: Sequence[Sequence[int]], flat: FlatRows) -> Tensor:
     """Hidden states (R, C) at the last tokens of rows that lie end to end."""
-    ids = send(torch.tensor([list(itertools.chain.from_iterable(rows))]), flat.positions.device)
+    ids = send(torch.from_numpy(np.fromiter(itertools.chain.from_iterable(rows), np.int64))[None], flat.positions.device)
     return model.hidden(ids, positions=flat.positions, attends=flat, read=flat.last)[0]
 
 
-def _cut(things: list[tuple[int, Any]], most: int) -> Iterator[list[tuple[int, Any]]]:
-    """Consecutive (length, thing) whose lengths are at most `most` together; one that is longer comes alone."""
-    batch, total = [], 0
+def _cut(things: list[tuple[int, Any]], most: int, before: int = 0) -> Iterator[list[tuple[int, Any]]]:
+    """Consecutive (length, thing) whose lengths are at most `most` together, `before` included in the first; one that is longer comes alone."""
+    batch, total = [], before
     for length, thing in things:
         if batch and total + length > most:
             yield batch

@@ -29,6 +29,7 @@ CPU_LAYER_BYTES, FEWEST_ROWS = 32 * 2**20, 64  # see `rows_that_fit`; fewer rows
 COMPACT_BELOW = 0.85  # finished rows leave the batch once fewer than this share of its rows is alive
 REFILL_FROM = 0.25  # waiting prompts enter once this share of `max_rows` is free: few at a time make poor prefills
 COMPACT_RECORDED_BELOW = 0.5  # where a change of rows needs a new recording of the step
+STEPS_UNWATCHED = 4  # there, between two looks at who is still going
 BLOCK = 64  # tokens; see `invert_cdf`
 
 
@@ -255,7 +256,18 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
             rows, last, going, step = torch.cat([rows, new]), torch.cat([last, tokens]), torch.cat([going, on]), None
         elif len(rows):
             step = step or DecodeStep(model, caches, last, going, partial(draws.next_tokens, rows=rows, result=result))
-            step()
+            for _ in range(_steps_unwatched(model, caches)):
+                step()
+
+
+def _steps_unwatched(model: Decoder, caches: Sequence[Cache]) -> int:
+    """How many steps may come before somebody looks who is still going: to look means to wait for the device, which then waits for Python.
+    No row may be asked for a column that its cache has not, or for a position that the model has not."""
+    if not can_record(model, caches):
+        return 1
+    columns = min(cache.capacity - cache.grown for cache in caches)
+    positions = model.config.max_position_embeddings - max(cache.used for cache in caches)
+    return max(1, min(STEPS_UNWATCHED, columns - 1, positions))
 
 
 def copies_prompts(config: DecoderConfig, tokens: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -16,23 +17,30 @@ from tests.behind_prefixes import PREFIX_OF, PREFIXES, alone, draw
 LENGTHS = [4, 1, 3, 2, 4, 1]
 
 
-@torch.no_grad()
-def prefilled(model) -> tuple[FlatPrefixes, list[list[int]]]:
-    prefixes = [row[:length] for row, length in zip(draw(len(PREFIXES), max(PREFIXES), 0).tolist(), PREFIXES)]
-    flat = FlatPrefixes(model.config, PREFIXES, torch.float32, "cpu")
-    model.hidden(torch.tensor([sum(prefixes, [])]), positions=flat.positions, attends=flat, read=flat.last)
-    return flat, prefixes
+def rows_of(ids: torch.Tensor, lengths: Sequence[int]) -> list[list[int]]:
+    return [row[:length] for row, length in zip(ids.tolist(), lengths)]
 
 
-def test_all_columns_and_the_last_ones_equal_each_row_alone(family, make_model, assert_close):
-    model = make_model(family, **({"sliding_window": 11} if family == "mistral" else {}))  # all that is looked at lies within it
-    cache, prefixes = prefilled(model)
-    own = [row[:length] for row, length in zip(draw(6, 4, 1).tolist(), LENGTHS)]
-    ids = torch.tensor([[token for row in own for token in row]])
-    flat = FlatSuffixes(cache, PREFIX_OF, LENGTHS)
+def run(model, flat: FlatRows, rows: list[list[int]], **read) -> torch.Tensor:
+    """Logits (n, V)."""
     with torch.no_grad():
-        everywhere = model.head(model.hidden(ids, positions=flat.positions, attends=flat))[0].split(LENGTHS)
-        last = model.head(model.hidden(ids, positions=flat.positions, attends=flat, read=flat.last))[0]
+        return model.head(model.hidden(torch.tensor([sum(rows, [])]), positions=flat.positions, attends=flat, **read))[0]
+
+
+@pytest.mark.parametrize("brings", [True, False])
+def test_all_columns_and_the_last_ones_equal_each_row_alone(family, make_model, assert_close, brings):
+    model = make_model(family, **({"sliding_window": 11} if family == "mistral" else {}))  # all that is looked at lies within it
+    prefixes, own = rows_of(draw(3, 7, 0), PREFIXES), rows_of(draw(6, 4, 1), LENGTHS)
+
+    def suffixes() -> FlatSuffixes:
+        cache = FlatPrefixes(model.config, PREFIXES, torch.float32, "cpu")
+        if not brings:  # somebody else has
+            run(model, FlatSuffixes(cache, [0, 2], [1, 1]), [*prefixes, [5], [6]])
+        return FlatSuffixes(cache, PREFIX_OF, LENGTHS)
+
+    flat, rows = suffixes(), [*prefixes, *own] if brings else own
+    assert flat.brings is brings and flat.last.shape == (1, 6)
+    everywhere, last = run(model, flat, rows)[-sum(LENGTHS) :].split(LENGTHS), run(model, suffixes(), rows, read=flat.last)
     assert last.shape[0] == 6
     for row, prefix in enumerate(PREFIX_OF):
         expected = alone(model, prefixes[prefix], own[row])
@@ -40,14 +48,16 @@ def test_all_columns_and_the_last_ones_equal_each_row_alone(family, make_model, 
         assert_close(last[row], expected[-1])
 
 
-def test_some_prefixes_of_a_cache_are_enough(make_model, assert_close):
+@pytest.mark.parametrize("brings", [True, False])
+def test_some_of_the_prefixes_are_enough(make_model, assert_close, brings):
     model = make_model()
-    cache, prefixes = prefilled(model)
-    own = [row[:length] for row, length in zip(draw(3, 4, 1).tolist(), (3, 4, 1))]
+    prefixes, own, cache = rows_of(draw(3, 7, 0), PREFIXES), rows_of(draw(3, 4, 1), (3, 4, 1)), FlatPrefixes(make_model().config, PREFIXES, torch.float32, "cpu")
+    if not brings:
+        run(model, FlatSuffixes(cache, [0], [1]), [*prefixes, [5]])
     flat = FlatSuffixes(cache, [0, 1, 1], (3, 4, 1), first=1)
-    assert flat.positions.tolist() == [[2, 3, 4, 7, 8, 9, 10, 7]] and flat.last.tolist() == [[2, 6, 7]]
-    with torch.no_grad():
-        got = model.head(model.hidden(torch.tensor([sum(own, [])]), positions=flat.positions, attends=flat, read=flat.last))[0]
+    before = [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4, 5, 6] * brings
+    assert flat.positions.tolist() == [[*before, 2, 3, 4, 7, 8, 9, 10, 7]] and flat.last.tolist() == [[len(before) + last for last in (2, 6, 7)]]
+    got = run(model, flat, [*prefixes * brings, *own], read=flat.last)
     for row, prefix in enumerate((1, 2, 2)):
         assert_close(got[row], alone(model, prefixes[prefix], own[row])[-1])
 
@@ -63,20 +73,19 @@ def test_a_query_sees_its_prefix_and_its_own_row_up_to_itself():
 
 
 def test_tiles_cover_every_query_once_and_keep_to_one_prefix():
-    tiles = tiles_of(torch.tensor([0, 5, 5, 9, 10]), torch.tensor([2, 10, 20, 40, 80]), 3)
-    assert tiles.tolist() == [[0, 3, 2, 10], [3, 5, 2, 10], [5, 8, 20, 40], [8, 9, 20, 40], [9, 10, 40, 80]]
+    tiles = tiles_of(torch.tensor([0, 5, 5, 9, 10]), torch.tensor([2, 10, 20, 40]), torch.tensor([10, 20, 25, 80]), 3)
+    assert tiles.tolist() == [[0, 3, 2, 10], [3, 5, 2, 10], [5, 8, 20, 25], [8, 9, 20, 25], [9, 10, 40, 80]]
 
 
 def test_rows_without_a_prefix_equal_each_row_alone(make_model, assert_close):
     model, rows = make_model(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
     flat = FlatRows(model.config, [3, 1, 5], "cpu")
-    with torch.no_grad():
-        got = model.head(model.hidden(torch.tensor([sum(rows, [])]), positions=flat.positions, attends=flat))[0].split([3, 1, 5])
+    got = run(model, flat, rows).split([3, 1, 5])
     for row, found in zip(rows, got):
         assert_close(found, alone(model, [], row))
 
 
-@pytest.mark.parametrize("max_tokens", [16384, 70])
+@pytest.mark.parametrize("max_tokens", [16384, 70, 1])
 def test_label_probabilities_are_those_of_the_plain_path(make_model, monkeypatch, max_tokens):
     monkeypatch.setattr(labels, "lies_flat", lambda keys, config: not is_plain())
     model, generator = make_model(), torch.Generator().manual_seed(0)

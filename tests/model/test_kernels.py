@@ -41,6 +41,7 @@ def test_rows_behind_prefixes_equal_one_query_after_another(draw, heads, dtype):
     """Prefixes longer and shorter than a block, rows of one token and of more than a tile, several rows in a tile; all columns and the last ones."""
     config = config_of(*heads)
     prefixes = FlatPrefixes(config, [7, 64, 101], dtype, DEVICE)
+    prefixes.computed = True
     flat = FlatSuffixes(prefixes, [0, 1, 1, 1, 1, 1], [3, 1, 40, 9, 150, 2], first=1)  # the first prefix belongs to somebody else
     keys, prefix_keys = [draw(dtype, count, *heads[1:]) for count in (205, 205)], [draw(dtype, 172, *heads[1:]) for _ in range(2)]
     for sight, count in ((flat.everywhere, 205), (flat.at_last, 6)):

@@ -23,7 +23,7 @@ from taosr1.sampling.sampler import choose_tokens
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
 CPU_TOKENS = 1024
-PROMPTS_AT_ONCE = 512  # on a GPU: looked through for what they share while it still computes those before
+PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128  # on a GPU: looked through for what they share while it still computes those before; the first, while it waits
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> It
     shares = not is_plain() and (window is None or window >= max(map(len, prompts), default=0))
     rows_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     flat = shares and lies_flat(next(model.parameters()), model.config)
-    at_once = PROMPTS_AT_ONCE if flat else max(1, len(prompts))
-    for start in range(0, len(prompts), at_once):
-        some = prompts[start : start + at_once]
+    starts = [0, *range(FIRST_PROMPTS, len(prompts), PROMPTS_AT_ONCE)] if flat else [0]
+    for start, end in zip(starts, [*starts[1:], len(prompts)]):
+        some = prompts[start:end]
         groups = group_by_prefix(some) if shares else [PrefixGroup(0, [row]) for row in range(len(some))]
         alone = [group.rows[0] for group in groups if len(group.rows) == 1]
         together = [group for group in groups if len(group.rows) > 1]

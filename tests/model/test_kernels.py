@@ -84,6 +84,16 @@ def test_newest_tokens_equal_rows_with_a_copy_of_their_prefix(draw, heads, dtype
     assert torch.equal(caches[0].keys.isnan(), caches[1].keys.isnan()) and caches[0].keys[1].nansum() == caches[1].keys[1].nansum()
 
 
+def test_a_cache_of_another_type_than_its_newest_tokens(draw):
+    """Under autocast weights and cache are float32, and what linear layers give is not."""
+    config, prefix_of = config_of(4, 2, 16), torch.tensor([0, 0, 1], device=DEVICE)
+    prefix, new = draw(torch.float32, 2, 2, 2, 2, 5, 16), [draw(torch.float16, 3, count, 16) for count in (4, 2, 2)]
+    cache, other = (DecodeCache(config, *prefix, torch.tensor([5, 2], device=DEVICE), prefix_of, 3) for _ in range(2))
+    got = kernels.attention_of_newest(*new, cache.keys[0], cache.values[0], cache.rows_from, cache.prefix_lengths, cache.column, 5, 2)
+    assert got.dtype == torch.float32
+    close(got, attention_of_newest_plain(*new, other, 0))
+
+
 def test_half_precision_scores_do_not_overflow():
     """25 * 25 * 128 is more than float16 holds."""
     large = torch.full((1, 1, 1, 1, 1, 128), 25.0, dtype=torch.float16, device=DEVICE)

@@ -141,7 +141,7 @@ def attention_behind(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tens
     with _on_device_of(query):
         _behind_kernel[len(tiles), key.shape[1]](
             *tensors, out, tiles, firsts, lasts, LOG2_E * size**-0.5, *(x.stride(0) for x in tensors), heads,
-            GROUP=heads // key.shape[1], D=size, M=max(16, triton.next_power_of_2(rows)), N=32 if size <= 128 else 16, num_warps=4, num_stages=3,
+            GROUP=heads // key.shape[1], D=size, M=max(16, triton.next_power_of_2(rows)), N=32, num_warps=4, num_stages=3,
         )  # fmt: skip
     return out
 
@@ -150,15 +150,15 @@ def attention_of_newest(query: Tensor, key: Tensor, value: Tensor, keys: Tensor,
     """See `decode_cache.attention_of_newest`."""
     rows, heads, size = query.shape
     prefixes, kv_heads = keys.shape[:2]
-    group, bytes_of_key = heads // kv_heads, size * keys.element_size()
+    group = heads // kv_heads
     of_tile = min(places, max(1, ROWS_OF_A_STEP // group))
     out = torch.empty(query.shape, dtype=keys.dtype, device=query.device)
     with _on_device_of(query):
         _newest_kernel[prefixes, kv_heads, triton.cdiv(places, of_tile)](
             query, key, value, keys, values, out, rows_from, lengths, written, LOG2_E * size**-0.5,
             query.stride(0), key.stride(0), value.stride(0), keys.stride(0), keys.stride(1), longest, places, heads,
-            GROUP=group, D=size, PLACES=of_tile, M=max(16, triton.next_power_of_2(of_tile * group)), N=32 if bytes_of_key <= 256 else 16,
-            num_warps=2, num_stages=3 if bytes_of_key <= 512 else 2,
+            GROUP=group, D=size, PLACES=of_tile, M=max(16, triton.next_power_of_2(of_tile * group)),
+            N=32 if size * keys.element_size() <= 256 else 16, num_warps=2, num_stages=3,
         )  # fmt: skip
     return out
 

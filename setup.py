@@ -21,6 +21,6 @@ setup(
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "data": ["pyarrow>=15"],
         "dev": ["pytest>=8", "transformers>=4.51", "hypothesis>=6", "ruff>=0.9", "scikit-learn>=1.4", "scipy>=1.11", "pyarrow>=15",
-                "trl~=1.16.0", "peft>=0.17", "triton>=3.7; platform_system == 'Linux'"],
+                "trl~=1.16.0", "peft>=0.17", "triton; platform_system == 'Linux'"],
     },
 )

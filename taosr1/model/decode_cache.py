@@ -38,6 +38,7 @@ class DecodeCache:
         self.start, self.place_of = prefix_lengths[prefix_of], torch.arange(self.rows, device=keys.device) - firsts[prefix_of]
         self.column = torch.zeros((), dtype=torch.int64, device=keys.device)  # `grown`, where the device finds it
         layers, prefixes, heads, _, size = keys.shape
+        # Empty, not zeros: nobody loads a slot before it is written.
         self.keys, self.values = keys.new_empty(2, layers, prefixes, heads, self.longest + capacity * self.places, size)
         for mine, theirs in ((self.keys, keys), (self.values, values)):
             mine[..., : self.longest, :] = theirs[..., : self.longest, :]

@@ -23,7 +23,8 @@ TILE = 128  # rows of a tile: queries times the query heads that share a key hea
 
 def lies_flat(x: Tensor, config: DecoderConfig) -> bool:
     """Whether rows with keys like `x` are computed in this form: in bfloat16 or float16, where our kernels run."""
-    return x.dtype in (torch.bfloat16, torch.float16) and kernels_serve(x, config.head_dim)
+    half = x.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled("cuda")  # which would give queries of another type than values
+    return half and kernels_serve(x, config.head_dim)
 
 
 class Sight(NamedTuple):
@@ -42,7 +43,9 @@ class Sight(NamedTuple):
 
 def attention_behind(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, sight: Sight) -> Tensor:
     """Attention of n queries over their prefix and their own row. Shapes: query (n, H, D), key, value (N, K, D), prefix_key, prefix_value
-    (M, K, D) -> (n, H, D)."""
+    (M, K, D) -> (n, H, D). Raises: ValueError where gradients are recorded, which it has not."""
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise ValueError("rows that lie end to end cannot be used where gradients are recorded: call under torch.no_grad()")
     if query.device.type != "cuda":
         return attention_behind_plain(query, key, value, prefix_key, prefix_value, sight)
     from taosr1.model import kernels
@@ -108,6 +111,7 @@ class FlatRows:
         return self.over(key[0], value[0], query, key, value)
 
     def over(self, prefix_key: Tensor, prefix_value: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # If each row is one token, the two are the same.
         sight = self.everywhere if query.shape[1] == key.shape[1] else self.at_last
         return attention_behind(query[0], key[0], value[0], prefix_key, prefix_value, sight)[None].flatten(2)
 
@@ -131,7 +135,7 @@ class FlatSuffixes(FlatRows):
 
     def __init__(self, prefixes: FlatPrefixes, prefix_of: Sequence[int], lengths: Sequence[int], first: int = 0) -> None:
         self.prefixes, self.brings = prefixes, not prefixes.computed
-        prefixes.computed = True
+        prefixes.computed = True  # by the call that this is made for, which comes before any other
         rows_from = starts_of(torch.bincount(torch.tensor(prefix_of)))  # (P + 1,)
         keys_from = prefixes.first_tokens[first : first + len(rows_from)]
         behind, starts = (rows_from, keys_from[:-1], keys_from[1:]), [prefixes.lengths[first + prefix] for prefix in prefix_of]

@@ -6,6 +6,8 @@ memory. PyTorch's own kernels of this kind take one range of keys for a sequence
 And the query heads that share a key head, of several tokens or of several samples, are rows of one tile: a key is read once for all.
 Scores are multiplied by log2(e), as a GPU has an instruction for 2^x.
 
+What a query may not see has weight 0. Where weights or float16 overflow, 0 times infinity is NaN, for the other rows of that tile too.
+
 The small steps (`pointwise.py`) are bound by bytes: each kernel reads its tensors once, computes in float32, and rounds once.
 
 The twins, in plain PyTorch, are `flat_rows.attention_behind_plain`, `decode_cache.attention_of_newest_plain`, and the functions of `pointwise.py`
@@ -23,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = math.log2(math.e)
-ROWS_OF_A_STEP = 32  # rows of a tile in `attention_of_newest`: products of 16 are the smallest that there are, and each row hides the others' keys
+ROWS_OF_A_STEP = 32  # of a tile in `attention_of_newest`, at most: its samples load each other's keys too, and 16 rows are the fewest that a product has
 LOWEST = tl.constexpr(-1e30)  # not -inf: a query may see nothing of a block, and -inf - -inf is NaN
 
 
@@ -151,7 +153,7 @@ def attention_of_newest(query: Tensor, key: Tensor, value: Tensor, keys: Tensor,
     rows, heads, size = query.shape
     prefixes, kv_heads = keys.shape[:2]
     group = heads // kv_heads
-    of_tile = min(places, max(1, ROWS_OF_A_STEP // group))
+    of_tile = min(triton.next_power_of_2(places), max(1, ROWS_OF_A_STEP // group))  # few numbers, as a kernel is built for each
     out = torch.empty(query.shape, dtype=keys.dtype, device=query.device)
     with _on_device_of(query):
         _newest_kernel[prefixes, kv_heads, triton.cdiv(places, of_tile)](

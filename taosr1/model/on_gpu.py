@@ -14,7 +14,8 @@ from taosr1.model.linear import is_plain
 
 def kernels_serve(x: Tensor, head_dim: int = 16) -> bool:
     """Whether they run where `x` lies, with heads of this size: tiles are powers of two, and larger ones would not fit into every GPU."""
-    return x.device.type == "cuda" and not is_plain() and 16 <= head_dim <= 128 and head_dim & (head_dim - 1) == 0 and kernels_run(x.device)
+    fits = 16 <= head_dim <= 128 and head_dim & (head_dim - 1) == 0 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return fits and x.device.type == "cuda" and not is_plain() and kernels_run(x.device)
 
 
 @cache

@@ -1,7 +1,8 @@
 """Small functions of which each is one pass over memory, if somebody fuses its steps: on a GPU kernels of our own do (`kernels.py`).
 
 There a norm, a rotation and a gate take as long as the matrix products between them, because each elementwise step reads and writes all
-of a tensor. The function as it is written is the plain twin: what runs on a CPU, in training, and under `--plain`.
+of a tensor. The function as it is written is the plain twin: what runs in training, on a CPU, under `--plain`, and wherever
+else the kernels do not serve (`on_gpu.py`).
 """
 
 from __future__ import annotations

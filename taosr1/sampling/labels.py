@@ -23,7 +23,8 @@ from taosr1.sampling.sampler import choose_tokens
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
 CPU_TOKENS = 1024
-PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128  # on a GPU: looked through for what they share while it still computes those before; the first, while it waits
+# On a GPU so many prompts are looked through for what they share while it computes those before. At first it has nothing to do: fewer.
+PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _in_order(rows: Tensor, parts: list[Tensor], out: Tensor) -> Tensor:
 def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits that choose the first token of a reply to each prompt, in batches: their numbers (b,) and logits (b, V) float32.
 
-    What several prompts (on a GPU, of each PROMPTS_AT_ONCE) share at their beginning is computed once (`prefixes.group_by_prefix`). Each prompt comes exactly once, in no
-    particular order. Raises: ValueError as `label_probabilities`.
+    What several prompts share at their beginning is computed once (`prefixes.group_by_prefix`; on a GPU for some hundred prompts at a time).
+    Each prompt comes exactly once, in no particular order. Raises: ValueError as `label_probabilities`.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens_per_batch is {max_tokens}, expected at least 1")
@@ -169,7 +170,8 @@ def _flat_alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_to
 def _flat_behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[PrefixGroup], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
     """`_behind_prefixes` on a GPU: rows end to end, without padding, the first of them in one call with their prefixes."""
     parameter = next(model.parameters())
-    for held in _cut([(group.length, group) for group in groups], max_tokens):
+    longest = max((len(prompts[row]) - group.length for group in groups for row in group.rows), default=0)
+    for held in _cut([(group.length, group) for group in groups], max_tokens - longest):  # so that prefixes and a row fit into one call
         held = [group for _, group in held]
         prefixes = FlatPrefixes(model.config, [group.length for group in held], parameter.dtype, parameter.device)
         rows = [(len(prompts[row]) - group.length, (number, row)) for number, group in enumerate(held) for row in group.rows]
@@ -188,7 +190,7 @@ def _read_last(model, rows: Sequence[Sequence[int]], flat: FlatRows) -> Tensor:
 
 
 def _cut(things: list[tuple[int, Any]], most: int, before: int = 0) -> Iterator[list[tuple[int, Any]]]:
-    """Consecutive (length, thing) whose lengths are at most `most` together, `before` included in the first; one that is longer comes alone."""
+    """Consecutive (length, thing) whose lengths are at most `most` together, in the first batch with `before`; one that is longer comes alone."""
     batch, total = [], before
     for length, thing in things:
         if batch and total + length > most:

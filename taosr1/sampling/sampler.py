@@ -244,8 +244,12 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
         at_limit = any(cache.used >= model.config.max_position_embeddings for cache in caches) and sum(left) < len(rows)
         least = COMPACT_RECORDED_BELOW if can_record(model, caches) else COMPACT_BELOW
         if 0 in left or at_limit or sum(left) < least * len(rows):
-            caches = [cache.select(part.nonzero()[:, 0]) for cache, part, alive in zip(caches, parts, left) if alive]
-            rows, last, going, step = rows[going], last[going], going[going], None
+            step = None  # and what it recorded: with the old caches and all new ones, memory would hold everything twice
+            parts = [part for part, alive in zip(parts, left) if alive]
+            caches = [cache for cache, alive in zip(caches, left) if alive]
+            for number, part in enumerate(parts):
+                caches[number] = caches[number].select(part.nonzero()[:, 0])
+            rows, last, going = rows[going], last[going], going[going]
         room = max_rows - len(rows)
         if waiting and (not len(rows) or room >= max(samples, REFILL_FROM * max_rows)):
             entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]

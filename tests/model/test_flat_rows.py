@@ -72,6 +72,23 @@ def test_a_query_sees_its_prefix_and_its_own_row_up_to_itself():
         torch.testing.assert_close(out[number, 0], ((keys @ query[number, 0]) / 2).softmax(0) @ values)
 
 
+def test_no_gradient_is_lost_in_silence(make_model):
+    flat = FlatRows(make_model().config, [3], "cpu")
+    with pytest.raises(ValueError, match="torch.no_grad"):
+        make_model().hidden(torch.tensor([[1, 2, 3]]), positions=flat.positions, attends=flat)
+
+
+def test_no_call_has_more_tokens_than_asked_for_unless_one_row_has(make_model, monkeypatch):
+    """Two prefixes of 45 tokens would fit into a call of 100, but not with a row of 20 behind them."""
+    monkeypatch.setattr(labels, "lies_flat", lambda keys, config: True)
+    model, tokens = make_model(max_position_embeddings=128), []
+    monkeypatch.setattr(labels, "_read_last", lambda model, rows, flat: tokens.append(sum(map(len, rows))) or torch.zeros(flat.last.shape[1], 24))
+    prompts = [[prefix] * 45 + [end] * 20 for prefix in (1, 2, 3) for end in (4, 5, 6)]
+    with torch.no_grad():
+        rows = torch.cat([index for index, _ in labels.first_logits(model, prompts, 100)])
+    assert sorted(rows.tolist()) == list(range(9)) and max(tokens) <= 100, tokens
+
+
 def test_tiles_cover_every_query_once_and_keep_to_one_prefix():
     tiles = tiles_of(torch.tensor([0, 5, 5, 9, 10]), torch.tensor([2, 10, 20, 40]), torch.tensor([10, 20, 25, 80]), 3)
     assert tiles.tolist() == [[0, 3, 2, 10], [3, 5, 2, 10], [5, 8, 20, 25], [8, 9, 20, 25], [9, 10, 40, 80]]

@@ -20,7 +20,7 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "here")
     on_gpu.kernels_run.cache_clear()
-    yield SimpleNamespace(device=torch.device("cuda", 0))
+    yield SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     on_gpu.kernels_run.cache_clear()
 
 
@@ -30,7 +30,7 @@ def test_kernels_serve_where_they_can_be_built_for_heads_that_are_powers_of_two(
     monkeypatch.setattr("taosr1.model.kernels", sys.modules["taosr1.model.kernels"], raising=False)
     assert on_gpu.kernels_serve(on_a_gpu) and [size for size in range(300) if on_gpu.kernels_serve(on_a_gpu, size)] == [16, 32, 64, 128]
     assert probed == [on_a_gpu.device]  # once
-    assert not on_gpu.kernels_serve(torch.zeros(1))
+    assert not on_gpu.kernels_serve(torch.zeros(1)) and not on_gpu.kernels_serve(SimpleNamespace(device=on_a_gpu.device, dtype=torch.float64))
     with plain_paths():
         assert not on_gpu.kernels_serve(on_a_gpu)
     assert not pointwise.in_one_pass(on_a_gpu)  # gradients are recorded

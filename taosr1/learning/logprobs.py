@@ -30,8 +30,8 @@ def completion_logp(
     The hidden states of position t - 1 predict token t, so only `hidden(ids[:, :-1])` at masked targets reaches the
     head: N = mask.sum() rows of V logits instead of B * T. Right padding needs no attention mask in a causal model.
 
-    Neighbouring rows with the same prompt (a GRPO group, a DPO pair) share its computation where that saves any: the same
-    numbers, see `shared_prompts`. With `plain` every row is run by itself.
+    Rows that are equal are run once (of a GRPO group that is kept, two in three), and neighbouring rows with the same prompt (a group, a DPO
+    pair) share its computation where that saves any: the same numbers, see `shared_prompts`. With `plain` every row is run by itself.
 
     `temperature` divides the logits, as the sampler does: rollout and training log-probs then agree.
     `chunk_tok` bounds the memory of the head to that many reply tokens at once (None: LOGITS_AT_ONCE numbers): each chunk's
@@ -45,8 +45,17 @@ def completion_logp(
         or a temperature that is not a positive number.
     """
     _check(ids, mask, temperature, chunk_tok)
+    plain = plain or is_plain()
+    if not plain:
+        rows = torch.where(mask, ids, ~ids)  # both in one: no id is negative
+        distinct, row_of = rows.unique(dim=0, return_inverse=True)  # sorted, so that replies to one prompt stay neighbours
+        if len(distinct) < len(rows):
+            mask = distinct >= 0
+            ids = torch.where(mask, distinct, ~distinct)
+            found = completion_logp(model, ids, mask, temperature=temperature, with_entropy=with_entropy, chunk_tok=chunk_tok)
+            return tuple(each.index_select(0, row_of) for each in found) if with_entropy else found.index_select(0, row_of)
     targets = mask[:, 1:]  # (B, T-1)
-    hidden = model.hidden(ids[:, :-1])[targets] if plain or is_plain() else reply_hidden(model, ids, mask)  # (N, C)
+    hidden = model.hidden(ids[:, :-1])[targets] if plain else reply_hidden(model, ids, mask)  # (N, C)
     tokens = ids[:, 1:][targets]  # (N,)
     if chunk_tok is None:
         chunk_tok = max(1, LOGITS_AT_ONCE // model.config.vocab_size)

@@ -86,17 +86,17 @@ def shared_attention(
 class Grid:
     """R rows as P prefixes x M places, M being the most rows that one prefix has: what lets a prefix meet all its rows in one product.
 
-    prefix_of: (R,) int64, ascending.
+    prefix_of: (R,) int64. Where every prefix has as many rows, and they come in its order, nothing has to be moved.
     """
 
     def __init__(self, prefix_of: Tensor, prefixes: int) -> None:
         counts = torch.bincount(prefix_of, minlength=prefixes)  # (P,)
         self.prefix_of, self.prefixes, self.places = prefix_of, prefixes, int(counts.max())
-        self.full = bool((counts == self.places).all())
+        self.full = bool((counts == self.places).all() and (prefix_of.diff() >= 0).all())
         if not self.full:
-            firsts = counts.cumsum(0) - counts
-            within = torch.arange(len(prefix_of), device=prefix_of.device) - firsts[prefix_of]
-            self.place_of = prefix_of * self.places + within  # (R,): where in the flat grid
+            prefix, rows = prefix_of.sort(stable=True)
+            within = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[prefix]
+            self.place_of = torch.empty_like(rows).index_copy_(0, rows, prefix * self.places + within)  # (R,): where in the flat grid
 
     def to_prefixes(self, x: Tensor) -> Tensor:
         """(R, K, q, W) -> (P, K, M * q, W); places without a row are 0."""

@@ -32,8 +32,12 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    form = DecodeCache if kernels_serve(prefixes.keys, prefixes.config.head_dim) else Branches
-    return form.of(prefixes, prefix_of, tokens)
+    return (Branches if rows_can_fork(prefixes) else DecodeCache).of(prefixes, prefix_of, tokens)
+
+
+def rows_can_fork(prefixes: KVCache) -> bool:
+    """Whether rows behind these sequences may become more on their way. A `DecodeCache` has shapes that stay, for a recorded step."""
+    return not kernels_serve(prefixes.keys, prefixes.config.head_dim)
 
 
 def dense_keys(keys: Tensor) -> bool:
@@ -50,7 +54,7 @@ class Branches:
     Rows of different lengths are padded on the right; what stands behind a row's end is seen by nobody who is read.
 
     Shapes:
-        prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64, ascending.
+        prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64.
         room: (2, L, R * K * capacity * D or more), the memory for keys and values; None: of its own.
     """
 
@@ -72,9 +76,9 @@ class Branches:
         real = torch.arange(longest, device=prefix_of.device) < prefix_lengths[:, None]
         self.prefix_mask = None if bool(real.all()) else real  # (P, S)
         self.rows, self.start, self.longest, self.grid = len(prefix_of), prefix_lengths[prefix_of], longest, Grid(prefix_of, len(prefix_lengths))
+        self._size = config.num_key_value_heads * capacity * config.head_dim  # of a row in a layer
         # Empty, not zeros: a column counts only after all rows have written it.
-        size = self.rows * config.num_key_value_heads * capacity * config.head_dim
-        self._room = prefix_keys.new_empty(2, config.num_hidden_layers, size) if room is None else room
+        self._room = prefix_keys.new_empty(2, config.num_hidden_layers, self.rows * self._size) if room is None else room
         self._reach_to(min(STRIDE, capacity) if dense_keys(prefix_keys) else capacity)
 
     @classmethod
@@ -93,13 +97,17 @@ class Branches:
 
     def _reach_to(self, columns: int) -> None:
         """Lay keys and values out anew, in the same memory, with so many columns for every row and head."""
-        shape = (self.rows, self.config.num_key_value_heads, columns, self.config.head_dim)
-        laid_out = self._room[..., : math.prod(shape)].view(2, self.config.num_hidden_layers, *shape)
+        laid_out = self._laid_out(columns)
         for kept, room in zip(((self.keys, self.values) if self.grown else ()), laid_out):
             for layer in range(len(room)):
                 room[layer, :, :, : self.grown] = kept[layer, :, :, : self.grown].clone()
         self.keys, self.values = laid_out
         self.reach = columns
+
+    def _laid_out(self, columns: int) -> Tensor:
+        """The room as keys and values of all rows, with so many columns: (2, L, R, K, columns, D)."""
+        shape = (self.rows, self.config.num_key_value_heads, columns, self.config.head_dim)
+        return self._room[..., : math.prod(shape)].view(2, self.config.num_hidden_layers, *shape)
 
     def place(self, positions: Tensor) -> Tensor | None:
         """See `Cache`; the positions have to be the next ones of every row."""
@@ -134,17 +142,30 @@ class Branches:
         self.grown += tokens
         self._new = 0
 
+    def fork(self, rows: Tensor) -> None:
+        """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written."""
+        old, written = self.rows, (self.keys[..., : self.grown, :], self.values[..., : self.grown, :])
+        prefix_of = torch.cat([self.grid.prefix_of, self.grid.prefix_of[rows]])
+        self.rows, self.start, self.grid = len(prefix_of), self.prefix_lengths[prefix_of], Grid(prefix_of, len(self.prefix_lengths))
+        grows = self.rows * self._size > self._room.shape[-1]
+        if grows:  # for as many rows again: forks come one after another
+            self._room = self._room.new_empty(*self._room.shape[:2], 2 * self.rows * self._size)
+        self.keys, self.values = self._laid_out(self.reach)
+        for before, now in zip(written, (self.keys[..., : self.grown, :], self.values[..., : self.grown, :])):
+            if grows:
+                now[:, :old] = before
+            now[:, old:] = before[:, rows]
+
     def select(self, rows: Tensor) -> Branches:
         """Only these rows, (R',) int64 ascending, and the prefixes that they need. They move up in the memory they have: `self` is used up.
 
         Where little of that memory would still be used, they get less of their own.
         """
-        kept, prefix_of = self.grid.prefix_of[rows].unique_consecutive(return_inverse=True)
+        kept, prefix_of = self.grid.prefix_of[rows].unique(return_inverse=True)
         prefixes = (self.prefix_keys, self.prefix_values)
         if len(kept) < len(self.prefix_lengths):
             prefixes = (keys_or_values.index_select(1, kept) for keys_or_values in prefixes)
-        of_row = self.config.num_key_value_heads * self.capacity * self.config.head_dim
-        room = self._room if 2 * len(rows) * of_row >= self._room.shape[-1] else None
+        room = self._room if 2 * len(rows) * self._size >= self._room.shape[-1] else None
         fewer = Branches(self.config, *prefixes, self.prefix_lengths[kept], prefix_of, self.capacity, room)
         fewer._reach_to(self.reach)
         fewer.grown = self.grown

@@ -34,12 +34,13 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 class DecodeStep:
     """The rows of some caches, one token at a time.
 
-    last: (R,) int64, each row's newest token; going: (R,) bool, whether it still writes. Both are updated in place.
-    choose: (logits (R, V), going=) -> the next tokens (R,) and who goes on (R,).
+    last: (M,) int64, each reply's newest token; going: (M,) bool, whether it still writes. Both are updated in place.
+    choose: (logits (R, V), going=) -> the next tokens (M,) and who goes on (M,).
+    speakers: (R,) int64, the reply whose token each row reads; None: M is R, and each has its own row.
     """
 
-    def __init__(self, model: Decoder, caches: Sequence[Cache], last: Tensor, going: Tensor, choose: Callable) -> None:
-        self.model, self.caches, self.last, self.going, self.choose = model, list(caches), last, going, choose
+    def __init__(self, model: Decoder, caches: Sequence[Cache], last: Tensor, going: Tensor, choose: Callable, speakers: Tensor | None = None) -> None:
+        self.model, self.caches, self.last, self.going, self.choose, self.speakers = model, list(caches), last, going, choose, speakers
         self.cache = self.caches[0] if len(self.caches) == 1 else SideBySide(self.caches)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.ran = False
@@ -56,7 +57,8 @@ class DecodeStep:
         self.cache.advance(1)
 
     def _run(self) -> None:
-        hidden = self.model.hidden(self.last[:, None], cache=self.cache)  # (R, 1, C)
+        read = self.last if self.speakers is None else self.last[self.speakers]
+        hidden = self.model.hidden(read[:, None], cache=self.cache)  # (R, 1, C)
         last, going = self.choose(self.model.head(hidden[:, 0]).float(), going=self.going)
         self.last.copy_(last)
         self.going.copy_(going)

@@ -73,8 +73,8 @@ def label_probabilities(
             drawn = None
             if uniform is not None:
                 draws = uniform[index].flatten().to(logits.device)
-                each = logits.repeat_interleave(uniform.shape[1], dim=0)
-                drawn = choose_tokens(each, draws, temperature=temperature, top_k=0, top_p=1.0)[0].view(len(index), -1)
+                row_of = torch.arange(len(index), device=logits.device).repeat_interleave(uniform.shape[1])
+                drawn = choose_tokens(logits, draws, temperature=temperature, top_k=0, top_p=1.0, row_of=row_of)[0].view(len(index), -1)
             order.append(index)
             parts.append((label_logits.softmax(-1), mass, drawn))  # stays on its device: a GPU that is asked for each batch waits for Python
             bar.update(len(index))

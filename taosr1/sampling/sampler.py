@@ -1,6 +1,7 @@
-"""Sample replies with a KV cache: each prompt is prefilled once for all its samples, which read its keys and values where they are.
+"""Sample replies with a KV cache: each prompt is prefilled once for all its samples, which read its keys and values where they are,
+and samples that have said the same so far are one row until they part.
 
-Small pure steps (`prefill`, `choose_tokens`) and one driver (`generate`). Rows are prompt-major: row p * samples + g is
+Small pure steps (`prefill`, `choose_tokens`) and one driver (`generate`). Rows of the result are prompt-major: row p * samples + g is
 sample g of prompt p.
 """
 
@@ -10,17 +11,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 
 from taosr1.model.cache import Cache, KVCache
-from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.linear import is_plain
+from taosr1.model.decoder import Decoder
 from taosr1.model.pointwise import block_sums
-from taosr1.model.shared_cache import continue_prefixes
 from taosr1.sampling.decode_step import DecodeStep, can_record
 from taosr1.sampling.prefixes import pad_right
+from taosr1.sampling.wave import Wave, copies_prompts
 
 CACHE_BYTES = 4 * 2**30  # of keys and values; on a GPU an eighth of its memory, if that is more
 LOGITS_AT_ONCE = 2**26  # numbers, on a GPU twice as many; choosing tokens takes a few tensors of that size
@@ -83,16 +84,18 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[torch.Ten
 
 
 def choose_tokens(
-    logits: torch.Tensor, uniform: torch.Tensor, *, temperature: float, top_k: int, top_p: float
+    logits: torch.Tensor, uniform: torch.Tensor, *, temperature: float, top_k: int, top_p: float, row_of: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token a row by inverting the cumulative distribution at `uniform` in [0, 1); temperature 0 is argmax.
+    """Draw one token a reply by inverting the cumulative distribution at `uniform` in [0, 1); temperature 0 is argmax.
 
-    Shapes: logits (R, V) float32, uniform (R,) -> tokens (R,) int64 and their log-probs (R,) at the temperature, top-k and top-p left aside.
+    Shapes: logits (R, V) float32, uniform (M,), row_of (M,) int64, from which row each reply draws (None: each has its own) -> tokens (M,) int64
+    and their log-probs (M,) at the temperature, top-k and top-p left aside.
     Choice: inverse CDF instead of `torch.multinomial`, which is many times slower on CPU.
     """
     if temperature == 0:
         top, tokens = logits.max(-1)
-        return tokens, top - logits.logsumexp(-1)
+        logp = top - logits.logsumexp(-1)
+        return (tokens, logp) if row_of is None else (tokens[row_of], logp[row_of])
     if temperature != 1:
         logits = logits / temperature
     top = logits.amax(-1, keepdim=True)
@@ -103,18 +106,23 @@ def choose_tokens(
         ordered, index = possible.softmax(-1).sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # the most likely token always stays
         possible = possible.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), -torch.inf)
-    tokens, total = invert_cdf(possible, top, uniform)
+    tokens, total = invert_cdf(possible, top, uniform, row_of)
     if possible is not logits:  # log-probs are those of the whole distribution
         total = (logits - top).exp_().sum(-1)
-    return tokens, logits.gather(1, tokens[:, None])[:, 0] - top[:, 0] - total.log()
+    whole = top[:, 0] + total.log()
+    if row_of is None:
+        return tokens, logits.gather(1, tokens[:, None])[:, 0] - whole
+    return tokens, logits[row_of, tokens] - whole[row_of]
 
 
-def invert_cdf(logits: torch.Tensor, top: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def invert_cdf(
+    logits: torch.Tensor, top: torch.Tensor, uniform: torch.Tensor, row_of: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The first token at which the running sum of a row's weights e^(logit - top) exceeds `uniform` times their total; never one of weight 0.
 
     The block of BLOCK tokens is found first, by the sums of the blocks, and then the token in it: the weights of a whole vocabulary are
     not kept, and their running sum, a chain of V dependent additions, is never built (`tests/sampling` has it, as the plain twin).
-    Shapes: logits (R, V) float32, -inf where nothing shall be drawn; top (R, 1); uniform (R,) -> tokens (R,) int64, totals (R,).
+    Shapes: logits (R, V) float32, -inf where nothing shall be drawn; top (R, 1); uniform, row_of (M,) -> tokens (M,) int64, totals (R,).
     """
     vocab = logits.shape[1]
     if vocab % BLOCK:
@@ -122,13 +130,18 @@ def invert_cdf(logits: torch.Tensor, top: torch.Tensor, uniform: torch.Tensor) -
     blocks = logits.unflatten(1, (-1, BLOCK))
     sums = block_sums(blocks, top)  # (R, V / BLOCK)
     ends = sums.cumsum(-1)
+    totals = ends[:, -1]
+    if row_of is None:
+        row_of = torch.arange(len(logits), device=logits.device)
+    else:
+        sums, ends, top = sums[row_of], ends[row_of], top[row_of]  # (M, V / BLOCK), and (M, 1)
     target = uniform[:, None] * ends[:, -1:]
     # right=True: a weight of 0 is never drawn, not even at uniform = 0.
-    block = torch.searchsorted(ends, target, right=True).clamp_(max=_last_possible(sums))  # (R, 1)
-    inside = (blocks[torch.arange(len(logits), device=logits.device), block[:, 0]] - top).exp()  # (R, BLOCK)
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=_last_possible(sums))  # (M, 1)
+    inside = (blocks[row_of, block[:, 0]] - top).exp()  # (M, BLOCK)
     target = (target - ends.gather(1, block) + sums.gather(1, block)).clamp_(min=0)  # rounding may fall below the block
     token = torch.searchsorted(inside.cumsum(-1), target, right=True).clamp_(max=_last_possible(inside))
-    return (block * BLOCK + token)[:, 0].clamp_(max=vocab - 1), ends[:, -1]  # clamped: NaN points nowhere
+    return (block * BLOCK + token)[:, 0].clamp_(max=vocab - 1), totals  # clamped: NaN points nowhere
 
 
 def _last_possible(weights: torch.Tensor) -> torch.Tensor:
@@ -166,8 +179,8 @@ def generate(
     """Sample `samples` replies for every prompt.
 
     `first_tokens` (P, samples) or (P * samples,) forces the first token of each reply: difficulty-by-prefill draws the labels itself and
-    only then lets the kept groups write on. `max_rows` bounds the rows alive at once (None: what `rows_that_fit` says); prompts
-    are taken in order of length, results come back in the caller's order. `uniform`: the numbers to draw with, in place of the
+    only then lets the kept groups write on. `max_rows` bounds the replies in flight at once, and so the rows (None: what `rows_that_fit` says);
+    prompts are taken in order of length, results come back in the caller's order. `uniform`: the numbers to draw with, in place of the
     generator's, see `draw_uniform`.
 
     Log-probs are those of the whole distribution at the sampling temperature (1 where it is 0), without top-k and
@@ -208,60 +221,79 @@ class _Draws:
     settings: dict[str, float]
 
     def next_tokens(
-        self, logits: torch.Tensor, rows: torch.Tensor, going: torch.Tensor, result: Rollouts, *, first: bool = False
+        self,
+        logits: torch.Tensor,
+        replies: torch.Tensor,
+        going: torch.Tensor,
+        result: Rollouts,
+        *,
+        row_of: torch.Tensor | None = None,
+        first: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose the next token of these rows of `result`, write it down for those that are still going, and say who is after it.
+        """Choose the next token of these replies (rows of `result`), write it down for those that are still going, and say who is after it.
 
-        first: these are the first tokens of the rows. Nothing here waits for the device.
-        Shapes: logits (n, V), rows (n,) int64, going (n,) bool -> tokens (n,), going (n,).
+        first: these are their first tokens. Nothing here waits for the device.
+        Shapes: logits (R, V), replies (M,) int64, going (M,) bool, row_of (M,) as in `choose_tokens` -> tokens (M,), going (M,).
         """
         longest = self.uniform.shape[1]
-        step = result.lengths[rows].clamp(max=longest - 1)  # a row that has ended may be asked again; nobody reads its answer
+        step = result.lengths[replies].clamp(max=longest - 1)  # a reply that has ended may be asked again; nobody reads its answer
         if first and self.first is not None:
-            tokens, scaled = self.first[rows], logits / (self.settings["temperature"] or 1.0)
-            logp = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
+            tokens, scaled = self.first[replies], logits / (self.settings["temperature"] or 1.0)
+            row_of = torch.arange(len(replies), device=tokens.device) if row_of is None else row_of
+            logp = scaled[row_of, tokens] - scaled.logsumexp(-1)[row_of]
         else:
-            tokens, logp = choose_tokens(logits, self.uniform[rows, step], **self.settings)
-        result.tokens[rows, step] = torch.where(going, tokens, result.tokens[rows, step])
-        result.logp[rows, step] = torch.where(going, logp, result.logp[rows, step])
-        result.lengths[rows] += going
+            tokens, logp = choose_tokens(logits, self.uniform[replies, step], row_of=row_of, **self.settings)
+        result.tokens[replies, step] = torch.where(going, tokens, result.tokens[replies, step])
+        result.logp[replies, step] = torch.where(going, logp, result.logp[replies, step])
+        result.lengths[replies] += going
         stopped = (tokens[:, None] == self.stops).any(-1)
-        result.finished[rows] |= going & stopped
-        return tokens, going & ~stopped & (result.lengths[rows] < longest)
+        result.finished[replies] |= going & stopped
+        return tokens, going & ~stopped & (result.lengths[replies] < longest)
 
 
 def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_rows: int, draws: _Draws, result: Rollouts) -> None:
-    """Continuous batching: up to `max_rows` rows are in flight; rows that have ended leave, and the next prompts enter in their place."""
+    """Continuous batching: up to `max_rows` replies are in flight; those that have ended leave, and the next prompts enter in their place."""
     waiting = deque(sorted(range(len(prompts)), key=lambda p: len(prompts[p])))
     device, longest = result.tokens.device, result.tokens.shape[1]
-    caches: list[Cache] = []  # of the prompts that entered together, one for each time
-    rows, last, going = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.int64, torch.bool))
+    waves: list[Wave] = []
     step: DecodeStep | None = None  # of the rows in flight, until others are
-    while waiting or len(rows):
-        parts = going.split([cache.rows for cache in caches])
-        left = torch.stack([part.sum() for part in parts]).tolist() if parts else []
+    while waiting or waves:
+        rows, left = sum(wave.cache.rows for wave in waves), torch.stack([wave.alive().sum() for wave in waves]).tolist() if waves else []
         # A long row that has ended would still take the next position, which the model may not have.
-        at_limit = any(cache.used >= model.config.max_position_embeddings for cache in caches) and sum(left) < len(rows)
-        least = COMPACT_RECORDED_BELOW if can_record(model, caches) else COMPACT_BELOW
-        if 0 in left or at_limit or sum(left) < least * len(rows):
+        at_limit = any(wave.cache.used >= model.config.max_position_embeddings for wave in waves) and sum(left) < rows
+        least = COMPACT_RECORDED_BELOW if can_record(model, [wave.cache for wave in waves]) else COMPACT_BELOW
+        if 0 in left or at_limit or sum(left) < least * rows:
             step = None  # and what it recorded: with the old caches and all new ones, memory would hold everything twice
-            parts = [part for part, alive in zip(parts, left) if alive]
-            caches = [cache for cache, alive in zip(caches, left) if alive]
-            for number, part in enumerate(parts):
-                caches[number] = caches[number].select(part.nonzero()[:, 0])
-            rows, last, going = rows[going], last[going], going[going]
-        room = max_rows - len(rows)
-        if waiting and (not len(rows) or room >= max(samples, REFILL_FROM * max_rows)):
+            waves = [wave.leave() for wave, alive in zip(waves, left) if alive]
+        room = max_rows - sum(len(wave.replies) for wave in waves)
+        if waiting and (not waves or room >= max(samples, REFILL_FROM * max_rows)):
             entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
             logits, prompt_cache = prefill(model, [prompts[p] for p in entering])
             new = (torch.tensor(entering, device=device)[:, None] * samples + torch.arange(samples, device=device)).flatten()
-            tokens, on = draws.next_tokens(logits.repeat_interleave(samples, dim=0), new, torch.ones_like(new, dtype=torch.bool), result, first=True)
-            caches.append(_continue(prompt_cache, samples, longest))
-            rows, last, going, step = torch.cat([rows, new]), torch.cat([last, tokens]), torch.cat([going, on]), None
-        elif len(rows):
-            step = step or DecodeStep(model, caches, last, going, partial(draws.next_tokens, rows=rows, result=result))
-            for _ in range(_steps_unwatched(model, caches)):
+            prompt_of = torch.arange(len(entering), device=device).repeat_interleave(samples)
+            first, going = draws.next_tokens(logits, new, torch.ones_like(new, dtype=torch.bool), result, row_of=prompt_of, first=True)
+            waves.append(Wave.of(prompt_cache, prompt_of, new, first, going, longest))
+            step = None
+        elif waves:
+            step = step or _step_of(model, waves, draws, result)
+            for _ in range(_steps_unwatched(model, [wave.cache for wave in waves])):
                 step()
+            if any([wave.part() for wave in waves]):
+                step = None
+
+
+def _step_of(model: Decoder, waves: Sequence[Wave], draws: _Draws, result: Rollouts) -> DecodeStep:
+    """The next step of all waves, whose `last` and `going` become parts of what it updates in place."""
+    replies, last, going = (torch.cat([getattr(wave, name) for wave in waves]) for name in ("replies", "last", "going"))
+    sizes = [len(wave.replies) for wave in waves]
+    for wave, of_last, of_going in zip(waves, last.split(sizes), going.split(sizes)):
+        wave.last, wave.going = of_last, of_going
+    row_of = speakers = None
+    if any(wave.parts for wave in waves):
+        row_of = torch.cat([wave.row_of + start for wave, start in zip(waves, accumulate((wave.cache.rows for wave in waves), initial=0))])
+        speakers = torch.cat([wave.speakers + start for wave, start in zip(waves, accumulate(sizes, initial=0))])
+    choose = partial(draws.next_tokens, replies=replies, result=result, row_of=row_of)
+    return DecodeStep(model, [wave.cache for wave in waves], last, going, choose, speakers)
 
 
 def _steps_unwatched(model: Decoder, caches: Sequence[Cache]) -> int:
@@ -272,19 +304,6 @@ def _steps_unwatched(model: Decoder, caches: Sequence[Cache]) -> int:
     columns = min(cache.capacity - cache.grown for cache in caches)
     positions = model.config.max_position_embeddings - max(cache.used for cache in caches)
     return max(1, min(STEPS_UNWATCHED, columns - 1, positions))
-
-
-def copies_prompts(config: DecoderConfig, tokens: int) -> bool:
-    """Whether each sample gets a copy of its prompt: on the plain path, and where a sliding window ends before so many tokens."""
-    return is_plain() or config.sliding_window is not None and config.sliding_window < tokens
-
-
-def _continue(prompts: KVCache, samples: int, new_tokens: int) -> Cache:
-    """The cache of all samples of the prompts: what the prompts hold is shared, or (plain) copied for each."""
-    if copies_prompts(prompts.config, prompts.used + new_tokens):
-        return prompts.expand(samples, capacity=prompts.used + new_tokens)
-    prefix_of = torch.arange(prompts.rows, device=prompts.keys.device).repeat_interleave(samples)
-    return continue_prefixes(prompts, prefix_of, new_tokens)
 
 
 def _check(prompts, samples, max_new_tokens, temperature, top_k, top_p, stop_ids, first_tokens) -> None:

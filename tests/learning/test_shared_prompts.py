@@ -163,6 +163,25 @@ def test_a_pack_by_hand():
     assert windowed[5] == [0, 0, 0, 0, 1, 1] and windowed[4] == [0, 0, 1, 0, 1, 0]
 
 
+def test_equal_rows_are_run_once_with_the_gradient_of_all_of_them(monkeypatch):
+    model, weights = model_of(dtype=torch.float64), torch.randn(7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    prompt, other, reply = ids_of(12, 0), ids_of(9, 1), ids_of(4, 2)
+    batch = collate([Example(prompt, reply), Example(other, reply), Example(prompt, ids_of(3, 3)), Example(prompt, reply), Example(other, reply), Example(prompt, reply),
+                     Example([*prompt, reply[0]], reply[1:])])  # fmt: skip
+    results, tokens, hidden = [], [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, **given: tokens.append(ids.numel()) or hidden(ids, **given))
+    for plain in (True, False):
+        model.zero_grad()
+        logp, entropy = completion_logp(model, batch.ids, batch.mask, temperature=0.7, with_entropy=True, plain=plain)
+        (logp * weights).sum().backward()
+        results.append([logp.detach(), entropy, *(parameter.grad.clone() for parameter in model.parameters())])
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    assert bool((results[1][0][:, 1:] != 0)[batch.mask[:, 1:]].all())
+    # The three prompts once, the last one a prompt of its own, and of each of the four different replies all tokens but the last.
+    assert tokens == [7 * 15, (12 + 9 + 13) + (3 + 2 + 3 + 2)]
+
+
 def test_long_replies_behind_a_short_prompt_are_left_apart():
     sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 64}
     config = DecoderConfig(vocab_size=61, num_hidden_layers=2, **sizes)

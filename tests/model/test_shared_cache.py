@@ -44,6 +44,43 @@ def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(ma
         assert_close(got[place], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:])
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monkeypatch, dense):
+    """Row by row what is written: two rows fork after two tokens, so that all four share those; then one of the copies forks again."""
+    if dense:  # what half types do on a CPU, in float32 so that it can be compared
+        monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: True)
+        monkeypatch.setattr(shared_cache, "STRIDE", 2)
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 5), draw(11, 5, 1)
+    came_from = {6: (4, 2), 7: (0, 2), 8: (6, 3), 9: (6, 3), 10: (2, 3)}  # row: the row and the column where it forked
+    for row, (parent, column) in came_from.items():
+        own[row, :column] = own[parent, :column]
+    parts, rows = [], 6
+    with torch.no_grad():
+        for column in range(5):
+            if forked := [parent for parent, at in came_from.values() if at == column]:
+                memory = branches.keys.untyped_storage().data_ptr()
+                branches.fork(torch.tensor(forked))
+                rows += len(forked)
+                assert (branches.keys.untyped_storage().data_ptr() == memory) == (column == 3)  # the first fork made room for both
+            assert branches.rows == rows and len(branches.lengths) == rows
+            parts.append(model(own[:rows, column : column + 1], cache=branches))
+            branches.advance(1)
+            if column == 3:
+                kept = [1, 3, 6, 7, 9, 10]  # in no order of their prefixes
+                branches = branches.select(torch.tensor(kept))
+                own, rows = own[kept], len(kept)
+    prefix_of = [*PREFIX_OF, 2, 0, 2, 2, 1]
+    for place, row in enumerate(kept):
+        ways = [row]  # who wrote the columns, the last first
+        while ways[-1] in came_from:
+            ways.append(came_from[ways[-1]][0])
+        of_column = [next(way for way in ways if column >= came_from.get(way, (0, 0))[1]) for column in range(4)]
+        found = torch.cat([*(parts[column][of_column[column]] for column in range(4)), parts[4][place]])
+        assert_close(found, alone(model, prefixes[prefix_of[row]], own[place].tolist()))
+
+
 def test_some_prefixes_of_a_cache_are_enough_and_nothing_is_copied(make_model, assert_close):
     model = make_model()
     cache, prefixes = prefilled(model)

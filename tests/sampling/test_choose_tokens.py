@@ -59,6 +59,16 @@ def test_drawing_by_blocks_equals_one_running_sum(width):
         assert (weights.gather(1, invert_cdf(logits, top, torch.full((4000,), edge))[0][:, None]) > 0).all()
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.6}])
+def test_several_draws_from_one_row_equal_draws_from_copies_of_it(settings):
+    generator = torch.Generator().manual_seed(0)
+    logits, row_of = torch.randn(5, 130, generator=generator) * 3, torch.tensor([0, 0, 0, 4, 1, 1, 4, 2])
+    uniform, settings = torch.rand(8, generator=generator), {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
+    found, expected = choose_tokens(logits, uniform, row_of=row_of, **settings), choose_tokens(logits[row_of], uniform, **settings)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
+
+
 def test_temperature_zero_is_argmax_and_its_limit():
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(0))
     assert (choose(LOGITS[None], uniform, temperature=0) == 2).all()

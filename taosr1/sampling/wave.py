@@ -1,0 +1,86 @@
+"""Replies that are being written, in as few rows as they need: what several samples of a prompt have said alike is computed once.
+
+A judge that was trained knows most of what it says. At temperature 1 the bundled thinker's eight replies to a prompt are 1.4 different
+ones, and the tokens that need a row of their own are a sixth of all (`examples/guide/speed.md`). So the samples of a prompt begin as one row;
+every sample still draws every token with its own number, from its row's logits; and where two draw differently the row forks.
+Neither the distribution nor any reply changes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taosr1.model.cache import Cache, KVCache
+from taosr1.model.decoder import DecoderConfig
+from taosr1.model.linear import is_plain
+from taosr1.model.shared_cache import Branches, continue_prefixes, rows_can_fork
+
+
+def copies_prompts(config: DecoderConfig, tokens: int) -> bool:
+    """Whether each sample gets a copy of its prompt: on the plain path, and where a sliding window ends before so many tokens."""
+    return is_plain() or config.sliding_window is not None and config.sliding_window < tokens
+
+
+class Wave:
+    """Prompts that entered together: the R rows of a cache, and the M >= R replies that are written in them.
+
+    replies: (M,) int64, their rows in the result. last: (M,) int64, their newest tokens. going: (M,) bool, whether they still write.
+    row_of: (M,) int64, each reply's row; several may share it where `parts`. speakers: (R,) int64, for each row one of the replies in it,
+    a going one if there is one.
+    """
+
+    def __init__(self, cache: Cache, replies: Tensor, last: Tensor, going: Tensor, row_of: Tensor) -> None:
+        self.cache, self.replies, self.last, self.going, self.row_of = cache, replies, last, going, row_of
+        self.parts = isinstance(cache, Branches)
+        self.speakers = self._speakers()
+
+    @classmethod
+    def of(cls, prompts: KVCache, prompt_of: Tensor, replies: Tensor, first: Tensor, going: Tensor, new_tokens: int) -> Wave:
+        """Replies to the prompts of a cache after their first tokens. prompt_of: (M,) int64, ascending."""
+        row_of = torch.arange(len(replies), device=replies.device)
+        if copies_prompts(prompts.config, prompts.used + new_tokens):
+            return cls(prompts.expand(len(replies) // prompts.rows, capacity=prompts.used + new_tokens), replies, first, going, row_of)
+        if rows_can_fork(prompts):
+            prompt_of, row_of = _ways(prompt_of, first)
+        return cls(continue_prefixes(prompts, prompt_of, new_tokens), replies, first, going, row_of)
+
+    def _speakers(self) -> Tensor:
+        count = len(self.replies)
+        replies = torch.arange(count, device=self.replies.device)
+        if not self.parts:
+            return replies
+        going_first = torch.where(self.going, replies, replies + count)
+        return torch.full((self.cache.rows,), 2 * count, device=replies.device).scatter_reduce_(0, self.row_of, going_first, "amin") % count
+
+    def alive(self) -> Tensor:
+        """Which rows are still written in, (R,) bool."""
+        return self.going[self.speakers]
+
+    def leave(self) -> Wave:
+        """Drop the replies that have ended, and the rows that nobody writes in."""
+        alive, kept = self.alive(), self.going.nonzero()[:, 0]
+        self.cache = self.cache.select(alive.nonzero()[:, 0])
+        self.replies, self.last, self.going, row_of = (x[kept] for x in (self.replies, self.last, self.going, self.row_of))
+        self.row_of = (alive.cumsum(0) - 1)[row_of]  # the rows that stay move up
+        self.speakers = self._speakers()
+        return self
+
+    def part(self) -> bool:
+        """Give replies of one row whose newest tokens differ a row for each of them. Returns whether rows or speakers may be others now."""
+        if self.cache.rows == len(self.replies):
+            return False
+        self.speakers = self._speakers()
+        away = self.going & (self.last != self.last[self.speakers[self.row_of]])
+        if bool(away.any()):
+            forked, way_of = _ways(self.row_of[away], self.last[away])
+            self.row_of[away] = self.cache.rows + way_of
+            self.cache.fork(forked)
+            self.speakers = self._speakers()
+        return True
+
+
+def _ways(row_of: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """In how many ways replies go on: the row (W,) of each way, ascending, and each reply's way (M,). Shapes: row_of, tokens (M,) int64."""
+    pairs, way_of = torch.stack([row_of, tokens]).unique(dim=1, return_inverse=True)  # (2, W), sorted
+    return pairs[0], way_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -130,6 +131,13 @@ class KVCache:
         """Every row was given so many real tokens."""
         self.lengths += tokens
 
+    def part(self, start: int, end: int) -> KVCache:
+        """Rows start to end - 1, in the same memory."""
+        part = copy(self)
+        part.rows, part._row_index = end - start, self._row_index[: end - start]
+        part.keys, part.values, part.lengths = self.keys[:, start:end], self.values[:, start:end], self.lengths[start:end]
+        return part
+
     def expand(self, samples: int, capacity: int | None = None) -> KVCache:
         """A new cache with each row repeated `samples` times, rows of one prompt side by side.
 
@@ -148,8 +156,8 @@ class KVCache:
         used = self.used
         if capacity < used:
             raise ValueError(f"capacity {capacity} is smaller than the {used} slots already in use")
-        copy = KVCache(self.config, len(index), capacity, self.keys.dtype, self.keys.device)
-        copy.keys[:, :, :, :used] = self.keys[:, index, :, :used]
-        copy.values[:, :, :, :used] = self.values[:, index, :, :used]
-        copy.lengths, copy.used = self.lengths[index], used
-        return copy
+        copied = KVCache(self.config, len(index), capacity, self.keys.dtype, self.keys.device)
+        copied.keys[:, :, :, :used] = self.keys[:, index, :, :used]
+        copied.values[:, :, :, :used] = self.values[:, index, :, :used]
+        copied.lengths, copied.used = self.lengths[index], used
+        return copied

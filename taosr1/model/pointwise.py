@@ -16,6 +16,8 @@ from torch import Tensor
 from taosr1.model.on_gpu import kernels_serve
 from taosr1.model.rotary import rotate
 
+NUMBERS_AT_ONCE = 2**20  # tensors of 32 MiB and more are mapped anew each time, which takes longer than to compute them
+
 
 def in_one_pass(x: Tensor, head_dim: int = 16) -> bool:
     """Whether a kernel takes all steps at once: on a GPU, where no gradient is recorded."""
@@ -72,4 +74,5 @@ def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
         from taosr1.model import kernels
 
         return kernels.block_sums(blocks, top)
-    return (blocks - top[..., None]).exp_().sum(-1)
+    parts = zip(*(x.split(max(1, NUMBERS_AT_ONCE // (blocks.shape[1] * blocks.shape[2]))) for x in (blocks, top[..., None])))
+    return torch.cat([(some - most).exp_().sum(-1) for some, most in parts])

@@ -157,22 +157,48 @@ class Branches:
             now[:, old:] = before[:, rows]
 
     def select(self, rows: Tensor) -> Branches:
-        """Only these rows, (R',) int64 ascending, and the prefixes that they need. They move up in the memory they have: `self` is used up.
+        """Only these rows, (R',) int64, in this order, and the prefixes that they need. They move within the memory they have, which costs
+        little where most of them stay in place (`closed_up`): `self` is used up, and so is the cache that the prefixes are from.
 
         Where little of that memory would still be used, they get less of their own.
         """
-        kept, prefix_of = self.grid.prefix_of[rows].unique(return_inverse=True)
+        needed = torch.zeros_like(self.prefix_lengths, dtype=torch.bool).index_fill_(0, self.grid.prefix_of[rows], True)
+        kept = closed_up(needed)
+        number = torch.empty_like(self.prefix_lengths).index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
         prefixes = (self.prefix_keys, self.prefix_values)
-        if len(kept) < len(self.prefix_lengths):
-            prefixes = (keys_or_values.index_select(1, kept) for keys_or_values in prefixes)
-        room = self._room if 2 * len(rows) * self._size >= self._room.shape[-1] else None
-        fewer = Branches(self.config, *prefixes, self.prefix_lengths[kept], prefix_of, self.capacity, room)
+        if len(kept) < len(needed):
+            prefixes = (_moved(keys_or_values, kept) for keys_or_values in prefixes)
+        stays = 2 * len(rows) * self._size >= self._room.shape[-1]
+        fewer = Branches(self.config, *prefixes, self.prefix_lengths[kept], number[self.grid.prefix_of[rows]], self.capacity, self._room if stays else None)
         fewer._reach_to(self.reach)
         fewer.grown = self.grown
+        places = torch.arange(len(rows), device=rows.device)
+        if stays:
+            places = (rows != places).nonzero()[:, 0]
         for mine, theirs in ((self.keys, fewer.keys), (self.values, fewer.values)):
-            for layer in range(len(mine)):  # index_select copies one layer, whose rows are then free to be written
-                theirs[layer, :, :, : self.grown] = mine[layer, :, :, : self.grown].index_select(0, rows)
+            for layer in range(len(mine)):  # what stands on the right is a copy, so rows may be written where others were read
+                theirs[layer, places, :, : self.grown] = mine[layer, rows[places], :, : self.grown]
         return fewer
+
+
+def closed_up(stays: Tensor) -> Tensor:
+    """Which of n things shall lie in the first places if those that stay close up: they do not move, but the last ones go where
+    others have left. Shapes: (n,) bool -> (n',) int64."""
+    count = int(stays.sum())
+    order = torch.arange(count, device=stays.device)
+    order[~stays[:count]] = stays[count:].nonzero()[:, 0] + count
+    return order
+
+
+def _moved(keys_or_values: Tensor, order: Tensor) -> Tensor:
+    """Sequences `order` of a tensor (L, P, ...), in their own memory unless most of it would lie idle."""
+    wanted = keys_or_values[:, : len(order)]
+    if 2 * wanted.numel() * wanted.element_size() < wanted.untyped_storage().nbytes():
+        return keys_or_values.index_select(1, order)
+    places = (order != torch.arange(len(order), device=order.device)).nonzero()[:, 0]
+    for of_layer in keys_or_values:
+        of_layer[places] = of_layer[order[places]]
+    return wanted
 
 
 class SideBySide:

@@ -17,12 +17,11 @@ from taosr1.model.decoder import DecoderConfig
 from taosr1.model.flat_rows import FlatPrefixes, FlatRows, FlatSuffixes, lies_flat, send
 from taosr1.model.linear import is_plain
 from taosr1.model.shared_cache import SCORES_AT_ONCE, Branches
-from taosr1.sampling.prefixes import PrefixGroup, batch_by_length, group_by_prefix, pad_right
+from taosr1.sampling.prefixes import PrefixGroup, batch_by_length, group_by_prefix, pad_right, tokens_at_once
 from taosr1.sampling.sampler import choose_tokens
 
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
-CPU_TOKENS = 1024
 # On a GPU so many prompts are looked through for what they share while it computes those before. At first it has nothing to do: fewer.
 PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128
 
@@ -131,7 +130,7 @@ def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> It
 def _alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
     """Row numbers and the hidden states (b, C) at their last positions, each row computed in full."""
     device = next(model.parameters()).device
-    for batch in batch_by_length([len(prompts[row]) for row in rows], _budget(max_tokens, device)):
+    for batch in batch_by_length([len(prompts[row]) for row in rows], tokens_at_once(max_tokens, device)):
         chosen = [rows[i] for i in batch]
         last = torch.tensor([len(prompts[row]) - 1 for row in chosen], device=device)
         yield chosen, model.hidden(pad_right([prompts[row] for row in chosen]).to(device), read=last[:, None])[:, 0]
@@ -149,7 +148,7 @@ def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[Prefi
         model.hidden(heads.to(device), cache=cache, read=lengths[:, None] - 1)
         cache.lengths.copy_(lengths)
         suffixes = [[(len(prompts[row]) - group.length, row) for row in group.rows] for group in held]
-        for batch in _suffix_batches(suffixes, [group.length for group in held], _budget(max_tokens, device), model.config):
+        for batch in _suffix_batches(suffixes, [group.length for group in held], tokens_at_once(max_tokens, device), model.config):
             first = batch[0][0]
             prefix_of = torch.tensor([group - first for group, _, _ in batch], device=device)
             rows = [row for _, _, row in batch]
@@ -224,8 +223,3 @@ def _suffix_batches(
             batch.append((number, length, row))
     if batch:
         yield batch
-
-
-def _budget(max_tokens: int, device: torch.device) -> int:
-    """On a CPU small batches are faster: less padding, and what a layer writes is still in the cache when the next reads it."""
-    return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens

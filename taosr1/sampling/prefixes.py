@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 SHORTEST_PREFIX = 16  # tokens; to share fewer is not worth a second pass
+CPU_TOKENS = 1024  # see `tokens_at_once`
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,23 @@ def batch_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[in
         rows.append(row)
     if rows:
         yield rows
+
+
+def runs_of_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
+    """Yields start and end of runs of neighbours, rows x longest row <= max_tokens in each; a longer row goes alone."""
+    start = longest = 0
+    for row, length in enumerate(lengths):
+        if row > start and (row + 1 - start) * max(longest, length) > max_tokens:
+            yield start, row
+            start, longest = row, 0
+        longest = max(longest, length)
+    if start < len(lengths):
+        yield start, len(lengths)
+
+
+def tokens_at_once(max_tokens: int, device: torch.device) -> int:
+    """On a CPU small batches are faster: less padding, and what a layer writes is still in the cache when the next reads it."""
+    return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens
 
 
 def pad_right(prompts: Sequence[Sequence[int]]) -> Tensor:

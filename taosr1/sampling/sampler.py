@@ -20,7 +20,7 @@ from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decoder import Decoder
 from taosr1.model.pointwise import block_sums
 from taosr1.sampling.decode_step import DecodeStep, can_record
-from taosr1.sampling.prefixes import pad_right
+from taosr1.sampling.prefixes import pad_right, runs_of_tokens, tokens_at_once
 from taosr1.sampling.wave import Wave, copies_prompts
 
 CACHE_BYTES = 4 * 2**30  # of keys and values; on a GPU an eighth of its memory, if that is more
@@ -74,13 +74,17 @@ def rows_that_fit(model: Decoder, length: int) -> int:
 
 @torch.no_grad()
 def prefill(model: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, KVCache]:
-    """Run the prompts once. Returns the logits (P, V) of the first reply token and a cache holding the prompts."""
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    cache = KVCache(model.config, len(prompts), int(lengths.max()), next(model.parameters()).dtype, device)
-    hidden = model.hidden(pad_right(prompts).to(device), cache=cache, read=lengths[:, None] - 1)  # (P, 1, C): nobody reads the others
-    cache.lengths.copy_(lengths)
-    return model.head(hidden[:, 0]).float(), cache
+    """Run the prompts once, as many at a time as is fast. Returns the logits (P, V) of the first reply token and a cache holding the prompts."""
+    parameter, lengths = next(model.parameters()), [len(prompt) for prompt in prompts]
+    cache = KVCache(model.config, len(prompts), max(lengths), parameter.dtype, parameter.device)
+    ends, logits = torch.tensor(lengths, device=parameter.device), []
+    for first, end in runs_of_tokens(lengths, tokens_at_once(len(lengths) * max(lengths), parameter.device)):
+        ids = pad_right(prompts[first:end]).to(parameter.device)
+        hidden = model.hidden(ids, cache=cache.part(first, end), read=ends[first:end, None] - 1)  # (p, 1, C): nobody reads the others
+        logits.append(model.head(hidden[:, 0]).float())
+    cache.lengths.copy_(ends)
+    cache.used = max(lengths)
+    return torch.cat(logits), cache
 
 
 def choose_tokens(
@@ -93,8 +97,7 @@ def choose_tokens(
     Choice: inverse CDF instead of `torch.multinomial`, which is many times slower on CPU.
     """
     if temperature == 0:
-        top, tokens = logits.max(-1)
-        logp = top - logits.logsumexp(-1)
+        tokens, logp = most_likely(logits)
         return (tokens, logp) if row_of is None else (tokens[row_of], logp[row_of])
     if temperature != 1:
         logits = logits / temperature
@@ -124,10 +127,7 @@ def invert_cdf(
     not kept, and their running sum, a chain of V dependent additions, is never built (`tests/sampling` has it, as the plain twin).
     Shapes: logits (R, V) float32, -inf where nothing shall be drawn; top (R, 1); uniform, row_of (M,) -> tokens (M,) int64, totals (R,).
     """
-    vocab = logits.shape[1]
-    if vocab % BLOCK:
-        logits = F.pad(logits, (0, -vocab % BLOCK), value=-torch.inf)
-    blocks = logits.unflatten(1, (-1, BLOCK))
+    blocks = _in_blocks(logits)
     sums = block_sums(blocks, top)  # (R, V / BLOCK)
     ends = sums.cumsum(-1)
     totals = ends[:, -1]
@@ -141,7 +141,23 @@ def invert_cdf(
     inside = (blocks[row_of, block[:, 0]] - top).exp()  # (M, BLOCK)
     target = (target - ends.gather(1, block) + sums.gather(1, block)).clamp_(min=0)  # rounding may fall below the block
     token = torch.searchsorted(inside.cumsum(-1), target, right=True).clamp_(max=_last_possible(inside))
-    return (block * BLOCK + token)[:, 0].clamp_(max=vocab - 1), totals  # clamped: NaN points nowhere
+    return (block * BLOCK + token)[:, 0].clamp_(max=logits.shape[1] - 1), totals  # clamped: NaN points nowhere
+
+
+def most_likely(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first token with a row's largest logit, and its log-prob. In two steps, because on a CPU to find where a maximum stands takes many
+    times as long as to find it. Shapes: (R, V) float32 -> (R,) int64, (R,)."""
+    blocks, top = _in_blocks(logits), logits.amax(-1, keepdim=True)
+    block = blocks.amax(-1).argmax(-1)
+    inside = blocks[torch.arange(len(logits), device=logits.device), block].argmax(-1)
+    return (block * BLOCK + inside).clamp_(max=logits.shape[1] - 1), -block_sums(blocks, top).sum(-1).log()
+
+
+def _in_blocks(logits: torch.Tensor) -> torch.Tensor:
+    """(R, V) -> (R, N, BLOCK), the last block filled up with -inf."""
+    if logits.shape[1] % BLOCK:
+        logits = F.pad(logits, (0, -logits.shape[1] % BLOCK), value=-torch.inf)
+    return logits.unflatten(1, (-1, BLOCK))
 
 
 def _last_possible(weights: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decoder import DecoderConfig
 from taosr1.model.linear import is_plain
-from taosr1.model.shared_cache import Branches, continue_prefixes, rows_can_fork
+from taosr1.model.shared_cache import Branches, closed_up, continue_prefixes, rows_can_fork
 
 
 def copies_prompts(config: DecoderConfig, tokens: int) -> bool:
@@ -60,9 +60,10 @@ class Wave:
     def leave(self) -> Wave:
         """Drop the replies that have ended, and the rows that nobody writes in."""
         alive, kept = self.alive(), self.going.nonzero()[:, 0]
-        self.cache = self.cache.select(alive.nonzero()[:, 0])
+        rows = closed_up(alive) if self.parts else alive.nonzero()[:, 0]
+        self.cache = self.cache.select(rows)
         self.replies, self.last, self.going, row_of = (x[kept] for x in (self.replies, self.last, self.going, self.row_of))
-        self.row_of = (alive.cumsum(0) - 1)[row_of]  # the rows that stay move up
+        self.row_of = torch.empty_like(alive, dtype=torch.int64).index_copy_(0, rows, torch.arange(len(rows), device=rows.device))[row_of]
         self.speakers = self._speakers()
         return self
 

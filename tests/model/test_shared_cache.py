@@ -7,13 +7,14 @@ import torch
 
 from taosr1.model import shared_cache
 from taosr1.model.linear import plain_paths
-from taosr1.model.shared_cache import Branches, SideBySide
+from taosr1.model.shared_cache import Branches, SideBySide, closed_up
 from tests.behind_prefixes import PREFIX_OF, PREFIXES, alone, draw, prefilled
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("plain, dense", [(False, True), (False, False), (True, True)])
 @pytest.mark.parametrize("cuts", [(4,), (1, 1, 1, 1), (3, 1), (1, 2, 1)])
-def test_rows_equal_each_row_alone_however_their_tokens_come(family, make_model, assert_close, cuts, plain):
+def test_rows_equal_each_row_alone_however_their_tokens_come(family, make_model, assert_close, monkeypatch, cuts, plain, dense):
+    monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: dense)
     model = make_model(family, **({"sliding_window": 11} if family == "mistral" else {}))  # all that is looked at lies within it
     cache, prefixes = prefilled(model)
     branches, own, parts = Branches.of(cache, torch.tensor(PREFIX_OF), 4), draw(6, 4, 1), []
@@ -44,12 +45,17 @@ def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(ma
         assert_close(got[place], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:])
 
 
-@pytest.mark.parametrize("dense", [False, True])
+def test_what_stays_does_not_move_and_the_last_fill_the_gaps():
+    assert closed_up(torch.tensor([1, 0, 1, 1, 0, 0, 1, 1]).bool()).tolist() == [0, 6, 2, 3, 7]
+    assert closed_up(torch.tensor([0, 0, 1]).bool()).tolist() == [2]
+    assert closed_up(torch.ones(3).bool()).tolist() == [0, 1, 2] and closed_up(torch.zeros(2).bool()).tolist() == []
+
+
+@pytest.mark.parametrize("dense", [False, True])  # as on a GPU, and as on a CPU
 def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monkeypatch, dense):
     """Row by row what is written: two rows fork after two tokens, so that all four share those; then one of the copies forks again."""
-    if dense:  # what half types do on a CPU, in float32 so that it can be compared
-        monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: True)
-        monkeypatch.setattr(shared_cache, "STRIDE", 2)
+    monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: dense)
+    monkeypatch.setattr(shared_cache, "STRIDE", 2)
     model = make_model()
     cache, prefixes = prefilled(model)
     branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 5), draw(11, 5, 1)
@@ -143,8 +149,7 @@ def test_rows_that_outgrow_a_sliding_window_are_refused(make_model):
 
 
 def test_columns_kept_end_to_end_give_the_same_however_often_they_are_laid_out_anew(make_model, assert_close, monkeypatch):
-    """What half types do on a CPU, in float32 so that it can be compared; room for two columns at a time."""
-    monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: True)
+    """Room for two columns at a time."""
     monkeypatch.setattr(shared_cache, "STRIDE", 2)
     model = make_model()
     cache, prefixes = prefilled(model)
@@ -167,7 +172,7 @@ def test_columns_kept_end_to_end_give_the_same_however_often_they_are_laid_out_a
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_half_types_stay_near_float32(make_model, plain):
-    """Forty columns, so more than `STRIDE` of them, with prefixes of several lengths."""
+    """Forty columns, five times `STRIDE`, with prefixes of several lengths."""
     model, own = make_model(), draw(6, 40, 1)
     results = []
     for dtype in (torch.float32, torch.bfloat16):

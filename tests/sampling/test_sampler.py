@@ -161,6 +161,14 @@ def test_waiting_prompts_enter_while_others_are_still_being_answered(model, monk
     assert len(entered) > 5 and sum(rows for _, rows in calls) < 1.4 * int(expected.lengths.sum())
 
 
+def test_prompts_prefilled_a_few_at_a_time_give_the_same_replies(model, prompts, monkeypatch):
+    calls, hidden, expected = [], model.hidden, sample(model, prompts)
+    monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append(tuple(ids.shape)) or hidden(ids, **given))
+    monkeypatch.setattr("taosr1.sampling.prefixes.CPU_TOKENS", 12)
+    assert_same(sample(model, prompts), expected)
+    assert calls[:4] == [(3, 3), (1, 5), (1, 9), (1, 9)] and calls[4][1] == 1  # sorted: 1, 2, 3, 5, 9, 9 tokens
+
+
 def test_the_plain_path_gives_the_same_replies(model, prompts):
     with plain_paths():
         expected = sample(model, prompts)

@@ -7,6 +7,8 @@ equal:  8 prompts of 192 tokens x 8 samples x 64 new tokens, nothing stops early
 ragged: 512 prompts of 96 to 192 tokens x 8 samples of at most 64 tokens; ids that stop a reply are chosen at random, as many as
         leave half of all tokens. transformers gets its prompts sorted by length, padded on the left, in batches of 8, 16 and 32.
         This part takes minutes a side, so it is measured --ragged-repeats times, once if not told otherwise. First of --cases only.
+trained: 80 prompts of the embedded shop x 8 replies of the bundled thinker, which end by themselves. It is sure of most of what it says, and what
+        samples say alike we compute once; transformers gets its prompts sorted, 8 and 80 at once. First of --cases gives the dtype.
 growth: ours alone, first of --cases only. Seconds at 1 to 32 samples a prompt; peak memory at 64 to 1024 waiting prompts, where no
         more than 512 rows are alive at once: what grows are the replies themselves.
 
@@ -17,7 +19,8 @@ measured. All draw from the whole distribution at temperature 1.
 
 Before anything is timed: greedy replies must equal those of every mode (float32), and the log-probs of sampled replies must equal
 transformers' own for the same tokens, to 1e-4 in float32 and 0.1 in bfloat16: its own bfloat16 and float32 differ by up to 0.07.
-Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`. Weights are random: no time depends on them.
+Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`; every reply counts by itself, also where we compute
+several at once. But for `trained` weights are random, so that replies differ from their first token on: no time depends on them then.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ import torch
 
 from examples.benchmarks import common
 from taosr1.config import option, parse_config, run_main
+from taosr1.judge import BUNDLED, BUNDLED_FOLDER, load_judge
 from taosr1.model.packed import pack
 from taosr1.model.weights import load_decoder
 from taosr1.sampling.sampler import generate
+from taosr1.task.world import read_pool
 
-PARTS = ("equal", "ragged", "growth")
+PARTS = ("equal", "ragged", "trained", "growth")
 CASES = ("tiny-float32", "tiny-bfloat16", "small-bfloat16", "small-float32")
 BATCHES = (8, 16, 32)  # prompts that transformers gets at once in the ragged part
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of a log-prob
@@ -81,7 +86,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if config.one:
         print(json.dumps(peak_of(*config.one.split("/"), config)))
         return []
-    return common.run_cases(config, RUN, first_only=("ragged", "growth"))
+    return common.run_cases(config, RUN, first_only=("ragged", "trained", "growth"))
 
 
 # --- The parts --------------------------------------------------------------------------------------------------------
@@ -102,6 +107,19 @@ def ragged(model, theirs, case: str, folder: Path, config: Config) -> list[dict]
     work = ragged_work(model, config.prompts)
     print(f"ragged, {case}: {config.prompts} prompts x 96 to 192 tokens x 8 samples; {len(work.stop_ids)} stop ids; "
           f"{compare(model, theirs, work, case)}")  # fmt: skip
+    return until_they_stop(model, theirs, work, case, BATCHES, config.ragged_repeats)
+
+
+def trained(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
+    dtype = common.dtype_of(case)
+    judge, theirs = load_judge(BUNDLED, dtype=case.split("-")[1]), common.load_transformers(BUNDLED_FOLDER, dtype)
+    work = Work(judge.prompts(read_pool("labelled")[:80]), stop_ids=tuple(judge.tokenizer.eos_ids))
+    print(f"trained, {case.split('-')[1]}: 80 prompts of the embedded shop x 8 samples; {compare(judge.model, theirs, work, case)}")
+    return until_they_stop(judge.model, theirs, work, case, (8, 80), config.repeats)
+
+
+def until_they_stop(model, theirs, work: Work, case: str, sizes: tuple[int, ...], repeats: int) -> list[dict]:
+    """Both sides on replies that end by themselves, transformers with so many prompts at once."""
     lengths: dict[str, list[int]] = {}
 
     def measured(name: str, run, *arguments) -> None:
@@ -111,10 +129,10 @@ def ragged(model, theirs, case: str, folder: Path, config: Config) -> list[dict]
     ours(model, few)  # warm-up
     sides = {"ours": partial(measured, "ours", ours, model, work)}
     for mode, attention in best_attention(("generate", "expanded"), theirs, few):
-        for size in BATCHES:
+        for size in sizes:
             name = f"{mode} {attention} x {size}"
             sides[name] = partial(measured, name, in_batches, partial(common.attending, attention, PEERS[mode]), theirs, work, size)
-    seconds = common.by_turns(sides, config.ragged_repeats)
+    seconds = common.by_turns(sides, repeats)
     rows = common.timing_rows(seconds, work_flops(model, work, lengths["ours"]), common.gemm_flops(common.dtype_of(case)))
     for row in rows:
         row["mean_tokens"] = statistics.fmean(lengths[row["side"]])
@@ -156,7 +174,7 @@ def fresh_peak(side: str, case: str, prompts: int, folder: Path, config: Config)
     return found
 
 
-RUN = {"equal": equal, "ragged": ragged, "growth": growth}
+RUN = {"equal": equal, "ragged": ragged, "trained": trained, "growth": growth}
 
 
 def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:

@@ -32,7 +32,7 @@ from taosr1.learning.batches import Example, collate
 from taosr1.learning.logprobs import completion_logp
 from taosr1.model import decoder, linear
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.sampling import labels, sampler
+from taosr1.sampling import labels, sampler, wave
 from taosr1.sampling.prefixes import PrefixGroup
 from taosr1.task.world import read_pool
 
@@ -107,10 +107,6 @@ def every_row_alone(prompts) -> list[PrefixGroup]:
     return [PrefixGroup(0, [row]) for row in range(len(prompts))]
 
 
-def copy_of_the_prompt(prompts, samples: int, new_tokens: int):
-    return prompts.expand(samples, capacity=prompts.used + new_tokens)
-
-
 def columns_of_everything(model, ids, read=None, *, hidden=Decoder.hidden, **given):
     out = hidden(model, ids, **given)
     return out if read is None else decoder.take(out, read)
@@ -120,8 +116,10 @@ TRICKS: dict[str, Callable] = {
     "all tricks": lambda: replaced(),
     "without oneDNN's products": lambda: replaced((linear, "has_onednn", False)),
     "without shared prefixes": lambda: replaced(
-        (sampler, "_continue", copy_of_the_prompt), (labels, "group_by_prefix", every_row_alone), (shared_prompts, "pays", lambda *_: False)
-    ),
+        (wave, "copies_prompts", lambda *_: True), (labels, "group_by_prefix", every_row_alone),
+        (shared_prompts, "fits", lambda *_: False), (shared_prompts, "pays", lambda *_: False),
+    ),  # fmt: skip
+    "without rows for several": lambda: replaced((wave, "rows_can_fork", lambda _: False)),
     "without reading columns": lambda: replaced((Decoder, "hidden", columns_of_everything)),
     "plain": lambda: linear.plain_paths(),
 }

@@ -31,7 +31,8 @@ def completion_logp(
     head: N = mask.sum() rows of V logits instead of B * T. Right padding needs no attention mask in a causal model.
 
     Rows that are equal are run once (of a GRPO group that is kept, two in three), and neighbouring rows with the same prompt (a group, a DPO
-    pair) share its computation where that saves any: the same numbers, see `shared_prompts`. With `plain` every row is run by itself.
+    pair) share its computation where that saves any: the same numbers, see `shared_prompts`. What is run once has one mask of LoRA dropout. With
+    `plain` every row is run by itself.
 
     `temperature` divides the logits, as the sampler does: rollout and training log-probs then agree.
     `chunk_tok` bounds the memory of the head to that many reply tokens at once (None: LOGITS_AT_ONCE numbers): each chunk's
@@ -46,12 +47,13 @@ def completion_logp(
     """
     _check(ids, mask, temperature, chunk_tok)
     plain = plain or is_plain()
-    if not plain:
-        rows = torch.where(mask, ids, ~ids)  # both in one: no id is negative
-        distinct, row_of = rows.unique(dim=0, return_inverse=True)  # sorted, so that replies to one prompt stay neighbours
-        if len(distinct) < len(rows):
+    if not plain and len(ids) > 1:
+        least = ids.min()  # padding in the last column may be negative
+        both = torch.where(mask, ids - least, ~(ids - least))  # prompts below zero, replies from zero on
+        distinct, row_of = both.unique(dim=0, return_inverse=True)  # sorted, so that replies to one prompt stay neighbours
+        if len(distinct) < len(ids):
             mask = distinct >= 0
-            ids = torch.where(mask, distinct, ~distinct)
+            ids = torch.where(mask, distinct, ~distinct) + least
             found = completion_logp(model, ids, mask, temperature=temperature, with_entropy=with_entropy, chunk_tok=chunk_tok)
             return tuple(each.index_select(0, row_of) for each in found) if with_entropy else found.index_select(0, row_of)
     targets = mask[:, 1:]  # (B, T-1)

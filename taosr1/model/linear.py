@@ -26,7 +26,7 @@ def set_plain(wanted: bool) -> None:
     """Switch off, or on again, every trick that only makes things faster: what `--plain` asks for.
 
     It holds for the whole process, all threads included. The tricks: this module's kernels and `packed.py`, prompts and prefixes computed once
-    (`shared_cache.py`, `flat_rows.py`, `shared_prompts.py`), the last layer at the positions that are read, and on a GPU kernels of
+    (`shared_cache.py`, `flat_rows.py`, `shared_prompts.py`), equal beginnings of replies and equal rows too (`wave.py`, `logprobs.py`), the last layer at the positions that are read, and on a GPU kernels of
     our own (`kernels.py`) and recorded steps (`decode_cache.py`).
     """
     global _plain

@@ -143,14 +143,17 @@ class Branches:
         self.grown += tokens
         self._new = 0
 
-    def fork(self, rows: Tensor) -> None:
-        """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written."""
+    def fork(self, rows: Tensor, most: int) -> None:
+        """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written.
+
+        most: how many rows there can ever be.
+        """
         old, written = self.rows, (self.keys[..., : self.grown, :], self.values[..., : self.grown, :])
         prefix_of = torch.cat([self.grid.prefix_of, self.grid.prefix_of[rows]])
         self.rows, self.start, self.grid = len(prefix_of), self.prefix_lengths[prefix_of], Grid(prefix_of, len(self.prefix_lengths))
         grows = self.rows * self._size > self._room.shape[-1]
         if grows:  # for as many rows again: forks come one after another
-            self._room = self._room.new_empty(*self._room.shape[:2], 2 * self.rows * self._size)
+            self._room = self._room.new_empty(*self._room.shape[:2], min(2 * self.rows, most) * self._size)
         self.keys, self.values = self._laid_out(self.reach)
         for before, now in zip(written, (self.keys[..., : self.grown, :], self.values[..., : self.grown, :])):
             if grows:

@@ -274,13 +274,15 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
     waves: list[Wave] = []
     step: DecodeStep | None = None  # of the rows in flight, until others are
     while waiting or waves:
-        rows, left = sum(wave.cache.rows for wave in waves), torch.stack([wave.alive().sum() for wave in waves]).tolist() if waves else []
+        left = torch.stack([wave.left() for wave in waves]).tolist() if waves else []  # of every wave: rows, replies
+        rows, replies = sum(wave.cache.rows for wave in waves), sum(len(wave.replies) for wave in waves)
         # A long row that has ended would still take the next position, which the model may not have.
-        at_limit = any(wave.cache.used >= model.config.max_position_embeddings for wave in waves) and sum(left) < rows
+        at_limit = any(wave.cache.used >= model.config.max_position_embeddings for wave in waves) and sum(alive for alive, _ in left) < rows
         least = COMPACT_RECORDED_BELOW if can_record(model, [wave.cache for wave in waves]) else COMPACT_BELOW
-        if 0 in left or at_limit or sum(left) < least * rows:
+        few = sum(alive for alive, _ in left) < least * rows or sum(going for _, going in left) < least * replies
+        if few or at_limit or [0, 0] in left:
             step = None  # and what it recorded: with the old caches and all new ones, memory would hold everything twice
-            waves = [wave.leave() for wave, alive in zip(waves, left) if alive]
+            waves = [wave.leave() for wave, (alive, _) in zip(waves, left) if alive]
         room = max_rows - sum(len(wave.replies) for wave in waves)
         if waiting and (not waves or room >= max(samples, REFILL_FROM * max_rows)):
             entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
@@ -289,6 +291,7 @@ def _decode(model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_
             prompt_of = torch.arange(len(entering), device=device).repeat_interleave(samples)
             first, going = draws.next_tokens(logits, new, torch.ones_like(new, dtype=torch.bool), result, row_of=prompt_of, first=True)
             waves.append(Wave.of(prompt_cache, prompt_of, new, first, going, longest))
+            del logits, prompt_cache  # the wave lets go of the prompts that it has no row for any longer
             step = None
         elif waves:
             step = step or _step_of(model, waves, draws, result)

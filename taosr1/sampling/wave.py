@@ -57,6 +57,10 @@ class Wave:
         """Which rows are still written in, (R,) bool."""
         return self.going[self.speakers]
 
+    def left(self) -> Tensor:
+        """How many rows are still written in, and how many replies still written: (2,) int64."""
+        return torch.stack([self.alive().sum(), self.going.sum()])
+
     def leave(self) -> Wave:
         """Drop the replies that have ended, and the rows that nobody writes in."""
         alive, kept = self.alive(), self.going.nonzero()[:, 0]
@@ -76,7 +80,7 @@ class Wave:
         if bool(away.any()):
             forked, way_of = _ways(self.row_of[away], self.last[away])
             self.row_of[away] = self.cache.rows + way_of
-            self.cache.fork(forked)
+            self.cache.fork(forked, most=len(self.replies))
             self.speakers = self._speakers()
         return True
 

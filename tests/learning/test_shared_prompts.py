@@ -168,6 +168,7 @@ def test_equal_rows_are_run_once_with_the_gradient_of_all_of_them(monkeypatch):
     prompt, other, reply = ids_of(12, 0), ids_of(9, 1), ids_of(4, 2)
     batch = collate([Example(prompt, reply), Example(other, reply), Example(prompt, ids_of(3, 3)), Example(prompt, reply), Example(other, reply), Example(prompt, reply),
                      Example([*prompt, reply[0]], reply[1:])])  # fmt: skip
+    batch.ids[~batch.mask[:, -1], -1] = -100  # padding that nobody looks up
     results, tokens, hidden = [], [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, **given: tokens.append(ids.numel()) or hidden(ids, **given))
     for plain in (True, False):

@@ -67,9 +67,10 @@ def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monk
         for column in range(5):
             if forked := [parent for parent, at in came_from.values() if at == column]:
                 memory = branches.keys.untyped_storage().data_ptr()
-                branches.fork(torch.tensor(forked))
+                branches.fork(torch.tensor(forked), most=11)
                 rows += len(forked)
                 assert (branches.keys.untyped_storage().data_ptr() == memory) == (column == 3)  # the first fork made room for both
+                assert branches._room.shape[-1] == 11 * branches.keys[0, 0, :, 0].numel() * 5  # not for twice the eight rows
             assert branches.rows == rows and len(branches.lengths) == rows
             parts.append(model(own[:rows, column : column + 1], cache=branches))
             branches.advance(1)

@@ -104,6 +104,27 @@ def test_a_reply_that_ends_does_not_take_the_others_of_its_row_along(model, prom
     assert several > 10
 
 
+def test_replies_that_have_ended_make_room_though_another_goes_on_in_their_row(model, monkeypatch):
+    """All tokens of a prompt's replies are alike, but five of six stop after three: the next prompts may enter then."""
+    calls, forced = [], model.hidden
+
+    def hidden(ids, **given):
+        calls.append(tuple(ids.shape))
+        return forced(ids, **given)
+
+    def choose(logits, uniform, *, row_of, **settings):
+        replies = torch.arange(len(row_of))
+        return torch.where((uniform > 0.5) & (len(calls) % 3 == 0), STOPS[0], 20), replies * 0.0
+
+    monkeypatch.setattr(model, "hidden", hidden)
+    monkeypatch.setattr(sampler, "choose_tokens", choose)
+    uniform = torch.ones(20 * SAMPLES, 30)
+    uniform[::SAMPLES] = 0  # the first of each six never stops
+    found = generate(model, [[5, number] for number in range(20)], samples=SAMPLES, max_new_tokens=30, stop_ids=STOPS, uniform=uniform, max_rows=4 * SAMPLES)
+    assert found.lengths.view(20, SAMPLES)[:, 0].tolist() == [30] * 20 and int(found.lengths.view(20, SAMPLES)[:, 1:].max()) < 5
+    assert len(calls) < 100  # four prompts at a time, each until its longest reply ends, would be 5 x 30
+
+
 def test_where_rows_cannot_fork_every_reply_has_its_own(model, prompts, heights, monkeypatch):
     with plain_paths():
         expected = sample(model, prompts)

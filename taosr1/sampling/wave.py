@@ -1,7 +1,7 @@
 """Replies that are being written, in as few rows as they need: what several samples of a prompt have said alike is computed once.
 
 A judge that was trained knows most of what it says. At temperature 1 the bundled thinker's eight replies to a prompt are 1.4 different
-ones, and the tokens that need a row of their own are a sixth of all (`examples/guide/speed.md`). So the samples of a prompt begin as one row;
+ones, and a sixth of their words would need a row (`examples/guide/speed.md`). So the samples of a prompt begin as one row;
 every sample still draws every token with its own number, from its row's logits; and where two draw differently the row forks.
 Neither the distribution nor any reply changes.
 """

@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> dict:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     set_plain(config.plain)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, decodes=True)
     tally = Tally()
     identity = job_identity("sample", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
     with Parts(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:

@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> dict:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
-    pack(judge.model)
+    pack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)

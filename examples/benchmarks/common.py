@@ -152,8 +152,8 @@ def dtype_of(case: str) -> torch.dtype:
     return DTYPES[case.split("-")[1]]
 
 
-def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_only: tuple[str, ...]) -> list[dict]:
-    """Run the wanted parts on every case, a case being SHAPE-DTYPE; some only on the first. Writes --out.
+def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_only: tuple[str, ...], decodes: bool = False) -> list[dict]:
+    """Run the wanted parts on every case, a case being SHAPE-DTYPE; some only on the first. Writes --out. decodes: see `pack`.
 
     A part is called with (our model, transformers' model, case, folder, config).
     """
@@ -165,7 +165,7 @@ def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_on
             folder = Path(parent) / case.split("-")[0]
             if not folder.exists():
                 stir(make_model(folder.name, folder))
-            pair = pack(load_decoder(folder, dtype=dtype_of(case))), load_transformers(folder, dtype_of(case))
+            pair = pack(load_decoder(folder, dtype=dtype_of(case)), decodes=decodes), load_transformers(folder, dtype_of(case))
             gemm_flops(dtype_of(case))
             for part in config.parts.split(","):
                 if number == 0 or part not in first_only:

@@ -7,7 +7,7 @@
 training. The reward is a pure function of the sampled ids. Loss: clip 0.2, every reply weighs the same, no KL term; one update for each
 batch of rollouts; all 32 replies in one pass.
 
-Ours: `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
+Ours: `Team.for_sampling`, `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
 log-probs are the old policy's. TRL: all of `GRPOTrainer.train()`, that is `_generate_and_score_completions` (`transformers.generate` over 32
 rows, decoding to text, rewards, advantages), `_compute_loss` (its fused head; the old policy's log-probs are the policy's), backward, clip, AdamW.
 Both compute the entropy for their logs. On a CPU TRL's head scores all 255 positions of a row, prompt included; only on a GPU does it leave out
@@ -47,6 +47,7 @@ from taosr1.learning.groups import RolloutBatch
 from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import accumulate
 from taosr1.learning.losses import LossSum, group_advantages, grpo_loss
+from taosr1.learning.parallel import Team
 from taosr1.model.decoder import Decoder
 from taosr1.sampling.sampler import Rollouts, generate
 
@@ -88,7 +89,8 @@ def our_step(model: Decoder, data: list[tuple[list[int], str]]):
 
 def sample(model: Decoder, prompts: list[list[int]], seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
-    return generate(model, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[no_token(model.config)], generator=generator)
+    sampler = Team(model).for_sampling(torch.float32)
+    return generate(sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[no_token(model.config)], generator=generator)
 
 
 def rollout_batch(prompts: list[list[int]], rollouts: Rollouts) -> RolloutBatch:

@@ -103,6 +103,7 @@ def our_grpo(model, config: Config):
     from taosr1.learning.logprobs import completion_logp
     from taosr1.learning.loop import compute_in
     from taosr1.learning.losses import group_advantages, grpo_loss
+    from taosr1.learning.parallel import Team
     from taosr1.model.lora import adapters_off
     from taosr1.sampling.sampler import generate
     from train.grpo import reference_policy
@@ -112,7 +113,7 @@ def our_grpo(model, config: Config):
     def step(number: int):
         prompts = token_ids(PROMPTS, PROMPT_TOK, number)
         generator = torch.Generator().manual_seed(number)
-        replies = generate(model, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
+        replies = generate(Team(model).for_sampling(DTYPES[config.dtype]), prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
         batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
         with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
             old = completion_logp(model, batch.ids, batch.mask)

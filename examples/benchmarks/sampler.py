@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if config.one:
         print(json.dumps(peak_of(*config.one.split("/"), config)))
         return []
-    return common.run_cases(config, RUN, first_only=("ragged", "trained", "growth"))
+    return common.run_cases(config, RUN, first_only=("ragged", "trained", "growth"), decodes=True)
 
 
 # --- The parts --------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:
     if side != "ours":
         from transformers import Qwen3ForCausalLM  # noqa: F401 (before the base is taken)
     base = common.forget_peak()
-    model = pack(load_decoder(config.folder, dtype=dtype)) if side == "ours" else common.load_transformers(config.folder, dtype)
+    model = pack(load_decoder(config.folder, dtype=dtype), decodes=True) if side == "ours" else common.load_transformers(config.folder, dtype)
     waiting = int(prompts)
     work = Work(common.random_ids([192] * waiting, model.config.vocab_size), new_tokens=64 if waiting == 8 else 16)
     if side == "ours":

@@ -8,8 +8,8 @@ Both are PyTorch's own. What is ours is how a step is dealt out so that no rank 
 - FSDP2: every forward and backward pass gathers weights from all ranks, layer by layer, so every rank has to run equally many of
   them. The shorter parts are filled up with None, which stands for a pass that counts nothing.
 - Sampling takes as many passes as the longest reply has tokens, which no plan knows. So a sharded model samples and is judged from a
-  whole copy, gathered tensor by tensor (`Team.whole`): weights in the compute type, without gradients and optimizer, fit where
-  training does not.
+  whole copy, gathered tensor by tensor (`Team.for_sampling`, `Team.whole`): weights in the compute type, without gradients and optimizer,
+  fit where training does not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from taosr1.learning.batches import Sized
 from taosr1.learning.logprobs import completion_logp
 from taosr1.model.decoder import Decoder
+from taosr1.model.lora import adapters
+from taosr1.model.packed import pack
 from taosr1.model.weights import weights_into
 from taosr1.ranks import gather, join, local_device, share, this_rank
 
@@ -113,15 +115,24 @@ class Team:
 
         Each tensor is gathered by itself, so beside the copy only one more is in memory. All ranks have to enter together.
         """
-        if not self.sharded:
-            yield self.model
-            return
+        yield self._in_type(dtype) if self.sharded else self.model
+
+    def for_sampling(self, dtype: torch.dtype) -> Decoder:
+        """The model to decode many replies with: in `dtype`, and on a CPU with its matrices laid out for that (`pack`). Not kept: the next step
+        changes the weights. What it takes beside them is room that their gradients have afterwards. All ranks have to call it together.
+
+        A model with adapters is itself: its frozen weights, in `dtype` already, have no gradients.
+        """
+        return self.model if adapters(self.model) else pack(self._in_type(dtype), decodes=True)
+
+    def _in_type(self, dtype: torch.dtype) -> Decoder:
+        """Another model with these weights, gathered where they are shards; those that are in `dtype` anyway are shared."""
         with torch.device("meta"):
             copy = Decoder(self.model.config)
         device = next(self.model.parameters()).device
-        shards = self.model.state_dict()
-        copy.load_state_dict({name: whole_tensor(shard.detach()).to(device, dtype) for name, shard in shards.items()}, assign=True)
-        yield copy.requires_grad_(False)
+        tensors = self.model.state_dict()
+        copy.load_state_dict({name: whole_tensor(tensor.detach()).to(device, dtype) for name, tensor in tensors.items()}, assign=True)
+        return copy.requires_grad_(False)
 
     def idle(self) -> Tensor:
         """A forward pass for ranks that have nothing to do while the others do: 0, with a gradient of 0 for every weight."""

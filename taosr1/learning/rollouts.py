@@ -75,15 +75,15 @@ class Sampler:
         """
         settings, sampled, self.metrics, self.replies = self.settings, [], {}, 0
         self.judge.model.eval()
-        with self.team.whole(settings.compute_dtype) as model:
-            for attempt in range(settings.max_resample):
-                generator = keyed_generator(settings.seed, "rollout", step, attempt)
-                sampled += self._sample(model, self._draw_rows(cursor), generator, cursor)
-                alive = [group for group in sampled if not group.dropped]
-                kept = self._balanced(alive, keyed_generator(settings.seed, "balance", step))
-                if len(kept) >= settings.min_groups:
-                    break
-        del model  # of a sharded model it was a whole copy, which now makes room
+        model = self.team.for_sampling(settings.compute_dtype)
+        for attempt in range(settings.max_resample):
+            generator = keyed_generator(settings.seed, "rollout", step, attempt)
+            sampled += self._sample(model, self._draw_rows(cursor), generator, cursor)
+            alive = [group for group in sampled if not group.dropped]
+            kept = self._balanced(alive, keyed_generator(settings.seed, "balance", step))
+            if len(kept) >= settings.min_groups:
+                break
+        del model  # it makes room for the gradients
         chosen = set(map(id, kept))
         for group in alive:
             group.dropped = "" if id(group) in chosen else "balance"

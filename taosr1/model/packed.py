@@ -36,6 +36,13 @@ class PackedLinear(nn.Module):
             destination[prefix + "bias"] = self.bias
 
 
+class PackedTiedHead(PackedLinear):
+    """A head whose weights are the embedding's: it has them once more, in oneDNN's layout, and no name for them in `state_dict`."""
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        pass
+
+
 @lru_cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch and this processor have such products: bfloat16 wants AVX-512 or the like, and older ones refuse it."""
@@ -47,11 +54,14 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
 
 
-def pack(model: Decoder) -> Decoder:
+def pack(model: Decoder, *, decodes: bool = False) -> Decoder:
     """Replace the model's linear layers by packed ones, in place, without a second copy; returns the model, which can no longer be trained.
 
-    Left as they are: adapters, 8-bit layers, stacked experts, and a head that is the embedding too. Nothing happens on a GPU, under `--plain`,
-    and where torch, the processor or the weights' type has no such layout.
+    decodes: also a head that is the embedding too, as a second copy of it. Decoding meets the head at every token, and of a small model with a
+    large vocabulary it is much of the work; scoring meets it once a product.
+
+    Left as they are: adapters, 8-bit layers, stacked experts. Nothing happens on a GPU, under `--plain`, and where torch, the processor or the
+    weights' type has no such layout.
     """
     weight = model.model.embed_tokens.weight
     if is_plain() or not torch.backends.mkldnn.enabled or weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES or not can_pack(weight.dtype):
@@ -60,4 +70,9 @@ def pack(model: Decoder) -> Decoder:
         for name, child in list(module.named_children()):
             if type(child) is Linear:
                 setattr(module, name, PackedLinear(child))
+    if decodes and model.lm_head is None:
+        vocabulary, width = weight.shape
+        head = Linear(width, vocabulary, bias=False, device="meta")
+        head.weight = weight
+        model.lm_head = PackedTiedHead(head)
     return model

@@ -25,11 +25,13 @@ HOW_TO_TRAIN = {
 }
 
 
-def open_judge(spec: str, *, thinkers: bool = True, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> tuple[str, Judge]:
+def open_judge(
+    spec: str, *, thinkers: bool = True, dtype: str = "float32", device: str = "cpu", seed: int = 0, decodes: bool = False
+) -> tuple[str, Judge]:
     """(name, judge) behind `--model`, for inference; where that is empty, the furthest trained of the scripts' own runs.
 
     `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
-    all the same, and the caller says what it cannot do.
+    all the same, and the caller says what it cannot do. `decodes`: what it is for is to write (see `pack`).
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     check_device(device)
@@ -41,7 +43,7 @@ def open_judge(spec: str, *, thinkers: bool = True, dtype: str = "float32", devi
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
-    pack(judge.model)
+    pack(judge.model, decodes=decodes)
     return name, judge
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from taosr1.learning.memory import MemoryFlags, memory_problems
 from taosr1.learning.parallel import Team
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.linear import plain_paths
+from taosr1.model.lora import LoraConfig, add_adapters
 from taosr1.model.weights import load_decoder, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,37 @@ def test_a_team_of_one_does_nothing_of_its_own(make_judge):
     team.sum_gradients()
     assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in judge.model.parameters())
     assert float(team.idle().detach()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_samples_has_the_weights_of_this_step_in_the_type_of_training_and_leaves_them_trainable(make_judge, dtype):
+    judge = make_judge()
+    team, ids = Team(judge.model), torch.tensor([[5, 6, 7, 8]])
+    weights = {name: parameter.clone() for name, parameter in judge.model.named_parameters()}
+    for _ in range(2):  # the second time after a step
+        sampler = team.for_sampling(dtype)
+        assert sampler is not judge.model and not any(parameter.requires_grad for parameter in sampler.parameters())
+        found, expected = sampler(ids), deepcopy(judge.model).to(dtype)(ids)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=1e-5)
+        with torch.no_grad():
+            for parameter in judge.model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        assert float((judge.model(ids) - expected.float()).detach().abs().max()) > 0.1  # so that the comparison above could fail
+    assert list(weights) == [name for name, _ in judge.model.named_parameters()]
+    judge.model(ids).sum().backward()
+    assert all(parameter.requires_grad and parameter.grad is not None for parameter in judge.model.parameters())
+
+
+def test_what_samples_shares_what_it_need_not_change_and_adapters_sample_as_they_are(make_judge):
+    judge = make_judge()
+    sampler = Team(judge.model).for_sampling(torch.float32)
+    assert sampler.model.embed_tokens.weight.data_ptr() == judge.model.model.embed_tokens.weight.data_ptr()
+    with plain_paths():
+        sampler = Team(judge.model).for_sampling(torch.float32)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(sampler.parameters(), judge.model.parameters(), strict=True))
+    add_adapters(judge.model, LoraConfig(2, 4))
+    assert Team(judge.model).for_sampling(torch.float32) is judge.model
 
 
 def test_shards_without_ranks_and_shards_of_adapters_are_refused_with_what_to_do(make_judge):

@@ -31,13 +31,15 @@ def test_a_packed_layer_gives_what_the_layer_gave(dtype, tolerance, rows, bias):
 
 
 @needs_onednn
-def test_a_packed_model_answers_as_before_and_files_and_digests_see_its_weights(family, make_model, tokenizer, assert_close):
+@pytest.mark.parametrize("decodes", [False, True])
+def test_a_packed_model_answers_as_before_and_files_and_digests_see_its_weights(family, decodes, make_model, tokenizer, assert_close):
     model, ids = make_model(family), draw(3, 7, 0)
     with torch.no_grad():
         before, weights = model(ids), {name: tensor.clone() for name, tensor in model.state_dict().items()}
         digest = model_digest(model, tokenizer)
-        pack(model)
+        pack(model, decodes=decodes)
         assert any(isinstance(module, PackedLinear) for module in model.modules())
+        assert isinstance(model.lm_head, PackedLinear) == (decodes or not model.config.tie_word_embeddings)
         assert not any(type(module) is Linear for module in model.modules())
         assert_close(model(ids), before)
     assert model_digest(model, tokenizer) == digest

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from taosr1.model.attention import Grid, shared_attention, shared_attention_plain
+from taosr1.model.attention import Grid, attention_of_newest, shared_attention, shared_attention_plain
 from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.linear import is_plain
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 STRIDE = 8  # columns; see `dense_keys`
+COPIES_BELOW = 2  # rows a prefix: fewer get copies of it, see `Branches`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
 
 
@@ -32,7 +33,10 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    return (Branches if rows_can_fork(prefixes) else DecodeCache).of(prefixes, prefix_of, tokens)
+    if not rows_can_fork(prefixes):
+        return DecodeCache.of(prefixes, prefix_of, tokens)
+    branches = Branches.of(prefixes, prefix_of, tokens)
+    return branches.with_copies() if branches.are_few() else branches
 
 
 def rows_can_fork(prefixes: KVCache) -> bool:
@@ -54,9 +58,12 @@ class Branches:
 
     Rows of different lengths are padded on the right; what stands behind a row's end is seen by nobody who is read.
 
+    To deal rows out to prefixes and back costs a dozen passes over queries and scores, and where some prefixes have more rows than others the
+    products with them are half empty. So while few rows have the same prefix each has a copy of it (`with_copies`): its first `ahead` columns.
+
     Shapes:
-        prefix_keys, prefix_values: (L, P, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64.
-        room: (2, L, R * K * capacity * D or more), the memory for keys and values; None: of its own.
+        prefix_keys, prefix_values: (L, P, K, S, D), with copies (L, 0, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64.
+        room: (2, L, R * K * (ahead + capacity) * D or more), the memory for keys and values; None: of its own.
     """
 
     def __init__(
@@ -68,19 +75,30 @@ class Branches:
         prefix_of: Tensor,
         capacity: int,
         room: Tensor | None = None,
+        ahead: int = 0,
     ) -> None:
-        self.config, self.capacity, self.grown, self._new = config, capacity, 0, 0  # grown: columns that are written
+        self.config, self.capacity, self.ahead, self.grown, self._new = config, capacity, ahead, 0, 0  # grown: columns that are written behind `ahead`
         longest = int(prefix_lengths.max())
         if config.sliding_window is not None and config.sliding_window < longest + capacity:
             raise ValueError(f"Branches of up to {longest} + {capacity} tokens know no sliding window of {config.sliding_window}: use KVCache.expand")
         self.prefix_keys, self.prefix_values, self.prefix_lengths = prefix_keys[:, :, :, :longest], prefix_values[:, :, :, :longest], prefix_lengths
         real = torch.arange(longest, device=prefix_of.device) < prefix_lengths[:, None]
         self.prefix_mask = None if bool(real.all()) else real  # (P, S)
-        self.rows, self.start, self.longest, self.grid = len(prefix_of), prefix_lengths[prefix_of], longest, Grid(prefix_of, len(prefix_lengths))
-        self._size = config.num_key_value_heads * capacity * config.head_dim  # of a row in a layer
+        self.longest = longest
+        self._deal(prefix_of)
+        self._size = config.num_key_value_heads * (ahead + capacity) * config.head_dim  # of a row in a layer
         # Empty, not zeros: a column counts only after all rows have written it.
         self._room = prefix_keys.new_empty(2, config.num_hidden_layers, self.rows * self._size) if room is None else room
-        self._reach_to(min(STRIDE, capacity) if dense_keys(prefix_keys) else capacity)
+        self._reach_to(self._reach_for(1) if dense_keys(prefix_keys) else ahead + capacity)
+
+    def _deal(self, prefix_of: Tensor) -> None:
+        """Which row has which prefix."""
+        self.prefix_of, self.rows, self.start = prefix_of, len(prefix_of), self.prefix_lengths[prefix_of]
+        if self.ahead:
+            padding = torch.arange(self.ahead, device=prefix_of.device) >= self.start[:, None]  # (R, ahead)
+            self.hidden = padding[:, None, None] if bool(padding.any()) else None
+        else:
+            self.grid = Grid(prefix_of, len(self.prefix_lengths))
 
     @classmethod
     def of(cls, prefixes: KVCache, prefix_of: Tensor, capacity: int, first: int = 0) -> Branches:
@@ -96,12 +114,17 @@ class Branches:
     def used(self) -> int:
         return self.longest + self.grown + self._new
 
+    def _reach_for(self, tokens: int) -> int:
+        """How many columns to lay out for so many tokens a row: some more, since to lay them out anew is to copy them all."""
+        stride = max(STRIDE, self.ahead // 8)
+        return min(self.ahead + self.capacity, -(-(self.ahead + tokens) // stride) * stride)
+
     def _reach_to(self, columns: int) -> None:
         """Lay keys and values out anew, in the same memory, with so many columns for every row and head."""
-        laid_out = self._laid_out(columns)
+        laid_out, written = self._laid_out(columns), self.ahead + self.grown
         for kept, room in zip(((self.keys, self.values) if self.grown else ()), laid_out):
             for layer in range(len(room)):
-                room[layer, :, :, : self.grown] = kept[layer, :, :, : self.grown].clone()
+                room[layer, :, :, :written] = kept[layer, :, :, :written].clone()
         self.keys, self.values = laid_out
         self.reach = columns
 
@@ -116,26 +139,31 @@ class Branches:
         end = self.grown + self._new
         if end > self.capacity:
             raise ValueError(f"{end} tokens a row, but the cache holds {self.capacity}: give Branches a larger capacity (padding counts too)")
-        if end > self.reach:
-            self._reach_to(min(self.capacity, -(-end // STRIDE) * STRIDE))
+        if self.ahead + end > self.reach:
+            self._reach_to(self._reach_for(end))
         if self._new == 1:
             return None
+        if self.ahead:
+            raise ValueError(f"{self._new} tokens a row: rows with copies of their prefixes take one at a time")
         columns = torch.arange(end, device=positions.device)
         return (columns <= columns[self.grown :, None])[None, None]  # (1, 1, T, end)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See `Cache`."""
-        end, length = self.grown + self._new, query.shape[1]
-        self.keys[layer, :, :, self.grown : end] = key.transpose(1, 2)
-        self.values[layer, :, :, self.grown : end] = value.transpose(1, 2)
+        first, length = self.ahead + self.grown, query.shape[1]
+        end = first + self._new
+        self.keys[layer, :, :, first:end] = key.transpose(1, 2)
+        self.values[layer, :, :, first:end] = value.transpose(1, 2)
         own_keys, own_values = self.keys[layer], self.values[layer, :, :, :end]
         if mask is not None or is_plain() or not dense_keys(own_keys):
             own_keys = own_keys[:, :, :end]
+        if self.ahead:
+            return attention_of_newest(query, own_keys, own_values, self.hidden)
         parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, own_keys, own_values, mask)
         scores = self.grid.prefixes * self.grid.places * length * query.shape[2] * (self.prefix_keys.shape[3] + end)
         # Where there are many queries, a GPU's fused kernel beats three products. One token a row has fewer scores than keys.
         if is_plain() or length > 1 and (scores > SCORES_AT_ONCE or query.device.type != "cpu"):
-            return shared_attention_plain(*parts, self.grid.prefix_of)
+            return shared_attention_plain(*parts, self.prefix_of)
         return shared_attention(*parts, self.grid)
 
     def advance(self, tokens: int) -> None:
@@ -143,22 +171,55 @@ class Branches:
         self.grown += tokens
         self._new = 0
 
-    def fork(self, rows: Tensor, most: int) -> None:
+    def are_few(self) -> bool:
+        """Whether so few rows have the same prefix that copies of it are cheaper."""
+        return self.rows <= COPIES_BELOW * len(self.prefix_lengths)
+
+    def with_copies(self) -> Branches:
+        """The same rows, each with a copy of its prefix; `self` is used up."""
+        others = Branches(
+            self.config, self.prefix_keys[:, :0], self.prefix_values[:, :0], self.prefix_lengths, self.prefix_of, self.capacity, ahead=self.longest
+        )
+        self._give(others)
+        for prefixes, theirs in ((self.prefix_keys, others.keys), (self.prefix_values, others.values)):
+            for layer in range(len(theirs)):
+                theirs[layer, :, :, : self.longest] = prefixes[layer, self.prefix_of]
+        return others
+
+    def without_copies(self) -> Branches:
+        """The same rows, with each prefix once again."""
+        first = torch.zeros_like(self.prefix_lengths).scatter_(0, self.prefix_of, torch.arange(self.rows, device=self.prefix_of.device))  # or any other
+        prefixes = (x[:, first, :, : self.longest] for x in (self.keys, self.values))
+        others = Branches(self.config, *prefixes, self.prefix_lengths, self.prefix_of, self.capacity)
+        self._give(others)
+        return others
+
+    def _give(self, others: Branches) -> None:
+        """Hand what the rows have written to the same rows in another form."""
+        others.grown = self.grown
+        if dense_keys(self.keys):
+            others._reach_to(others._reach_for(self.grown + 1))
+        for mine, theirs in ((self.keys, others.keys), (self.values, others.values)):
+            theirs[..., others.ahead : others.ahead + self.grown, :] = mine[..., self.ahead : self.ahead + self.grown, :]
+
+    def fork(self, rows: Tensor, most: int) -> Branches:
         """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written.
+        Returns these rows, for which `self` may be used up.
 
         most: how many rows there can ever be.
         """
-        old, written = self.rows, (self.keys[..., : self.grown, :], self.values[..., : self.grown, :])
-        prefix_of = torch.cat([self.grid.prefix_of, self.grid.prefix_of[rows]])
-        self.rows, self.start, self.grid = len(prefix_of), self.prefix_lengths[prefix_of], Grid(prefix_of, len(self.prefix_lengths))
+        old, written = self.rows, self.ahead + self.grown
+        before = (self.keys[..., :written, :], self.values[..., :written, :])
+        self._deal(torch.cat([self.prefix_of, self.prefix_of[rows]]))
         grows = self.rows * self._size > self._room.shape[-1]
         if grows:  # for as many rows again: forks come one after another
             self._room = self._room.new_empty(*self._room.shape[:2], min(2 * self.rows, most) * self._size)
         self.keys, self.values = self._laid_out(self.reach)
-        for before, now in zip(written, (self.keys[..., : self.grown, :], self.values[..., : self.grown, :])):
+        for then, now in zip(before, (self.keys[..., :written, :], self.values[..., :written, :])):
             if grows:
-                now[:, :old] = before
-            now[:, old:] = before[:, rows]
+                now[:, :old] = then
+            now[:, old:] = then[:, rows]
+        return self.without_copies() if self.ahead and not self.are_few() else self
 
     def select(self, rows: Tensor) -> Branches:
         """Only these rows, (R',) int64, in this order, and the prefixes that they need. They move within the memory they have, which costs
@@ -166,22 +227,25 @@ class Branches:
 
         Where little of that memory would still be used, they get less of their own.
         """
-        needed = torch.zeros_like(self.prefix_lengths, dtype=torch.bool).index_fill_(0, self.grid.prefix_of[rows], True)
+        needed = torch.zeros_like(self.prefix_lengths, dtype=torch.bool).index_fill_(0, self.prefix_of[rows], True)
         kept = closed_up(needed)
         number = torch.empty_like(self.prefix_lengths).index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
         prefixes = (self.prefix_keys, self.prefix_values)
-        if len(kept) < len(needed):
+        if len(kept) < len(needed) and not self.ahead:
             prefixes = (_moved(keys_or_values, kept) for keys_or_values in prefixes)
         stays = 2 * len(rows) * self._size >= self._room.shape[-1]
-        fewer = Branches(self.config, *prefixes, self.prefix_lengths[kept], number[self.grid.prefix_of[rows]], self.capacity, self._room if stays else None)
+        fewer = Branches(
+            self.config, *prefixes, self.prefix_lengths[kept], number[self.prefix_of[rows]], self.capacity, self._room if stays else None, self.ahead
+        )
         fewer._reach_to(self.reach)
         fewer.grown = self.grown
         places = torch.arange(len(rows), device=rows.device)
         if stays:
             places = (rows != places).nonzero()[:, 0]
+        written = self.ahead + self.grown
         for mine, theirs in ((self.keys, fewer.keys), (self.values, fewer.values)):
             for layer in range(len(mine)):  # what stands on the right is a copy, so rows may be written where others were read
-                theirs[layer, places, :, : self.grown] = mine[layer, rows[places], :, : self.grown]
+                theirs[layer, places, :, :written] = mine[layer, rows[places], :, :written]
         return fewer
 
 

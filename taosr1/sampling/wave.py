@@ -80,7 +80,7 @@ class Wave:
         if bool(away.any()):
             forked, way_of = _ways(self.row_of[away], self.last[away])
             self.row_of[away] = self.cache.rows + way_of
-            self.cache.fork(forked, most=len(self.replies))
+            self.cache = self.cache.fork(forked, most=len(self.replies))
             self.speakers = self._speakers()
         return True
 

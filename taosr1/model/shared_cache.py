@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 STRIDE = 8  # columns; see `dense_keys`
-COPIES_BELOW = 2  # rows a prefix: fewer get copies of it, see `Branches`
+COPIES_FROM, COPIES_TO = 1.5, 2.0  # rows a prefix has on average; see `Branches.fork`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
 
 
@@ -33,10 +33,7 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
     """
-    if not rows_can_fork(prefixes):
-        return DecodeCache.of(prefixes, prefix_of, tokens)
-    branches = Branches.of(prefixes, prefix_of, tokens)
-    return branches.with_copies() if branches.are_few() else branches
+    return (Branches if rows_can_fork(prefixes) else DecodeCache).of(prefixes, prefix_of, tokens)
 
 
 def rows_can_fork(prefixes: KVCache) -> bool:
@@ -58,8 +55,8 @@ class Branches:
 
     Rows of different lengths are padded on the right; what stands behind a row's end is seen by nobody who is read.
 
-    To deal rows out to prefixes and back costs a dozen passes over queries and scores, and where some prefixes have more rows than others the
-    products with them are half empty. So while few rows have the same prefix each has a copy of it (`with_copies`): its first `ahead` columns.
+    To deal rows out to prefixes and back is a dozen passes over queries and scores, and where some prefixes have more rows than others the
+    products with them are half empty. So where few rows have the same prefix each may have a copy of it (`with_copies`): its first `ahead` columns.
 
     Shapes:
         prefix_keys, prefix_values: (L, P, K, S, D), with copies (L, 0, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64.
@@ -171,10 +168,6 @@ class Branches:
         self.grown += tokens
         self._new = 0
 
-    def are_few(self) -> bool:
-        """Whether so few rows have the same prefix that copies of it are cheaper."""
-        return self.rows <= COPIES_BELOW * len(self.prefix_lengths)
-
     def with_copies(self) -> Branches:
         """The same rows, each with a copy of its prefix; `self` is used up."""
         others = Branches(
@@ -196,15 +189,15 @@ class Branches:
 
     def _give(self, others: Branches) -> None:
         """Hand what the rows have written to the same rows in another form."""
-        others.grown = self.grown
         if dense_keys(self.keys):
             others._reach_to(others._reach_for(self.grown + 1))
+        others.grown = self.grown
         for mine, theirs in ((self.keys, others.keys), (self.values, others.values)):
             theirs[..., others.ahead : others.ahead + self.grown, :] = mine[..., self.ahead : self.ahead + self.grown, :]
 
     def fork(self, rows: Tensor, most: int) -> Branches:
         """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written.
-        Returns these rows, for which `self` may be used up.
+        Returns all rows; `self` may be used up.
 
         most: how many rows there can ever be.
         """
@@ -219,7 +212,10 @@ class Branches:
             if grows:
                 now[:, :old] = then
             now[:, old:] = then[:, rows]
-        return self.without_copies() if self.ahead and not self.are_few() else self
+        a_prefix = self.rows / len(self.prefix_lengths)
+        if self.ahead:
+            return self.without_copies() if a_prefix > COPIES_TO else self
+        return self.with_copies() if a_prefix <= COPIES_FROM and not self.grid.full else self
 
     def select(self, rows: Tensor) -> Branches:
         """Only these rows, (R',) int64, in this order, and the prefixes that they need. They move within the memory they have, which costs

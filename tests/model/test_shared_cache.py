@@ -27,20 +27,21 @@ def test_rows_equal_each_row_alone_however_their_tokens_come(family, make_model,
         assert_close(torch.cat(parts, 1)[row], alone(model, prefixes[prefix], own[row].tolist()))
 
 
-@pytest.mark.parametrize("kept, needed, stays", [([1, 3, 5], 2, True), ([4], 1, False)])
-def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(make_model, assert_close, kept, needed, stays):
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("kept, needed, stays", [([1, 3, 5], 2, True), ([4], 1, False), ([0, 1, 2], 2, True)])  # the last: the longest prefix leaves
+def test_selected_rows_go_on_as_before_and_prefixes_without_a_row_are_dropped(make_model, assert_close, kept, needed, stays, copies):
     model = make_model()
     cache, prefixes = prefilled(model)
     branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 4), draw(6, 4, 1)
+    branches = branches.with_copies() if copies else branches
     with torch.no_grad():
-        model(own[:, :2], cache=branches)
-        branches.advance(2)
+        write(model, own[:, :2], branches)
         memory = branches.keys.untyped_storage().data_ptr()
         fewer = branches.select(torch.tensor(kept))
         assert (fewer.keys.untyped_storage().data_ptr() == memory) == stays
-        assert fewer.prefix_keys.shape[1] == needed and fewer.rows == len(kept)
+        assert fewer.prefix_keys.shape[1] == (0 if copies else needed) and len(fewer.prefix_lengths) == needed and fewer.rows == len(kept)
         assert fewer.lengths.tolist() == [PREFIXES[PREFIX_OF[row]] + 2 for row in kept]
-        got = model(own[kept, 2:], cache=fewer)
+        got = write(model, own[kept, 2:], fewer)
     for place, row in enumerate(kept):
         assert_close(got[place], alone(model, prefixes[PREFIX_OF[row]], own[row].tolist())[2:])
 
@@ -52,13 +53,17 @@ def test_what_stays_does_not_move_and_the_last_fill_the_gaps():
 
 
 @pytest.mark.parametrize("dense", [False, True])  # as on a GPU, and as on a CPU
-def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monkeypatch, dense):
+@pytest.mark.parametrize("copies", [(0, 0), (9, 9), (2.7, 3), (0, 3)])  # of prefixes: never, from the first fork, until the second; from the start until then
+def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monkeypatch, dense, copies):
     """Row by row what is written: two rows fork after two tokens, so that all four share those; then one of the copies forks again."""
+    monkeypatch.setattr(shared_cache, "COPIES_FROM", copies[0])
+    monkeypatch.setattr(shared_cache, "COPIES_TO", copies[1])
     monkeypatch.setattr(shared_cache, "dense_keys", lambda keys: dense)
     monkeypatch.setattr(shared_cache, "STRIDE", 2)
     model = make_model()
     cache, prefixes = prefilled(model)
-    branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 5), draw(11, 5, 1)
+    branches, own, modes = Branches.of(cache, torch.tensor(PREFIX_OF), 5), draw(11, 5, 1), []
+    branches = branches.with_copies() if copies == (0, 3) else branches
     came_from = {6: (4, 2), 7: (0, 2), 8: (6, 3), 9: (6, 3), 10: (2, 3)}  # row: the row and the column where it forked
     for row, (parent, column) in came_from.items():
         own[row, :column] = own[parent, :column]
@@ -67,10 +72,12 @@ def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monk
         for column in range(5):
             if forked := [parent for parent, at in came_from.values() if at == column]:
                 memory = branches.keys.untyped_storage().data_ptr()
-                branches.fork(torch.tensor(forked), most=11)
+                branches = branches.fork(torch.tensor(forked), most=11)
                 rows += len(forked)
-                assert (branches.keys.untyped_storage().data_ptr() == memory) == (column == 3)  # the first fork made room for both
-                assert branches._room.shape[-1] == 11 * branches.keys[0, 0, :, 0].numel() * 5  # not for twice the eight rows
+                if copies == (0, 0):
+                    assert (branches.keys.untyped_storage().data_ptr() == memory) == (column == 3)  # the first fork made room for both
+                    assert branches._room.shape[-1] == 11 * branches.keys[0, 0, :, 0].numel() * 5  # not for twice the eight rows
+            modes.append(branches.ahead > 0)
             assert branches.rows == rows and len(branches.lengths) == rows
             parts.append(model(own[:rows, column : column + 1], cache=branches))
             branches.advance(1)
@@ -78,6 +85,7 @@ def test_rows_that_fork_go_on_each_in_its_own_way(make_model, assert_close, monk
                 kept = [1, 3, 6, 7, 9, 10]  # in no order of their prefixes
                 branches = branches.select(torch.tensor(kept))
                 own, rows = own[kept], len(kept)
+    assert modes == {(0, 0): [0, 0, 0, 0, 0], (9, 9): [0, 0, 1, 1, 1], (2.7, 3): [0, 0, 1, 0, 0], (0, 3): [1, 1, 1, 0, 0]}[copies]
     prefix_of = [*PREFIX_OF, 2, 0, 2, 2, 1]
     for place, row in enumerate(kept):
         ways = [row]  # who wrote the columns, the last first
@@ -149,12 +157,14 @@ def test_rows_that_outgrow_a_sliding_window_are_refused(make_model):
         Branches.of(cache, torch.tensor(PREFIX_OF), 4)
 
 
-def test_columns_kept_end_to_end_give_the_same_however_often_they_are_laid_out_anew(make_model, assert_close, monkeypatch):
+@pytest.mark.parametrize("copies", [False, True])
+def test_columns_kept_end_to_end_give_the_same_however_often_they_are_laid_out_anew(make_model, assert_close, monkeypatch, copies):
     """Room for two columns at a time."""
     monkeypatch.setattr(shared_cache, "STRIDE", 2)
     model = make_model()
     cache, prefixes = prefilled(model)
     branches, own, parts, reached = Branches.of(cache, torch.tensor(PREFIX_OF), 5), draw(6, 5, 1), [], []
+    branches = branches.with_copies() if copies else branches
     kept = torch.arange(6)
     with torch.no_grad():
         for column in range(5):
@@ -165,14 +175,43 @@ def test_columns_kept_end_to_end_give_the_same_however_often_they_are_laid_out_a
             branches.advance(1)
             reached.append(branches.reach)
             assert branches.keys[0].is_contiguous() and branches.values[1].is_contiguous()
-    assert reached == [2, 2, 4, 4, 5]
+    assert reached == ([max(PREFIXES) + columns for columns in (1, 3, 3, 5, 5)] if copies else [2, 2, 4, 4, 5])
     for place, row in enumerate(kept.tolist()):
         found = torch.cat([part[place if len(part) == len(kept) else row] for part in parts])
         assert_close(found, alone(model, prefixes[PREFIX_OF[row]], own[row].tolist()))
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_half_types_stay_near_float32(make_model, plain):
+def test_copies_of_prefixes_come_and_go_and_take_one_token_at_a_time(make_model, assert_close):
+    """After more columns than were laid out at first, both ways."""
+    model = make_model()
+    cache, prefixes = prefilled(model)
+    branches, own = Branches.of(cache, torch.tensor(PREFIX_OF), 30), draw(6, 30, 1)
+    with torch.no_grad():
+        parts = [write(model, own[:, :10], branches)]
+        branches = branches.with_copies()
+        assert branches.ahead == max(PREFIXES) and branches.prefix_keys.shape[1] == 0
+        parts.append(write(model, own[:, 10:20], branches))
+        with pytest.raises(ValueError, match="2 tokens a row: rows with copies of their prefixes take one at a time"):
+            model(own[:, 20:22], cache=branches)
+        branches._new = 0
+        branches = branches.without_copies()
+        assert branches.ahead == 0 and branches.prefix_keys.shape[1] == len(PREFIXES)
+        parts.append(write(model, own[:, 20:], branches))
+    for row, prefix in enumerate(PREFIX_OF):
+        assert_close(torch.cat(parts, 1)[row], alone(model, prefixes[prefix], own[row].tolist()))
+
+
+def write(model, ids: torch.Tensor, branches: Branches) -> torch.Tensor:
+    """Logits of tokens (R, T) that rows write one at a time."""
+    logits = []
+    for column in range(ids.shape[1]):
+        logits.append(model(ids[:, column : column + 1], cache=branches))
+        branches.advance(1)
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("plain, copies", [(False, False), (True, False), (False, True)])
+def test_half_types_stay_near_float32(make_model, plain, copies):
     """Forty columns, five times `STRIDE`, with prefixes of several lengths."""
     model, own = make_model(), draw(6, 40, 1)
     results = []
@@ -180,6 +219,7 @@ def test_half_types_stay_near_float32(make_model, plain):
         model = model.to(dtype)
         cache, _ = prefilled(model)
         branches, parts = Branches.of(cache, torch.tensor(PREFIX_OF), 40), []
+        branches = branches.with_copies() if copies else branches
         with torch.no_grad(), plain_paths(plain):
             for column in range(40):
                 parts.append(model(own[:, column : column + 1], cache=branches).float())

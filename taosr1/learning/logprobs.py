@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taosr1.learning.shared_prompts import reply_hidden
 from taosr1.model.linear import is_plain
+from taosr1.model.pointwise import NUMBERS_AT_ONCE
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 220 tokens of Qwen3, and more than any micro-batch of a tiny vocabulary
 
@@ -109,19 +110,27 @@ def _token_logp(model, hidden: Tensor, tokens: Tensor, temperature: float, with_
         logp, normaliser = _log_softmax_at(logits, tokens)
     else:
         logp, normaliser = _LogSoftmaxAt.apply(logits, tokens)
-    if not with_entropy:
-        return (logp,)
-    with torch.no_grad():
-        probs = (logits - normaliser[:, None]).exp()
+    return (logp, _entropy(logits.detach(), normaliser.detach())) if with_entropy else (logp,)
+
+
+def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
+    """Of softmax(logits), in nats. Shapes: logits (N, V), normaliser (N,) -> (N,)."""
+    mean_logits, rows = [], _rows_at_once(logits)
+    for part, of_rows in zip(logits.split(rows), normaliser[:, None].split(rows)):
+        probs = (part - of_rows).exp_()
         # xlogy-style guard: a token masked to -inf has probability 0 and adds nothing to the entropy.
-        mean_logit = (probs * logits.masked_fill(probs == 0, 0.0)).sum(dim=-1)
-        entropy = normaliser - mean_logit
-    return logp, entropy
+        mean_logits.append(part.masked_fill(probs == 0, 0.0).mul_(probs).sum(dim=-1))
+    return normaliser - torch.cat(mean_logits)
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    """Of (N, V): so many that on a CPU what is computed from them stays in the processor's cache between one pass and the next."""
+    return max(1, NUMBERS_AT_ONCE // logits.shape[1] if logits.device.type == "cpu" and not is_plain() else len(logits))
 
 
 def _log_softmax_at(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """log_softmax(logits) at `tokens`, (N,), and the normaliser, (N,): gather - logsumexp, without a second (N, V) tensor."""
-    normaliser = logits.logsumexp(dim=-1)
+    normaliser = torch.cat([part.logsumexp(dim=-1) for part in logits.split(_rows_at_once(logits))])
     return logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser, normaliser
 
 
@@ -139,7 +148,9 @@ class _LogSoftmaxAt(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor, None]:
         logits, tokens, normaliser = ctx.saved_tensors
-        of_logits = (logits - normaliser[:, None]).exp_().mul_(-grad[:, None])
+        of_logits, rows = torch.empty_like(logits), _rows_at_once(logits)
+        for out, part, of_rows, slope in zip(*(x.split(rows) for x in (of_logits, logits, normaliser[:, None], -grad[:, None]))):
+            torch.sub(part, of_rows, out=out).exp_().mul_(slope)
         return of_logits.scatter_add_(-1, tokens[:, None], grad[:, None]), None
 
 

@@ -114,9 +114,17 @@ class _OneDNNLinear(torch.autograd.Function):
         of_rows = grad.reshape(-1, grad.shape[-1])  # (N, out)
         return (
             _onednn(of_rows, weight.t()).view(ctx.shape) if wants_x else None,
-            _onednn(of_rows.t(), x.reshape(-1, x.shape[-1]).t()) if wants_weight else None,
+            _of_weight(of_rows, x.reshape(-1, x.shape[-1])) if wants_weight else None,
             of_rows.sum(0) if wants_bias else None,
         )
+
+
+def _of_weight(grad: Tensor, x: Tensor) -> Tensor:
+    """dW = dy^T x. The operator copies what comes first to have its rows end to end: that shall be the narrower one, not the gradient of all
+    logits. Shapes: grad (N, out), x (N, in) -> (out, in)."""
+    if grad.shape[1] <= x.shape[1]:
+        return _onednn(grad.t(), x.t())
+    return _onednn(x.t(), grad.t()).t()
 
 
 has_onednn = _find_onednn()

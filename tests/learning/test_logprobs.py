@@ -10,6 +10,7 @@ from torch import nn
 from taosr1.learning import logprobs
 from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.linear import plain_paths
 from taosr1.sampling.sampler import generate
 
 
@@ -160,6 +161,26 @@ def test_rollout_log_probs_equal_training_log_probs(decoder, temperature):
         mask = torch.arange(ids.shape[1])[None] >= len(prompt)
         logp = completion_logp(decoder, ids, mask, temperature=temperature)
         close(logp[0, len(prompt) :], rollouts.logp[row, : len(reply)])
+
+
+@pytest.mark.parametrize("numbers", [1, 30, 100])  # a row at a time, 2 of 13 columns each, 7
+@pytest.mark.parametrize("grad", [False, True])
+def test_passes_over_some_rows_at_a_time_change_nothing(monkeypatch, numbers, grad):
+    logits = torch.randn(9, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[2, 3:5] = -torch.inf
+    model, tokens = SimpleNamespace(head=lambda hidden: hidden), torch.tensor([0, 1, 2, 3, 12, 5, 6, 7, 8])
+    results = []
+    for plain in (True, False):
+        monkeypatch.setattr(logprobs, "NUMBERS_AT_ONCE", numbers)
+        hidden = logits.clone().requires_grad_(grad)
+        with plain_paths(plain):
+            logp, entropy = logprobs._token_logp(model, hidden, tokens, 1.5, True)
+            if grad:
+                (logp * torch.linspace(-1, 1, 9)).sum().backward()
+        results.append([logp.detach(), entropy, *([hidden.grad] if grad else [])])
+        assert not entropy.requires_grad
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk_tok", [1, 2, 4, 9])

@@ -28,9 +28,10 @@ def calls(monkeypatch) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(ROWS, INPUT), (4, ROWS // 4, INPUT)])
-def test_values_and_gradients_are_those_of_f_linear(shape, bias, calls):
-    weight, offset = draw(OUTPUT, INPUT, seed=1), draw(OUTPUT, seed=2) if bias else None
-    wanted = draw(*shape[:-1], OUTPUT, seed=3)
+@pytest.mark.parametrize("output", [OUTPUT, 2 * INPUT])  # less than goes in, and more
+def test_values_and_gradients_are_those_of_f_linear(shape, output, bias, calls):
+    weight, offset = draw(output, INPUT, seed=1), draw(output, seed=2) if bias else None
+    wanted = draw(*shape[:-1], output, seed=3)
     found = []
     for plain in (False, True):
         tensors = [x.clone().requires_grad_() for x in (draw(*shape), weight, *([offset] if bias else []))]
@@ -38,7 +39,7 @@ def test_values_and_gradients_are_those_of_f_linear(shape, bias, calls):
             out = linear(*tensors)
             out.backward(wanted)
         found.append([out.detach(), *(x.grad for x in tensors)])
-    assert calls == [shape, (ROWS, OUTPUT), (OUTPUT, ROWS)]  # the product, its gradient by x, and by the weight
+    assert calls == [shape, (ROWS, output), (min(output, INPUT), ROWS)]  # the product, its gradient by x, and by the weight
     for ours, plain in zip(*found):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)  # sums of 200 products of normal numbers
 

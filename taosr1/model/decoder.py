@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +18,7 @@ from taosr1.model.attention import Pattern, attention
 from taosr1.model.cache import Cache
 from taosr1.model.experts import grouped_linear
 from taosr1.model.linear import Linear, is_plain, linear
-from taosr1.model.pointwise import GatedSiLU, add_and_norm, gated, norm_and_rotate
+from taosr1.model.pointwise import GatedSiLU, add_and_norm, gated, norm_and_rotate, rms_norm
 from taosr1.model.rotary import Llama3Scaling, rotary_tables
 
 INIT_STD = 0.02
@@ -105,7 +104,7 @@ class RMSNorm(nn.Module):
         return x.to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(self.cast(x), self.weight.shape, self.weight, self.eps)
+        return rms_norm(self.cast(x), self.weight, self.eps)
 
 
 class Call(NamedTuple):

@@ -62,3 +62,49 @@ def test_a_sum_and_its_norm():
     total, normed = pointwise.add_and_norm(x, added, norm)
     assert total.tolist() == [[[3, 4]]]
     torch.testing.assert_close(normed, torch.tensor([[[3.0, 40.0]]]) / 12.5**0.5)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8), (2, 3, 2, 8)])
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_the_norm_in_training_is_torchs_with_its_gradient(shape, eps):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = torch.randn(shape, generator=generator), torch.rand(8, generator=generator), torch.randn(shape, generator=generator)
+    found = []
+    for plain in (False, True):
+        tensors = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        with plain_paths(plain):
+            out = pointwise.rms_norm(*tensors, eps)
+            out.backward(grad)
+        assert (type(out.grad_fn).__name__ == "RMSNormalisedBackward") != plain
+        found.append([out.detach(), *(tensor.grad for tensor in tensors)])
+    for ours, torchs in zip(*found):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+    wide = [x.double().requires_grad_(), weight.double().requires_grad_()]
+    assert torch.autograd.gradcheck(lambda x, weight: pointwise.rms_norm(x, weight, eps), wide)
+
+
+def test_the_norm_by_hand():
+    """(3, 4): root mean square sqrt(12.5), so (3, 4) w / sqrt(12.5). With w = (1, 1), dy = (1, 0), n = (3, 4) / sqrt(12.5): dw = (n1, 0), and
+    dx = ((1, 0) - n n1 / 2) / sqrt(12.5) = (1 - 9 / 25, -12 / 25) / sqrt(12.5)."""
+    x, weight = torch.tensor([[3.0, 4.0]], requires_grad=True), torch.ones(2, requires_grad=True)
+    out = pointwise.rms_norm(x, weight, 0.0)
+    out.backward(torch.tensor([[1.0, 0.0]]))
+    root = 12.5**0.5
+    torch.testing.assert_close(out.detach(), torch.tensor([[3 / root, 4 / root]]))
+    torch.testing.assert_close(weight.grad, torch.tensor([3 / root, 0.0]))
+    torch.testing.assert_close(x.grad, torch.tensor([[0.64 / root, -0.48 / root]]))
+
+
+@pytest.mark.parametrize("trained", [(True, False), (False, True)])
+def test_what_is_frozen_has_no_gradient_of_the_norm_and_autocast_changes_nothing(trained):
+    x, weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(0.5, 2, 8)
+    grads = []
+    for low in (False, True):
+        tensors = [x.clone().requires_grad_(trained[0]), weight.clone().requires_grad_(trained[1])]
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = pointwise.rms_norm(*tensors, 1e-6)
+            assert out.dtype == torch.float32
+        (out * out.detach().roll(1)).sum().backward()
+        assert [tensor.grad is not None for tensor in tensors] == list(trained)
+        grads.append(next(tensor.grad for tensor in tensors if tensor.grad is not None))
+    assert torch.equal(*grads)

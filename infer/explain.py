@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     set_plain(config.plain)
     rows = read_pairs(config)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed, decodes=True)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
     if judge.prompt.order == "pre-cot" and config.beta is not None:
         raise ValueError(f"--beta: --model {name} reasons before it answers and has no label probabilities, so CumPT cannot be used")
     unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in judge.prompt.fields]

@@ -26,7 +26,7 @@ from taosr1.learning.batches import Sized
 from taosr1.learning.logprobs import completion_logp
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters
-from taosr1.model.packed import pack
+from taosr1.model.packed import can_pack, pack
 from taosr1.model.weights import weights_into
 from taosr1.ranks import gather, join, local_device, share, this_rank
 
@@ -118,12 +118,18 @@ class Team:
         yield self._in_type(dtype) if self.sharded else self.model
 
     def for_sampling(self, dtype: torch.dtype) -> Decoder:
-        """The model to decode many replies with: in `dtype`, and on a CPU with its matrices laid out for that (`pack`). Not kept: the next step
-        changes the weights. What it takes beside them is room that their gradients have afterwards. All ranks have to call it together.
+        """The model to decode many replies with: in the type of training, and on a CPU with its matrices laid out for that (`pack`). Not kept: the next
+        step changes the weights. What it takes beside them is room that their gradients have afterwards. All ranks have to call it together.
 
-        A model with adapters is itself: its frozen weights, in `dtype` already, have no gradients.
+        In float32 where training takes float16, whose range the residual stream of training, which is float32, may exceed; and where a CPU has
+        no units for bfloat16. A model with adapters is itself: its frozen weights are in `dtype` already and have no gradients.
         """
-        return self.model if adapters(self.model) else pack(self._in_type(dtype), decodes=True)
+        if adapters(self.model):
+            return self.model
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        if not self.sharded and (dtype == torch.float16 or on_cpu and not can_pack(dtype)):
+            dtype = torch.float32
+        return pack(self._in_type(dtype), decodes=True)
 
     def _in_type(self, dtype: torch.dtype) -> Decoder:
         """Another model with these weights, gathered where they are shards; those that are in `dtype` anyway are shared."""

@@ -242,8 +242,8 @@ class Sampler:
     def _batch(self, rollouts: list[Rollout] | None) -> RolloutBatch | None:
         """Rollouts as tensors, with the reference's log-probs where there is a KL term. None stays None, but joins in every pass.
 
-        The sampler's log-probs are float32. Where training computes in another type they are measured again in that one:
-        else the ratio would start off 1 and the clip would act on rounding errors.
+        Where training computes in a half type, with norms and the residual stream in float32, the log-probs of the sampler, which has either all in that type or all in
+        float32, are measured again as training does it: else the ratio would start off 1 and the clip would act on rounding errors.
         """
         measures_old = self.settings.compute_dtype != torch.float32
         if rollouts is None:

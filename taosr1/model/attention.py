@@ -44,7 +44,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return out.transpose(1, 2).reshape(rows, length, -1)
 
 
-def attention_of_newest(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+def attention_of_one_token(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
     """`attention` of one token a row, in two products: a fused kernel is three times slower for so few queries on a CPU.
 
     Shapes: query (R, 1, H, D), key (R, K, S or more, D), value (R, K, S, D), hidden (R, 1, 1, s <= S) bool or None: which of the first columns

@@ -92,7 +92,7 @@ class DecoderConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation; torch computes it in float32 whatever the model's dtype."""
+    """Root-mean-square normalisation, computed in float32 where the model's dtype is a half one."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()

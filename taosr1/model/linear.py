@@ -26,7 +26,8 @@ def set_plain(wanted: bool) -> None:
     """Switch off, or on again, every trick that only makes things faster: what `--plain` asks for.
 
     It holds for the whole process, all threads included. The tricks: this module's kernels and `packed.py`, prompts and prefixes computed once
-    (`shared_cache.py`, `flat_rows.py`, `shared_prompts.py`), equal beginnings of replies and equal rows too (`wave.py`, `logprobs.py`), the last layer at the positions that are read, and on a GPU kernels of
+    (`shared_cache.py`, `flat_rows.py`, `shared_prompts.py`), equal beginnings of replies and equal rows too (`wave.py`, `logprobs.py`), copies of prompts (`shared_cache.py`), norms by hand (`pointwise.py`), passes over some
+    logits at a time (`logprobs.py`), the last layer at the positions that are read, and on a GPU kernels of
     our own (`kernels.py`) and recorded steps (`decode_cache.py`).
     """
     global _plain
@@ -120,9 +121,13 @@ class _OneDNNLinear(torch.autograd.Function):
 
 
 def _of_weight(grad: Tensor, x: Tensor) -> Tensor:
-    """dW = dy^T x. The operator copies what comes first to have its rows end to end: that shall be the narrower one, not the gradient of all
-    logits. Shapes: grad (N, out), x (N, in) -> (out, in)."""
-    if grad.shape[1] <= x.shape[1]:
+    """dW = dy^T x. Shapes: grad (N, out), x (N, in) -> (out, in).
+
+    The operator copies what comes first, to have its rows end to end. That shall be the narrower one, not the gradient of all logits; but then
+    the result lies the other way round, and has to be copied into the weight's `.grad`.
+    """
+    rows, outputs, inputs = *grad.shape, x.shape[1]
+    if rows * outputs <= rows * inputs + outputs * inputs:
         return _onednn(grad.t(), x.t())
     return _onednn(x.t(), grad.t()).t()
 

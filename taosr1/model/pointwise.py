@@ -2,7 +2,7 @@
 
 There a norm, a rotation and a gate take as long as the matrix products between them, because each elementwise step reads and writes all
 of a tensor. The function as it is written is the plain twin: what runs in training, on a CPU, under `--plain`, and wherever
-else the kernels do not serve (`on_gpu.py`).
+else the kernels do not serve (`on_gpu.py`). On a CPU norms and gates have gradients of their own (`RMSNormalised`, `GatedSiLU`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,18 @@ def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, s
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x over its root mean square, times weight, along the last dimension (1910.07467)."""
-    if torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == weight.dtype in (torch.float32, torch.float64) and not is_plain():
+    if x.device.type != "cpu" or is_plain() or not x.dtype == weight.dtype in (torch.float32, torch.float64):
+        return F.rms_norm(x, weight.shape, weight, eps)
+    if torch.is_grad_enabled():
         return RMSNormalised.apply(x, weight, eps)
-    return F.rms_norm(x, weight.shape, weight, eps)
+    # By the same steps: a rounding that differs would make old and new log-probs differ before the first update.
+    return (x * _inverse_rms(x, eps)).mul_(weight)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last dimension. Shapes: (..., W) -> (..., 1)."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class RMSNormalised(torch.autograd.Function):
@@ -53,8 +62,7 @@ class RMSNormalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        inverse = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
 
@@ -68,7 +76,8 @@ class RMSNormalised(torch.autograd.Function):
         of_weight = product.flatten(0, -2).sum(0) if wants_weight else None
         if not wants_x:
             return None, of_weight, None
-        mean = (product @ weight).div_(x.shape[-1])[..., None]
+        with torch.autocast(x.device.type, enabled=False):  # where a backward pass runs inside of one
+            mean = (product @ weight).div_(x.shape[-1])[..., None]
         return (grad * weight).addcmul_(normed, mean, value=-1).mul_(inverse), of_weight, None
 
 

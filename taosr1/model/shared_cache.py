@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from taosr1.model.attention import Grid, attention_of_newest, shared_attention, shared_attention_plain
+from taosr1.model.attention import Grid, attention_of_one_token, shared_attention, shared_attention_plain
 from taosr1.model.cache import Cache, KVCache
 from taosr1.model.decode_cache import DecodeCache
 from taosr1.model.linear import is_plain
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taosr1.model.decoder import DecoderConfig
 
 STRIDE = 8  # columns; see `dense_keys`
-COPIES_FROM, COPIES_TO = 1.5, 2.0  # rows a prefix has on average; see `Branches.fork`
+COPIES_FROM, COPIES_TO = 1.5, 2.0  # rows a prefix, on average; see `Branches.fork`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
 
 
@@ -117,7 +117,8 @@ class Branches:
         return min(self.ahead + self.capacity, -(-(self.ahead + tokens) // stride) * stride)
 
     def _reach_to(self, columns: int) -> None:
-        """Lay keys and values out anew, in the same memory, with so many columns for every row and head."""
+        """Lay keys and values out anew, in the same memory, with so many columns for every row and head. Before a token is written nothing moves,
+        not even copies of prefixes; but the first layout has a column for one."""
         laid_out, written = self._laid_out(columns), self.ahead + self.grown
         for kept, room in zip(((self.keys, self.values) if self.grown else ()), laid_out):
             for layer in range(len(room)):
@@ -155,7 +156,7 @@ class Branches:
         if mask is not None or is_plain() or not dense_keys(own_keys):
             own_keys = own_keys[:, :, :end]
         if self.ahead:
-            return attention_of_newest(query, own_keys, own_values, self.hidden)
+            return attention_of_one_token(query, own_keys, own_values, self.hidden)
         parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, own_keys, own_values, mask)
         scores = self.grid.prefixes * self.grid.places * length * query.shape[2] * (self.prefix_keys.shape[3] + end)
         # Where there are many queries, a GPU's fused kernel beats three products. One token a row has fewer scores than keys.
@@ -169,10 +170,9 @@ class Branches:
         self._new = 0
 
     def with_copies(self) -> Branches:
-        """The same rows, each with a copy of its prefix; `self` is used up."""
-        others = Branches(
-            self.config, self.prefix_keys[:, :0], self.prefix_values[:, :0], self.prefix_lengths, self.prefix_of, self.capacity, ahead=self.longest
-        )
+        """The same rows, each with a copy of its prefix."""
+        nothing = self.prefix_keys[:, :0].clone()  # a view would keep the prefixes in memory
+        others = Branches(self.config, nothing, nothing, self.prefix_lengths, self.prefix_of, self.capacity, ahead=self.longest)
         self._give(others)
         for prefixes, theirs in ((self.prefix_keys, others.keys), (self.prefix_values, others.values)):
             for layer in range(len(theirs)):
@@ -191,16 +191,24 @@ class Branches:
         """Hand what the rows have written to the same rows in another form."""
         if dense_keys(self.keys):
             others._reach_to(others._reach_for(self.grown + 1))
-        others.grown = self.grown
+        others.grown = self.grown  # only now: to lay out anew moves what is written
         for mine, theirs in ((self.keys, others.keys), (self.values, others.values)):
             theirs[..., others.ahead : others.ahead + self.grown, :] = mine[..., self.ahead : self.ahead + self.grown, :]
 
     def fork(self, rows: Tensor, most: int) -> Branches:
         """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written.
-        Returns all rows; `self` may be used up.
 
-        most: how many rows there can ever be.
+        most: how many rows there can ever be. Returns all rows; do not use `self` afterwards. They get copies of their prefixes if there are no
+        more than COPIES_FROM rows a prefix, keep them up to COPIES_TO, and take no more room than `most` rows and each prefix once would.
         """
+        count, prefixes = self.rows + len(rows), len(self.prefix_lengths)
+        room = (prefixes * self.longest + most * self.capacity) // (max(self.ahead, self.longest) + self.capacity)  # rows with copies
+        a_prefix = COPIES_TO if self.ahead else COPIES_FROM
+        if dense_keys(self.keys) and count <= min(a_prefix * prefixes, room):
+            return (self if self.ahead else self.with_copies())._forked(rows, min(most, room))
+        return (self.without_copies() if self.ahead else self)._forked(rows, most)
+
+    def _forked(self, rows: Tensor, most: int) -> Branches:
         old, written = self.rows, self.ahead + self.grown
         before = (self.keys[..., :written, :], self.values[..., :written, :])
         self._deal(torch.cat([self.prefix_of, self.prefix_of[rows]]))
@@ -212,10 +220,7 @@ class Branches:
             if grows:
                 now[:, :old] = then
             now[:, old:] = then[:, rows]
-        a_prefix = self.rows / len(self.prefix_lengths)
-        if self.ahead:
-            return self.without_copies() if a_prefix > COPIES_TO else self
-        return self.with_copies() if a_prefix <= COPIES_FROM and not self.grid.full else self
+        return self
 
     def select(self, rows: Tensor) -> Branches:
         """Only these rows, (R',) int64, in this order, and the prefixes that they need. They move within the memory they have, which costs

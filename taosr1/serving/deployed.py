@@ -31,7 +31,7 @@ def open_judge(
     """(name, judge) behind `--model`, for inference; where that is empty, the furthest trained of the scripts' own runs.
 
     `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
-    all the same, and the caller says what it cannot do. `decodes`: what it is for is to write (see `pack`).
+    all the same, and the caller says what it cannot do. `decodes`: it will write many tokens, see `pack`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     check_device(device)

@@ -206,6 +206,16 @@ def test_entropy_is_that_of_the_tempered_distribution_and_has_no_gradient():
     close(entropy, torch.tensor([[0.0, -0.9 * math.log(0.9) - 0.1 * math.log(0.1)]]))
 
 
+@pytest.mark.parametrize("low", [False, True])
+def test_log_probs_are_the_same_bits_whether_gradients_are_recorded_or_not(decoder, low):
+    """Old and reference log-probs are measured without. At the first update the ratio is 1, and not 1 but for rounding."""
+    ids, mask = ragged()
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.no_grad():
+            old = completion_logp(decoder, ids, mask)
+        assert torch.equal(completion_logp(decoder, ids, mask).detach(), old)
+
+
 def test_half_precision_logits_are_normalised_in_float32():
     table = torch.randn(23, 23, generator=torch.Generator().manual_seed(3)).bfloat16()
     ids, mask = ragged()

@@ -28,10 +28,9 @@ def calls(monkeypatch) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(ROWS, INPUT), (4, ROWS // 4, INPUT)])
-@pytest.mark.parametrize("output", [OUTPUT, 2 * INPUT])  # less than goes in, and more
-def test_values_and_gradients_are_those_of_f_linear(shape, output, bias, calls):
-    weight, offset = draw(output, INPUT, seed=1), draw(output, seed=2) if bias else None
-    wanted = draw(*shape[:-1], output, seed=3)
+def test_values_and_gradients_are_those_of_f_linear(shape, bias, calls):
+    weight, offset = draw(OUTPUT, INPUT, seed=1), draw(OUTPUT, seed=2) if bias else None
+    wanted = draw(*shape[:-1], OUTPUT, seed=3)
     found = []
     for plain in (False, True):
         tensors = [x.clone().requires_grad_() for x in (draw(*shape), weight, *([offset] if bias else []))]
@@ -39,9 +38,19 @@ def test_values_and_gradients_are_those_of_f_linear(shape, output, bias, calls):
             out = linear(*tensors)
             out.backward(wanted)
         found.append([out.detach(), *(x.grad for x in tensors)])
-    assert calls == [shape, (ROWS, output), (min(output, INPUT), ROWS)]  # the product, its gradient by x, and by the weight
+    assert calls == [shape, (ROWS, OUTPUT), (OUTPUT, ROWS)]  # the product, its gradient by x, and by the weight
     for ours, plain in zip(*found):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)  # sums of 200 products of normal numbers
+
+
+@pytest.mark.parametrize("rows, turned", [(201, True), (199, False)])  # rows * (200 - 100) against 200 * 100
+def test_the_gradient_of_a_weight_copies_as_little_as_it_can(rows, turned, calls):
+    x, weight, wanted = draw(rows, 100), draw(200, 100, seed=1).requires_grad_(), draw(rows, 200, seed=2)
+    for _ in range(2):  # into an empty `.grad`, and onto one
+        linear(x, weight).backward(wanted)
+    assert calls[1::2] == [(100, rows) if turned else (200, rows)] * 2
+    assert weight.grad.is_contiguous()
+    torch.testing.assert_close(weight.grad, 2 * (wanted.double().t() @ x.double()).float(), rtol=1e-5, atol=1e-3)
 
 
 def test_tensors_that_are_not_contiguous_are_understood(calls):

@@ -77,6 +77,8 @@ def token_ids(rows: int, length: int, seed: int) -> list[list[int]]:
 
 
 def ours(stage: str, mode: str, config: Config) -> dict:
+    import torch._dynamo  # noqa: F401  PyTorch's optimizers import it when the first is made (70 MiB, beside Triton 150); TRL has by now
+
     from taosr1.learning.loop import accumulate, make_optimizers
     from taosr1.model.lora import LoraConfig, add_adapters
     from taosr1.model.weights import load_decoder

@@ -20,7 +20,7 @@ from taosr1.task.world import read_pool
 TINY = "tiny"
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "bundled" / "thinker"
-# 0.8 M parameters in Qwen3's form: trains in minutes on one CPU core.
+# 0.7 M parameters in Qwen3's form: trains in minutes on one CPU core.
 TINY_SHAPE = dict(
     hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
     rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=True, qk_norm=True, qkv_bias=False, max_position_embeddings=1024,

@@ -14,9 +14,9 @@ latency_us; h = log2 N hops (for gathers and scatters N - 1 with --hops ring); H
 
 1. Sampling. A rank answers its share of the prompts (`share` by prompt length, as `Sampler._each`) in waves of as many rows as
    `rows_that_fit` allows with --cache-gib. A wave whose longest reply has n tokens lasts 2 P (prompt tokens) / F, the prefill, and
-       max(n L layer_us, (n b P + b c sum over replies of length (prompt + length / 2)) / M),
-   launching kernels, or reading weights and cache: c numbers of keys and values a token, b bytes a number (4 under DDP, which samples from its
-   float32 weights; 2 under FSDP2, which samples from a copy in bfloat16). All ranks wait for the slowest: mean of ranks, and wait.
+       max(n L layer_us, 2 P (reply tokens) / F, (2 n P + 2 c (sum over prompts of n length + sum over replies of length ^ 2 / 2)) / M),
+   recorded steps, whatever is in them; multiplying; or reading weights and cache, where a prompt is read once for its samples: c numbers of keys
+   and values a token, two bytes each, as both DDP and FSDP2 sample from a copy in bfloat16. All ranks wait for the slowest: mean of ranks, and wait.
 2. Exchange: `gather` of pickled groups, by gloo on the hosts, which is two ring gathers, of sizes and of data padded to the largest rank's s bytes.
    With p and u seconds a byte to pickle and unpickle (measured, u while all is kept, up to --unpickle-mb; s from measured bytes a
    group and a reply token):  p s + 2 (N - 1) t + (N - 1) s / H + u N s.  Every rank then holds the groups of all.
@@ -103,8 +103,8 @@ class Config:
     tflops: float = option(989.0, "TFLOP/s of a device: an H100's in bfloat16, by its data sheet")
     mfu: float = option(0.3, "share of them that passes reach: published runs of large models have 0.4, small ones in plain PyTorch less")
     memory_gbs: float = option(3350.0, "GB/s of a device's memory: an H100's, by its data sheet")
-    cache_gib: float = option(4.0, "GiB of keys and values decoded at once: CACHE_BYTES of taosr1/sampling/sampler.py, or what it might become")
-    layer_us: float = option(250.0, "microseconds in which one layer of a decoding step is launched: 49 kernels (counted) of about 5")
+    cache_gib: float = option(10.0, "GiB of keys and values decoded at once: an eighth of an H100's 80, as taosr1/sampling/sampler.py has it")
+    layer_us: float = option(160.0, "microseconds of one layer of a recorded decoding step: an H200 took 0.29 s for 64 steps of 28 layers (speed.md)")
     node: int = option(8, "ranks on a machine")
     inside_gbs: float = option(400.0, "GB/s of a ring inside a machine: NVLink of an H100")
     between_gbs: float = option(50.0, "GB/s between machines, all network cards of one together: one of 400 Gbit/s")
@@ -393,19 +393,19 @@ class Model:
     layers: int
     tensors: int
     cache: int
-    fits: Callable[[int, int], int]  # (tokens of a row, bytes of a number) -> rows
+    fits: Callable[[int], int]  # tokens of a row, and of its share of the prompt -> rows
 
     @classmethod
     def of(cls, config: Config) -> Model:
         with torch.device("meta"):
-            by_bytes = {width: Decoder(DecoderConfig(**SHAPES[config.shape])).to(dtype) for width, dtype in ((4, torch.float32), (2, torch.bfloat16))}
-        shape, sizes = by_bytes[4].config, [parameter.numel() for parameter in by_bytes[4].parameters()]
+            decoder = Decoder(DecoderConfig(**SHAPES[config.shape])).to(torch.bfloat16)
+        shape, sizes = decoder.config, [parameter.numel() for parameter in decoder.parameters()]
         cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
 
-        def fits(length: int, width: int) -> int:
+        def fits(length: int) -> int:
             ours, sampler.CACHE_BYTES = sampler.CACHE_BYTES, int(config.cache_gib * 2**30)
             try:
-                return sampler.rows_that_fit(by_bytes[width], length)
+                return sampler.rows_that_fit(decoder, length)
             finally:
                 sampler.CACHE_BYTES = ours
 
@@ -439,10 +439,8 @@ def step_of(config: Config, model: Model, hosts: Hosts, groups: list[Group], par
     further = 1 + config.kl
     token_s = (6 + 2 * further) * model.params / (config.tflops * 1e12 * config.mfu)
     found = {"exchange MB": sum(sizes) / 1e6, "exchange": hosts.exchange_s(world, max(sizes)), **training(plan, token_s), "own wait": (max(own) - sum(own) / world) * token_s}
-    for name, width in (("", MASTER), ("FSDP2 ", 2)):
-        of_ranks = [sampling_s(config, model, theirs, width) for theirs in shares]
-        mean = sum(of_ranks) / world
-        found |= {f"{name}sampling": mean, f"{name}sampling wait": max(of_ranks) - mean}
+    sampled = [sampling_s(config, model, theirs) for theirs in shares]
+    found |= {"sampling": sum(sampled) / world, "sampling wait": max(sampled) - sum(sampled) / world}
     longest = max(map(len, plan))
     return found | exchanges(config, model, hosts, world, longest * (3 + further)) | {"FSDP2 whole": gather_s(config, model, world, model.tensors)}
 
@@ -477,17 +475,18 @@ def dealt(costs: Sequence[float], world: int) -> list[list[int]]:
     return parts
 
 
-def sampling_s(config: Config, model: Model, groups: list[Group], width: int) -> float:
-    """One rank's seconds for its prompts, wave after wave; `width` bytes a number."""
-    groups, total = sorted(groups, key=lambda group: len(group.prompt)), 0.0
-    longest = max((len(group.prompt) for group in groups), default=0) + config.longest
-    prompts_at_once = max(1, model.fits(longest, width) // config.samples)
+def sampling_s(config: Config, model: Model, groups: list[Group]) -> float:
+    """One rank's seconds for its prompts, wave after wave."""
+    groups, total, flops = sorted(groups, key=lambda group: len(group.prompt)), 0.0, config.tflops * 1e12 * config.mfu
+    share = -(-max((len(group.prompt) for group in groups), default=0) // config.samples)  # of its prompt's keys and values, a row's
+    prompts_at_once = max(1, model.fits(share + config.longest) // config.samples)
     for start in range(0, len(groups), prompts_at_once):
         wave = groups[start : start + prompts_at_once]
         steps = max(len(reply) for group in wave for reply in group.replies)
-        read = sum(len(reply) * (len(group.prompt) + len(reply) / 2) for group in wave for reply in group.replies)
-        total += 2 * model.params * sum(len(group.prompt) for group in wave) / (config.tflops * 1e12 * config.mfu)
-        total += max(steps * model.layers * config.layer_us / 1e6, width * (steps * model.params + model.cache * read) / (config.memory_gbs * 1e9))
+        prompt_tok, replies = sum(len(group.prompt) for group in wave), [len(reply) for group in wave for reply in group.replies]
+        read = 2 * (steps * model.params + model.cache * (steps * prompt_tok + sum(length**2 for length in replies) / 2))
+        decoding = (steps * model.layers * config.layer_us / 1e6, 2 * model.params * sum(replies) / flops, read / (config.memory_gbs * 1e9))
+        total += 2 * model.params * prompt_tok / flops + max(decoding)
     return total
 
 
@@ -526,9 +525,9 @@ def over_steps(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 # ---- what is shown -----------------------------------------------------------------------------------------------------
-SHARED = ("exchange", "planning", "training")
-DDP = ("sampling", "sampling wait", *SHARED, "training wait", "gradients", "small")
-FSDP2 = ("FSDP2 sampling", "FSDP2 sampling wait", "FSDP2 whole", *SHARED, "FSDP2 training wait", "FSDP2 gradients", "FSDP2 small")
+SAMPLING, SHARED = ("sampling", "sampling wait"), ("exchange", "planning", "training")
+DDP = (*SAMPLING, *SHARED, "training wait", "gradients", "small")
+FSDP2 = (*SAMPLING, "FSDP2 whole", *SHARED, "FSDP2 training wait", "FSDP2 gradients", "FSDP2 small")
 
 
 def add_totals(steps: list[dict], *, strong: bool) -> None:

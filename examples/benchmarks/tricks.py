@@ -1,18 +1,24 @@
 """What each trick is worth: sampling, scoring and a training pass with all of them, without one of them, and without any (`--plain`).
 
     python examples/benchmarks/tricks.py --threads 1                 # about five minutes
+    python examples/benchmarks/tricks.py --profile                   # where the time goes with all of them: half a minute
 
 The same weights and tokens, by turns, median of five (least to most). Ratios above 1 say how much longer it takes without.
 
 sample thinker: 80 prompts of the embedded shop x 8 replies of the bundled thinker, which end by themselves. sample tiny: 8 prompts of
 192 random tokens x 8 samples x 64 tokens. score tiny: one query of 120 tokens, 200 products of 30 to 90. train tiny: log-probs of 4
 prompts of 192 tokens x 8 replies of 64, forward and backward.
+
+--profile: shares of one run by kind of kernel, and what is left between kernels (Python, and what surrounds a call). torch's profiler itself
+makes calls slower, so many small kernels weigh more there than without it.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,11 +47,15 @@ from taosr1.task.world import read_pool
 class Config:
     threads: int = option(1, "CPU threads")
     repeats: int = option(5, "measurements of each kind")
+    profile: bool = option(False, "where the time goes, instead of what each trick is worth")
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     torch.set_num_threads(config.threads)
+    if config.profile:
+        print(f"{config.threads} thread(s), shares of one run's time in percent; {machine()}")
+        return [profile(work, run) for work, run in jobs().items()]
     print(f"{config.threads} thread(s), median of {config.repeats} (least to most), seconds; {machine()}")
     rows = []
     for work, run in jobs().items():
@@ -80,6 +90,32 @@ def jobs() -> dict[str, Callable[[], object]]:
         "score tiny": lambda: labels.label_probabilities(tiny, tokenizer, products),
         "train tiny": train,
     }
+
+
+KINDS = {  # by how a kernel's name begins; the first that fits
+    "products with weights": ("mkldnn::_linear", "aten::mm", "aten::addmm", "aten::mkldnn"),
+    "products of attention": ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product"),
+    "softmax, exponentials": ("aten::_softmax", "aten::_log_softmax", "aten::exp", "aten::log"),
+    "moving numbers": ("aten::copy", "aten::cat", "aten::index", "aten::gather", "aten::scatter", "aten::clone", "aten::fill", "aten::zero", "aten::masked_fill"),
+    "other passes over numbers": ("aten::",),
+}
+
+
+def profile(work: str, run: Callable[[], object]) -> dict:
+    """Percent of one run's wall time by kind of kernel."""
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        started = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - started
+    spent = Counter()
+    for event in profiler.key_averages():
+        kind = next((kind for kind, begins in KINDS.items() if event.key.startswith(begins)), None)
+        if kind:
+            spent[kind] += event.self_cpu_time_total / 1e6 / seconds
+    shares = {kind: round(100 * spent[kind], 1) for kind in KINDS} | {"between kernels": round(100 * (1 - sum(spent.values())), 1)}
+    print(f"{work:15} " + ", ".join(f"{kind} {share:.0f}" for kind, share in shares.items()), flush=True)
+    return {"work": work, "seconds": seconds, **shares}
 
 
 def within(trick: Callable, run: Callable[[], object]) -> Callable[[], object]:

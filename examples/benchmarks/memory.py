@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_model, peak_bytes
-from taosr1.config import option, parse_config, run_main
+from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import DTYPES
 
 PROMPT_TOK, REPLY_TOK, PROMPTS, SAMPLES, PAIRS, STEPS, RANK = 192, 64, 4, 8, 8, 2, 16
@@ -39,6 +39,9 @@ class Config:
     out: str = option("", "JSON file to write")
     one: str = option("", "internal: measure only this, as WHO/STAGE/RECOMPUTE")
     folder: str = option("", "internal: the model's folder")
+
+    def __post_init__(self) -> None:
+        check(at_least(self, threads=1))
 
 
 def main(argv: list[str] | None = None) -> list[dict]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, machine
-from taosr1.config import option, parse_config, run_main
+from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import BUNDLED, load_judge
 from taosr1.learning import shared_prompts
 from taosr1.learning.batches import Batch, Example, collate
@@ -39,6 +39,9 @@ class Config:
     threads: int = option(1, "CPU threads")
     repeats: int = option(7, "measurements of each kind")
     device: str = option("cpu", "torch device")
+
+    def __post_init__(self) -> None:
+        check(at_least(self, threads=1, repeats=1))
 
 
 def main(argv: list[str] | None = None) -> list[dict]:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, by_turns, machine
-from taosr1.config import option, parse_config, run_main
+from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import BUNDLED, load_judge
 from taosr1.learning import shared_prompts
 from taosr1.learning.batches import Example, collate
@@ -48,6 +48,9 @@ class Config:
     threads: int = option(1, "CPU threads")
     repeats: int = option(5, "measurements of each kind")
     profile: bool = option(False, "where the time goes, instead of what each trick is worth")
+
+    def __post_init__(self) -> None:
+        check(at_least(self, threads=1, repeats=1))
 
 
 def main(argv: list[str] | None = None) -> list[dict]:

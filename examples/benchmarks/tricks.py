@@ -9,8 +9,8 @@ sample thinker: 80 prompts of the embedded shop x 8 replies of the bundled think
 192 random tokens x 8 samples x 64 tokens. score tiny: one query of 120 tokens, 200 products of 30 to 90. train tiny: log-probs of 4
 prompts of 192 tokens x 8 replies of 64, forward and backward.
 
---profile: shares of one run by kind of kernel, and what is left between kernels (Python, and what surrounds a call). torch's profiler itself
-makes calls slower, so many small kernels weigh more there than without it.
+--profile: shares of one run by kind of kernel, and what is left between kernels: Python, views, and what surrounds a call. torch's profiler
+itself makes calls slower, so many small kernels weigh more there than without it.
 """
 
 from __future__ import annotations
@@ -95,11 +95,12 @@ def jobs() -> dict[str, Callable[[], object]]:
     }
 
 
+COMPUTES_NOTHING = ("view", "reshape", "slice", "select", "as_strided", "empty", "transpose", "permute", "expand", "unflatten", "narrow", "split", "unsqueeze", "squeeze", "matmul", "_to_copy", "to", "t")
 KINDS = {  # by how a kernel's name begins; the first that fits
     "products with weights": ("mkldnn::_linear", "aten::mm", "aten::addmm", "aten::mkldnn"),
     "products of attention": ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product"),
     "softmax, exponentials": ("aten::_softmax", "aten::_log_softmax", "aten::exp", "aten::log"),
-    "moving numbers": ("aten::copy", "aten::cat", "aten::index", "aten::gather", "aten::scatter", "aten::clone", "aten::fill", "aten::zero", "aten::masked_fill"),
+    "moving numbers": ("aten::copy", "aten::cat", "aten::index", "aten::_index_put", "aten::gather", "aten::scatter", "aten::clone", "aten::fill", "aten::zero", "aten::masked_fill"),
     "other passes over numbers": ("aten::",),
 }
 
@@ -114,7 +115,7 @@ def profile(work: str, run: Callable[[], object]) -> dict:
     spent = Counter()
     for event in profiler.key_averages():
         kind = next((kind for kind, begins in KINDS.items() if event.key.startswith(begins)), None)
-        if kind:
+        if kind and event.key.removeprefix("aten::") not in COMPUTES_NOTHING:
             spent[kind] += event.self_cpu_time_total / 1e6 / seconds
     shares = {kind: round(100 * spent[kind], 1) for kind in KINDS} | {"between kernels": round(100 * (1 - sum(spent.values())), 1)}
     print(f"{work:15} " + ", ".join(f"{kind} {share:.0f}" for kind, share in shares.items()), flush=True)

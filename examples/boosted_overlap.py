@@ -1,6 +1,6 @@
 """The strong simple baseline without a language model: gradient boosting over query-title overlap features ([dev] extra).
 
-    python examples/boosted_overlap.py --data world:reasoned,world:labelled
+    python examples/boosted_overlap.py --data synthetic:reasoned,synthetic:labelled
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import option, parse_config, run_main
+from taosr1.data.sources import load_rows
+from taosr1.evaluation.baselines import boosted_overlap
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
-from taosr1.evaluation.rivals import boosted_overlap
-from taosr1.files import write_json
-from taosr1.task.sources import load_rows
+from taosr1.runtime.cli import option, parse_config
+from taosr1.runtime.files import write_json
+from taosr1.runtime.signals import run_main
 
 
 @dataclass(frozen=True)
 class Config:
-    data: str = option("world:reasoned", "graded rows to learn: files or world:POOL, separated by commas")
-    test: str = option("world:test", "graded rows to measure on")
+    data: str = option("synthetic:reasoned", "graded rows to learn: files or synthetic:POOL, separated by commas")
+    test: str = option("synthetic:test", "graded rows to measure on")
     out: str = option("", "JSON file for the whole report")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     test_split: str = option("", "the same for --test (ESCI: test)")

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import make_model
-from taosr1.config import check, option, parse_config, run_main
+from taosr1.data.judgements import write_judgements
+from taosr1.data.sources import load_rows
 from taosr1.judge import DTYPES
-from taosr1.task.judgements import write_judgements
-from taosr1.task.sources import load_rows
+from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.signals import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 DEV_SHARE = 10  # one training query in so many is held out

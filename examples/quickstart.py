@@ -1,4 +1,4 @@
-"""Both paths to a deployable judge on the embedded world, then one table with the strong simple rivals beside them.
+"""Both paths to a deployable judge on the embedded shop, then one table with the strong simple rivals beside them.
 
     python examples/quickstart.py                    # 12 to 15 minutes on two cores
     python examples/quickstart.py --seeds 3          # the same three times, and the mean
@@ -28,13 +28,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, run_main
-from taosr1.files import write_json
 from taosr1.judge import fast_dtype
+from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.files import write_json
+from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 
 MUON = {"optimizer": "muon", "muon_lr": 0.005, "lr": 1e-3}  # for trained weights: a quarter of what fresh ones take
-REASONED, GRADED = "world:reasoned", "world:reasoned,world:labelled"
+REASONED, GRADED = "synthetic:reasoned", "synthetic:reasoned,synthetic:labelled"
 SAMPLES = 5
 SAMPLED = ("post-sft", "post-dpo", "post-grpo", "thinker-sft", "thinker-grpo")  # stages whose pass@n is shown
 
@@ -84,13 +85,13 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
         evaluate(name)
 
     def evaluate(name: str) -> None:
-        test, dev = ("world:test*200", "world:dev*100") if quick else ("world:test", "world:dev")
+        test, dev = ("synthetic:test*200", "synthetic:dev*100") if quick else ("synthetic:test", "synthetic:dev")
         label_first = not name.startswith("thinker")  # a thinker has no label probabilities to fit CumPT and a temperature to
         flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev, "fit_temperature": True} if label_first else {})
         add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **flags)
 
     def sample(name: str) -> None:
-        add(f"pass@n {name}", "infer/sample.py", (name,), output=f"{name}.replies.jsonl", model=path(name), data="world:dev",
+        add(f"pass@n {name}", "infer/sample.py", (name,), output=f"{name}.replies.jsonl", model=path(name), data="synthetic:dev",
             limit=20 if quick else 400, samples=SAMPLES, out=path(f"{name}.replies.jsonl"), seed=seed)  # fmt: skip
 
     def sft(name: str, needs: tuple[str, ...] = (), **flags: object) -> None:
@@ -99,12 +100,12 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
     def grade_pool(name: str, teacher: str) -> None:
         add(name, "train/label_pool.py", (teacher,), model=path(teacher), data=pool, out=path(name), seed=seed, dtype=dtype)
 
-    pool = "world:unlabelled*400" if quick else "world:unlabelled"
+    pool = "synthetic:unlabelled*400" if quick else "synthetic:unlabelled"
     # Ours. The thinker comes first: everything long waits for it.
     warm = {"model": "bundled", "lr": 1e-4} if quick else {}  # a few steps from fresh weights would write no reply that parses
     sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **warm)
     train("thinker-grpo", "grpo", ("thinker-sft",), steps=200, updates=2, eval_every=4 if quick else 40, model=path("thinker-sft"), test="",
-          data="world:labelled*200" if quick else "world:labelled")  # fmt: skip
+          data="synthetic:labelled*200" if quick else "synthetic:labelled")  # fmt: skip
     sft("label-12k", ("thinker-sft",), steps=1600, model=path("thinker-sft"), order="label", data=GRADED, **MUON)
     grade_pool("pool.jsonl", "thinker-grpo")
     # The student starts from that label model, a rival too, which trains beside GRPO; the thinker's 40,000 grades correct it.
@@ -132,7 +133,7 @@ def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
         return steps
     for name, data in (("boosted-3k", REASONED), ("boosted-12k", GRADED)):
         add(name, "examples/boosted_overlap.py", output=f"{name}.json", data=data, out=path(f"{name}.json"), seed=seed,
-            test="world:test*200" if quick else None)  # fmt: skip
+            test="synthetic:test*200" if quick else None)  # fmt: skip
     return steps
 
 

@@ -1,4 +1,4 @@
-"""What single settings are worth, on the embedded world over seeds: one change at a time against the same start.
+"""What single settings are worth, on the embedded shop over seeds: one change at a time against the same start.
 
     python examples/study.py                         # every comparison, three seeds: about an hour and a half on two slow cores
     python examples/study.py --only thinker --seeds 1
@@ -20,9 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from examples.quickstart import Step, run_all
-from taosr1.config import check, option, parse_config, run_main
-from taosr1.files import write_json
 from taosr1.judge import fast_dtype
+from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.files import write_json
+from taosr1.runtime.signals import run_main
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ STARTS = {
         {
             "as it is": "",
             "SFT term (--sft-coef 0.1)": "--sft-coef 0.1",
-            "steps rewarded too (rule-aware)": "--data world:explained --rewards label=1,steps=0.5",
+            "steps rewarded too (rule-aware)": "--data synthetic:explained --rewards label=1,steps=0.5",
         },
     ),
     "post": Start(
         "Post-CoT SFT, then GRPO on all 12,000 grades",
         "--order post-cot --eval-every 150 --label-weight 3",
         450,
-        "--eval-every 20 --difficulty prefill --lr 4e-4 --final-lr-frac 0.5 --label-weight 4 --data world:reasoned,world:labelled",
+        "--eval-every 20 --difficulty prefill --lr 4e-4 --final-lr-frac 0.5 --label-weight 4 --data synthetic:reasoned,synthetic:labelled",
         60,
         {"as it is": "", "SFT term (--sft-coef 0.1)": "--sft-coef 0.1", "advantages without std (--adv-std none)": "--adv-std none"},
     ),
@@ -82,7 +83,7 @@ def plan(folder: Path, start: str, seed: int, quick: bool) -> list[Step]:
         small = " --eval-every 3 --dev-rows 20" if quick else ""
         command = [script, *f"--out {folder / name} --seed {seed} {flags}{small} --steps {steps}".split()]
         made.append(Step(name, command, needs, folder / name / f"checkpoints/step-{steps:06d}/state.json"))
-        rows = "--data world:test*100 --dev world:dev*60" if quick else "--data world:test --dev world:dev"
+        rows = "--data synthetic:test*100 --dev synthetic:dev*60" if quick else "--data synthetic:test --dev synthetic:dev"
         if start == "thinker":  # it has no label probabilities to fit anything to
             rows = rows.partition(" --dev")[0]
         else:

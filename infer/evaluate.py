@@ -19,7 +19,7 @@ A judge that answers first is read from one prefill; --explain decodes its chain
 thinker always decodes, has no label probabilities and so neither calibration nor CumPT.
 
 With --out, the same command continues a run of a model that was killed: finished predictions wait in OUT.parts. Under torchrun ranks share the
-rows, and the last to finish measures them all (taosr1/task/parts.py says how); its seconds are those of all ranks together.
+rows, and the last to finish measures them all (taosr1/runtime/chunked_job.py says how); its seconds are those of all ranks together.
 """
 
 from __future__ import annotations
@@ -32,15 +32,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.data.bad_rows import BadRows, shorten
+from taosr1.data.duplicates import Duplicates
+from taosr1.data.esci import keep_split
+from taosr1.data.judgements import Judgement, parse_judgement, read_rows
+from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
-from taosr1.files import write_json
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
-from taosr1.model.digest import model_digest
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.ranks import Ranks, local_device, this_rank
+from taosr1.model.io.digest import model_digest
+from taosr1.runtime.chunked_job import ChunkedJob, InMemory, chunks_of, job_identity
+from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.distributed import Ranks, local_device, this_rank
+from taosr1.runtime.files import write_json
+from taosr1.runtime.signals import run_main
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (
     DEFAULT_BETA,
@@ -52,14 +59,8 @@ from taosr1.serving.deployed import (
     stored_beta,
 )
 from taosr1.serving.tiering import cumulative_tier, fit_beta
-from taosr1.task.bad_rows import BadRows, shorten
-from taosr1.task.datasets import keep_split
 from taosr1.task.grades import GRADES, TIERS
-from taosr1.task.judgements import Judgement, parse_judgement, read_rows
-from taosr1.task.parts import InMemory, Parts, chunks_of, job_identity
 from taosr1.task.probabilities import checked_probs
-from taosr1.task.repeats import Repeats
-from taosr1.task.sources import load_rows
 
 ROWS_AT_A_TIME = 512
 ESCI_NOTE = "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1: an assumption, not the definition the grades were made for."
@@ -68,11 +69,11 @@ ESCI_NOTE = "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1: an assumpti
 @dataclass(frozen=True)
 class Config:
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
-    data: str = option("world:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or world:POOL")
+    data: str = option("synthetic:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
     scores: str = option("", "measure this output of infer/score.py instead of running a model")
     out: str = option("", "JSON file for the whole report")
     beta: float | None = option(None, "CumPT's beta, where it is known already")
-    dev: str = option("", "graded pairs to fit beta on, such as world:dev")
+    dev: str = option("", "graded pairs to fit beta on, such as synthetic:dev")
     save_beta: bool = option(False, "store the beta fitted on --dev beside the weights (tiering.json), where infer/score.py finds it")
     fit_temperature: bool = option(
         False, "fit a temperature on --dev and store it (calibration.json) with the beta that goes with it, where infer/score.py finds both"
@@ -91,7 +92,7 @@ class Config:
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of the bootstrap and of the embedded world")
+    seed: int = option(0, "seed of the bootstrap and of the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -117,7 +118,7 @@ class Config:
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
 
-def predict_missing(judge: Judge, rows: Sequence[Judgement], fitted_on: int, config: Config, parts: Parts | InMemory) -> None:
+def predict_missing(judge: Judge, rows: Sequence[Judgement], fitted_on: int, config: Config, parts: ChunkedJob | InMemory) -> None:
     """Predict this rank's rows that have no prediction yet. The first `fitted_on` are --dev, of which probabilities are all that is needed."""
     bar = progress(total=parts.total, initial=parts.done, desc="evaluate", unit="pair")
     for chunk in parts.missing():
@@ -128,7 +129,7 @@ def predict_missing(judge: Judge, rows: Sequence[Judgement], fitted_on: int, con
     bar.close()
 
 
-def put_together(parts: Parts | InMemory, fitted_on: int) -> tuple[list[Prediction], Cost, float]:
+def put_together(parts: ChunkedJob | InMemory, fitted_on: int) -> tuple[list[Prediction], Cost, float]:
     """The predictions of --dev and then of --data; cost and seconds are those of --data."""
     predictions: list[Prediction] = []
     cost, seconds = Cost(), 0.0
@@ -248,13 +249,13 @@ def run_judge(config: Config, ranks: Ranks) -> dict:
 
 def open_parts(
     judge: Judge, dev: list[Judgement], rows: list[Judgement], deployed: Deployed | None, config: Config, ranks: Ranks
-) -> Parts | InMemory:
+) -> ChunkedJob | InMemory:
     """Where predictions are kept until all are there: those of --dev first, then those of --data."""
     chunks = chunks_of(len(dev), ROWS_AT_A_TIME) + chunks_of(len(rows), ROWS_AT_A_TIME, start=len(dev))
     if not config.out:
         return InMemory(chunks, ranks)
     facts = {"rows of dev": len(dev), "deployed": deployed and astuple(deployed), "judge": model_digest(judge.model, judge.tokenizer, judge.prompt)}
-    return Parts(config.out, job_identity("evaluate", config, [*dev, *rows], **facts), chunks, ranks)
+    return ChunkedJob(config.out, job_identity("evaluate", config, [*dev, *rows], **facts), chunks, ranks)
 
 
 def as_deployed(
@@ -280,7 +281,7 @@ def read_scores(config: Config) -> tuple[list[Judgement], list[Prediction], floa
     rows: list[Judgement] = []
     predictions: list[Prediction] = []
     bad_rows = BadRows(config.scores, config.max_bad_rows)
-    repeats = Repeats(bad_rows)
+    repeats = Duplicates(bad_rows)
     for line, row in read_rows(config.scores, bad_rows):
         try:
             pair = (_gold_judgement(row), _stored_prediction(row))

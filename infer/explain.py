@@ -22,18 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import check, option, parse_config, run_main
+from taosr1.data.judgements import Judgement, judgement_to_dict
+from taosr1.data.rows import write_jsonl
+from taosr1.data.sources import load_rows
+from taosr1.fast.generate import generate
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.sampling.sampler import generate
+from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import score_prompts
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
-from taosr1.task.judgements import Judgement, judgement_to_dict
 from taosr1.task.prompt import ITEM_FIELDS, parse_reply
-from taosr1.task.rows import write_jsonl
 from taosr1.task.rules import implied_grade, load_rules
-from taosr1.task.sources import load_rows
 
 EXAMPLE = 'python infer/explain.py "boots not leather" "suede hiking boots"'
 ZERO_WIDTH_JOINER = "\u200d"  # a format character, but half of all emoji are made with it
@@ -48,7 +49,7 @@ class Config:
     category: str = option("", 'its category, "A > B"')
     description: str = option("", "its description")
     price: str = option("", "its price, as shown in the shop")
-    data: str = option("", "explain the rows of this file (or world:POOL) instead of one pair")
+    data: str = option("", "explain the rows of this file (or synthetic:POOL) instead of one pair")
     limit: int = option(5, "rows of --data explained (0: all)")
     split: str = option("", "keep only the rows of --data whose 'split' column says this")
     max_bad_rows: int = option(0, "unreadable rows of --data to skip (each is named) before giving up")
@@ -63,7 +64,7 @@ class Config:
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of the embedded world (replies are the most likely ones, nothing is drawn)")
+    seed: int = option(0, "seed of the embedded shop (replies are the most likely ones, nothing is drawn)")
 
     def __post_init__(self) -> None:
         pair = bool(self.query.strip() and self.title.strip())

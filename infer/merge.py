@@ -17,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, run_main
-from taosr1.files import new_folder
 from taosr1.judge import DTYPES, load_judge
-from taosr1.model.folders import model_folder
-from taosr1.model.weights import save_pretrained
+from taosr1.model.io.folders import model_folder
+from taosr1.model.io.weights import save_pretrained
+from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.files import new_folder
+from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import CALIBRATION_FILE, TIERING_FILE
 
 

@@ -1,6 +1,6 @@
 """Sample several replies per pair and see how often one is right: pass@1 to pass@N, beside what guessing would reach.
 
-    python infer/sample.py --data world:dev --limit 200                          # the furthest trained run, 5 replies a pair
+    python infer/sample.py --data synthetic:dev --limit 200                          # the furthest trained run, 5 replies a pair
     python infer/sample.py --model runs/post-sft --data rows.jsonl --samples 8 --temperature 0.8 --out replies.jsonl
 
 --out holds one reply a line: `row`, `query`, `title`, `query_id`, `item_id`, `gold_grade`, `sample`, `reply`, `grade`
@@ -11,7 +11,7 @@ pass@n is the unbiased estimate from all N replies. With four labels guessing go
 beside it: n labels drawn from the grades as they are, and from the labels this judge itself gives.
 
 Killed at any moment, the same command continues: finished replies wait in OUT.parts. Under torchrun ranks share the pairs, and the last to
-finish merges the replies, each exactly once (taosr1/task/parts.py says how). Neither changes a reply.
+finish merges the replies, each exactly once (taosr1/runtime/chunked_job.py says how). Neither changes a reply.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.data.judgements import Judgement
+from taosr1.data.rows import write_jsonl
+from taosr1.data.sources import load_rows
+from taosr1.fast.generate import generate
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.learning.selection import keyed_generator
-from taosr1.model.digest import model_digest
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.ranks import local_device, this_rank
+from taosr1.model.io.digest import model_digest
+from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
+from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
-from taosr1.sampling.sampler import generate
 from taosr1.serving.deployed import open_judge
 from taosr1.task.grades import GRADES
-from taosr1.task.judgements import Judgement
-from taosr1.task.parts import Parts, chunks_of, job_identity
 from taosr1.task.prompt import parse_reply
-from taosr1.task.rows import write_jsonl
-from taosr1.task.sources import load_rows
 
 PROMPTS_AT_A_TIME = 128
 
@@ -46,7 +47,7 @@ PROMPTS_AT_A_TIME = 128
 @dataclass(frozen=True)
 class Config:
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
-    data: str = option("world:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or world:POOL")
+    data: str = option("synthetic:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz")
     samples: int = option(5, "replies per pair (N)")
     temperature: float = option(1.0, "below 1 the likely replies come more often; 0 always takes the likeliest token")
@@ -59,7 +60,7 @@ class Config:
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of sampling and of the embedded world")
+    seed: int = option(0, "seed of sampling and of the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -87,7 +88,7 @@ class Tally:
     tokens: int = 0
 
 
-def sample_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Parts) -> None:
+def sample_missing(judge: Judge, rows: list[Judgement], config: Config, parts: ChunkedJob) -> None:
     """Sample this rank's pairs that have no replies yet. The randomness of a batch depends on the seed and its place alone."""
     bar = progress(total=parts.total, initial=parts.done, desc="sample", unit="pair")
     for chunk in parts.missing():
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> dict:
     name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, decodes=True)
     tally = Tally()
     identity = job_identity("sample", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
-    with Parts(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
+    with ChunkedJob(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
         sample_missing(judge, rows, config, parts)
         if not parts.to_merge():
             return {}

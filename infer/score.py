@@ -13,7 +13,7 @@ Writes one JSON object a line, in input order: every input column as it came, an
 The file appears complete or not at all. `infer/evaluate.py --scores scored.jsonl` measures it.
 
 Killed at any moment, the same command continues: finished rows wait in scored.jsonl.parts. Several ranks share the rows, and the last
-to finish merges them, each exactly once (taosr1/task/parts.py says how).
+to finish merges them, each exactly once (taosr1/runtime/chunked_job.py says how).
 
 Deviations from the paper:
 1. Its beta is not published. Here it is --beta, else what `infer/evaluate.py --dev DEV --save-beta` stored beside the
@@ -34,19 +34,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import check, option, parse_config, progress, run_main
+from taosr1.data.duplicates import Duplicates
+from taosr1.data.esci import keep_split
+from taosr1.data.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
+from taosr1.data.rows import BadRows, write_jsonl
+from taosr1.data.sources import SYNTHETIC, load_rows
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
-from taosr1.model.digest import model_digest
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.ranks import local_device, this_rank
+from taosr1.model.io.digest import model_digest
+from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
+from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts
-from taosr1.task.datasets import keep_split
-from taosr1.task.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
-from taosr1.task.parts import Parts, chunks_of, job_identity
-from taosr1.task.repeats import Repeats
-from taosr1.task.rows import BadRows, write_jsonl
-from taosr1.task.sources import WORLD, load_rows
 
 ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together, then stored: what a crash costs at most
 LOW_MASS = 0.5
@@ -58,7 +59,7 @@ Pair = tuple[dict, Judgement]  # a row as it came, and as the judge reads it
 @dataclass(frozen=True)
 class Config:
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
-    data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or world:POOL")
+    data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("", "file to write, .jsonl or .jsonl.gz")
     beta: float | None = option(None, "CumPT: a smaller one is more generous; none: the checkpoint's tiering.json, else 0.5")
     temperature_scaling: str = option(
@@ -71,7 +72,7 @@ class Config:
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of the embedded world (scoring itself draws nothing)")
+    seed: int = option(0, "seed of the embedded shop (scoring itself draws nothing)")
 
     def __post_init__(self) -> None:
         check([
@@ -89,12 +90,12 @@ def read_pairs(config: Config) -> list[Pair]:
 
     All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
     """
-    if config.data.startswith(WORLD):
+    if config.data.startswith(SYNTHETIC):
         rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit)
         return [(judgement_to_dict(row), row) for row in rows]
     pairs: list[Pair] = []
     bad_rows = BadRows(config.data, config.max_bad_rows)
-    repeats = Repeats(bad_rows)
+    repeats = Duplicates(bad_rows)
     for line, row in read_rows(config.data, bad_rows):
         try:
             judgement = parse_judgement(row)
@@ -122,7 +123,7 @@ def refuse_thinker(name: str, judge: Judge) -> None:
         )
 
 
-def score_missing(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, parts: Parts) -> None:
+def score_missing(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, parts: ChunkedJob) -> None:
     """Score this rank's rows that have no score yet, one batch of prefills after another, with `served` beta and temperature."""
     bar = progress(total=parts.total, initial=parts.done, desc="score", unit="pair")
     for chunk in parts.missing():
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     seen: Counter = Counter()
     served = {"beta": beta, "temperature": temperature}
     identity = job_identity("score", config, (row for row, _ in pairs), judge=model_digest(judge.model, judge.tokenizer, judge.prompt), **served)
-    with Parts(config.out, identity, chunks_of(len(pairs), ROWS_AT_A_TIME), ranks) as parts:
+    with ChunkedJob(config.out, identity, chunks_of(len(pairs), ROWS_AT_A_TIME), ranks) as parts:
         score_missing(judge, pairs, served, config.batch_tok, parts)
         if not parts.to_merge():
             return {}

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
+from taosr1.data.judgements import Judgement
+from taosr1.fast.quantize import quantize
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.eight_bits import to_eight_bits
-from taosr1.model.folders import model_folder
+from taosr1.model.io.folders import model_folder
+from taosr1.model.io.weights import load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
-from taosr1.model.weights import load_pretrained
-from taosr1.task.judgements import Judgement
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig, encode_prompt
-from taosr1.task.world import read_pool
 
 TINY = "tiny"
 BUNDLED = "bundled"
@@ -81,7 +81,7 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     if spec == TINY:
         judge = _tiny_judge(order or "post-cot", seed, device)
         if dtype not in DTYPES:
-            to_eight_bits(judge.model, dtype)
+            quantize(judge.model, dtype)
         return judge
     spec = str(BUNDLED_FOLDER) if spec == BUNDLED else spec
     if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
@@ -90,7 +90,7 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
     model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
     if dtype != beside:
-        to_eight_bits(model, dtype)
+        quantize(model, dtype)
     prompt = PromptConfig.load(folder) or PromptConfig()
     return Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
 
@@ -112,7 +112,7 @@ def _tiny_judge(order: str, seed: int, device: str) -> Judge:
 
 
 def tiny_texts() -> list[str]:
-    """What the tiny tokenizer is trained on: prompts and replies of the embedded world's reasoned pool, as they are encoded."""
+    """What the tiny tokenizer is trained on: prompts and replies of the embedded shop's reasoned pool, as they are encoded."""
     rows = read_pool("reasoned")
     prompts = [text for row in rows for text in (f" {row.query}", f" {row.title}", f" {row.price}")]
     return prompts + [f"{row.grade}\n{row.cot}" for row in rows]

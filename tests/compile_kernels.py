@@ -18,10 +18,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from taosr1.model import kernels
-from taosr1.model.decode_cache import DecodeCache
+from taosr1.fast import triton_kernels as kernels
+from taosr1.fast.static_cache import StaticCache
+from taosr1.fast.varlen import VarlenPrefixes, VarlenSuffixes
 from taosr1.model.decoder import DecoderConfig
-from taosr1.model.flat_rows import FlatPrefixes, FlatSuffixes
 
 CAPABILITIES = (86, 90)  # an RTX 30, which has little shared memory, and an H100, which has instructions of its own
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32", torch.float8_e4m3fn: "fp8e4nv"}
@@ -57,19 +57,19 @@ def start_all(capability: int) -> None:
             config = DecoderConfig(97, 24, 40, 1, heads, kv_heads, size)
             query, key, value = (torch.zeros(5, count, size, dtype=dtype) for count in (heads, kv_heads, kv_heads))
             if dtype != torch.float32:
-                prefixes = FlatPrefixes(config, [3], dtype, "cpu")
+                prefixes = VarlenPrefixes(config, [3], dtype, "cpu")
                 prefixes.computed = True
-                kernels.attention_behind(query, key, value, key, value, *FlatSuffixes(prefixes, [0, 0], [3, 2]).everywhere)
-            cache = DecodeCache(config, *torch.zeros(2, 1, 1, kv_heads, 3, size, dtype=dtype), torch.tensor([3]), torch.zeros(5, dtype=torch.int64), 4)
+                kernels.prefix_attention(query, key, value, key, value, *VarlenSuffixes(prefixes, [0, 0], [3, 2]).everywhere)
+            cache = StaticCache(config, *torch.zeros(2, 1, 1, kv_heads, 3, size, dtype=dtype), torch.tensor([3]), torch.zeros(5, dtype=torch.int64), 4)
             places = cache.rows_from, cache.prefix_lengths, cache.column, cache.longest, cache.places
-            kernels.attention_of_newest(query, key, value, cache.keys[0], cache.values[0], *places)
+            kernels.decode_attention(query, key, value, cache.keys[0], cache.values[0], *places)
             for weight in (None, torch.ones(size, dtype=dtype)):
                 kernels.norm_and_rotate(query[None], weight, 1e-6, *torch.zeros(2, 5, 1, size, dtype=dtype))
         wide = torch.zeros(2, 3, 4096, dtype=dtype)
         kernels.gated(wide, wide)
         kernels.add_and_norm(wide, wide, wide[0, 0], 1e-6)
         if capability >= 90:
-            kernels.rounded_to_float8(wide, torch.float8_e4m3fn)
+            kernels.quantize_to_float8(wide, torch.float8_e4m3fn)
     kernels.block_sums(torch.zeros(2, 5, 64), torch.zeros(2, 1))
     kernels.probe(torch.device("cpu"))
 

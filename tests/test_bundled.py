@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import BUNDLED, BUNDLED_FOLDER, load_judge
-from taosr1.task.sources import load_rows
 
 
 def test_the_bundled_thinker_takes_at_most_four_megabytes():
@@ -13,5 +13,5 @@ def test_the_bundled_thinker_takes_at_most_four_megabytes():
 
 def test_the_bundled_thinker_judges_the_embedded_world():
     """A change of the world's words or of the reply's form shows here: train it anew then (taosr1/bundled/README.md)."""
-    scores = dev_scores(load_judge(BUNDLED), load_rows("world:dev", limit=400))
+    scores = dev_scores(load_judge(BUNDLED), load_rows("synthetic:dev", limit=400))
     assert scores["dev_macro_f1"] > 0.55 and scores["dev_unparsed_frac"] < 0.01

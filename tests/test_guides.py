@@ -85,8 +85,8 @@ def test_the_memory_guides_bytes_are_what_autograd_saves(dtype, low, expected):
 
 
 def test_the_constants_that_the_memory_guide_names_are_the_codes():
-    from taosr1.learning.logprobs import LOGITS_AT_ONCE
-    from taosr1.model.weights import MAPPED_BYTES
-    from taosr1.sampling.sampler import CACHE_BYTES
+    from taosr1.fast.generate import CACHE_BYTES
+    from taosr1.model.io.weights import MAPPED_BYTES
+    from taosr1.model.logprobs import LOGITS_AT_ONCE
 
     assert (LOGITS_AT_ONCE, MAPPED_BYTES, CACHE_BYTES) == (2**25, 64 * 2**20, 4 * 2**30)

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taosr1.files import DamagedError, new_folder, write_sealed
+from taosr1.data.judgements import Judgement
 from taosr1.judge import TINY, TINY_SHAPE, TINY_VOCAB, Judge, fast_dtype, load_judge
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
-from taosr1.model.weights import save_pretrained
-from taosr1.task.judgements import Judgement
+from taosr1.runtime.files import DamagedError, new_folder, write_checksummed
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig, encode_prompt
-from taosr1.task.world import read_pool
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 
@@ -73,7 +73,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint_or_its_newest(small, tmp_pa
             replace(small.prompt, max_chars=step).save(aside)
     save_pretrained(small.model, small.tokenizer, tmp_path / "checkpoints" / ".writing-step-000015")
     assert load_judge(str(tmp_path)).prompt.max_chars == 10
-    write_sealed(tmp_path / "checkpoints" / "best.json", {"step": 5})
+    write_checksummed(tmp_path / "checkpoints" / "best.json", {"step": 5})
     assert load_judge(str(tmp_path)).prompt.max_chars == 5
     (folder / "manifest.json").unlink()
     (tmp_path / "checkpoints" / "best.json").unlink()

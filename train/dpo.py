@@ -23,28 +23,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.data.rows import read_jsonl
+from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import dev_scores
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import DTYPES
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches, padded_tok
-from taosr1.learning.logprobs import completion_logp, sequence_logp
+from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
-from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
-from taosr1.learning.parallel import Team, join_job
-from taosr1.learning.run import Run, RunFlags, identity, run_problems
 from taosr1.learning.selection import shuffled_order
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.ranks import gather
-from taosr1.task.rows import read_jsonl
-from taosr1.task.sources import load_rows
+from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.distributed import gather
+from taosr1.runtime.run_folder import Run, RunFlags, identity, run_problems
+from taosr1.runtime.signals import run_main
 
 
 @dataclass(frozen=True)
 class Config(MemoryFlags, RunFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
     data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
-    dev: str = option("world:dev", "graded rows that pick the best checkpoint")
+    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
     out: str = option("runs/post-dpo", "run folder")
     beta: float = option(0.1, "how fast the preference probability saturates")
     loss_type: str = option("sigmoid", "preference loss", LOSS_TYPES)
@@ -63,7 +64,7 @@ class Config(MemoryFlags, RunFlags):
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of the order of pairs and the embedded world")
+    seed: int = option(0, "seed of the order of pairs and the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -134,14 +135,14 @@ def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     set_plain(config.plain)
-    device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
+    device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed)
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(
         config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows, need_grade=True
     )
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
-    team = Team(judge.model, fsdp=config.fsdp, device=device)
+    team = DistributedModel(judge.model, fsdp=config.fsdp, device=device)
     label_position = "none" if judge.prompt.order == "pre-cot" else "first"
 
     def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 @torch.no_grad()
-def with_reference(team: Team, pairs: list[PreferencePair], reply_logp, config: Config, device: str) -> list[PreferencePair]:
+def with_reference(team: DistributedModel, pairs: list[PreferencePair], reply_logp, config: Config, device: str) -> list[PreferencePair]:
     """The pairs with the starting model's log-probs of both replies and their first tokens, called before a checkpoint is loaded over it.
 
     Each rank measures its share of the batches, and then all have all of them.

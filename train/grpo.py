@@ -28,28 +28,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.data.judgements import Judgement
+from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import before_and_after, dev_scores
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
+from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.examples import agreeing, examples_of
-from taosr1.learning.groups import RolloutBatch, RolloutSettings, fates_in_words
-from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
-from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
-from taosr1.learning.parallel import Team, join_job
 from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
+from taosr1.learning.rollout_group import RolloutBatch, RolloutSettings, describe_outcomes
 from taosr1.learning.rollouts import Sampler
-from taosr1.learning.run import Run, RunFlags, identity, is_unfinished, run_problems
 from taosr1.learning.selection import balanced_order
+from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
-from taosr1.model.folders import model_folder
-from taosr1.model.linear import PLAIN_HELP, set_plain
+from taosr1.model.io.folders import model_folder
+from taosr1.model.io.weights import weights_into
+from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters
-from taosr1.model.weights import weights_into
-from taosr1.task.judgements import Judgement
-from taosr1.task.sources import load_rows
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.run_folder import Run, RunFlags, identity, is_unfinished, run_problems
+from taosr1.runtime.signals import run_main
 
 THINKER = "runs/thinker-sft"
 SFT_ROWS = 32  # examples of the SFT term in a step
@@ -58,9 +59,9 @@ SFT_ROWS = 32  # examples of the SFT term in a step
 @dataclass(frozen=True)
 class Config(MemoryFlags, RunFlags):
     model: str = option(THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker")
-    data: str = option("world:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or world:POOL")
-    dev: str = option("world:dev", "graded rows that pick the best checkpoint")
-    test: str = option("world:test", "graded rows that the start and the result are compared on at the end ('' for none)")
+    data: str = option("synthetic:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or synthetic:POOL")
+    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
+    test: str = option("synthetic:test", "graded rows that the start and the result are compared on at the end ('' for none)")
     out: str = option("runs/thinker-grpo", "run folder")
     steps: int = option(100, "optimizer steps")
     groups: int = option(80, "prompts sampled at a time")
@@ -76,11 +77,11 @@ class Config(MemoryFlags, RunFlags):
     max_resample: int = option(1, "batches of prompts sampled for a step, at most; then train on what there is (1: never a second one)")
     temperature: float = option(1.0, "sampling temperature, also of the training log-probs")
     max_new_tokens: int = option(64, "longest reply")
-    rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5; steps needs --data with chains of thought (world:explained)")
+    rewards: str = option("label=1", "named rewards and weights, such as label=1,format=0.1,consistency=0.2,ordinal=0.5; steps needs --data with chains of thought (synthetic:explained)")
     adv_std: str = option("group", "advantages are divided by the std of their group, of the batch, or not at all", ("group", "batch", "none"))
     adv_clamp: float = option(0.0, "bound advantages to plus and minus this, before --balance root weighs them (0: no bound)")
     sft_coef: float = option(0.0, "weight of the cross-entropy of --sft-data, learned on beside the rewards so that it is not forgotten (0: off)")
-    sft_data: str = option("world:reasoned", "graded rows, with chains of thought unless the judge only labels, for --sft-coef")
+    sft_data: str = option("synthetic:reasoned", "graded rows, with chains of thought unless the judge only labels, for --sft-coef")
     ratio: str = option("token", "importance ratio per token, or per sequence (GSPO)", ("token", "sequence"))
     normalise: str = option("sequence", "loss per reply (GRPO), per token (DAPO) or by a constant (Dr. GRPO)", ("sequence", "token", "constant"))
     clip_low: float = option(0.2, "how far below 1 the ratio counts")
@@ -100,7 +101,7 @@ class Config(MemoryFlags, RunFlags):
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of sampling, order of rows and the embedded world")
+    seed: int = option(0, "seed of sampling, order of rows and the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -152,7 +153,7 @@ def reference_policy(model: Decoder) -> Decoder:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     set_plain(config.plain)
-    device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
+    device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
         print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")
@@ -174,8 +175,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev, test=test, sft_data=anchors))
     frozen = reference_policy(judge.model) if config.kl_beta else None
-    team = Team(judge.model, fsdp=config.fsdp, device=device)
-    reference = team if frozen is judge.model else frozen and Team(frozen, fsdp=config.fsdp, device=device)
+    team = DistributedModel(judge.model, fsdp=config.fsdp, device=device)
+    reference = team if frozen is judge.model else frozen and DistributedModel(frozen, fsdp=config.fsdp, device=device)
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
@@ -226,8 +227,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         description=f"grpo {judge.prompt.order}",
         team=team,
     )  # fmt: skip
-    if sampler.fates:
-        print(fates_in_words(sampler.fates))
+    if sampler.outcomes:
+        print(describe_outcomes(sampler.outcomes))
     if not test:
         return last
     if config.fsdp:  # no rank has room for more than one whole copy: the shards take on the start's weights, and then the best

@@ -2,7 +2,7 @@
 
     python train/label_pool.py                                       # runs/thinker-grpo grades the unlabelled pool
     python train/label_pool.py --model runs/thinker --data pairs.jsonl --out runs/pool.jsonl --keep-frac 0.8
-    python train/label_pool.py --model runs/thinker-sft --data world:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
+    python train/label_pool.py --model runs/thinker-sft --data synthetic:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
 
 Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one) and `confidence`, the log-probability of the
 whole reply. A grade that the input already had is kept as `gold_grade` and not looked at, except with `--only-right`: then the
@@ -10,7 +10,7 @@ judge explains graded rows, and only replies that reach the gold grade are kept 
 STaR 2203.14465). Rows whose reply cannot be parsed are left out and counted.
 
 Killed at any moment, the same command continues: graded rows wait in OUT.parts. Under torchrun ranks share the pool, and the last to
-finish merges it, each row exactly once (taosr1/task/parts.py says how).
+finish merges it, each row exactly once (taosr1/runtime/chunked_job.py says how).
 
 Not in the paper: its online model is trained like the thinker. Ours learns from it: think first to learn, answer first
 to serve.
@@ -29,20 +29,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import at_least, check, option, parse_config, progress, run_main
+from taosr1.data.judgements import Judgement, judgement_to_dict
+from taosr1.data.rows import write_jsonl
+from taosr1.data.sources import load_rows
+from taosr1.fast.generate import generate
+from taosr1.fast.label_probs import label_probabilities
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
+from taosr1.fast.prepack import prepack
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.selection import keyed_generator
-from taosr1.model.digest import model_digest
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.model.packed import pack
-from taosr1.ranks import local_device, this_rank
-from taosr1.sampling.labels import label_probabilities
-from taosr1.sampling.sampler import generate
-from taosr1.task.judgements import Judgement, judgement_to_dict
-from taosr1.task.parts import Parts, chunks_of, job_identity
+from taosr1.model.io.digest import model_digest
+from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
+from taosr1.runtime.cli import at_least, check, option, parse_config, progress
+from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import parse_reply
-from taosr1.task.rows import write_jsonl
-from taosr1.task.sources import load_rows
 
 ROWS_AT_A_TIME = 4096
 
@@ -50,7 +51,7 @@ ROWS_AT_A_TIME = 4096
 @dataclass(frozen=True)
 class Config:
     model: str = option("runs/thinker-grpo", "run folder or Hugging Face folder of the judge that grades")
-    data: str = option("world:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or world:POOL")
+    data: str = option("synthetic:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or synthetic:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
     keep_frac: float = option(1.0, "keep this share of the rows, the most confident ones")
     only_right: bool = option(False, "the rows have a grade: keep only replies that reach it")
@@ -62,7 +63,7 @@ class Config:
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of the embedded world")
+    seed: int = option(0, "seed of the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -115,7 +116,7 @@ def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgemen
     return replace(row, grade=grade, cot=cot, extra=extra)
 
 
-def grade_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Parts) -> None:
+def grade_missing(judge: Judge, rows: list[Judgement], config: Config, parts: ChunkedJob) -> None:
     """Grade this rank's rows that are not graded yet. The randomness of a batch depends on the seed and its place alone."""
     bar = progress(total=parts.total, initial=parts.done, desc="grade the pool", unit="pair")
     for chunk in parts.missing():
@@ -125,7 +126,7 @@ def grade_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Pa
     bar.close()
 
 
-def least_confidence(parts: Parts, keep_frac: float) -> float:
+def least_confidence(parts: ChunkedJob, keep_frac: float) -> float:
     """The confidence from which on a graded row belongs to the share of the most confident ones that is kept."""
     if keep_frac == 1:
         return -torch.inf
@@ -133,7 +134,7 @@ def least_confidence(parts: Parts, keep_frac: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(1 - keep_frac))
 
 
-def kept_rows(parts: Parts, limit: float, grades: Counter) -> Iterator[dict]:
+def kept_rows(parts: ChunkedJob, limit: float, grades: Counter) -> Iterator[dict]:
     """The graded rows from that confidence on; `grades` counts them on the way."""
     for graded in parts.answers():
         for row in graded:
@@ -147,12 +148,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
-    pack(judge.model, decodes=True)
+    prepack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip
     identity = job_identity("label_pool", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
     grades: Counter = Counter()
-    with Parts(config.out, identity, chunks_of(len(rows), ROWS_AT_A_TIME), ranks) as parts:
+    with ChunkedJob(config.out, identity, chunks_of(len(rows), ROWS_AT_A_TIME), ranks) as parts:
         grade_missing(judge, rows, config, parts)
         if not parts.to_merge():
             return {}

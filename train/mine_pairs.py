@@ -1,6 +1,6 @@
 """Stage 2a, pass@N mining: sample N replies per graded pair and make preference pairs of right and wrong ones.
 
-    python train/mine_pairs.py                                       # the post-CoT SFT model on the embedded world
+    python train/mine_pairs.py                                       # the post-CoT SFT model on the embedded shop
     python train/mine_pairs.py --model runs/mine --data rows.jsonl --samples 8 --out runs/mine-pairs.jsonl
 
 Some replies right, some wrong: its own right reply is chosen over its own wrong one (self-correction). None right: the
@@ -10,7 +10,7 @@ FILE.counts.json beside it says how often each outcome came up, how many replies
 again (each is kept once), and pass@1..N.
 
 Killed at any moment, the same command continues: mined rows wait in FILE.parts. Under torchrun ranks share the rows, and the last to finish
-merges them, each exactly once (taosr1/task/parts.py says how); what is kept, balanced and counted is decided over all of them.
+merges them, each exactly once (taosr1/runtime/chunked_job.py says how); what is kept, balanced and counted is decided over all of them.
 
 Deviations from the paper:
 1. `--balance flow` (the default) keeps as many pairs that prefer grade a over b as pairs that prefer b over a: without
@@ -30,8 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.config import at_least, check, option, parse_config, progress, run_main
-from taosr1.files import write_json
+from taosr1.data.judgements import Judgement
+from taosr1.data.rows import write_jsonl
+from taosr1.data.sources import load_rows
+from taosr1.fast.generate import generate
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
+from taosr1.fast.prepack import prepack
 from taosr1.judge import Judge, load_judge
 from taosr1.learning.selection import (
     TEACHER,
@@ -41,17 +45,14 @@ from taosr1.learning.selection import (
     mine_pairs,
     mining_outcome,
 )
-from taosr1.model.digest import model_digest
-from taosr1.model.linear import PLAIN_HELP, set_plain
-from taosr1.model.packed import pack
-from taosr1.ranks import local_device, this_rank
+from taosr1.model.io.digest import model_digest
+from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
+from taosr1.runtime.cli import at_least, check, option, parse_config, progress
+from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.files import write_json
+from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
-from taosr1.sampling.sampler import generate
-from taosr1.task.judgements import Judgement
-from taosr1.task.parts import Parts, chunks_of, job_identity
 from taosr1.task.prompt import encode_reply, label_of_cot, parse_reply, reply_text
-from taosr1.task.rows import write_jsonl
-from taosr1.task.sources import load_rows
 
 PROMPTS_AT_A_TIME = 128
 
@@ -59,7 +60,7 @@ PROMPTS_AT_A_TIME = 128
 @dataclass(frozen=True)
 class Config:
     model: str = option("runs/post-sft", "run folder or Hugging Face folder of the model that is to improve")
-    data: str = option("world:reasoned,world:labelled", "graded rows to sample on: files or world:POOL, separated by commas")
+    data: str = option("synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, separated by commas")
     out: str = option("runs/post-pairs.jsonl", "preference pairs")
     prompts: int = option(2400, "rows sampled, drawn by --grade-power (0: every row once)")
     grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0 equal")
@@ -73,7 +74,7 @@ class Config:
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", ("float32", "bfloat16", "float16"))
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of sampling, choice of rows and the embedded world")
+    seed: int = option(0, "seed of sampling, choice of rows and the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -83,7 +84,7 @@ class Config:
         ])  # fmt: skip
 
 
-def mine_missing(judge: Judge, rows: list[Judgement], config: Config, parts: Parts) -> None:
+def mine_missing(judge: Judge, rows: list[Judgement], config: Config, parts: ChunkedJob) -> None:
     """Mine this rank's rows that are not mined yet. The randomness of a batch depends on the seed and its place alone."""
     bar = progress(total=parts.total, initial=parts.done, desc="mine pairs", unit="row")
     for chunk in parts.missing():
@@ -174,13 +175,13 @@ def main(argv: list[str] | None = None) -> dict:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     set_plain(config.plain)
     judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
-    pack(judge.model, decodes=True)
+    prepack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)
         rows = [rows[index] for index in drawn]
     identity = job_identity("mine_pairs", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
-    with Parts(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
+    with ChunkedJob(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
         mine_missing(judge, rows, config, parts)
         if not parts.to_merge():
             return {}

@@ -1,6 +1,6 @@
 """Stage 1, supervised fine-tuning: teach a decoder to answer in one of three orders.
 
-    python train/sft.py                                                    # the thinker: pre-CoT, on the embedded world
+    python train/sft.py                                                    # the thinker: pre-CoT, on the embedded shop
     python train/sft.py --order post-cot --out runs/post-sft               # the paper's order: label first, then the reason
     python train/sft.py --order label --data rows.jsonl --dev dev.jsonl --model Qwen/Qwen3-0.6B --out runs/mine
 
@@ -8,7 +8,7 @@ Rows need a grade, and a chain of thought (column "cot") unless --order label. T
 `--model RUN` loads afterwards.
 
 Deviations from the paper:
-1. Its rationales come from DeepSeek-R1; the embedded world's from a rule teacher that errs in a fifth of its pairs.
+1. Its rationales come from DeepSeek-R1; the embedded shop's from a rule teacher that errs in a fifth of its pairs.
 2. `--cots agreeing` (the default) drops rows whose chain of thought decides against the gold grade.
 3. `--label-weight` and `--grade-power` are ours: the label is one token of twenty, and grade 3 one pair of twenty.
 """
@@ -21,28 +21,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import dev_scores
+from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import DTYPES, TINY
 from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches, padded_tok
+from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.examples import agreeing, examples_of
-from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
-from taosr1.learning.memory import MemoryFlags, load_trainee, memory_problems
-from taosr1.learning.parallel import Team, join_job
-from taosr1.learning.run import Run, RunFlags, identity, run_problems
 from taosr1.learning.selection import balanced_order
-from taosr1.model.linear import PLAIN_HELP, set_plain
+from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.model.logprobs import completion_logp
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.run_folder import Run, RunFlags, identity, run_problems
+from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import ORDERS
-from taosr1.task.sources import load_rows
 
 
 @dataclass(frozen=True)
 class Config(MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run folder, a Hugging Face folder or hub id")
-    data: str = option("world:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or world:POOL")
-    dev: str = option("world:dev", "graded rows that pick the best checkpoint")
+    data: str = option("synthetic:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or synthetic:POOL")
+    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
     out: str = option("runs/thinker-sft", "run folder")
     order: str = option("pre-cot", "order of the reply: label | pre-cot (reason, then label) | post-cot (label, then reason)", ORDERS)
     cots: str = option("agreeing", "chains of thought to learn: all, or only those that agree with the gold grade", ("agreeing", "all"))
@@ -65,7 +66,7 @@ class Config(MemoryFlags, RunFlags):
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
-    seed: int = option(0, "seed of weights, order of rows and the embedded world")
+    seed: int = option(0, "seed of weights, order of rows and the embedded shop")
 
     def __post_init__(self) -> None:
         check([
@@ -84,7 +85,7 @@ class Config(MemoryFlags, RunFlags):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     set_plain(config.plain)
-    device = join_job(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
+    device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout)
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
-    team = Team(judge.model, fsdp=config.fsdp, device=device)
+    team = DistributedModel(judge.model, fsdp=config.fsdp, device=device)
     fresh = config.model == TINY and not config.fsdp
     muon_lr = config.muon_lr if config.optimizer == "muon" or (config.optimizer == "auto" and fresh) else 0.0
 

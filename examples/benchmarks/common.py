@@ -19,13 +19,13 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from taosr1.config import at_least, check
+from taosr1.fast.onednn_linear import linear
+from taosr1.fast.prepack import prepack
 from taosr1.judge import DTYPES, tiny_texts
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.linear import linear
-from taosr1.model.packed import pack
+from taosr1.model.io.weights import load_decoder, save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
-from taosr1.model.weights import load_decoder, save_pretrained
+from taosr1.runtime.cli import at_least, check
 
 # The two shapes that earlier measurements used, and Qwen3-0.6B's own numbers from its config.json.
 SHAPES = {
@@ -153,7 +153,7 @@ def dtype_of(case: str) -> torch.dtype:
 
 
 def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_only: tuple[str, ...], decodes: bool = False) -> list[dict]:
-    """Run the wanted parts on every case, a case being SHAPE-DTYPE; some only on the first. Writes --out. decodes: see `pack`.
+    """Run the wanted parts on every case, a case being SHAPE-DTYPE; some only on the first. Writes --out. decodes: see `prepack`.
 
     A part is called with (our model, transformers' model, case, folder, config).
     """
@@ -165,7 +165,7 @@ def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_on
             folder = Path(parent) / case.split("-")[0]
             if not folder.exists():
                 stir(make_model(folder.name, folder))
-            pair = pack(load_decoder(folder, dtype=dtype_of(case)), decodes=decodes), load_transformers(folder, dtype_of(case))
+            pair = prepack(load_decoder(folder, dtype=dtype_of(case)), decodes=decodes), load_transformers(folder, dtype_of(case))
             gemm_flops(dtype_of(case))
             for part in config.parts.split(","):
                 if number == 0 or part not in first_only:

@@ -38,12 +38,13 @@ from examples.benchmarks.steps import (
     trl_model,
     trl_settings,
 )
-from taosr1.config import parse_config, run_main
 from taosr1.learning.batches import Example
-from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.learning.loop import accumulate
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.model.decoder import Decoder
+from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.runtime.cli import parse_config
+from taosr1.runtime.signals import run_main
 from train.dpo import PairBatch, PreferencePair, collate_pairs
 
 PAIRS, BETA = 8, 0.1

@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks import common
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.fast.generate import generate
+from taosr1.fast.label_probs import label_probabilities
+from taosr1.fast.onednn_linear import plain_paths
+from taosr1.fast.quantize import quantize
 from taosr1.judge import DTYPES, check_device
-from taosr1.model.eight_bits import to_eight_bits
-from taosr1.model.linear import plain_paths
-from taosr1.model.weights import load_decoder
-from taosr1.sampling.labels import label_probabilities
-from taosr1.sampling.sampler import generate
+from taosr1.model.io.weights import load_decoder
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.signals import run_main
 
 LABELS = SimpleNamespace(label_ids=(10, 11, 12, 13))
 PROMPT_TOK, SAMPLES, NEW_TOK = 192, 8, 64
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         theirs = common.load_transformers(folder, DTYPES[config.dtype]).to(config.device)
         found = score(model, config) | sample(model, theirs, config)
         if config.float8:
-            found |= {f"float8_{name}": value for name, value in score(to_eight_bits(model, "float8"), config).items()}
+            found |= {f"float8_{name}": value for name, value in score(quantize(model, "float8"), config).items()}
         return found
 
 

@@ -7,7 +7,7 @@
 training. The reward is a pure function of the sampled ids. Loss: clip 0.2, every reply weighs the same, no KL term; one update for each
 batch of rollouts; all 32 replies in one pass.
 
-Ours: `Team.for_sampling`, `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
+Ours: `DistributedModel.for_sampling`, `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
 log-probs are the old policy's. TRL: all of `GRPOTrainer.train()`, that is `_generate_and_score_completions` (`transformers.generate` over 32
 rows, decoding to text, rewards, advantages), `_compute_loss` (its fused head; the old policy's log-probs are the policy's), backward, clip, AdamW.
 Both compute the entropy for their logs. On a CPU TRL's head scores all 255 positions of a row, prompt included; only on a GPU does it leave out
@@ -41,15 +41,16 @@ from examples.benchmarks.steps import (
     trl_model,
     trl_settings,
 )
-from taosr1.config import parse_config, run_main
+from taosr1.fast.generate import Rollouts, generate
 from taosr1.learning.batches import Example, collate
-from taosr1.learning.groups import RolloutBatch
-from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.loop import accumulate
 from taosr1.learning.losses import LossSum, group_advantages, grpo_loss
-from taosr1.learning.parallel import Team
+from taosr1.learning.rollout_group import RolloutBatch
 from taosr1.model.decoder import Decoder
-from taosr1.sampling.sampler import Rollouts, generate
+from taosr1.model.logprobs import completion_logp
+from taosr1.runtime.cli import parse_config
+from taosr1.runtime.signals import run_main
 
 PROMPTS, SAMPLES, CLIP = 4, 8, 0.2
 
@@ -89,7 +90,7 @@ def our_step(model: Decoder, data: list[tuple[list[int], str]]):
 
 def sample(model: Decoder, prompts: list[list[int]], seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
-    sampler = Team(model).for_sampling(torch.float32)
+    sampler = DistributedModel(model).for_sampling(torch.float32)
     return generate(sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[no_token(model.config)], generator=generator)
 
 

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_model, peak_bytes
-from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import DTYPES
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.signals import run_main
 
 WHO = ("ours", "safetensors", "transformers")
 
@@ -72,7 +73,7 @@ def load(who: str, dtype_name: str, config: Config) -> dict:
     """Peak memory above what the imports take, seconds, and bytes of the weights in the wanted type."""
     dtype = DTYPES[dtype_name]
     if who == "ours":
-        from taosr1.model.weights import load_decoder as read
+        from taosr1.model.io.weights import load_decoder as read
     elif who == "safetensors":
         from safetensors.torch import load_file
 

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_model, peak_bytes
-from taosr1.config import at_least, check, option, parse_config, run_main
 from taosr1.judge import DTYPES
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.signals import run_main
 
 PROMPT_TOK, REPLY_TOK, PROMPTS, SAMPLES, PAIRS, STEPS, RANK = 192, 64, 4, 8, 8, 2, 16
 
@@ -83,8 +84,8 @@ def ours(stage: str, mode: str, config: Config) -> dict:
     import torch._dynamo  # noqa: F401  PyTorch's optimizers import it when the first is made (70 MiB, beside Triton 150); TRL has by now
 
     from taosr1.learning.loop import accumulate, make_optimizers
+    from taosr1.model.io.weights import load_decoder
     from taosr1.model.lora import LoraConfig, add_adapters
-    from taosr1.model.weights import load_decoder
 
     base = peak_bytes(config.device)
     model = load_decoder(config.folder, device=config.device)
@@ -104,13 +105,13 @@ def ours(stage: str, mode: str, config: Config) -> dict:
 
 
 def our_grpo(model, config: Config):
+    from taosr1.fast.generate import generate
     from taosr1.learning.batches import Example, collate
-    from taosr1.learning.logprobs import completion_logp
+    from taosr1.learning.distributed_model import DistributedModel
     from taosr1.learning.loop import compute_in
     from taosr1.learning.losses import group_advantages, grpo_loss
-    from taosr1.learning.parallel import Team
+    from taosr1.model.logprobs import completion_logp
     from taosr1.model.lora import adapters_off
-    from taosr1.sampling.sampler import generate
     from train.grpo import reference_policy
 
     reference = reference_policy(model)
@@ -118,7 +119,7 @@ def our_grpo(model, config: Config):
     def step(number: int):
         prompts = token_ids(PROMPTS, PROMPT_TOK, number)
         generator = torch.Generator().manual_seed(number)
-        replies = generate(Team(model).for_sampling(DTYPES[config.dtype]), prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
+        replies = generate(DistributedModel(model).for_sampling(DTYPES[config.dtype]), prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
         batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
         with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
             old = completion_logp(model, batch.ids, batch.mask)
@@ -132,9 +133,9 @@ def our_grpo(model, config: Config):
 
 def our_dpo(model, config: Config):
     from taosr1.learning.batches import Example, collate
-    from taosr1.learning.logprobs import completion_logp, sequence_logp
     from taosr1.learning.loop import compute_in
     from taosr1.learning.losses import dpo_loss
+    from taosr1.model.logprobs import completion_logp, sequence_logp
 
     def step(number: int):
         prompts, replies = token_ids(PAIRS, PROMPT_TOK, number), token_ids(2 * PAIRS, REPLY_TOK, 100 + number)

@@ -29,9 +29,9 @@ latency_us; h = log2 N hops (for gathers and scatters N - 1 with --hops ring); H
    ("whole"), once a step: (N - 1) / N 4 P / B + T h l.
 6. Small exchanges: sums of loss and metrics, the stop flag, with FSDP2 also the number of micro-batches: 2 (N - 1) t + o N each, o measured.
 
-SFT: 3 to 6 with `balanced_order`, `Team.budget`, `micro_batches` and `share` as its planning, and 6 P / F a padded token.
+SFT: 3 to 6 with `balanced_order`, `DistributedModel.budget`, `micro_batches` and `share` as its planning, and 6 P / F a padded token.
 
-Assumptions. Rows and their grades are the embedded world's, drawn as --balance root does. Lengths are log-normal with --spread, replies cut
+Assumptions. Rows and their grades are the embedded shop's, drawn as --balance root does. Lengths are log-normal with --spread, replies cut
 at --longest; groups are kept at random, --kept-frac of them. Nothing overlaps: true of DDP here, whose all-reduce follows the last backward
 pass, an upper bound for FSDP2, which gathers a layer during the one before (it can hide at most the lesser of training and gradients). One
 ring: all ranks of a machine share between_gbs. All weights are trained. Rows that end do not make a wave faster. Ranks of a machine do not
@@ -64,21 +64,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, machine
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.data.judgements import Judgement
+from taosr1.data.sources import load_rows
+from taosr1.fast import generate as sampler
 from taosr1.judge import Judge
 from taosr1.learning import parallel, rollouts
 from taosr1.learning.batches import Example, micro_batches, packed_tok, padded_tok
-from taosr1.learning.groups import Group, RolloutSettings
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.losses import grpo_loss
-from taosr1.learning.parallel import Team
+from taosr1.learning.rollout_group import Group, RolloutSettings
 from taosr1.learning.rollouts import Sampler
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.ranks import Ranks, gather, join, share
-from taosr1.sampling import sampler
-from taosr1.task.judgements import Judgement
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.distributed import Ranks, gather, join, share
+from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import PromptConfig
-from taosr1.task.sources import load_rows
 
 SENT = 32 * 2**20  # bytes of the tensor by which gloo's speed is measured
 MASTER = 4  # bytes of a trained weight and of its gradient: float32
@@ -103,7 +104,7 @@ class Config:
     tflops: float = option(989.0, "TFLOP/s of a device: an H100's in bfloat16, by its data sheet")
     mfu: float = option(0.3, "share of them that passes reach: published runs of large models have 0.4, small ones in plain PyTorch less")
     memory_gbs: float = option(3350.0, "GB/s of a device's memory: an H100's, by its data sheet")
-    cache_gib: float = option(10.0, "GiB of keys and values decoded at once: an eighth of an H100's 80, as taosr1/sampling/sampler.py has it")
+    cache_gib: float = option(10.0, "GiB of keys and values decoded at once: an eighth of an H100's 80, as taosr1/fast/generate.py has it")
     layer_us: float = option(160.0, "microseconds of one layer of a recorded decoding step: an H200 took 0.29 s for 64 steps of 28 layers (speed.md)")
     node: int = option(8, "ranks on a machine")
     inside_gbs: float = option(400.0, "GB/s of a ring inside a machine: NVLink of an H100")
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict:
         print(json.dumps(be_one_of_two(config)))
         return {}
     found = measure_hosts(config)
-    model, rows = Model.of(config), load_rows("world:labelled*3000", need_grade=True)
+    model, rows = Model.of(config), load_rows("synthetic:labelled*3000", need_grade=True)
     print(f"a model: {config.shape}, {model.params / 1e9:.3g} G weights; measured here: planning, pickling, two ranks of gloo; {machine()}")
     grpo, sft = [], []
     for world in config.worlds:
@@ -310,7 +311,7 @@ def tiny_on_meta() -> Decoder:
         return Decoder(DecoderConfig(**SHAPES["tiny"]))
 
 
-class WatchedTeam(Team):
+class WatchedTeam(DistributedModel):
     """The first of N ranks; keeps the micro-batches that it deals out."""
 
     def __init__(self, model: Decoder, world: int) -> None:
@@ -381,7 +382,7 @@ def stopwatch(*places: tuple[object, str]) -> Iterator[dict[str, float]]:
             setattr(owner, name, function)
 
 
-PLANNING = ((rollouts, "balanced_order"), (rollouts, "draw_uniform"), (rollouts, "share"), (parallel, "share"), (rollouts, "sibling_batches"), (Sampler, "_measure"), (Group, "record"))
+PLANNING = ((rollouts, "balanced_order"), (rollouts, "draw_uniform"), (rollouts, "share"), (parallel, "share"), (rollouts, "group_batches"), (Sampler, "_measure"), (Group, "record"))
 
 
 # ---- a step ------------------------------------------------------------------------------------------------------------

@@ -39,12 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks import common
-from taosr1.config import option, parse_config, run_main
+from taosr1.fast.generate import generate
+from taosr1.fast.prepack import prepack
 from taosr1.judge import BUNDLED, BUNDLED_FOLDER, load_judge
-from taosr1.model.packed import pack
-from taosr1.model.weights import load_decoder
-from taosr1.sampling.sampler import generate
-from taosr1.task.world import read_pool
+from taosr1.model.io.weights import load_decoder
+from taosr1.runtime.cli import option, parse_config
+from taosr1.runtime.signals import run_main
+from taosr1.synthetic.shop import read_pool
 
 PARTS = ("equal", "ragged", "trained", "growth")
 CASES = ("tiny-float32", "tiny-bfloat16", "small-bfloat16", "small-float32")
@@ -183,7 +184,7 @@ def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:
     if side != "ours":
         from transformers import Qwen3ForCausalLM  # noqa: F401 (before the base is taken)
     base = common.forget_peak()
-    model = pack(load_decoder(config.folder, dtype=dtype), decodes=True) if side == "ours" else common.load_transformers(config.folder, dtype)
+    model = prepack(load_decoder(config.folder, dtype=dtype), decodes=True) if side == "ours" else common.load_transformers(config.folder, dtype)
     waiting = int(prompts)
     work = Work(common.random_ids([192] * waiting, model.config.vocab_size), new_tokens=64 if waiting == 8 else 16)
     if side == "ours":

@@ -34,11 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks import common
-from taosr1.config import option, parse_config, run_main
-from taosr1.model.eight_bits import lacks, to_eight_bits
-from taosr1.model.packed import pack
-from taosr1.model.weights import load_decoder
-from taosr1.sampling.labels import label_probabilities
+from taosr1.fast.label_probs import label_probabilities
+from taosr1.fast.prepack import prepack
+from taosr1.fast.quantize import lacks, quantize
+from taosr1.model.io.weights import load_decoder
+from taosr1.runtime.cli import option, parse_config
+from taosr1.runtime.signals import run_main
 
 PARTS = ("peers", "growth")
 CASES = ("tiny-float32", "tiny-bfloat16", "small-bfloat16")
@@ -91,7 +92,7 @@ def peers(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     print(f"peers, {case}: 1 query x {QUERY_TOK} tokens, 200 products x {LEAST_TOK} to {MOST_TOK}; {compare(model, theirs, work, case, config)}")
     sides = {"ours": partial(ours, model, [work], config)}
     if common.dtype_of(case) == torch.bfloat16 and not lacks("int8", torch.device("cpu")):
-        sides["ours, int8"] = partial(ours, pack(to_eight_bits(load_decoder(folder, dtype=torch.bfloat16), "int8")), [work], config)
+        sides["ours, int8"] = partial(ours, prepack(quantize(load_decoder(folder, dtype=torch.bfloat16), "int8")), [work], config)
         sides["ours, int8"]()  # warm-up
     for way in PEERS:
         tries = {name: one_way(way, *name, theirs, work) for name in product(common.ATTENTIONS, BATCHES)}
@@ -142,7 +143,7 @@ def peak_of(side: str, case: str, config: Config) -> dict:
     if side != "ours":
         from transformers import Qwen3ForCausalLM  # noqa: F401 (before the base is taken)
     base = common.forget_peak()
-    model = pack(load_decoder(config.folder, dtype=dtype)) if side == "ours" else common.load_transformers(config.folder, dtype)
+    model = prepack(load_decoder(config.folder, dtype=dtype)) if side == "ours" else common.load_transformers(config.folder, dtype)
     work = make_work(200, model.config.vocab_size)
     if side == "ours":
         ours(model, [work], config)

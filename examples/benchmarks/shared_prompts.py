@@ -20,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, machine
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.fast import shared_prompts
 from taosr1.judge import BUNDLED, load_judge
-from taosr1.learning import shared_prompts
 from taosr1.learning.batches import Batch, Example, collate
-from taosr1.learning.logprobs import completion_logp
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.logprobs import completion_logp
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.signals import run_main
 
 # Prompt tokens, reply tokens, replies to a prompt, prompts.
 CASES = {

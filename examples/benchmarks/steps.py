@@ -32,13 +32,13 @@ from pathlib import Path
 import torch
 
 from examples.benchmarks import common
-from taosr1.config import at_least, check, option
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import LossSum
-from taosr1.learning.parallel import Team
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.io.weights import load_decoder
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.model.weights import load_decoder
+from taosr1.runtime.cli import at_least, check, option
 
 PROMPT_TOK, REPLY_TOK = 192, 64
 LEARNING_RATE, CLIP_NORM, BETAS = 1e-5, 1.0, (0.9, 0.99)  # the betas are those of make_optimizers
@@ -194,7 +194,7 @@ def random_words(tokenizer: Tokenizer, count: int, length: int, seed: int) -> li
 
 def make_update(model: Decoder, loss_fn: Callable[[Decoder, object], LossSum]) -> Callable[[object], None]:
     """What the training loop does with a micro-batch that is a whole step: gradient, clip, AdamW."""
-    (optimizer,), team = make_optimizers(model, LEARNING_RATE, weight_decay=0.0), Team(model)
+    (optimizer,), team = make_optimizers(model, LEARNING_RATE, weight_decay=0.0), DistributedModel(model)
 
     def update(batch: object) -> None:
         accumulate(model, [batch], loss_fn, team=team)

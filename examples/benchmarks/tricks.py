@@ -31,16 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, by_turns, machine
-from taosr1.config import at_least, check, option, parse_config, run_main
+from taosr1.fast import shared_prompts
+from taosr1.fast.prefix_groups import PrefixGroup
 from taosr1.judge import BUNDLED, load_judge
-from taosr1.learning import shared_prompts
 from taosr1.learning.batches import Example, collate
-from taosr1.learning.logprobs import completion_logp
 from taosr1.model import decoder, linear
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.logprobs import completion_logp
+from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.signals import run_main
 from taosr1.sampling import labels, sampler, wave
-from taosr1.sampling.prefixes import PrefixGroup
-from taosr1.task.world import read_pool
+from taosr1.synthetic.shop import read_pool
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from taosr1.data.judgements import Judgement
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
-from taosr1.files import verify, write_json
+from taosr1.fast.generate import Rollouts, generate
+from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge, load_judge
-from taosr1.model.adapter_files import load_adapters
 from taosr1.model.decoder import Decoder
-from taosr1.model.folders import model_folder
+from taosr1.model.io.adapters import load_adapters
+from taosr1.model.io.folders import model_folder
 from taosr1.model.lora import adapters, adapters_off
-from taosr1.ranks import gather, on_first, share, this_rank
-from taosr1.sampling.labels import label_probabilities
-from taosr1.sampling.sampler import Rollouts, generate
+from taosr1.runtime.distributed import gather, on_rank_zero, share, this_rank
+from taosr1.runtime.files import verify, write_json
 from taosr1.task.grades import GRADES
-from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import Reply, parse_reply
 from taosr1.task.rules import implied_grade, load_rules
 
@@ -144,5 +144,5 @@ def before_and_after(
         interval = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}
         print(f"test macro-F1 of the {name}: {100 * interval.value:.1f} (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})")
-    on_first(lambda: write_json(Path(run_folder) / "test.json", results))
+    on_rank_zero(lambda: write_json(Path(run_folder) / "test.json", results))
     return results

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from taosr1.data.judgements import Judgement
 from taosr1.evaluation.metrics import (
     COUNT_METRICS,
     Interval,
@@ -32,7 +33,6 @@ from taosr1.evaluation.ranking import (
     reliability_bins,
 )
 from taosr1.task.grades import GRADES, TIERS, grade_name
-from taosr1.task.judgements import Judgement
 from taosr1.task.probabilities import checked_probs
 
 NDCG_K = 10

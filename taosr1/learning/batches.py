@@ -81,7 +81,7 @@ Sibling = TypeVar("Sibling", bound=HasReply)
 
 
 @dataclass(frozen=True)
-class Siblings:
+class ReplyGroup:
     """Replies to one prompt. They take the room of that prompt and of all of them, because the prompt is computed once."""
 
     items: list
@@ -91,19 +91,19 @@ class Siblings:
         return len(self.items[0].prompt) + sum(len(item.reply) for item in self.items)
 
 
-def sibling_batches(groups: Sequence[Sequence[Sibling]], max_tokens: int) -> list[list[Sibling]]:
+def group_batches(groups: Sequence[Sequence[Sibling]], max_tokens: int) -> list[list[Sibling]]:
     """`micro_batches` of groups of replies to one prompt: siblings stay side by side, so that `completion_logp` can share their prompt.
 
     A group too long for the budget is cut into several runs of siblings.
     """
-    runs: list[Siblings] = []
+    runs: list[ReplyGroup] = []
     for group in groups:
         fresh = True
         for item in group:
-            if not fresh and Siblings([*runs[-1].items, item]).length_tok <= max_tokens:
+            if not fresh and ReplyGroup([*runs[-1].items, item]).length_tok <= max_tokens:
                 runs[-1].items.append(item)
             else:
-                runs.append(Siblings([item]))
+                runs.append(ReplyGroup([item]))
             fresh = False
     return [[item for siblings in part for item in siblings.items] for part in micro_batches(runs, max_tokens)]
 

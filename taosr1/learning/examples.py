@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from taosr1.data.judgements import Judgement
 from taosr1.judge import Judge
 from taosr1.learning.batches import Example
-from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import encode_reply, label_of_cot, reply_text
 
 

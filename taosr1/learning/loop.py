@@ -25,17 +25,18 @@ from typing import NamedTuple
 
 import torch
 
-from taosr1.config import Stopped, StopRequests, progress
-from taosr1.files import write_json, write_sealed
 from taosr1.learning.batches import halved
-from taosr1.learning.checkpoint import load_checkpoint, prune, save_checkpoint
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.losses import LossSum
-from taosr1.learning.parallel import Team
-from taosr1.learning.run import Run
 from taosr1.model.decoder import Decoder
-from taosr1.model.folders import BEST_FILE, read_best
+from taosr1.model.io.folders import BEST_FILE, read_best
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.ranks import gather, on_first, this_rank
+from taosr1.runtime.checkpoint import load_checkpoint, prune, save_checkpoint
+from taosr1.runtime.cli import progress
+from taosr1.runtime.distributed import gather, on_rank_zero, this_rank
+from taosr1.runtime.files import write_checksummed, write_json
+from taosr1.runtime.run_folder import Run
+from taosr1.runtime.signals import Stopped, StopRequests
 from taosr1.task.prompt import PromptConfig
 
 
@@ -107,7 +108,7 @@ def train(
     step_metrics: Callable[[], dict[str, float]] | None = None,
     compute_dtype: torch.dtype = torch.float32,
     description: str = "train",
-    team: Team | None = None,
+    team: DistributedModel | None = None,
 ) -> dict[str, float]:
     """Train until `schedule.steps`; checkpoints before evaluating, so no evaluation can lose a finished step.
 
@@ -119,7 +120,7 @@ def train(
     Raises: FloatingPointError after `schedule.max_skipped` steps in a row whose loss, gradient or reward was not finite; Stopped where
         SIGTERM or Ctrl-C came, after the step was saved.
     """
-    team = team or Team(model)
+    team = team or DistributedModel(model)
     step, cursor, skipped, last = 0, {}, 0, {}
     save = partial(_save, run, model, tokenizer, prompt, optimizers, team)
     with closing(run), StopRequests() as asked:
@@ -129,7 +130,7 @@ def train(
             own = run.start[1].resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
             if own and schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
                 last = _evaluate(run, step, evaluate, score)
-            on_first(lambda: prune(run.checkpoints, schedule.keep_last))
+            on_rank_zero(lambda: prune(run.checkpoints, schedule.keep_last))
         bar = progress(total=schedule.steps, initial=step, desc=description, unit="step", disable=not team.ranks.first)
         while step < schedule.steps:
             started = time.perf_counter()
@@ -163,7 +164,7 @@ def train(
                 if schedule.evaluates(step) and evaluate and not stop:
                     last = _evaluate(run, step, evaluate, score)
                     stop = max(gather(asked.signum))
-                on_first(lambda: prune(run.checkpoints, schedule.keep_last))
+                on_rank_zero(lambda: prune(run.checkpoints, schedule.keep_last))
             if stop:
                 raise Stopped(stop, f"{description}: stopped after step {step} of {schedule.steps}, which is saved; the same command continues")
         bar.close()
@@ -183,7 +184,7 @@ class _Attempt(NamedTuple):
     records: Sequence[dict] = ()  # the groups whose rewards are no numbers, where that is the trouble
 
 
-def _attempt(model: Decoder, make_batches: Callable[[], Sequence[object]], loss_fn, compute_dtype: torch.dtype, team: Team, clip_norm: float) -> _Attempt:
+def _attempt(model: Decoder, make_batches: Callable[[], Sequence[object]], loss_fn, compute_dtype: torch.dtype, team: DistributedModel, clip_norm: float) -> _Attempt:
     """One step's micro-batches and their gradient, clipped."""
     try:
         batches = make_batches()
@@ -195,7 +196,7 @@ def _attempt(model: Decoder, make_batches: Callable[[], Sequence[object]], loss_
     return _Attempt(metrics, grad_norm, "" if finite else f"loss {metrics['loss']}, gradient norm {grad_norm}", batches)
 
 
-def _save(run: Run, model: Decoder, tokenizer: Tokenizer, prompt: PromptConfig, optimizers, team: Team, step: int, cursor: dict, skipped: int) -> None:
+def _save(run: Run, model: Decoder, tokenizer: Tokenizer, prompt: PromptConfig, optimizers, team: DistributedModel, step: int, cursor: dict, skipped: int) -> None:
     run.sync()
     save_checkpoint(run.checkpoints, step, model, tokenizer, prompt, optimizers, cursor, team, skipped)
 
@@ -214,14 +215,14 @@ def accumulate(
     batches: Sequence[object],
     loss_fn: Callable[[Decoder, object], LossSum],
     compute_dtype: torch.dtype = torch.float32,
-    team: Team | None = None,
+    team: DistributedModel | None = None,
 ) -> dict[str, float]:
     """Forward and backward over a step's micro-batches, those of all ranks; leaves the gradient of sum / count in `.grad`.
 
     Returns: the whole step's loss and metrics, each a mean over what the losses count. No batches, or nothing that
     counts, is a step without gradient: loss 0.
     """
-    team, too_large = team or Team(model), None
+    team, too_large = team or DistributedModel(model), None
     try:
         parts = _add_up(model, batches, loss_fn, compute_dtype, team)
     except _TooLargeError as error:
@@ -254,7 +255,7 @@ class _TooLargeError(MemoryError):
         self.number = number
 
 
-def _add_up(model: Decoder, batches: Sequence[object], loss_fn, compute_dtype: torch.dtype, team: Team) -> dict[str, float]:
+def _add_up(model: Decoder, batches: Sequence[object], loss_fn, compute_dtype: torch.dtype, team: DistributedModel) -> dict[str, float]:
     """This rank's micro-batches, one after another: gradients add up in `.grad`. Returns sums of loss, count and metrics."""
     sums = {"loss": 0.0, "count": 0.0, "passes": 0.0}
     for number, batch in enumerate(batches):
@@ -303,7 +304,7 @@ def _evaluate(run: Run, step: int, evaluate: Callable[[int], dict[str, float]], 
         best = read_best(run.checkpoints)
         if not best or results[score] > best[score]:
             best = {"step": step, score: results[score]}
-        write_sealed(run.checkpoints / BEST_FILE, best | {"evaluated_through": step})
+        write_checksummed(run.checkpoints / BEST_FILE, best | {"evaluated_through": step})
 
-    on_first(remember)
+    on_rank_zero(remember)
     return results

@@ -18,7 +18,7 @@ from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import facts_from_cot, implied_grade, load_rules
 
 if TYPE_CHECKING:
-    from taosr1.task.judgements import Judgement
+    from taosr1.data.judgements import Judgement
     from taosr1.task.prompt import Reply
     from taosr1.task.rules import Rule
 

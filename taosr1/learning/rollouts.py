@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from taosr1.data.judgements import Judgement
+from taosr1.fast.generate import draw_uniform, generate
+from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge
-from taosr1.learning.batches import Batch, Example, Siblings, collate, label_token_weights, packed_tok, sibling_batches
-from taosr1.learning.groups import Group, Rollout, RolloutBatch, RolloutSettings
-from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.batches import Batch, Example, ReplyGroup, collate, group_batches, label_token_weights, packed_tok
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
-from taosr1.learning.parallel import Team
 from taosr1.learning.rewards import NonFiniteRewardError, reward_parts, total_reward
+from taosr1.learning.rollout_group import Group, Rollout, RolloutBatch, RolloutSettings
 from taosr1.learning.selection import (
     balance_by_grade,
     balanced_order,
@@ -30,12 +32,10 @@ from taosr1.learning.selection import (
     shuffled_order,
 )
 from taosr1.model.decoder import Decoder
+from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters_off
-from taosr1.ranks import gather, share
-from taosr1.sampling.labels import label_probabilities
-from taosr1.sampling.sampler import draw_uniform, generate
+from taosr1.runtime.distributed import gather, share
 from taosr1.task.grades import GRADES
-from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import parse_reply
 
 LOWEST_SURVIVAL = 0.1  # a grade is drawn at most ten times as often as its groups would need if all survived
@@ -48,15 +48,15 @@ class Sampler:
     Of several ranks each answers its share of the prompts, and then tells all others: from there on every rank knows all groups and
     decides alike, so what is kept, how it is weighed and who computes which micro-batch needs no word more.
 
-    `metrics` describes the last `collect`, `fates` counts what became of all groups since step 0. All state that a resume needs is in
+    `metrics` describes the last `collect`, `outcomes` counts what became of all groups since step 0. All state that a resume needs is in
     the cursor handed to `collect`.
     """
 
     def __init__(
-        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: Team | None, team: Team | None = None
+        self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: DistributedModel | None, team: DistributedModel | None = None
     ) -> None:
         """reference: what the KL term measures against; team: the ranks around the judge's model, None where it is alone."""
-        self.team = team or Team(judge.model)
+        self.team = team or DistributedModel(judge.model)
         self.judge, self.rows, self.settings, self.weights, self.reference = judge, rows, settings, weights, reference
         self.prompts = judge.prompts(list(rows))
         self.rows_of = {grade: [i for i, row in enumerate(rows) if row.grade == grade] for grade in GRADES}
@@ -64,7 +64,7 @@ class Sampler:
         self.grades = [row.grade for row in rows]
         self.device = next(judge.model.parameters()).device
         self.metrics: dict[str, float] = {}
-        self.fates: dict[str, int] = {}
+        self.outcomes: dict[str, int] = {}
         self.replies = self.reply_weight = 0  # of all ranks' micro-batches of the last `collect`: how many, and their token weights
 
     def collect(self, step: int, cursor: dict) -> tuple[list[RolloutBatch | None], list[dict]]:
@@ -87,16 +87,16 @@ class Sampler:
         chosen = set(map(id, kept))
         for group in alive:
             group.dropped = "" if id(group) in chosen else "balance"
-        self.fates = cursor.setdefault("fates", {})
+        self.outcomes = cursor.setdefault("outcomes", {})
         happened = [group.dropped or "trained on" for group in sampled] + ["steps"]
         happened += ["steps short of groups"] * (len(kept) < settings.min_groups) + ["steps without a group"] * (not kept)
         for fate in happened:
-            self.fates[fate] = self.fates.get(fate, 0) + 1
+            self.outcomes[fate] = self.outcomes.get(fate, 0) + 1
         rollouts = self._with_advantages(kept)
         self.metrics = self._measure(sampled, kept, attempt + 1)
         of_groups = [rollouts[start : start + settings.samples] for start in range(0, len(rollouts), settings.samples)]
-        budget = self.team.budget([Siblings(group) for group in of_groups], settings.micro_batch_tok)
-        parts = sibling_batches(of_groups, budget)
+        budget = self.team.budget([ReplyGroup(group) for group in of_groups], settings.micro_batch_tok)
+        parts = group_batches(of_groups, budget)
         labels = 0 if self.judge.prompt.order == "pre-cot" else len(rollouts)
         self.replies, self.reply_weight = len(rollouts), sum(len(rollout.reply) for rollout in rollouts) + labels * (settings.label_weight - 1)
         return [self._batch(part) for part in self.team.share(parts, packed_tok)], [group.record() for group in sampled]
@@ -205,10 +205,10 @@ class Sampler:
     def _remember_survival(self, groups: list[Group], cursor: dict) -> None:
         survival = cursor.setdefault("survival", {})
         for grade in self.rows_of:
-            fates = [not group.dropped for group in groups if group.gold == grade]
-            if fates:
+            outcomes = [not group.dropped for group in groups if group.gold == grade]
+            if outcomes:
                 past = survival.get(str(grade), 0.5)
-                survival[str(grade)] = SURVIVAL_MEMORY * past + (1 - SURVIVAL_MEMORY) * sum(fates) / len(fates)
+                survival[str(grade)] = SURVIVAL_MEMORY * past + (1 - SURVIVAL_MEMORY) * sum(outcomes) / len(outcomes)
 
     def _balanced(self, groups: list[Group], generator: torch.Generator) -> list[Group]:
         if self.settings.balance != "class":
@@ -268,7 +268,7 @@ class Sampler:
         return RolloutBatch(batch.ids, batch.mask, old_logp.to(self.device), ref_logp, weights, advantages)
 
     @torch.no_grad()
-    def _measured(self, team: Team, batch: Batch) -> torch.Tensor:
+    def _measured(self, team: DistributedModel, batch: Batch) -> torch.Tensor:
         """Log-probs (B, T) of the replies under a team's model, computed as training computes them."""
         with compute_in(team.model, self.settings.compute_dtype):
             return team.run(lambda model: completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature))

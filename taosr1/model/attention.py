@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 PLAIN_BELOW = 384  # tokens
 
 
-class Pattern(Protocol):
+class AttentionBackend(Protocol):
     """Whatever decides who attends to what: a cache, or a layout of several rows in one. used: one past the highest position of any row."""
 
     used: int
@@ -74,11 +74,11 @@ def shared_attention_plain(
 
 
 def shared_attention(
-    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, prefix_mask: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None, grid: Grid
+    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, prefix_mask: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None, grid: PrefixGrouping
 ) -> Tensor:
     """`shared_attention_plain` without the copies: all rows of one prefix meet its keys in one product.
 
-    The scores over the prefix and over a row's own tokens are two products and one softmax. Arguments as there, with a `Grid` in place
+    The scores over the prefix and over a row's own tokens are two products and one softmax. Arguments as there, with a `PrefixGrouping` in place
     of prefix_of; key may go on beyond value's t columns, with anything, where reading them costs less than to cut them off.
     """
     rows, length, heads, size = query.shape
@@ -97,7 +97,7 @@ def shared_attention(
     return out.view(rows, kv_heads, -1, length, size).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
 
 
-class Grid:
+class PrefixGrouping:
     """R rows as P prefixes x M places, M being the most rows that one prefix has: what lets a prefix meet all its rows in one product.
 
     prefix_of: (R,) int64. Where every prefix has as many rows, and they come in its order, nothing has to be moved.

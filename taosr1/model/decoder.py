@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from taosr1.model.attention import Pattern, attention
-from taosr1.model.cache import Cache
-from taosr1.model.experts import grouped_linear
-from taosr1.model.linear import Linear, is_plain, linear
-from taosr1.model.pointwise import GatedSiLU, add_and_norm, gated, norm_and_rotate, rms_norm
+from taosr1.fast.fused_ops import GatedSiLU, add_and_norm, gated, norm_and_rotate, rms_norm
+from taosr1.fast.onednn_linear import Linear, is_plain, linear
+from taosr1.model.attention import AttentionBackend, attention
+from taosr1.model.kv_cache import Cache
+from taosr1.model.moe import grouped_linear
 from taosr1.model.rotary import Llama3Scaling, rotary_tables
 
 INIT_STD = 0.02
@@ -116,7 +116,7 @@ class Call(NamedTuple):
 
     turns: tuple[Tensor, Tensor]
     query_turns: tuple[Tensor, Tensor]
-    pattern: Pattern | None
+    pattern: AttentionBackend | None
     mask: Tensor | None
     read: Tensor | None = None
 
@@ -302,7 +302,7 @@ class Decoder(nn.Module):
         *,
         cache: Cache | None = None,
         positions: Tensor | None = None,
-        attends: Tensor | Pattern | None = None,
+        attends: Tensor | AttentionBackend | None = None,
         read: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm. Arguments and errors are those of `forward`. Returns (B, T, C), or (B, T', C) with `read`.
@@ -346,7 +346,7 @@ class Decoder(nn.Module):
             x = take(x, read)
         return self.model.norm(x)
 
-    def _rotary(self, ids: Tensor, pattern: Pattern | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _rotary(self, ids: Tensor, pattern: AttentionBackend | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """The rows of the rotary tables for this call: (T, 1, D) or (B, T, 1, D), built once and reused."""
         if pattern is not None:
             needed = pattern.used  # a number that is known: to ask a GPU for the highest position would mean to wait for it

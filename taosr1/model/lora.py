@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taosr1.fast.onednn_linear import Linear, linear
 from taosr1.model.decoder import Decoder
-from taosr1.model.linear import Linear, linear
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

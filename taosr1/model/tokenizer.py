@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from taosr1.files import read_json, replace_file, write_json
+from taosr1.runtime.files import read_json, replace_file, write_json
 
 # What makes up a tokenizer in a Hugging Face folder; copied byte for byte by `save`.
 TOKENIZER_FILES = (

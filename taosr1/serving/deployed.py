@@ -6,10 +6,10 @@ import math
 import sys
 from pathlib import Path
 
-from taosr1.files import read_json, write_json
+from taosr1.fast.prepack import prepack
 from taosr1.judge import Judge, check_device, load_judge
-from taosr1.model.folders import checkpoints, model_folder
-from taosr1.model.packed import pack
+from taosr1.model.io.folders import checkpoints, model_folder
+from taosr1.runtime.files import read_json, write_json
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
 TIERING_FILE = "tiering.json"
@@ -31,7 +31,7 @@ def open_judge(
     """(name, judge) behind `--model`, for inference; where that is empty, the furthest trained of the scripts' own runs.
 
     `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
-    all the same, and the caller says what it cannot do. `decodes`: it will write many tokens, see `pack`.
+    all the same, and the caller says what it cannot do. `decodes`: it will write many tokens, see `prepack`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     check_device(device)
@@ -43,7 +43,7 @@ def open_judge(
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
-    pack(judge.model, decodes=decodes)
+    prepack(judge.model, decodes=decodes)
     return name, judge
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taosr1.sampling.labels import LabelProbs, label_probabilities
+from taosr1.fast.label_probs import LabelProbs, label_probabilities
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.grades import GRADES

@@ -109,7 +109,7 @@ def _threshold_index(probs: np.ndarray, limits: np.ndarray) -> np.ndarray:
 def fit_thresholds(probs, grades: Sequence[int], *, steps: int = 50, sweeps: int = 10) -> tuple[float, ...]:
     """Thresholds with a locally best macro-F1 over Good, Mid and Bad, by coordinate search on `steps` + 1 values.
 
-    Each sweep sets one threshold after another to its best value given the others, until nothing improves. It starts
+    Each remove_leftovers sets one threshold after another to its best value given the others, until nothing improves. It starts
     from argmax (all 1) and from all 0.5 and keeps the better end, so it is never worse than argmax on the rows it was
     fitted on.
     Shapes: probs (N, 4), grades (N,).

@@ -1,1 +1,1 @@
-"""What is judged: grades, judgements, prompts, the rule book, the teacher and the embedded world."""
+"""What is judged: grades, judgements, prompts, the rule book, the teacher and the embedded shop."""

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from taosr1.data.rows import read_jsonl
 from taosr1.task.grades import GRADES
-from taosr1.task.rows import read_jsonl
 
 if TYPE_CHECKING:
     from taosr1.task.prompt import Reply

@@ -1,6 +1,6 @@
 """The teacher: who writes the five-line chain of thought of a pair whose grade is known.
 
-Two teachers. The **rule teacher** (`write_cot`) words the facts of the embedded world. For rows of your own, any
+Two teachers. The **rule teacher** (`write_cot`) words the facts of the embedded shop. For rows of your own, any
 **outside LLM** can teach: `export` writes one ready chat prompt per graded row (query, product, the retrieved atomic
 rules and the gold grade, as in the paper, section 3.2), you run them wherever you like, and `import` reads the replies
 back:
@@ -25,11 +25,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from taosr1.task.bad_rows import BadRows, shorten
+from taosr1.data.bad_rows import BadRows, shorten
+from taosr1.data.judgements import COT_STEPS, PRODUCT_TEXT, Judgement, read_judgements, write_judgements
+from taosr1.data.rows import read_jsonl, write_jsonl
 from taosr1.task.grades import GRADE_NAMES, GRADES, grade_name
-from taosr1.task.judgements import COT_STEPS, PRODUCT_TEXT, Judgement, read_judgements, write_judgements
 from taosr1.task.prompt import parse_reply
-from taosr1.task.rows import read_jsonl, write_jsonl
 from taosr1.task.rules import CATEGORY_FACTS, DEMANDS, OUTCOMES, Rule, implied_grade, load_rules, retrieve
 
 CATEGORY_WORDS = {

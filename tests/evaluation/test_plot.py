@@ -23,7 +23,7 @@ from taosr1.evaluation.plot import (
     read_run,
     smoothed,
 )
-from taosr1.learning.run import Run
+from taosr1.runtime.run_folder import Run
 
 LINES = [
     {"step": 1, "loss": 0.9, "grad_norm": 2.0, "skipped": 0},

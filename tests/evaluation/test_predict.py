@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from taosr1.data.judgements import Judgement
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
-from taosr1.files import new_folder
+from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
-from taosr1.model.weights import save_pretrained
-from taosr1.sampling.labels import label_probabilities
-from taosr1.task.judgements import Judgement
+from taosr1.runtime.files import new_folder
 from taosr1.task.prompt import PromptConfig, encode_reply
 
 # No token twice, so that each is followed by the next one only.

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from taosr1.data.judgements import Judgement
 from taosr1.evaluation.metrics import accuracy, bootstrap_interval, macro_f1
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.serving.tiering import cumulative_tier
-from taosr1.task.judgements import Judgement
 
 KINDS = ("plain", "negation", "question")
 

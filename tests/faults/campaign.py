@@ -50,10 +50,10 @@ from harness import (
 )
 from tqdm import tqdm
 
-from taosr1.config import option, parse_config
-from taosr1.files import DamagedError
 from taosr1.judge import load_judge
-from taosr1.model.folders import checkpoints
+from taosr1.model.io.folders import checkpoints
+from taosr1.runtime.cli import option, parse_config
+from taosr1.runtime.files import DamagedError
 
 TRAINED = ("sft", "dpo", "grpo")
 
@@ -242,8 +242,8 @@ def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Coun
 
 def vanished(argv: list[str], folder: Path, counts: Counter) -> None:
     """Data that is deleted while a run reads it no more does not matter; when it is continued, the error says what is missing."""
-    from taosr1.task.judgements import write_judgements
-    from taosr1.task.world import read_pool
+    from taosr1.data.judgements import write_judgements
+    from taosr1.synthetic.shop import read_pool
 
     folder.mkdir()
     data, out, log = folder / "rows.jsonl", folder / "run", folder / "log"

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from taosr1.task.judgements import COLUMNS, Judgement
+from taosr1.data.judgements import COLUMNS, Judgement
 
 
 class Wrong(Exception):

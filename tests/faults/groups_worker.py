@@ -21,27 +21,27 @@ import torch
 
 from taosr1.judge import load_judge
 from taosr1.learning import rollouts
-from taosr1.learning.groups import RolloutSettings
-from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.distributed_model import DistributedModel, init_distributed, whole_tensor
 from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import grpo_loss
-from taosr1.learning.parallel import Team, join_job, whole_tensor
+from taosr1.learning.rollout_group import RolloutSettings
 from taosr1.learning.rollouts import Sampler
-from taosr1.ranks import gather, part
-from taosr1.task.world import read_pool
+from taosr1.model.logprobs import completion_logp
+from taosr1.runtime.distributed import gather, part
+from taosr1.synthetic.shop import read_pool
 
 HANG_S = 60
 
 
 def main(model: str, runs: int, seed: int, kind: str, report: str) -> None:
     torch.set_num_threads(1)
-    join_job("cpu")
+    init_distributed("cpu")
     found, start = [], load_judge(model)
     for number in range(runs):
         signal.alarm(HANG_S)
         found.append(one_run(start, random.Random(seed * 10_000 + number), kind == "fsdp"))
         signal.alarm(0)
-    if Team(start.model).ranks.first:
+    if DistributedModel(start.model).ranks.first:
         Path(report).write_text(json.dumps(found))
     part()
 
@@ -49,8 +49,8 @@ def main(model: str, runs: int, seed: int, kind: str, report: str) -> None:
 def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
     """Three steps. Returns how many groups were kept in each, and in how many of them the ranks had unequal parts."""
     judge = copy.deepcopy(start)
-    reference = Team(copy.deepcopy(start.model).requires_grad_(False), fsdp=fsdp) if chance.random() < 0.7 else None
-    team = Team(judge.model, fsdp=fsdp)
+    reference = DistributedModel(copy.deepcopy(start.model).requires_grad_(False), fsdp=fsdp) if chance.random() < 0.7 else None
+    team = DistributedModel(judge.model, fsdp=fsdp)
     size = chance.randint(1, 8)
     rollouts.keep_groups = lambda right, samples, gamma: torch.tensor([kept_by(chance, share) for share in [chance.choice((0, 0.5, 1, 1))] for _ in right], dtype=torch.bool)
     rollouts.drop_reason = lambda *_: "chance"

@@ -25,13 +25,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from taosr1.config import run_main
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.folders import checkpoints
+from taosr1.model.io.folders import checkpoints
+from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
-from taosr1.model.weights import save_pretrained
+from taosr1.runtime.signals import run_main
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig
-from taosr1.task.world import read_pool
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 24}
 STAGES = ("sft", "dpo", "grpo", "mine")
@@ -127,9 +127,9 @@ def make_world(folder: Path) -> dict[str, list[str]]:
     save_pretrained(model, tokenizer, base)
     PromptConfig("post-cot", "brief", ("title",)).save(base)
     learned, pairs = str(folder / "learned"), str(folder / "pairs.jsonl")
-    common = ["--dev", "world:dev*8", "--max-new-tokens", "24"]
-    sft = ["--model", str(base), "--order", "post-cot", "--data", "world:reasoned*120", *common, "--batch-size", "8"]
-    mine = ["--model", learned, "--data", "world:reasoned*60", "--prompts", "0", "--samples", "3", "--max-new-tokens", "24", "--balance", "none"]
+    common = ["--dev", "synthetic:dev*8", "--max-new-tokens", "24"]
+    sft = ["--model", str(base), "--order", "post-cot", "--data", "synthetic:reasoned*120", *common, "--batch-size", "8"]
+    mine = ["--model", learned, "--data", "synthetic:reasoned*60", "--prompts", "0", "--samples", "3", "--max-new-tokens", "24", "--balance", "none"]
     for script, argv in (
         ("train.sft", [*sft, "--steps", "80", "--optimizer", "muon", "--lr", "0.01", "--out", learned]),
         ("train.mine_pairs", [*mine, "--out", pairs]),
@@ -138,8 +138,8 @@ def make_world(folder: Path) -> dict[str, list[str]]:
         assert code == 0, (folder / "world.log").read_text()
     short = ["--steps", "8", "--save-every", "2", "--eval-every", "4"]
     dpo = ["--model", learned, "--data", pairs, *common, "--batch-size", "6", *short]
-    grpo = ["--model", learned, "--data", "world:labelled*60", *common, "--test", "", "--groups", "8", "--samples", "4", "--difficulty", "prefill", *short]
-    return {"sft": [*sft, *short], "dpo": dpo, "grpo": grpo, "mine": [*mine, "--data", "world:reasoned*60,world:labelled*500"]}
+    grpo = ["--model", learned, "--data", "synthetic:labelled*60", *common, "--test", "", "--groups", "8", "--samples", "4", "--difficulty", "prefill", *short]
+    return {"sft": [*sft, *short], "dpo": dpo, "grpo": grpo, "mine": [*mine, "--data", "synthetic:reasoned*60,synthetic:labelled*500"]}
 
 
 def script_of(stage: str) -> str:

@@ -25,12 +25,12 @@ sys.path.insert(0, str(ROOT))  # a checkout runs without being installed
 import torch
 
 from infer.score import ROWS_AT_A_TIME
+from taosr1.data.judgements import write_judgements
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
-from taosr1.model.weights import save_pretrained
-from taosr1.task.judgements import write_judgements
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig
-from taosr1.task.world import read_pool
 from train.sft import main as sft
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24}
@@ -48,13 +48,13 @@ def make_judge(folder: Path) -> str:
     save_pretrained(model, tokenizer, folder / "base")
     PromptConfig("label", "brief", ("title",)).save(folder / "base")
     run = str(folder / "judge")
-    sft(["--model", str(folder / "base"), "--order", "label", "--data", "world:labelled*2000", "--dev", "world:dev*8", "--steps", "150",
+    sft(["--model", str(folder / "base"), "--order", "label", "--data", "synthetic:labelled*2000", "--dev", "synthetic:dev*8", "--steps", "150",
          "--batch-size", "16", "--optimizer", "muon", "--lr", "0.01", "--out", run])  # fmt: skip
     return run
 
 
 def make_rows(path: Path, count: int) -> None:
-    """Rows of the embedded world, each with its number."""
+    """Rows of the embedded shop, each with its number."""
     write_judgements(path, (replace(row, extra={"row": number}) for number, row in enumerate(read_pool("labelled", count))))
 
 

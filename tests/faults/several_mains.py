@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from taosr1.config import run_main
+from taosr1.runtime.signals import run_main
 
 
 def main() -> None:

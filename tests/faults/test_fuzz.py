@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fuzz
 from fuzz_files import OPERATORS, make
 
-from taosr1.task import bad_rows, judgements, lines, repeats, rows
+from taosr1.data import bad_rows, duplicates, judgements, rows, text
 
 pytestmark = pytest.mark.skipif(not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not")
 
@@ -35,7 +35,7 @@ def strip_text(monkeypatch):
 
 
 def lose_the_last_line(monkeypatch):
-    read = lines.read_lines
+    read = text.read_lines
     monkeypatch.setattr(rows, "read_lines", lambda path: iter(list(read(path))[:-1]))
 
 
@@ -50,11 +50,11 @@ def take_what_was_unpacked(monkeypatch):
         except Exception:
             return b""
 
-    monkeypatch.setattr(lines, "_next_line", next_line)
+    monkeypatch.setattr(text, "_next_line", next_line)
 
 
 def believe_repeated_ids(monkeypatch):
-    monkeypatch.setattr(repeats.Repeats, "add", lambda *_: None)
+    monkeypatch.setattr(duplicates.Duplicates, "add", lambda *_: None)
 
 
 def crash_on_a_bad_grade(monkeypatch):

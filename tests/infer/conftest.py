@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from taosr1.data.judgements import Judgement, write_judgements
 from taosr1.judge import load_judge
-from taosr1.model.weights import save_pretrained
+from taosr1.model.io.weights import save_pretrained
+from taosr1.runtime.chunked_job import ChunkedJob
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.grades import GRADES, grade_name
-from taosr1.task.judgements import Judgement, write_judgements
-from taosr1.task.parts import Parts
-from taosr1.task.world import read_pool
 from train.sft import main as sft
 
 ESCI = Path(__file__).parents[3] / "shared" / "data" / "esci_us" / "pairs.jsonl.gz"
@@ -74,7 +74,7 @@ def as_rank(monkeypatch) -> Callable[..., dict]:
     """as_rank(rank, world, main, argv, after=n): run a script as torchrun does, interrupted where its n+1st chunk would be stored."""
 
     def run(rank: int, world: int, main, argv: list[str], after: int | None = None) -> dict:
-        stored, add = [], Parts.add
+        stored, add = [], ChunkedJob.add
 
         def add_or_stop(parts, chunk, answers):
             if len(stored) == after:
@@ -85,7 +85,7 @@ def as_rank(monkeypatch) -> Callable[..., dict]:
         with monkeypatch.context() as patch:
             for name, value in (("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank)):
                 patch.setenv(name, str(value))
-            patch.setattr(Parts, "add", add_or_stop)
+            patch.setattr(ChunkedJob, "add", add_or_stop)
             if after is None:
                 return main(argv)
             with pytest.raises(KeyboardInterrupt):

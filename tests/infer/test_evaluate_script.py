@@ -11,14 +11,14 @@ import pytest
 
 from infer.evaluate import main
 from infer.score import main as score
+from taosr1.data.judgements import write_judgements
+from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import predict
 from taosr1.evaluation.report import evaluate_predictions
-from taosr1.model.folders import model_folder
+from taosr1.model.io.folders import model_folder
 from taosr1.serving.calibration import apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import open_judge, store_beta, store_temperature, stored_beta, stored_temperature
 from taosr1.serving.tiering import fit_beta
-from taosr1.task.judgements import write_judgements
-from taosr1.task.sources import load_rows
 from train.sft import main as sft
 
 QUICK = ["--bootstrap", "20"]
@@ -59,23 +59,23 @@ def test_a_thinker_decodes_and_has_neither_probabilities_nor_tiers(taught_judge,
     assert report["metrics"]["accuracy"]["value"] == pytest.approx(7 / 8)
     assert report["calibration"] is None and report["tiering"] is None and report["beta_from"] is None
     assert report["cost"]["prefills_per_row"] == 1 and 15 < report["cost"]["decoded_tok_per_row"] < 60
-    for flags in (["--dev", "world:dev*20"], ["--dev", "world:dev*20", "--fit-temperature"], ["--beta", "0.4"]):
+    for flags in (["--dev", "synthetic:dev*20"], ["--dev", "synthetic:dev*20", "--fit-temperature"], ["--beta", "0.4"]):
         with pytest.raises(ValueError, match="has no label probabilities: CumPT"):
             main(["--model", taught_judge("pre-cot"), "--data", rows_file, *flags])
 
 
 def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, capsys):
     run = taught_judge("post-cot")
-    dev, judge = load_rows("world:dev*60"), open_judge(run)[1]
+    dev, judge = load_rows("synthetic:dev*60"), open_judge(run)[1]
     expected = fit_beta([prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev])
     flags = ["--model", run, "--data", rows_file, *QUICK]
-    report = main([*flags, "--dev", "world:dev*60"])
-    assert report["tiering"]["beta"] == pytest.approx(expected) and report["beta_from"] == "fitted on world:dev*60"
+    report = main([*flags, "--dev", "synthetic:dev*60"])
+    assert report["tiering"]["beta"] == pytest.approx(expected) and report["beta_from"] == "fitted on synthetic:dev*60"
     assert stored_beta(run) is None
-    main([*flags, "--dev", "world:dev*60", "--save-beta"])
+    main([*flags, "--dev", "synthetic:dev*60", "--save-beta"])
     stored = Path(model_folder(run)) / "tiering.json"
     try:
-        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), "temperature": 1.0, "fitted_on": "world:dev*60", "rows": 60}
+        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), "temperature": 1.0, "fitted_on": "synthetic:dev*60", "rows": 60}
         assert main(flags)["beta_from"] == "tiering.json"
         assert main([*flags, "--beta", "0.9"])["tiering"]["beta"] == 0.9
     finally:
@@ -92,34 +92,34 @@ def own_judge(taught_judge, tmp_path) -> str:
 
 
 def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it(own_judge, rows_file, tmp_path, capsys):
-    dev, judge = load_rows("world:dev*60"), open_judge(own_judge)[1]
+    dev, judge = load_rows("synthetic:dev*60"), open_judge(own_judge)[1]
     probs, gold = [prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev]
     expected = fit_temperature(probs, gold)
     assert expected > 1.2  # eight rows by heart, sixty it has never seen: too sure
     files = sorted(path.name for path in Path(own_judge).iterdir())
     flags = ["--model", own_judge, "--data", rows_file, *QUICK]
     plain = main(flags)
-    report = main([*flags, "--dev", "world:dev*60", "--fit-temperature", "--out", str(tmp_path / "report.json")])
+    report = main([*flags, "--dev", "synthetic:dev*60", "--fit-temperature", "--out", str(tmp_path / "report.json")])
     assert sorted(path.name for path in Path(own_judge).iterdir()) == sorted([*files, "calibration.json", "tiering.json"])
     assert json.loads(Path(own_judge, "calibration.json").read_text()) == {
         "temperature": pytest.approx(expected),
-        "dev": "world:dev*60",
+        "dev": "synthetic:dev*60",
         "rows": 60,
         "nll_before": pytest.approx(mean_nll(probs, gold)),
         "nll_after": pytest.approx(mean_nll(probs, gold, expected)),
     }
     beta = fit_beta(apply_temperature(probs, expected), gold)
     assert json.loads(Path(own_judge, "tiering.json").read_text()) == {
-        "beta": pytest.approx(beta), "temperature": pytest.approx(expected), "fitted_on": "world:dev*60", "rows": 60
+        "beta": pytest.approx(beta), "temperature": pytest.approx(expected), "fitted_on": "synthetic:dev*60", "rows": 60
     }  # fmt: skip
     scaling = report["temperature"]
-    assert (scaling["value"], scaling["from"]) == (pytest.approx(expected), "fitted on world:dev*60")
+    assert (scaling["value"], scaling["from"]) == (pytest.approx(expected), "fitted on synthetic:dev*60")
     assert scaling["before"]["ece"] == pytest.approx(plain["calibration"]["ece"]) and scaling["before"]["brier"] == pytest.approx(plain["calibration"]["brier"])
     assert scaling["after"]["ece"] == report["calibration"]["ece"] and scaling["after"]["brier"] == report["calibration"]["brier"]
     assert scaling["after"] != scaling["before"] and plain["temperature"] is None
     assert report["confusion"] == plain["confusion"]  # no grade has changed
     printed = capsys.readouterr().out
-    assert f"temperature {expected:.4g} (fitted on world:dev*60)" in printed and "NLL" in printed
+    assert f"temperature {expected:.4g} (fitted on synthetic:dev*60)" in printed and "NLL" in printed
 
 
 def test_a_stored_temperature_is_used_unless_it_is_switched_off(own_judge, rows_file, capsys):
@@ -133,12 +133,12 @@ def test_a_stored_temperature_is_used_unless_it_is_switched_off(own_judge, rows_
     assert scaled["calibration"]["bins"] != plain["calibration"]["bins"]
     off = main([*flags, "--temperature-scaling", "off"])
     assert off["calibration"] == plain["calibration"] and off["temperature"] is None and capsys.readouterr().err.count("note:") == 0
-    main([*flags, "--dev", "world:dev*60", "--save-beta"])  # a beta of the scaled probabilities
+    main([*flags, "--dev", "synthetic:dev*60", "--save-beta"])  # a beta of the scaled probabilities
     assert json.loads(Path(own_judge, "tiering.json").read_text())["temperature"] == 3
     assert main(flags)["beta_from"] == "tiering.json"
     with pytest.raises(ValueError, match=r"tiering.json: beta was fitted on probabilities at temperature 3.0, these are at 1.0: .* give --beta"):
         main([*flags, "--temperature-scaling", "off"])
-    refitted = main([*flags, "--dev", "world:dev*60", "--fit-temperature"])  # on unscaled probabilities: not 3 times too much
+    refitted = main([*flags, "--dev", "synthetic:dev*60", "--fit-temperature"])  # on unscaled probabilities: not 3 times too much
     assert refitted["temperature"]["before"] == pytest.approx(scaled["temperature"]["before"])
 
 
@@ -189,7 +189,7 @@ def test_ranks_that_were_interrupted_report_what_one_process_does(taught_judge, 
     """Of what fits temperature and beta on --dev too: chunks of 6, five of --dev and two of --data for a judge that answers first."""
     monkeypatch.setattr("infer.evaluate.ROWS_AT_A_TIME", 6)
     judge = shutil.copytree(model_folder(taught_judge(order)), tmp_path / "judge").as_posix()
-    fit = ["--dev", "world:dev*30", "--fit-temperature", "--explain"] if order == "post-cot" else []
+    fit = ["--dev", "synthetic:dev*30", "--fit-temperature", "--explain"] if order == "post-cot" else []
     command = ["--model", judge, "--data", rows_file, *fit, *QUICK, "--out"]
     capsys.readouterr()  # what training the judge said
     main([*command, str(tmp_path / "one.json")])
@@ -227,7 +227,7 @@ def test_wrong_use_says_what_to_do(fresh_judge, taught_judge, rows_file, eight_r
         r"no file at .*gone.jsonl: check --data": [*judge, "--data", str(tmp_path / "gone.jsonl")],
         r"empty.jsonl: no rows in this file": [*judge, "--data", empty],
         r"ungraded.jsonl:1: field 'grade' is missing": [*judge, "--data", ungraded],
-        r"world:nowhere: no such pool": [*judge, "--data", "world:nowhere"],
+        r"synthetic:nowhere: no such pool": [*judge, "--data", "synthetic:nowhere"],
         r"--model .*rows.jsonl: .*is a file, expected a model folder": ["--model", rows_file, "--data", rows_file],
         r"--explain: --model .* grade alone": ["--model", fresh_judge("label"), "--data", rows_file, "--explain"],
         r"no file at .*gone.jsonl": ["--scores", str(tmp_path / "gone.jsonl")],
@@ -263,11 +263,11 @@ def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
     ("flags", "message"),
     [
         (["--frobnicate", "1"], "unrecognized arguments: --frobnicate"),
-        (["--dev", "world:test"], "--dev is --data (world:test): beta would be fitted on what it is measured on"),
+        (["--dev", "synthetic:test"], "--dev is --data (synthetic:test): beta would be fitted on what it is measured on"),
         (["--save-beta"], "--save-beta stores the beta fitted on --dev: give --dev"),
-        (["--dev", "world:dev", "--beta", "0.5"], "--beta and --dev both decide beta"),
+        (["--dev", "synthetic:dev", "--beta", "0.5"], "--beta and --dev both decide beta"),
         (["--fit-temperature"], "--fit-temperature fits on other rows than it measures: give --dev"),
-        (["--dev", "world:dev", "--fit-temperature", "--temperature-scaling", "off"], "contradict: leave one out"),
+        (["--dev", "synthetic:dev", "--fit-temperature", "--temperature-scaling", "off"], "contradict: leave one out"),
         (["--temperature-scaling", "on"], "invalid choice: 'on'"),
         (["--scores", "s.jsonl", "--temperature-scaling", "off"], "are as infer/score.py wrote them"),
         (["--scores", "s.jsonl", "--model", "m", "--explain"], "leave out --model; --explain needs a model"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from infer.explain import main, notes, visible
+from taosr1.data.judgements import Judgement
+from taosr1.data.rows import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import open_judge, store_temperature
 from taosr1.serving.scorer import score_prompts
-from taosr1.task.judgements import Judgement
-from taosr1.task.rows import read_jsonl
 
 PAIR = ["boots not leather", "Norvell suede hiking boots"]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from infer.sample import main
+from taosr1.data.judgements import write_judgements
+from taosr1.data.rows import read_jsonl
+from taosr1.data.sources import load_rows
 from taosr1.judge import load_judge
-from taosr1.learning.logprobs import completion_logp
-from taosr1.task.judgements import write_judgements
+from taosr1.model.logprobs import completion_logp
 from taosr1.task.prompt import encode_reply
-from taosr1.task.rows import read_jsonl
-from taosr1.task.sources import load_rows
 
 
 def read(path: Path) -> list[dict]:
@@ -28,9 +28,9 @@ def out(tmp_path) -> Path:
 
 
 def test_curve_is_the_share_of_subsets_that_hold_a_right_reply(taught_judge, out, capsys):
-    flags = ["--model", taught_judge("post-cot"), "--data", "world:dev*150", "--samples", "4", "--max-new-tokens", "1"]
+    flags = ["--model", taught_judge("post-cot"), "--data", "synthetic:dev*150", "--samples", "4", "--max-new-tokens", "1"]
     summary = main([*flags, "--temperature", "1.5", "--out", str(out)])
-    golds, replies = [row.grade for row in load_rows("world:dev*150")], read(out)
+    golds, replies = [row.grade for row in load_rows("synthetic:dev*150")], read(out)
     assert [(reply["row"], reply["sample"]) for reply in replies] == [(row, sample) for row in range(150) for sample in range(4)]
     right = [[reply["grade"] == gold for reply in replies[4 * row : 4 * row + 4]] for row, gold in enumerate(golds)]
     assert 0 < sum(map(any, right)) < 150  # or no mistake would show
@@ -88,7 +88,7 @@ def test_same_seed_same_replies_and_another_seed_others(fresh_judge, eight_rows_
 
 def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(taught_judge, tmp_path, monkeypatch, as_rank, capsys):
     monkeypatch.setattr("infer.sample.PROMPTS_AT_A_TIME", 16)  # four chunks, the last one short
-    command = ["--model", taught_judge("post-cot"), "--data", "world:dev*60", "--samples", "3", "--max-new-tokens", "6", "--out"]
+    command = ["--model", taught_judge("post-cot"), "--data", "synthetic:dev*60", "--samples", "3", "--max-new-tokens", "6", "--out"]
     capsys.readouterr()  # what training the judge said
     one = main([*command, str(tmp_path / "one.jsonl")])
     printed = capsys.readouterr().out
@@ -147,4 +147,4 @@ def test_wrong_models_and_files_are_named_and_help_teaches(fresh_judge, tmp_path
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert "python infer/sample.py --data world:dev --limit 200" in capsys.readouterr().out
+    assert "python infer/sample.py --data synthetic:dev --limit 200" in capsys.readouterr().out

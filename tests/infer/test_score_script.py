@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from infer.score import main
+from taosr1.data.rows import read_jsonl
 from taosr1.judge import load_judge
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import store_beta, store_temperature
 from taosr1.serving.scorer import score_prompts
 from taosr1.serving.tiering import cumulative_tier
-from taosr1.task.rows import read_jsonl
 
 # What real catalogues hold. `query_id` is a number and `tags` a list: both must come back as they are.
 ODD_ROWS = [

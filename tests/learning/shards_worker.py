@@ -12,14 +12,14 @@ import torch
 
 from taosr1.judge import load_judge
 from taosr1.learning.batches import Example, collate
-from taosr1.learning.checkpoint import load_checkpoint, save_checkpoint
-from taosr1.learning.logprobs import completion_logp
+from taosr1.learning.distributed_model import DistributedModel, init_distributed, whole_tensor
 from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import sft_loss
-from taosr1.learning.parallel import Team, join_job, whole_tensor
 from taosr1.learning.selection import keyed_generator
-from taosr1.model.weights import load_decoder
-from taosr1.ranks import on_first, part
+from taosr1.model.io.weights import load_decoder
+from taosr1.model.logprobs import completion_logp
+from taosr1.runtime.checkpoint import load_checkpoint, save_checkpoint
+from taosr1.runtime.distributed import on_rank_zero, part
 
 
 def loss_fn(model, batch):
@@ -32,7 +32,7 @@ def parts_of(seed: int, count: int) -> list:
     return [collate([Example(*row)]) for row in rows]
 
 
-def step(team: Team, optimizer, seed: int, count: int, dtype: torch.dtype) -> dict:
+def step(team: DistributedModel, optimizer, seed: int, count: int, dtype: torch.dtype) -> dict:
     found = accumulate(team.model, team.share(parts_of(seed, count)), loss_fn, dtype, team)
     norm = team.clip_gradients(1.0)
     optimizer.step()
@@ -46,7 +46,7 @@ def check(folder: str, dtype: torch.dtype, recompute: bool) -> None:
     plain, sharded = copy.deepcopy(judge.model), load_decoder(folder, device="meta")
     assert all(parameter.is_meta for parameter in sharded.parameters())
     plain.activation_checkpointing = sharded.activation_checkpointing = recompute
-    alone, team = Team(plain), Team(sharded, fsdp=True)
+    alone, team = DistributedModel(plain), DistributedModel(sharded, fsdp=True)
     object.__setattr__(alone, "ranks", type(alone.ranks)())  # one rank, whatever the environment says
     held = sum(parameter.to_local().numel() for parameter in sharded.parameters())
     total = sum(parameter.numel() for parameter in plain.parameters())
@@ -81,7 +81,7 @@ def accumulate_alone(model, optimizer, seed: int, count: int, dtype: torch.dtype
     return {"loss": sums / max(total, 1e-9), "norm": norm}
 
 
-def through_a_checkpoint(judge, team: Team, optimizer, folder: Path):
+def through_a_checkpoint(judge, team: DistributedModel, optimizer, folder: Path):
     """Save, spoil everything, and load: the steps that follow must not notice. The saved folder must load in one process as well."""
     path = save_checkpoint(folder, 2, team.model, judge.tokenizer, judge.prompt, [optimizer], {"drawn": 3}, team)
     weights = [whole_tensor(parameter.detach()).clone() for parameter in team.model.parameters()]
@@ -90,7 +90,7 @@ def through_a_checkpoint(judge, team: Team, optimizer, folder: Path):
             parameter.mul_(0)
     fresh = make_optimizers(team.model, 1e-3)
     assert load_checkpoint(path, team.model, fresh, team) == (2, {"drawn": 3}, 0)
-    loaded = on_first(lambda: {name: tensor for name, tensor in load_decoder(path).named_parameters()})
+    loaded = on_rank_zero(lambda: {name: tensor for name, tensor in load_decoder(path).named_parameters()})
     for (name, parameter), weight in zip(team.model.named_parameters(), weights):
         assert torch.equal(whole_tensor(parameter.detach()), weight) and torch.equal(loaded[name].detach(), weight), name
     return fresh[0]
@@ -98,7 +98,7 @@ def through_a_checkpoint(judge, team: Team, optimizer, folder: Path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    join_job("cpu")
+    init_distributed("cpu")
     for folder in sys.argv[1:]:
         for dtype, recompute in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
             check(folder, dtype, recompute)

@@ -8,13 +8,13 @@ import os
 import pytest
 import torch
 
-from taosr1 import files
-from taosr1.files import new_folder, write_json, write_sealed
-from taosr1.learning import checkpoint
-from taosr1.learning.checkpoint import load_checkpoint, prune, rewind, save_checkpoint, sweep
+from taosr1.runtime import files
 from taosr1.learning.loop import make_optimizers
-from taosr1.model.folders import checkpoints, model_folder, read_best
-from taosr1.model.weights import load_pretrained
+from taosr1.model.io.folders import checkpoints, model_folder, read_best
+from taosr1.model.io.weights import load_pretrained
+from taosr1.runtime import checkpoint
+from taosr1.runtime.checkpoint import load_checkpoint, prune, remove_leftovers, rewind, save_checkpoint
+from taosr1.runtime.files import new_folder, write_checksummed, write_json
 from taosr1.task.prompt import PromptConfig
 
 FILES = ["config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
@@ -113,7 +113,7 @@ def test_a_process_killed_in_the_middle_leaves_no_checkpoint_only_what_sweep_rem
     aside = folder.__enter__()  # and never leaves it
     (aside / "state.json").write_text("{}", encoding="utf-8")
     assert checkpoints(tmp_path) == [] and len(os.listdir(tmp_path)) == 1
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == []
     save(tmp_path, judge, make_optimizers(judge.model, 1e-3))
 
@@ -182,9 +182,9 @@ def test_small_json_files_are_replaced_whole(tmp_path, monkeypatch):
 def pretend(folder, *steps: int, best: int | None = None, evaluated_through: int = 0) -> None:
     for number in steps:
         (folder / f"step-{number:06d}").mkdir(parents=True)
-        write_sealed(folder / f"step-{number:06d}" / "manifest.json", {"files": {}})
+        write_checksummed(folder / f"step-{number:06d}" / "manifest.json", {"files": {}})
     if best is not None:
-        write_sealed(folder / "best.json", {"step": best, "evaluated_through": evaluated_through})
+        write_checksummed(folder / "best.json", {"step": best, "evaluated_through": evaluated_through})
 
 
 def steps_in(folder) -> list[int]:
@@ -216,7 +216,7 @@ def test_rewind_forgets_later_checkpoints_and_a_best_that_was_chosen_later(tmp_p
 
 def test_the_best_before_a_rewind_is_the_best_again_and_is_kept(tmp_path):
     pretend(tmp_path, 2, 4, 6, 8)
-    write_sealed(tmp_path / "best.json", {"step": 8, "dev_macro_f1": 0.95, "evaluated_through": 8})
+    write_checksummed(tmp_path / "best.json", {"step": 8, "dev_macro_f1": 0.95, "evaluated_through": 8})
     scores = {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.95}
     rows = [{"step": step, **value} for step, score in scores.items() for value in ({"loss": 1.0}, {"dev_macro_f1": score})]
     rewind(tmp_path, 6, rows)

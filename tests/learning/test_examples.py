@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from taosr1.learning.examples import agreeing, examples_of
-from taosr1.task.world import read_pool
+from taosr1.synthetic.shop import read_pool
 
 
 def test_chains_of_thought_that_contradict_the_gold_grade_are_left_out(capsys):

@@ -12,16 +12,16 @@ from functools import partial
 import pytest
 import torch
 
-from taosr1.config import Stopped
 from taosr1.learning import loop
 from taosr1.learning.batches import Example, collate, micro_batches
-from taosr1.learning.logprobs import completion_logp, sequence_logp
 from taosr1.learning.loop import Schedule, accumulate, make_optimizers, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.rewards import NonFiniteRewardError
-from taosr1.learning.run import Run
 from taosr1.learning.selection import keyed_generator
-from taosr1.model.folders import checkpoints, read_best
+from taosr1.model.io.folders import checkpoints, read_best
+from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.runtime.run_folder import Run
+from taosr1.runtime.signals import Stopped
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import accumulate, compute_in
 from taosr1.learning.losses import grpo_loss
+from taosr1.model.logprobs import completion_logp
 
 MASK = torch.ones(2, 3, dtype=torch.bool)
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from taosr1.data.judgements import Judgement
 from taosr1.learning.rewards import (
     REWARD_PARTS,
     NonFiniteRewardError,
@@ -18,7 +19,6 @@ from taosr1.learning.rewards import (
     total_reward,
     well_formed,
 )
-from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import parse_reply
 
 COT = """Query: travel mug; material not plastic

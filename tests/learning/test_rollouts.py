@@ -11,15 +11,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from taosr1.data.judgements import Judgement
+from taosr1.fast.shared_prompts import pack_rows
 from taosr1.judge import Judge
 from taosr1.learning import loop, rollouts
-from taosr1.learning.groups import RolloutSettings, fates_in_words
-from taosr1.learning.logprobs import completion_logp
-from taosr1.learning.parallel import Team
+from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.rollout_group import RolloutSettings, describe_outcomes
 from taosr1.learning.rollouts import Sampler
 from taosr1.learning.selection import grade_share_cv
-from taosr1.learning.shared_prompts import pack_rows
-from taosr1.task.judgements import Judgement
+from taosr1.model.logprobs import completion_logp
 from train import grpo
 
 BALANCES = sorted(next(field.metadata["choices"] for field in fields(grpo.Config) if field.name == "balance"))
@@ -60,7 +60,7 @@ ALL_GRADES = rows_of(*[4] * 20 + [2] * 12 + [1] * 6 + [3] * 2)
 
 
 def sampler_of(judge: Judge, rows=ALL_GRADES, *, weights=None, reference=None, **changes) -> Sampler:
-    return Sampler(judge, rows, replace(SETTINGS, **changes), weights or {"label": 1.0}, reference and Team(reference))
+    return Sampler(judge, rows, replace(SETTINGS, **changes), weights or {"label": 1.0}, reference and DistributedModel(reference))
 
 
 # --- Difficulty -------------------------------------------------------------------------------------------------------
@@ -330,19 +330,19 @@ def test_the_fates_of_groups_outlive_an_interruption_and_are_told_in_words(label
     sampler_of(labeller(), max_resample=1).collect(0, cursor)
     sampler = sampler_of(labeller(), max_resample=1)
     _, records = sampler.collect(1, json.loads(json.dumps(cursor)))
-    assert sampler.fates["steps"] == 2 and "steps without a group" not in sampler.fates
-    assert sum(count for name, count in sampler.fates.items() if name != "steps") >= 30  # both times about 16
-    assert fates_in_words(sampler.fates).startswith(f"of {sum(sampler.fates.values()) - 2} sampled groups: ")
-    assert fates_in_words({}) == ""
-    assert fates_in_words({"all right": 9, "all wrong": 1, "steps": 2, "steps without a group": 2}) == (
+    assert sampler.outcomes["steps"] == 2 and "steps without a group" not in sampler.outcomes
+    assert sum(count for name, count in sampler.outcomes.items() if name != "steps") >= 30  # both times about 16
+    assert describe_outcomes(sampler.outcomes).startswith(f"of {sum(sampler.outcomes.values()) - 2} sampled groups: ")
+    assert describe_outcomes({}) == ""
+    assert describe_outcomes({"all right": 9, "all wrong": 1, "steps": 2, "steps without a group": 2}) == (
         "of 10 sampled groups: 9 all right, 1 all wrong. Nothing was learned: the model already knows these rows: give it others, or raise "
         "--temperature or --samples"
     )
-    assert fates_in_words({"too easy": 5, "all wrong": 1, "steps": 2}).endswith("raise it")
-    assert fates_in_words({"trained on": 3, "steps": 9, "steps short of groups": 4, "steps without a group": 2}) == (
+    assert describe_outcomes({"too easy": 5, "all wrong": 1, "steps": 2}).endswith("raise it")
+    assert describe_outcomes({"trained on": 3, "steps": 9, "steps short of groups": 4, "steps without a group": 2}) == (
         "of 3 sampled groups: 3 trained on; of 9 batches of rollouts 4 held fewer than --min-groups groups to train on, 2 none at all"
     )
-    assert fates_in_words({"trained on": 3, "balance": 1, "steps": 1}) == "of 4 sampled groups: 3 trained on, 1 balance"
+    assert describe_outcomes({"trained on": 3, "balance": 1, "steps": 1}) == "of 4 sampled groups: 3 trained on, 1 balance"
 
 
 def test_a_reward_that_is_no_number_names_the_row_of_the_data(labeller, monkeypatch):

@@ -18,8 +18,8 @@ if not trl.__version__.startswith("1.16."):
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from taosr1.learning.logprobs import sequence_logp
 from taosr1.learning.losses import dpo_loss, group_advantages, grpo_loss
+from taosr1.model.logprobs import sequence_logp
 
 TOLERANCE = 1e-9  # float64 on both sides: the 1e-6 of float32 would hide a wrong eps
 ROWS, WIDTH = 8, 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.model.attention import Grid, shared_attention, shared_attention_plain
+from taosr1.model.attention import PrefixGrouping, shared_attention, shared_attention_plain
 
 HEADS, SIZE = 6, 8
 
@@ -34,7 +34,7 @@ def case(prefix_of, lengths, *, kv_heads: int = 2, length: int = 1, own: int = 3
 )
 def test_shared_equals_copied(prefix_of, lengths, length, kv_heads):
     arguments, of = case(prefix_of, lengths, length=length, kv_heads=kv_heads)
-    got = shared_attention(*arguments, Grid(of, len(lengths)))
+    got = shared_attention(*arguments, PrefixGrouping(of, len(lengths)))
     torch.testing.assert_close(got, shared_attention_plain(*arguments, of), rtol=1e-5, atol=1e-5)
     assert got.shape == (len(prefix_of), length, HEADS * SIZE)
 
@@ -43,28 +43,28 @@ def test_wrong_twins_are_told_apart():
     arguments, of = case([0, 0, 0, 1, 2, 2], [3, 7, 5], length=4)
     right = shared_attention_plain(*arguments, of)
     for place, wrong in ((3, None), (6, None)):  # without the prefix's mask, without the causal one
-        twin = shared_attention(*(wrong if i == place else x for i, x in enumerate(arguments)), Grid(of, 3))
+        twin = shared_attention(*(wrong if i == place else x for i, x in enumerate(arguments)), PrefixGrouping(of, 3))
         assert (twin - right).abs().max() > 0.05
-    other = shared_attention(*arguments, Grid(torch.tensor([0, 0, 1, 1, 2, 2]), 3))  # a row behind another prefix
+    other = shared_attention(*arguments, PrefixGrouping(torch.tensor([0, 0, 1, 1, 2, 2]), 3))  # a row behind another prefix
     assert (other[2] - right[2]).abs().max() > 0.05 and torch.allclose(other[3:], right[3:], atol=1e-5)
 
 
 def test_masks_are_not_written_into_the_keys():
     arguments, of = case([0, 1], [3, 5], length=4)
     before = [x.clone() for x in arguments if x is not None]
-    shared_attention(*arguments, Grid(of, 2))
+    shared_attention(*arguments, PrefixGrouping(of, 2))
     assert all(torch.equal(x, y) for x, y in zip(before, [x for x in arguments if x is not None]))
 
 
 def test_bfloat16_scores_are_normalised_in_float32():
     arguments, of = case([0, 0, 1], [300, 300], dtype=torch.bfloat16)
     wide = [x.float() if x is not None and x.is_floating_point() else x for x in arguments]
-    torch.testing.assert_close(shared_attention(*arguments, Grid(of, 2)).float(), shared_attention(*wide, Grid(of, 2)), rtol=0, atol=0.02)
+    torch.testing.assert_close(shared_attention(*arguments, PrefixGrouping(of, 2)).float(), shared_attention(*wide, PrefixGrouping(of, 2)), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("prefix_of", [[0], [0, 0, 1, 1], [0, 1, 1, 1, 3]])
 def test_a_grid_gives_rows_back_as_they_were(prefix_of):
-    grid, x = Grid(torch.tensor(prefix_of), 4), torch.randn(len(prefix_of), 2, 3, 5)
+    grid, x = PrefixGrouping(torch.tensor(prefix_of), 4), torch.randn(len(prefix_of), 2, 3, 5)
     there = grid.to_prefixes(x)
     assert there.shape == (4, 2, grid.places * 3, 5) and torch.equal(grid.to_rows(there), x)
     for row, prefix in enumerate(prefix_of):  # and each row does stand with its prefix

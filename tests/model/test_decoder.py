@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from taosr1.model.cache import KVCache
+from taosr1.fast.fused_ops import GatedSiLU
+from taosr1.fast.onednn_linear import plain_paths
 from taosr1.model.decoder import Decoder, DecoderConfig, RMSNorm
-from taosr1.model.linear import plain_paths
-from taosr1.model.pointwise import GatedSiLU
+from taosr1.model.kv_cache import KVCache
 
 LENGTHS = (7, 1, 12, 4)
 

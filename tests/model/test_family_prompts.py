@@ -13,8 +13,8 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
+from taosr1.data.judgements import Judgement
 from taosr1.model.tokenizer import LABELS, Tokenizer
-from taosr1.task.judgements import Judgement
 from taosr1.task.prompt import PromptConfig, encode_prompt, encode_reply
 
 GOLDEN = Path(__file__).parent / "golden_prompts.json"

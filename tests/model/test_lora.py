@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from taosr1.model.adapter_files import load_adapters, save_adapters
+from taosr1.model.io.adapters import load_adapters, save_adapters
+from taosr1.model.io.weights import load_decoder, load_pretrained, save_pretrained
 from taosr1.model.lora import TARGETS, LoraConfig, LoraLinear, adapters, adapters_off, add_adapters, merge_adapters
-from taosr1.model.weights import load_decoder, load_pretrained, save_pretrained
 
 IDS = torch.tensor([[5, 9, 2, 60, 3, 11, 40]])
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")

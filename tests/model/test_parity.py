@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.model.cache import KVCache
-from taosr1.model.weights import load_decoder
-from taosr1.sampling.sampler import generate
+from taosr1.fast.generate import generate
+from taosr1.model.io.weights import load_decoder
+from taosr1.model.kv_cache import KVCache
 
 transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
 

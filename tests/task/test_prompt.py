@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from taosr1.data.judgements import Judgement, check_cot
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
-from taosr1.task.judgements import Judgement, check_cot
 from taosr1.task.prompt import (
     FORMATS,
     INSTRUCTIONS,

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from taosr1.synthetic.shop import make_pool
 from taosr1.task.grades import grade_name
 from taosr1.task.prompt import Reply, parse_reply
 from taosr1.task.rules import (
@@ -23,7 +24,6 @@ from taosr1.task.rules import (
     retrieve,
     tokenize,
 )
-from taosr1.task.world import make_pool
 
 RULES = load_rules()
 GROUPS = {"footwear", "clothing", "kitchen", "electronics", "outdoor", "home"}

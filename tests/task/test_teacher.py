@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.task.judgements import Judgement, check_cot, read_judgements, write_judgements
+from taosr1.data.judgements import Judgement, check_cot, read_judgements, write_judgements
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import CATEGORY_FACTS, OUTCOMES, implied_grade, load_rules
 from taosr1.task.teacher import (

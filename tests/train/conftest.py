@@ -11,10 +11,10 @@ import torch
 
 from taosr1.learning import loop
 from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
-from taosr1.model.weights import save_pretrained
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig
-from taosr1.task.world import read_pool
 from train.mine_pairs import main as mine
 from train.sft import main as sft
 
@@ -38,7 +38,7 @@ def base(tmp_path_factory) -> str:
 
 def _trained(base: str, order: str, folder: Path) -> str:
     """A run just long enough that replies have their form, and are right or wrong by turns."""
-    sft(["--model", base, "--order", order, "--data", "world:reasoned*300", "--dev", "world:dev*8", "--steps", "100", "--batch-size", "16",
+    sft(["--model", base, "--order", order, "--data", "synthetic:reasoned*300", "--dev", "synthetic:dev*8", "--steps", "100", "--batch-size", "16",
          "--optimizer", "muon", "--lr", "0.01", "--out", str(folder / order)])  # fmt: skip
     return str(folder / order)
 
@@ -59,7 +59,7 @@ def thinker(base, tmp_path_factory) -> str:
 def pairs(post, tmp_path_factory) -> str:
     """Preference pairs of `post`."""
     path = str(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
-    mine(["--model", post, "--data", "world:reasoned*40,world:labelled*40", "--prompts", "60", "--samples", "4", "--max-new-tokens", "64",
+    mine(["--model", post, "--data", "synthetic:reasoned*40,synthetic:labelled*40", "--prompts", "60", "--samples", "4", "--max-new-tokens", "64",
           "--balance", "none", "--out", path])  # fmt: skip
     return path
 

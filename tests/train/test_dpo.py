@@ -12,14 +12,14 @@ import torch
 import train.dpo
 from taosr1.judge import load_judge
 from taosr1.learning.batches import collate, label_token_weights, micro_batches
-from taosr1.learning.logprobs import completion_logp, sequence_logp
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.losses import dpo_loss
-from taosr1.learning.parallel import Team
 from taosr1.learning.selection import shuffled_order
+from taosr1.model.logprobs import completion_logp, sequence_logp
 from train.dpo import Config, collate_pairs, read_pairs, with_reference
 from train.dpo import main as dpo
 
-QUICK = ["--dev", "world:dev*12", "--batch-size", "8", "--micro-batch-tok", "600", "--max-new-tokens", "20", "--lr", "1e-3"]
+QUICK = ["--dev", "synthetic:dev*12", "--batch-size", "8", "--micro-batch-tok", "600", "--max-new-tokens", "20", "--lr", "1e-3"]
 
 
 def flags(model: str, data: str, out: Path, *more: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_the_stored_reference_is_the_starting_models_log_prob_of_each_reply(post
         return sequence_logp(logp, batch.mask), logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
 
     known = read_pairs(pairs, judge.model.config.vocab_size)
-    done = with_reference(Team(judge.model), known, reply_logp, config, "cpu")
+    done = with_reference(DistributedModel(judge.model), known, reply_logp, config, "cpu")
     assert sorted(map(id, [pair.chosen for pair in done])) == sorted(map(id, [pair.chosen for pair in known]))
     for pair in done[:: max(1, len(done) // 6)]:
         with torch.no_grad():
@@ -126,7 +126,7 @@ def test_a_judge_that_thinks_first_has_no_label_token_to_weight(thinker, pairs, 
         (["--nll-coef", "-1"], "--nll-coef is -1.0, expected at least 0"),
         (["--data", "gone.jsonl"], "no file at gone.jsonl: check --data"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
-        (["--dev", "world:unlabelled*3"], "its pairs have no grade"),
+        (["--dev", "synthetic:unlabelled*3"], "its pairs have no grade"),
     ],
 )
 def test_wrong_use_says_what_to_change_and_leaves_nothing_behind(post, pairs, tmp_path, refused, more, message):

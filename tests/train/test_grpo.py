@@ -11,17 +11,17 @@ import torch
 
 import train.grpo
 import train.sft
+from taosr1.data.judgements import write_judgements
+from taosr1.fast.onednn_linear import is_plain
 from taosr1.judge import BUNDLED, load_judge
-from taosr1.learning.groups import RolloutBatch
-from taosr1.learning.logprobs import completion_logp
 from taosr1.learning.loop import accumulate
-from taosr1.model.linear import is_plain
-from taosr1.task.judgements import write_judgements
-from taosr1.task.world import read_pool
+from taosr1.learning.rollout_group import RolloutBatch
+from taosr1.model.logprobs import completion_logp
+from taosr1.synthetic.shop import read_pool
 from train.grpo import THINKER
 from train.grpo import main as grpo
 
-QUICK = ["--data", "world:labelled*60", "--dev", "world:dev*12", "--groups", "8", "--samples", "4", "--min-groups", "3", "--max-new-tokens", "64",
+QUICK = ["--data", "synthetic:labelled*60", "--dev", "synthetic:dev*12", "--groups", "8", "--samples", "4", "--min-groups", "3", "--max-new-tokens", "64",
          "--max-resample", "2", "--lr", "1e-3"]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def flags(model: str, out: Path, *more: str) -> list[str]:
 
 
 def test_three_steps_write_exactly_these_files(post, tmp_path, look):
-    last = grpo(flags(post, tmp_path / "run", "--steps", "3", "--test", "world:test*20"))
+    last = grpo(flags(post, tmp_path / "run", "--steps", "3", "--test", "synthetic:test*20"))
     assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "samples.jsonl", "test.json", "checkpoints/best.json"} | {
         f"checkpoints/step-000003/{name}" for name in look.checkpoint
     }
@@ -59,7 +59,7 @@ def test_every_group_of_every_step_is_in_samples_jsonl(post, tmp_path, look):
 )
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(request, tmp_path, look, stopped_after, judge, more):
     model = request.getfixturevalue(judge)
-    more = [*more, "--steps", "4", "--eval-every", "2", "--keep-last", "1", "--test", "world:test*10"]
+    more = [*more, "--steps", "4", "--eval-every", "2", "--keep-last", "1", "--test", "synthetic:test*10"]
     grpo(flags(model, tmp_path / "whole", *more))
     stopped_after(1, grpo, flags(model, tmp_path / "parts", *more))
     grpo(flags(model, tmp_path / "parts", *more))
@@ -77,7 +77,7 @@ def test_prefill_decodes_fewer_tokens_than_samples_for_as_many_groups(post, tmp_
 
 @pytest.mark.parametrize("difficulty", ["samples", "prefill"])
 def test_without_tricks_the_numbers_are_the_same_to_rounding(post, tmp_path, look, difficulty, monkeypatch):
-    monkeypatch.setattr("taosr1.model.linear._plain", False)  # and so again afterwards: `--plain` holds for a process
+    monkeypatch.setattr("taosr1.fast.onednn_linear._plain", False)  # and so again afterwards: `--plain` holds for a process
     for out, more in (("fast", []), ("plain", ["--plain"])):
         grpo(flags(post, tmp_path / out, "--steps", "1", "--test", "", "--difficulty", difficulty, *more))
         assert is_plain() == bool(more)
@@ -122,7 +122,7 @@ def test_without_a_kl_term_no_second_model_is_kept(post, tmp_path, monkeypatch):
         raise AssertionError("a copy of the model was made")
 
     monkeypatch.setattr(train.grpo, "copy", SimpleNamespace(deepcopy=refuse))
-    last = grpo(flags(post, tmp_path / "run", "--steps", "1", "--kl-beta", "0", "--test", "world:test*8"))
+    last = grpo(flags(post, tmp_path / "run", "--steps", "1", "--kl-beta", "0", "--test", "synthetic:test*8"))
     assert "test_macro_f1_start" in last  # the start is read again for the comparison
     with pytest.raises(AssertionError, match="copy"):
         grpo(flags(post, tmp_path / "other", "--steps", "1", "--kl-beta", "0.1", "--test", ""))
@@ -143,7 +143,7 @@ def test_the_sft_term_is_its_coefficient_times_the_mean_cross_entropy(post, tmp_
 
     gradients: list = []
     monkeypatch.setattr(train.grpo, "train", spy)
-    grpo(flags(post, tmp_path / "run", "--steps", "1", "--test", "", "--sft-coef", "0.5", "--sft-data", "world:reasoned*50", "--micro-batch-tok", "900",
+    grpo(flags(post, tmp_path / "run", "--steps", "1", "--test", "", "--sft-coef", "0.5", "--sft-data", "synthetic:reasoned*50", "--micro-batch-tok", "900",
                "--kl-beta", "0", "--normalise", normalise, *more))  # fmt: skip
     whole, grpo_alone = gradients[0]
     judge, anchors = load_judge(post), steps[0][rollouts(steps[0]) :]
@@ -185,7 +185,7 @@ def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_pat
 def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_stopped(base, tmp_path, monkeypatch, capsys, stopped_after):
     monkeypatch.chdir(tmp_path)
     command = [*QUICK, "--steps", "1", "--test", "", "--max-new-tokens", "4"]
-    sft = ["--model", base, "--data", "world:reasoned*40", "--dev", "world:dev*4", "--steps", "2", "--eval-every", "1", "--batch-size", "4",
+    sft = ["--model", base, "--data", "synthetic:reasoned*40", "--dev", "synthetic:dev*4", "--steps", "2", "--eval-every", "1", "--batch-size", "4",
            "--max-new-tokens", "4"]  # fmt: skip
     stopped_after(1, train.sft.main, sft)
     grpo([*command, "--out", "first"])
@@ -220,12 +220,12 @@ def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, t
         (["--updates", "4", "--eval-every", "8", "--steps", "6"], "--updates is 4, expected a divisor of --eval-every 8, --save-every 0 and --steps 6"),
         (["--rewards", "speed=1"], "reward 'speed=1': expected NAME=NUMBER"),
         (["--clip-low", "1.5", "--lr", "0"], "--clip-low is 1.5, expected at most 1; --lr is 0.0, expected more than 0"),
-        (["--data", "world:unlabelled*5"], "its pairs have no grade"),
+        (["--data", "synthetic:unlabelled*5"], "its pairs have no grade"),
         (["--test", "gone.jsonl"], "no file at gone.jsonl"),
         (["--sft-coef", "-1"], "--sft-coef is -1.0, expected at least 0"),
         (["--sft-coef", "0.1", "--sft-data", "gone.jsonl"], "no file at gone.jsonl"),
-        (["--sft-coef", "0.1", "--sft-data", "world:labelled*9"], "field 'cot' is missing"),
-        (["--rewards", "label=1,steps=0.5"], "use world:reasoned or world:explained"),
+        (["--sft-coef", "0.1", "--sft-data", "synthetic:labelled*9"], "field 'cot' is missing"),
+        (["--rewards", "label=1,steps=0.5"], "use synthetic:reasoned or synthetic:explained"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
     ],
 )

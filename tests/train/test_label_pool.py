@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from taosr1.data.judgements import read_judgements
+from taosr1.fast.generate import generate
 from taosr1.judge import load_judge
-from taosr1.learning.logprobs import completion_logp
-from taosr1.sampling.sampler import generate
-from taosr1.task.judgements import read_judgements
+from taosr1.model.logprobs import completion_logp
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import parse_reply, reply_text
-from taosr1.task.world import read_pool
 from train.label_pool import main as label_pool
 from train.sft import main as sft
 
@@ -19,7 +19,7 @@ from train.sft import main as sft
 def test_rows_get_the_judges_grade_its_reasons_and_its_log_prob(request, tmp_path, look, order):
     model = request.getfixturevalue({"pre-cot": "thinker", "post-cot": "post"}[order])
     out = tmp_path / "a" / "pool.jsonl"
-    counts = label_pool(["--model", model, "--data", "world:unlabelled*30", "--out", str(out)])
+    counts = label_pool(["--model", model, "--data", "synthetic:unlabelled*30", "--out", str(out)])
     rows, judge = read_judgements(out, need_grade=True, need_cot=True), load_judge(model)
     assert look.files(tmp_path) == {"a/pool.jsonl"} and counts == {"rows": 30, "graded": len(rows)} and 5 < len(rows) <= 30
     source = read_pool("unlabelled", 30)
@@ -39,21 +39,21 @@ def test_rows_get_the_judges_grade_its_reasons_and_its_log_prob(request, tmp_pat
 
 
 def test_the_student_learns_from_what_the_thinker_wrote(thinker, base, tmp_path):
-    label_pool(["--model", thinker, "--data", "world:unlabelled*30", "--out", str(tmp_path / "pool.jsonl.gz")])
-    sft(["--model", base, "--order", "post-cot", "--cots", "all", "--data", str(tmp_path / "pool.jsonl.gz"), "--dev", "world:dev*4", "--steps", "1",
+    label_pool(["--model", thinker, "--data", "synthetic:unlabelled*30", "--out", str(tmp_path / "pool.jsonl.gz")])
+    sft(["--model", base, "--order", "post-cot", "--cots", "all", "--data", str(tmp_path / "pool.jsonl.gz"), "--dev", "synthetic:dev*4", "--steps", "1",
          "--batch-size", "4", "--out", str(tmp_path / "student")])  # fmt: skip
     assert load_judge(str(tmp_path / "student")).prompt.order == "post-cot"
 
 
 def test_a_grade_that_was_there_is_kept_beside_the_judges_and_not_looked_at(post, tmp_path, look):
-    label_pool(["--model", post, "--data", "world:dev*20", "--out", str(tmp_path / "pool.jsonl")])
+    label_pool(["--model", post, "--data", "synthetic:dev*20", "--out", str(tmp_path / "pool.jsonl")])
     gold = {row.item_id: row.grade for row in read_pool("dev", 20)}
     rows = look.json_lines(tmp_path / "pool.jsonl")
     assert all(row["gold_grade"] == gold[row["item_id"]] for row in rows) and any(row["gold_grade"] != row["grade"] for row in rows)
 
 
 def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_path, look):
-    command = ["--model", post, "--data", "world:unlabelled*40", "--out", str(tmp_path / "pool.jsonl")]
+    command = ["--model", post, "--data", "synthetic:unlabelled*40", "--out", str(tmp_path / "pool.jsonl")]
     label_pool(command)
     everything = look.json_lines(tmp_path / "pool.jsonl")
     label_pool([*command, "--keep-frac", "0.25"])
@@ -66,11 +66,11 @@ def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_p
     assert first == [(row["item_id"], row["cot"]) for row in everything if int(row["item_id"].rpartition("-")[2]) < 20]
 
 
-@pytest.mark.parametrize("more", [["--keep-frac", "0.4"], ["--data", "world:labelled*50", "--only-right", "--samples", "3"]], ids=["confident", "right"])
+@pytest.mark.parametrize("more", [["--keep-frac", "0.4"], ["--data", "synthetic:labelled*50", "--only-right", "--samples", "3"]], ids=["confident", "right"])
 def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(thinker, tmp_path, monkeypatch, capsys, more):
     """What the most confident rows are is decided over all rows, whoever graded them."""
     monkeypatch.setattr("train.label_pool.ROWS_AT_A_TIME", 16)  # four chunks, the last one short
-    command = ["--model", thinker, "--data", "world:unlabelled*50", *more, "--out"]
+    command = ["--model", thinker, "--data", "synthetic:unlabelled*50", *more, "--out"]
     capsys.readouterr()
     one = label_pool([*command, str(tmp_path / "one.jsonl")])
     printed, out = capsys.readouterr().out, tmp_path / "two.jsonl"
@@ -85,9 +85,9 @@ def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(thinker, tmp_
 
 
 def test_a_judge_of_labels_alone_grades_without_reasons(base, tmp_path, look):
-    sft(["--model", base, "--order", "label", "--data", "world:labelled*40", "--dev", "world:dev*4", "--steps", "1", "--batch-size", "4", "--out",
+    sft(["--model", base, "--order", "label", "--data", "synthetic:labelled*40", "--dev", "synthetic:dev*4", "--steps", "1", "--batch-size", "4", "--out",
          str(tmp_path / "labels")])  # fmt: skip
-    label_pool(["--model", str(tmp_path / "labels"), "--data", "world:unlabelled*10", "--out", str(tmp_path / "pool.jsonl")])
+    label_pool(["--model", str(tmp_path / "labels"), "--data", "synthetic:unlabelled*10", "--out", str(tmp_path / "pool.jsonl")])
     rows = look.json_lines(tmp_path / "pool.jsonl")
     assert len(rows) == 10 and all(row["cot"] == "" and row["grade"] in (1, 2, 3, 4) and row["confidence"] < 0 for row in rows)
 
@@ -104,10 +104,10 @@ def test_a_judge_of_labels_alone_grades_without_reasons(base, tmp_path, look):
 )
 def test_wrong_use_says_what_to_change(post, tmp_path, monkeypatch, refused, more, message):
     monkeypatch.chdir(tmp_path)
-    assert message in refused(label_pool, "--model", post, "--data", "world:unlabelled*4", "--out", "pool.jsonl", *more)
+    assert message in refused(label_pool, "--model", post, "--data", "synthetic:unlabelled*4", "--out", "pool.jsonl", *more)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_judge_that_cannot_be_read_at_all_is_an_error(base, tmp_path, refused):
-    message = refused(label_pool, "--model", base, "--data", "world:unlabelled*4", "--max-new-tokens", "3", "--out", tmp_path / "pool.jsonl")
+    message = refused(label_pool, "--model", base, "--data", "synthetic:unlabelled*4", "--max-new-tokens", "3", "--out", tmp_path / "pool.jsonl")
     assert f"--model {base}: not one of 4 replies could be parsed" in message and list(tmp_path.iterdir()) == []

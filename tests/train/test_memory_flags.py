@@ -13,7 +13,7 @@ from infer.merge import main as merge
 from taosr1.evaluation.metrics import macro_f1
 from taosr1.evaluation.predict import predict
 from taosr1.judge import load_judge
-from taosr1.task.world import read_pool
+from taosr1.synthetic.shop import read_pool
 from train.dpo import main as dpo
 from train.grpo import main as grpo
 from train.sft import main as sft
@@ -21,9 +21,9 @@ from train.sft import main as sft
 LORA = ["--lora-rank", "4", "--lora-alpha", "8"]
 ADAPTER_CHECKPOINT = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json", "optimizer.safetensors", "prompt.json",
                       "manifest.json", "state.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
-SFT = ["--order", "post-cot", "--data", "world:reasoned*60", "--dev", "world:dev*8", "--batch-size", "8", "--lr", "1e-2"]
-DPO = ["--dev", "world:dev*8", "--batch-size", "8", "--lr", "1e-3"]
-GRPO = ["--data", "world:labelled*60", "--dev", "world:dev*8", "--groups", "8", "--samples", "4", "--max-new-tokens", "64", "--lr", "5e-3"]
+SFT = ["--order", "post-cot", "--data", "synthetic:reasoned*60", "--dev", "synthetic:dev*8", "--batch-size", "8", "--lr", "1e-2"]
+DPO = ["--dev", "synthetic:dev*8", "--batch-size", "8", "--lr", "1e-3"]
+GRPO = ["--data", "synthetic:labelled*60", "--dev", "synthetic:dev*8", "--groups", "8", "--samples", "4", "--max-new-tokens", "64", "--lr", "5e-3"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_adapters_alone_are_trained_stored_and_resumed_in_every_stage(post, pair
 
 
 def test_grpo_with_adapters_measures_against_them_switched_off_and_holds_one_copy(post, tmp_path, look, one_copy):
-    last = grpo(["--model", post, *GRPO, *LORA, "--steps", "3", "--test", "world:test*40", "--kl-beta", "0.05", "--out", str(tmp_path / "run")])
+    last = grpo(["--model", post, *GRPO, *LORA, "--steps", "3", "--test", "synthetic:test*40", "--kl-beta", "0.05", "--out", str(tmp_path / "run")])
     rows = look.metrics(tmp_path / "run")
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[2]["kl"] > 1e-6
     test_rows = read_pool("test", 40)

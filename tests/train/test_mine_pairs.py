@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from taosr1.data.judgements import write_judgements
+from taosr1.data.rows import clean_text
 from taosr1.judge import load_judge
-from taosr1.task.judgements import write_judgements
-from taosr1.task.parts import Parts
+from taosr1.runtime.chunked_job import ChunkedJob
+from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import parse_reply, reply_text
-from taosr1.task.rows import clean_text
-from taosr1.task.world import read_pool
 from train.mine_pairs import main as mine
 
-QUICK = ["--data", "world:reasoned*40,world:labelled*40", "--prompts", "40", "--samples", "4", "--max-new-tokens", "64"]
+QUICK = ["--data", "synthetic:reasoned*40,synthetic:labelled*40", "--prompts", "40", "--samples", "4", "--max-new-tokens", "64"]
 
 
 def test_the_output_is_the_pairs_and_their_counts(post, tmp_path, look):
@@ -86,7 +86,7 @@ def stopped_in_parts(monkeypatch):
     """stopped_in_parts(n, main, argv): interrupted where its n+1st chunk would be stored."""
 
     def run(after: int, main, argv: list[str]) -> None:
-        stored, add = [], Parts.add
+        stored, add = [], ChunkedJob.add
 
         def add_or_stop(parts, chunk, answers):
             if len(stored) == after:
@@ -95,7 +95,7 @@ def stopped_in_parts(monkeypatch):
             add(parts, chunk, answers)
 
         with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-            patch.setattr(Parts, "add", add_or_stop)
+            patch.setattr(ChunkedJob, "add", add_or_stop)
             main(argv)
 
     return run
@@ -108,7 +108,7 @@ def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):
 
 
 def test_a_right_reply_that_was_cut_is_not_chosen(post, tmp_path, look):
-    counts = mine(["--model", post, *QUICK, "--data", "world:reasoned*40", "--max-new-tokens", "4", "--balance", "none", "--out", str(tmp_path / "p.jsonl")])
+    counts = mine(["--model", post, *QUICK, "--data", "synthetic:reasoned*40", "--max-new-tokens", "4", "--balance", "none", "--out", str(tmp_path / "p.jsonl")])
     assert counts["pass_at_n"][0] > 0  # some labels are right, but no reply comes to its end within four tokens
     assert "self" not in counts["outcomes"] and counts["outcomes"]["oracle"] > 0
     assert {pair["source"] for pair in look.json_lines(tmp_path / "p.jsonl")} == {"oracle"}
@@ -154,7 +154,7 @@ def test_a_judge_that_thinks_first_can_be_mined_too(thinker, tmp_path, look):
         (["--samples", "1", "--prompts", "-1"], "--samples is 1, expected at least 2; --prompts is -1, expected at least 0"),
         (["--temperature", "0"], "expected more than 0: greedy replies are all alike"),
         (["--grade-power", "1.5"], "--grade-power is 1.5"),
-        (["--data", "world:unlabelled*5"], "its pairs have no grade"),
+        (["--data", "synthetic:unlabelled*5"], "its pairs have no grade"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
     ],
 )
@@ -164,5 +164,5 @@ def test_wrong_use_says_what_to_change(post, tmp_path, refused, more, message):
 
 
 def test_no_pairs_at_all_is_an_error_that_says_why(base, tmp_path, refused):
-    message = refused(mine, "--model", base, "--data", "world:labelled*6", "--samples", "2", "--max-new-tokens", "2", "--out", tmp_path / "p.jsonl")
+    message = refused(mine, "--model", base, "--data", "synthetic:labelled*6", "--samples", "2", "--max-new-tokens", "2", "--out", tmp_path / "p.jsonl")
     assert "no preference pairs: 0 mined, 0 left after --balance flow; outcomes {'no teacher': 6}" in message and list(tmp_path.iterdir()) == []

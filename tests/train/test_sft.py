@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import train.sft
+from taosr1.data.judgements import write_judgements
 from taosr1.judge import load_judge
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.task.judgements import write_judgements
-from taosr1.task.world import read_pool
+from taosr1.synthetic.shop import read_pool
 from train.sft import Config
 from train.sft import main as sft
 
-QUICK = ["--data", "world:reasoned*60", "--dev", "world:dev*12", "--batch-size", "8", "--micro-batch-tok", "300", "--max-new-tokens", "20"]
+QUICK = ["--data", "synthetic:reasoned*60", "--dev", "synthetic:dev*12", "--batch-size", "8", "--micro-batch-tok", "300", "--max-new-tokens", "20"]
 
 
 def flags(model: str, out: Path, *more: str) -> list[str]:
@@ -46,7 +46,7 @@ def test_every_row_is_seen_before_any_is_seen_again(base, tmp_path, monkeypatch)
     rows = [row for row in read_pool("reasoned", 60) if row.grade == 4]
     write_judgements(tmp_path / "rows.jsonl", rows)
     steps = len(rows) // 8 + 1
-    sft(flags(base, tmp_path / "run", "--data", str(tmp_path / "rows.jsonl"), "--cots", "all", "--steps", str(steps), "--dev", "world:dev*2"))
+    sft(flags(base, tmp_path / "run", "--data", str(tmp_path / "rows.jsonl"), "--cots", "all", "--steps", str(steps), "--dev", "synthetic:dev*2"))
     counts = Counter(tuple(example.prompt + example.reply) for example in seen)
     assert sum(counts.values()) == 8 * steps and len(counts) == len(rows) and max(counts.values()) == 2
 
@@ -63,7 +63,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(base, tmp_path, look,
 
 
 def test_fresh_tiny_weights_resume_too(tmp_path, look, stopped_after):
-    more = ["--steps", "2", "--eval-every", "1", "--dev", "world:dev*4", "--batch-size", "4"]
+    more = ["--steps", "2", "--eval-every", "1", "--dev", "synthetic:dev*4", "--batch-size", "4"]
     sft(flags("tiny", tmp_path / "whole", *more))
     stopped_after(1, sft, flags("tiny", tmp_path / "parts", *more))
     sft(flags("tiny", tmp_path / "parts", *more))
@@ -106,8 +106,8 @@ def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_pat
         (["--dev-rows", "-5"], "--dev-rows is -5, expected at least 0"),
         (["--order", "cot"], "invalid choice: 'cot'"),
         (["--data", "gone.jsonl"], "no file at gone.jsonl: check --data"),
-        (["--data", "world:labelled*9"], "use world:reasoned or world:explained, or write them with train/label_pool.py"),
-        (["--data", "world:unlabelled*9", "--order", "label"], "its pairs have no grade"),
+        (["--data", "synthetic:labelled*9"], "use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"),
+        (["--data", "synthetic:unlabelled*9", "--order", "label"], "its pairs have no grade"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
         (["--device", "tpu"], "--device tpu: not usable here"),
         (["--resume", "gone"], "--resume gone: no complete checkpoint there"),
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_tokenizer_is_not_continued_unless_one_says_so(b
 
 def test_settings_come_from_a_file_with_flags_on_top(base, tmp_path):
     write_judgements(tmp_path / "rows.jsonl", read_pool("reasoned", 30))
-    settings = {"model": base, "data": str(tmp_path / "rows.jsonl"), "dev": "world:dev*4", "steps": 9, "batch_size": 2, "out": str(tmp_path / "run")}
+    settings = {"model": base, "data": str(tmp_path / "rows.jsonl"), "dev": "synthetic:dev*4", "steps": 9, "batch_size": 2, "out": str(tmp_path / "run")}
     (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     sft(["--config", str(tmp_path / "settings.json"), "--steps", "1"])
     stored = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))

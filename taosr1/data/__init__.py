@@ -1,0 +1,1 @@
+"""Reading and checking judgements: any file becomes checked rows."""

@@ -1,0 +1,61 @@
+"""The pairs of one file by their ids: a pair that comes again must say the same."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from taosr1.data.bad_rows import BadRows, shorten
+
+if TYPE_CHECKING:
+    from taosr1.data.judgements import Judgement
+
+REPEATED = "repeated an earlier pair, and were kept"
+
+
+class Duplicates:
+    """Which (query_id, item_id) a file has had, on which line, with which text and grade.
+
+    Choice: of two rows with the same ids that contradict each other one is wrong, and nobody can say which, so the
+    later is a bad row named with both lines. An exact repeat is harmless (sampling with replacement writes some): it is
+    kept, counted and said once. Rows without both ids are not compared. Only hashes are held: about 130 bytes a pair,
+    whatever the length of its text.
+    """
+
+    def __init__(self, bad_rows: BadRows) -> None:
+        self.bad_rows = bad_rows
+        self._seen: dict[int, int] = {}  # hash of the ids -> line, hash of the text and grade in one integer
+
+    def add(self, line: int, row: Judgement) -> None:
+        """Remember a row.
+
+        Raises: ValueError for ids that named another query or title, or the same pair with another grade, before.
+        """
+        if not (row.query_id and row.item_id):
+            return
+        key = _hash(16, row.query_id, row.item_id)
+        text, grade = _hash(8, row.query, row.title), row.grade or 0
+        stored = self._seen.get(key)
+        if stored is None:
+            self._seen[key] = line << 72 | text << 8 | grade
+            return
+        first, before = stored >> 72, stored & 0xFF
+        if text != stored >> 8 & 0xFFFF_FFFF_FFFF_FFFF:
+            raise ValueError(f"repeated ids: {_named(row)} had another query or title in line {first}")
+        if before and grade and before != grade:
+            raise ValueError(
+                f"repeated ids: field 'grade' is {grade}, but it was {before} in line {first} for {_named(row)}; give one grade a pair"
+            )
+        if grade and not before:
+            self._seen[key] = stored | grade
+        self.bad_rows.note(line, REPEATED, f" (as line {first})")
+
+
+def _hash(size: int, *parts: str) -> int:
+    """A hash of several texts that "a", "bc" and "ab", "c" do not share."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest(), "big")
+
+
+def _named(row: Judgement) -> str:
+    return f"query_id {shorten(repr(row.query_id))} and item_id {shorten(repr(row.item_id))}"

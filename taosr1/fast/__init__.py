@@ -1,0 +1,1 @@
+"""Everything that exists for speed alone; every function has a plain twin outside of this package."""

@@ -1,0 +1,1 @@
+"""What runs any program: command line, signals, files, run folders, checkpoints, jobs in chunks, ranks."""

@@ -1,0 +1,116 @@
+"""Finished chunks of rows as lines with checksums, in files that are only appended to: what `parts.py` keeps on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from taosr1.runtime.files import delete, fsync
+
+_LINE = re.compile(rb'\{"chunk": (\d+), "crc32": "([0-9a-f]{8})", "answers": (.*)\}\n', re.DOTALL)
+
+
+class ChunkFiles:
+    """The files of finished chunks in a folder, one a rank: any of them can be read, one's own appended to.
+
+    place: of each finished chunk its file, and offset and length of its line there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.place: dict[int, tuple[Path, int, int]] = {}
+        self._scanned: dict[Path, tuple[int, int]] = {}  # how far a file was read: offset, lines
+        self._own: IO[bytes] | None = None
+
+    def scan(self) -> None:
+        """Find the chunks that were finished since the last look. What is there twice counts once; what is damaged is said and not counted."""
+        for path in sorted(self.folder.glob("rank-*.jsonl")):
+            offset, lines = self._scanned.get(path, (0, 0))
+            with open(path, "rb") as file:
+                file.seek(offset)
+                for line in file:
+                    if not line.endswith(b"\n"):  # being written, or torn
+                        break
+                    found, lines = parse_part(line), lines + 1
+                    if found is None:
+                        print(f"warning: {path}:{lines} is damaged (its checksum does not fit): its chunk is done again", file=sys.stderr)
+                    else:
+                        self.place.setdefault(found[0], (path, offset, len(line)))
+                    offset += len(line)
+            self._scanned[path] = offset, lines
+
+    def open_own(self, path: Path) -> None:
+        """Append to this file from now on. A last line without its end is what a crash left: it is cut off."""
+        self._own = file = open(path, "ab", buffering=0)
+        end, _ = self._scanned.get(path, (0, 0))
+        if file.tell() > end:
+            print(f"{path}: cut off an unfinished last line of {file.tell() - end} bytes", file=sys.stderr)
+            file.truncate(end)
+            file.seek(end)
+        os.fsync(file.fileno())
+        fsync(self.folder)
+
+    def add(self, number: int, answers: Any) -> None:
+        """Append a finished chunk and force it to disk.
+
+        Raises: OSError where the disk is full, ValueError for NaN; what was added before stays.
+        """
+        assert self._own is not None
+        line, end = part_line(number, json.dumps(answers, allow_nan=False).encode()), self._own.tell()
+        try:
+            left = memoryview(line)
+            while left:  # an unbuffered write may take less than it was given
+                left = left[self._own.write(left) :]
+            os.fsync(self._own.fileno())
+        except OSError as error:
+            with suppress(OSError):  # where this fails too, the next start does it
+                self._own.truncate(end)
+            raise OSError(error.errno, error.strerror, self._own.name) from error
+        self.place[number] = Path(self._own.name), end, len(line)
+
+    def read(self, number: int) -> Any:
+        """The answers of a finished chunk.
+
+        Raises: ValueError for a line that was damaged since it was written.
+        """
+        path, offset, length = self.place[number]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            found = parse_part(file.read(length))
+        if found is None or found[0] != number:
+            raise ValueError(f"{path}: damaged at byte {offset} since it was written; the same command does that chunk again")
+        return json.loads(found[1])
+
+    def forget(self) -> None:
+        """Delete every finished chunk."""
+        delete(self.folder.glob("rank-*.jsonl"))
+        self.place.clear()
+        self._scanned.clear()
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+
+
+def part_line(number: int, payload: bytes) -> bytes:
+    """A finished chunk as one line: its number, a checksum, and its answers, which are JSON already."""
+    return b'{"chunk": %d, "crc32": "%s", "answers": %s}\n' % (number, _checksum(number, payload), payload)
+
+
+def parse_part(line: bytes) -> tuple[int, bytes] | None:
+    """Number and answers of such a line, or None where it is not what was written."""
+    match = _LINE.fullmatch(line)
+    if match is None or match[2] != _checksum(int(match[1]), match[3]):
+        return None
+    return int(match[1]), match[3]
+
+
+def _checksum(number: int, payload: bytes) -> bytes:
+    """Of the chunk's number too: a flipped bit in it must not give the answers to other rows."""
+    return b"%08x" % zlib.crc32(payload, zlib.crc32(b"%d" % number))

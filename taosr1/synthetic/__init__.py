@@ -1,0 +1,1 @@
+"""The embedded shop: invented products and queries with known grades."""

@@ -1,0 +1,86 @@
+"""`--data`: files and pools behind one spelling, and what is said where they lack something."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from taosr1.data.judgements import write_judgements
+from taosr1.data.sources import load_rows
+from taosr1.synthetic.shop import read_pool
+from taosr1.task.prompt import label_of_cot
+
+
+@pytest.fixture(scope="module")
+def reasoned():
+    return read_pool("reasoned", 6)
+
+
+def test_a_pool_of_the_world_has_the_size_that_is_asked_for(reasoned):
+    assert load_rows("synthetic:reasoned*6") == reasoned
+    assert load_rows("synthetic:reasoned*6", limit=2) == reasoned[:2]
+    assert load_rows("synthetic:reasoned*6", seed=3) == read_pool("reasoned", 6, 3)
+
+
+def test_the_explained_pool_is_the_labelled_one_with_true_reasons():
+    labelled, explained = load_rows("synthetic:labelled*200", seed=2), load_rows("synthetic:explained*200", seed=2, need_cot=True)
+    assert [replace(row, cot="") for row in explained] == labelled
+    assert all(label_of_cot(row.cot) == row.grade for row in explained)
+
+
+def test_a_file_is_read_and_cut(reasoned, tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    write_judgements(path, reasoned)
+    assert load_rows(str(path), need_grade=True, need_cot=True) == reasoned
+    assert load_rows(str(path), limit=4) == reasoned[:4]
+
+
+def test_several_sources_are_joined_in_order(reasoned, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_judgements(path, reasoned[:2])
+    rows = load_rows(f"{path}, synthetic:dev*3,synthetic:test*2")
+    assert rows == reasoned[:2] + read_pool("dev", 3) + read_pool("test", 2)
+    assert load_rows(f"{path},synthetic:dev*3", limit=3) == rows[:3]
+    with pytest.raises(ValueError, match=r"synthetic:unlabelled\*3: its pairs have no grade"):
+        load_rows("synthetic:dev*3,synthetic:unlabelled*3", need_grade=True)
+
+
+def test_split_keeps_the_rows_that_say_so(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("query,title,grade,split\na,b,4,train\nc,d,1,test\n", encoding="utf-8")
+    assert [row.query for row in load_rows(str(path), split="test")] == ["c"]
+    assert len(load_rows(str(path))) == 2
+
+
+@pytest.mark.parametrize("spec", ["world:", "synthetic:train", "synthetic:dev*x", "synthetic:dev*-3", "synthetic:dev*1.5"])
+def test_an_unknown_pool_or_size_names_what_is_allowed(spec):
+    with pytest.raises(ValueError, match="expected synthetic:NAME or synthetic:NAME\\*SIZE, NAME one of reasoned, labelled, unlabelled, dev, test"):
+        load_rows(spec)
+
+
+def test_what_a_pool_lacks_is_said_with_the_way_out():
+    with pytest.raises(ValueError, match="no grade; use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py"):
+        load_rows("synthetic:unlabelled*2", need_grade=True)
+    with pytest.raises(ValueError, match="'cot' is missing.*use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"):
+        load_rows("synthetic:labelled*2", need_cot=True)
+    with pytest.raises(ValueError, match=r"synthetic:dev\*0: no rows"):
+        load_rows("synthetic:dev*0")
+
+
+def test_a_missing_file_a_wrong_grade_an_empty_file_and_a_negative_limit_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file at .*gone.jsonl: check --data"):
+        load_rows(str(tmp_path / "gone.jsonl"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"query": "a", "title": "b", "grade": 4}\n{"query": "a", "title": "b", "grade": 5}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: field 'grade' is 5, expected 1-4"):
+        load_rows(str(path))
+    assert len(load_rows(str(path), max_bad_rows=1)) == 1
+    path.write_text('{"query": "a", "title": "b"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: field 'grade' is missing"):
+        load_rows(str(path), need_grade=True)
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="no rows in this file"):
+        load_rows(str(path))
+    with pytest.raises(ValueError, match="-1 rows asked for, expected 0"):
+        load_rows("synthetic:dev*3", limit=-1)

@@ -1,0 +1,595 @@
+"""Jobs in parts: no row lost or doubled, whatever is killed, torn, flipped, changed or started twice. Most ranks here are real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from taosr1.data.judgements import Judgement
+from taosr1.data.rows import write_jsonl
+from taosr1.runtime import chunked_job as module
+from taosr1.runtime.chunk_files import ChunkFiles, parse_part, part_line
+from taosr1.runtime.chunked_job import ChunkedJob, InMemory, chunks_of, job_identity
+from taosr1.runtime.distributed import Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS, SIZE = 23, 4  # six chunks, the last one short
+posix = pytest.mark.skipif(os.name != "posix", reason="ranks are kept apart by POSIX file locks")
+
+
+def answer(row: int) -> dict:
+    return {"row": row, "answer": f"№ {row * row}\n"}
+
+
+def work(out: Path, rank: int = 0, world: int = 1, rows: int = ROWS, **identity: object) -> tuple[list[range], bool]:
+    """Do a rank's share; returns the chunks it did and whether it merged."""
+    did = []
+    with ChunkedJob(out, {"job": "test", **identity}, chunks_of(rows, SIZE), Ranks(rank, world)) as parts:
+        for chunk in parts.missing():
+            parts.add(chunk, [answer(row) for row in chunk])
+            did.append(chunk)
+        merging = parts.to_merge()
+        if merging:
+            write_jsonl(out, (row for answers in parts.answers() for row in answers))
+    return did, merging
+
+
+# The same in a process of its own: WORKER OUT RANK SYNTHETIC, and how it comes to its end.
+WORKER = f"""
+import os, resource, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+from taosr1.runtime.distributed import Ranks
+from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
+from taosr1.data.rows import write_jsonl
+out, rank, world, fate, after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+if fate == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, after))
+def end():
+    os.kill(os.getpid(), signal.SIGKILL)
+with ChunkedJob(out, {{"job": "test"}}, chunks_of({ROWS}, {SIZE}), Ranks(rank, world)) as parts:
+    for done, chunk in enumerate(parts.missing()):
+        if done == after and fate == "killed":
+            end()
+        if done == after and fate == "torn":
+            (out.with_name(out.name + ".parts") / f"rank-{{rank:05}}.jsonl").open("ab").write(b'{{"chunk": 3, "crc')
+            end()
+        if done == after and fate == "sleeps":
+            print("asleep", flush=True)
+            time.sleep(60)
+        parts.add(chunk, [{{"row": row, "answer": f"№ {{row * row}}\\n"}} for row in chunk])
+    if parts.to_merge():
+        if fate == "killed while merging":
+            parts._seal = end
+        write_jsonl(out, (row for answers in parts.answers() for row in answers))
+        print("merged", flush=True)
+"""
+
+
+def worker(out: Path, rank: int = 0, world: int = 1, fate: str = "works", after: int = 0) -> subprocess.Popen:
+    command = [sys.executable, "-c", WORKER, str(out), str(rank), str(world), fate, str(after)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed(*arguments) -> None:
+    process = worker(*arguments)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def asleep() -> Iterator:
+    """asleep(out, rank, world, after): a rank that stands still after so many chunks, until the test ends."""
+    started = []
+
+    def start(*arguments) -> subprocess.Popen:
+        out, rank, world, after = arguments
+        process = worker(out, rank, world, "sleeps", after)
+        started.append(process)
+        assert process.stdout.readline() == "asleep\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "runs" / "out.jsonl"
+
+
+def whole(out: Path, *beside: str) -> None:
+    """OUT holds every answer once, in order, and nothing else is left in its folder."""
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]] == [answer(row) for row in range(ROWS)]
+    assert {path.name for path in out.parent.iterdir()} == {out.name, *beside}
+
+
+def part(out: Path, rank: int = 0) -> Path:
+    return out.parent / f"{out.name}.parts" / f"rank-{rank:05}.jsonl"
+
+
+DONE = "out.jsonl.done.json"
+
+
+# ---- who does what -----------------------------------------------------------------------------------------------------
+
+
+def test_chunks_cover_every_row_once():
+    for rows, size, start in ((0, 3, 0), (1, 3, 0), (9, 3, 5), (10, 3, 5)):
+        assert [row for chunk in chunks_of(rows, size, start) for row in chunk] == list(range(start, start + rows))
+        assert all(len(chunk) == size for chunk in chunks_of(rows, size, start)[:-1])
+
+
+def test_one_process_does_all_in_order_and_leaves_only_the_output(out):
+    assert work(out) == (chunks_of(ROWS, SIZE), True)
+    whole(out)
+
+
+def test_a_job_without_rows_is_done_at_once(tmp_path):
+    assert work(tmp_path / "out.jsonl", rows=0) == ([], True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"] and (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+@posix
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_ranks_that_run_one_after_another_share_the_chunks_and_the_last_merges(out, world, capsys):
+    results = [work(out, rank, world) for rank in reversed(range(world))]
+    assert sorted((chunk for did, _ in results for chunk in did), key=lambda chunk: chunk.start) == chunks_of(ROWS, SIZE)
+    assert [merged for _, merged in results] == [False] * (world - 1) + [True]
+    whole(out, DONE)
+    assert "nobody is at work yet on those of rank" in capsys.readouterr().err
+
+
+@posix
+def test_a_rank_whose_fellow_is_at_work_says_so_and_leaves(out, asleep, capsys):
+    asleep(out, 1, 2, 1)
+    assert work(out, 0, 2)[1] is False and not out.exists()
+    assert f"{out}: rank 0 of 2 has done its share, 4 of 6 chunks are done; the rank that finishes last writes the output" in capsys.readouterr().err
+
+
+@posix
+def test_two_ranks_that_finish_at_once_merge_exactly_once(tmp_path):
+    """Forty small jobs, both ranks let go at the same moment: one of them merges, the other finds it done."""
+    rounds = 40
+    program = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from taosr1.runtime.distributed import Ranks
+from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
+from taosr1.data.rows import write_jsonl
+folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])
+for number in range({rounds}):
+    out = folder / f"{{number}}.jsonl"
+    with ChunkedJob(out, {{}}, chunks_of(4, 1), Ranks(rank, 2)) as parts:
+        for chunk in parts.missing():
+            parts.add(chunk, [{{"row": row}} for row in chunk])
+        (folder / f"{{number}}-{{rank}}").touch()
+        while not (folder / f"{{number}}-{{1 - rank}}").exists():
+            pass
+        if parts.to_merge():
+            write_jsonl(out, (row for answers in parts.answers() for row in answers))
+            print(number)
+"""
+    ranks = [subprocess.Popen([sys.executable, "-c", program, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    found = [process.communicate(timeout=60) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], found
+    merged = [[int(number) for number in output.split()] for output, _ in found]
+    assert sorted(merged[0] + merged[1]) == list(range(rounds))
+    assert sum(errors.count("another rank has merged the parts") for _, errors in found) == rounds
+    for number in range(rounds):
+        assert (tmp_path / f"{number}.jsonl").read_text() == "".join(f'{{"row": {row}}}\n' for row in range(4))
+    assert not list(tmp_path.glob("*.parts"))
+
+
+# ---- killed, torn, flipped ---------------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("fate", ["killed", "torn"])
+def test_what_was_done_before_kill_9_is_not_done_again(out, fate, capsys):
+    killed(out, 0, 1, fate, 2)
+    assert work(out) == (chunks_of(ROWS, SIZE)[2:], True)
+    whole(out)
+    said = capsys.readouterr().err
+    assert f"{out}: rank 0 of 1 continues, 2 of 6 chunks are done" in said
+    assert ("cut off an unfinished last line of 17 bytes" in said) is (fate == "torn")
+
+
+@posix
+def test_a_restart_may_have_another_number_of_ranks(out):
+    """One rank, then two, then one, each time with somebody killed: together they do every chunk once."""
+    killed(out, 0, 1, "killed", 1)  # chunk 0
+    killed(out, 1, 2, "torn", 2)  # 1 and 3
+    assert work(out, 0, 2) == ([range(8, 12), range(16, 20)], False)
+    assert work(out) == ([range(20, 23)], True)
+    whole(out)
+
+
+@posix
+def test_a_line_cut_anywhere_costs_its_own_chunk_and_no_other(out):
+    killed(out, 0, 1, "killed", 3)
+    before = part(out).read_bytes()
+    last = before.rstrip(b"\n").rindex(b"\n") + 1
+    for end in range(last, len(before)):
+        part(out).write_bytes(before[:end])
+        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+            assert next(parts.missing()) == range(8, 12) and parts.done == 8
+        assert part(out).read_bytes() == before[:last]
+    assert work(out) == (chunks_of(ROWS, SIZE)[2:], True)
+    whole(out)
+
+
+@posix
+def test_a_flipped_bit_never_becomes_an_answer(out, capsys):
+    """One bit in every byte of the finished chunks, line ends too: the damage is said, its chunks are done again, and OUT is right."""
+    killed(out, 0, 1, "killed", 2)
+    before, header = part(out).read_bytes(), (part(out).parent / "job.json").read_bytes()
+    for place in range(0, len(before), 3):
+        part(out).parent.mkdir(exist_ok=True)
+        (part(out).parent / "job.json").write_bytes(header)
+        damaged = bytearray(before)
+        damaged[place] ^= 1 << place % 8
+        part(out).write_bytes(damaged)
+        did, merged = work(out)
+        assert merged and len(did) in (5, 6)
+        whole(out)
+        said = capsys.readouterr().err
+        assert "is damaged (its checksum does not fit): its chunk is done again" in said or "cut off an unfinished last line" in said
+        out.unlink()
+
+
+def test_every_single_flipped_bit_of_a_line_is_noticed():
+    line = part_line(37, b'[{"grade": 4, "probs": [0.25, 0.5]}]')
+    assert parse_part(line) == (37, b'[{"grade": 4, "probs": [0.25, 0.5]}]')
+    for place in range(8 * len(line)):
+        damaged = bytearray(line)
+        damaged[place // 8] ^= 1 << place % 8
+        assert parse_part(bytes(damaged)) is None
+
+
+def test_another_chunk_in_a_chunks_place_is_noticed(tmp_path):
+    files, path = ChunkFiles(tmp_path), tmp_path / "rank-00000.jsonl"
+    files.open_own(path)
+    files.add(0, [1])
+    assert files.read(0) == [1]
+    path.write_bytes(part_line(5, b"[1]"))
+    with pytest.raises(ValueError, match="damaged at byte 0"):
+        files.read(0)
+    files.close()
+
+
+def test_damage_while_merging_is_an_error_that_keeps_the_old_output_and_the_other_chunks(out):
+    out.parent.mkdir()
+    out.write_text("old\n")
+    with pytest.raises(ValueError, match=r"rank-00000.jsonl: damaged at byte \d+ since it was written; the same command does that chunk again"):
+        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+            for chunk in parts.missing():
+                parts.add(chunk, [answer(row) for row in chunk])
+            assert parts.to_merge()
+            part(out).write_bytes(part(out).read_bytes().replace(b"361", b"367"))
+            write_jsonl(out, (row for answers in parts.answers() for row in answers))
+    assert out.read_text() == "old\n"
+    assert work(out) == ([range(16, 20)], True)
+    whole(out)
+
+
+@posix
+def test_a_crash_between_the_new_output_and_the_end_of_the_parts_is_harmless(out):
+    for world, beside in ((1, ()), (2, (DONE,))):
+        if world == 2:
+            work(out, 1, 2)
+        killed(out, 0, world, "killed while merging")
+        bytes_before = out.read_bytes()
+        assert part(out).exists()
+        assert work(out, 0, world) == ([], True) and out.read_bytes() == bytes_before
+        whole(out, *beside)
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=posix)])
+@pytest.mark.parametrize("left", range(7))
+def test_a_crash_anywhere_in_the_removal_of_the_parts_is_harmless(out, world, left, monkeypatch):
+    """Killed when `left` of the folder's files are still there: what the next start finds is the done job, or no job."""
+    if world == 2:
+        work(out, 1, 2)
+
+    def delete(paths) -> None:
+        for path in list(paths):
+            if path.parent.name.endswith(".parts") and len(list(path.parent.iterdir())) <= left:
+                raise KeyboardInterrupt
+            path.unlink(missing_ok=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "delete", delete)
+        try:
+            work(out, 0, world)
+        except KeyboardInterrupt:
+            pass
+    before = out.read_bytes()
+    work(out, 0, world)
+    assert out.read_bytes() == before
+    whole(out, *[DONE] * (world == 2))
+
+
+@posix
+def test_a_rank_that_waits_for_a_removal_that_is_killed_finishes_it(out, monkeypatch, capsys):
+    """Rank 0 merged and died when job.json was deleted and the rest was not; rank 1 has done its share and comes to the gate."""
+    with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks(1, 2)) as parts:
+        for chunk in parts.missing():
+            parts.add(chunk, [answer(row) for row in chunk])
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(module, "delete", _dies_after_job_file)
+            work(out, 0, 2)
+        assert part(out, 1).exists() and not (part(out).parent / "job.json").exists()
+        assert parts.to_merge() is False
+    whole(out, DONE)
+    assert "another rank has merged the parts" in capsys.readouterr().err
+
+
+def _dies_after_job_file(paths) -> None:
+    for path in list(paths):
+        if path.name != "job.json":
+            raise KeyboardInterrupt
+        path.unlink()
+
+
+@posix
+def test_a_merge_that_was_killed_leaves_no_torn_output_behind(out):
+    killed(out, 0, 1, "killed", 2)
+    for torn in (".out.jsonl.123.tmp", ".out.jsonl.done.json.4.tmp"):
+        (out.parent / torn).write_text("torn")
+    (out.parent / ".out.jsonl.gz.123.tmp").write_text("somebody else's")
+    work(out)
+    whole(out, ".out.jsonl.gz.123.tmp")
+
+
+@posix
+@pytest.mark.parametrize(("world", "bytes_free", "when"), [(1, 300, "at work"), (2, 700, "merging")])
+def test_a_full_disk_is_an_error_that_keeps_the_old_output_and_the_finished_chunks(out, world, bytes_free, when):
+    """A limit on the size of a file: writing fails inside a line, as on a full disk."""
+    out.parent.mkdir()
+    out.write_text("old\n")
+    if world == 2:
+        work(out, 1, 2)
+    process = worker(out, 0, world, "full", bytes_free)
+    said = process.communicate()[1]
+    assert process.returncode == 1 and "OSError: [Errno 27] File too large" in said and out.read_text() == "old\n"
+    done = len(part(out).read_bytes().split(b"\n")) - 1
+    assert f"stopped; {done if world == 1 else 6} of 6 chunks are done and kept in {part(out).parent}: the same command continues" in said
+    assert 0 < done and part(out).read_bytes().endswith(b"\n")  # the torn line was taken back
+    did, merged = work(out, 0, world)
+    assert merged and len(did) == (6 - done if when == "at work" else 0)
+    whole(out, *[DONE] * (world == 2))
+
+
+# ---- another job, or the same one twice --------------------------------------------------------------------------------
+
+
+def test_another_job_is_refused_with_what_differs_and_begins_once_the_folder_is_gone(out, capsys):
+    with pytest.raises(RuntimeError):
+        with ChunkedJob(out, {"job": "test", "beta": 0.5, "judge": "a1"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+            parts.add(next(parts.missing()), [1])
+            raise RuntimeError
+    with pytest.raises(ValueError) as caught:
+        work(out, beta=0.4, judge="a1", rows=30)
+    said = str(caught.value)
+    assert f"{out}.parts holds an unfinished job with other settings or input" in said and "delete that folder to begin anew" in said
+    assert "(beta was 0.5 and is now 0.4; chunks was 6 and is now 8; rows was 23 and is now 30)" in said
+    for path in part(out).parent.iterdir():
+        path.unlink()
+    assert work(out, beta=0.4)[1]
+
+
+def test_a_job_of_which_nothing_was_finished_is_not_in_the_way_of_another(out, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(ChunkedJob, "_leave_nothing_behind", lambda self: None)  # killed
+        with ChunkedJob(out, {"job": "another"}, chunks_of(ROWS, SIZE), Ranks()):
+            raise KeyboardInterrupt
+    assert (part(out).parent / "job.json").exists()
+    assert work(out)[1]
+    whole(out)
+
+
+def test_chunks_without_a_job_file_are_nobodys_and_not_used(out):
+    """What a crash left of the removal of a job; another one begins."""
+    part(out).parent.mkdir(parents=True)
+    for rank in (0, 3):
+        part(out, rank).write_bytes(part_line(1, b'[{"row": 4, "answer": "of another job"}]'))
+    assert work(out) == (chunks_of(ROWS, SIZE), True)
+    whole(out)
+
+
+def test_a_damaged_job_file_is_named(out):
+    part(out).parent.mkdir(parents=True)
+    (part(out).parent / "job.json").write_text("{")
+    with pytest.raises(ValueError, match=r"job.json is damaged \(.*:1: not JSON.*\): delete the folder .*out.jsonl.parts to begin anew"):
+        work(out)
+
+
+@posix
+def test_the_same_rank_cannot_be_at_work_twice_until_it_is_dead(out, asleep):
+    first = asleep(out, 0, 1, 2)
+    with pytest.raises(ValueError, match=rf"rank 0 of 1 \(process {first.pid} on .*\) is at work on it already: end that process"):
+        work(out)
+    first.kill()
+    first.wait()
+    assert work(out) == (chunks_of(ROWS, SIZE)[2:], True)
+    whole(out)
+
+
+@posix
+def test_ranks_of_another_number_cannot_join(out, asleep):
+    other = asleep(out, 1, 2, 0)
+    for rank, world in ((0, 1), (2, 3), (1, 3)):
+        with pytest.raises(ValueError, match=rf"rank 1 of 2 \(process {other.pid} on .*\) is at work on it: .* then continue as rank {rank} of {world}"):
+            work(out, rank, world)
+    assert work(out, 0, 2)[1] is False
+    with pytest.raises(ValueError, match="holds an unfinished job with other settings or input"):
+        work(out, 0, 2, beta=1)
+
+
+@posix
+def test_a_rank_that_comes_late_finds_its_job_done_and_deleting_the_output_does_it_again(out, capsys):
+    for rank in (0, 1):
+        work(out, rank, 2)
+    before = out.stat().st_mtime_ns
+    assert work(out, 0, 2) == ([], False) and work(out, 1, 2) == ([], False)
+    assert out.stat().st_mtime_ns == before and f"rank 1 of 2 comes late, the job is done ({out}.done.json)" in capsys.readouterr().err
+    whole(out, DONE)
+    assert work(out, 0, 2, beta=1) == ([range(0, 4), range(8, 12), range(16, 20)], False)  # another job is not done
+    assert work(out, 1, 2, beta=1)[1]
+    out.write_text("something else\n")
+    assert len(work(out, 0, 2, beta=1)[0]) == 3 and work(out, 1, 2, beta=1)[1]
+    whole(out, DONE)
+    assert work(out, beta=1) == (chunks_of(ROWS, SIZE), True)  # a single process is nobody's late rank: it begins anew
+    whole(out)
+
+
+@posix
+def test_a_rank_that_has_nothing_to_do_is_in_nobodys_way(out):
+    """Two ranks, one chunk: whichever comes first, rank 0 does it and merges."""
+    assert work(out, 1, 2, rows=3) == ([], False) and not part(out).parent.exists()
+    assert work(out, 0, 2, rows=3) == ([range(3)], True)
+    assert work(out, 1, 2, rows=3) == ([], False) and not part(out).parent.exists()
+
+
+@posix
+def test_a_folder_that_is_deleted_under_a_rank_is_an_error_not_a_success(out):
+    with pytest.raises(ValueError, match=r"out.jsonl.parts was removed while rank 0 of 1 was at work"):
+        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+            for chunk in parts.missing():
+                parts.add(chunk, [answer(row) for row in chunk])
+            for path in part(out).parent.iterdir():
+                path.unlink()
+            part(out).parent.rmdir()
+            parts.to_merge()
+    assert list(out.parent.iterdir()) == []
+    work(out)
+    whole(out)
+
+
+@posix
+def test_a_rank_whose_folder_is_another_jobs_by_now_keeps_its_hands_off(out):
+    with pytest.raises(ValueError, match=r"out.jsonl.parts was removed while rank 0 of 1 was at work"):
+        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+            for chunk in parts.missing():
+                parts.add(chunk, [answer(row) for row in chunk])
+            for path in part(out).parent.iterdir():
+                path.unlink()
+            killed(out, 0, 1, "killed", 5)  # the other job
+            parts.to_merge()
+    assert not out.exists() and work(out) == ([range(20, 23)], True)
+    whole(out)
+
+
+@posix
+def test_who_comes_while_another_merges_waits_and_begins_anew(out):
+    with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+        for chunk in parts.missing():
+            parts.add(chunk, [answer(row) for row in chunk])
+        assert parts.to_merge()
+        newcomer = worker(out)
+        time.sleep(0.3)
+        assert newcomer.poll() is None
+        write_jsonl(out, [])
+    said = newcomer.communicate(timeout=30)
+    assert said == ("merged\n", "")
+    whole(out)
+
+
+@posix
+def test_a_rank_that_comes_to_nothing_leaves_the_folder_to_one_that_is_at_work(out, asleep):
+    asleep(out, 1, 2, 0)
+    before = sorted(part(out).parent.iterdir())
+    with pytest.raises(RuntimeError), ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks(0, 2)):
+        raise RuntimeError
+    assert set(before) < set(part(out).parent.iterdir())
+
+
+@posix
+def test_a_rank_that_waits_for_a_merge_that_is_killed_merges_itself(out):
+    """Rank 1 has finished and stands at the gate while rank 0 merges; rank 0 dies there, and rank 1 takes over."""
+    work(out, 1, 2)
+    program = WORKER.replace("parts._seal = end", "print('merging', flush=True); time.sleep(60)")
+    first = subprocess.Popen([sys.executable, "-c", program, str(out), "0", "2", "killed while merging", "0"], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "merging\n"
+    second = worker(out, 1, 2)
+    time.sleep(0.3)
+    assert second.poll() is None and not out.exists()
+    first.kill()
+    first.communicate()
+    assert second.communicate(timeout=30)[0] == "merged\n"
+    whole(out, DONE)
+
+
+def test_an_attempt_that_comes_to_nothing_leaves_no_trace(out):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()):
+            raise RuntimeError("out of memory")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
+            parts.add(next(parts.missing()), [float("nan")])
+    assert list(out.parent.iterdir()) == []
+
+
+def test_parts_that_lead_to_no_output_can_be_thrown_away(out):
+    with pytest.raises(ValueError, match="nothing to write"):
+        with ChunkedJob(out, {"job": "test"}, chunks_of(2, 1), Ranks()) as parts:
+            for chunk in parts.missing():
+                parts.add(chunk, [])
+            assert parts.to_merge()
+            parts.discard()
+            raise ValueError("nothing to write")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_folder_as_output_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, expected a file name to write: check --out"):
+        work(tmp_path)
+
+
+def test_a_file_where_the_parts_belong_is_an_error(tmp_path):
+    (tmp_path / "out.jsonl.parts").write_text("not ours")
+    with pytest.raises(OSError, match="out.jsonl.parts"):
+        work(tmp_path / "out.jsonl")
+
+
+def test_without_an_output_one_process_keeps_its_answers_and_several_ranks_are_refused():
+    with InMemory(chunks_of(5, 2), Ranks()) as parts:
+        for chunk in parts.missing():
+            parts.add(chunk, list(chunk))
+        assert parts.to_merge() and list(parts.answers()) == [[0, 1], [2, 3], [4]]
+    with pytest.raises(ValueError, match="--out is missing: that file is where the 2 ranks meet"):
+        InMemory(chunks_of(5, 2), Ranks(1, 2))
+
+
+# ---- what makes two jobs the same --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    beta: float | None = None
+    out: str = "a.jsonl"
+    device: str = "cpu"
+
+
+def test_the_identity_of_a_job_is_its_settings_and_the_content_of_its_rows():
+    row = Judgement("boots", "red boots", extra={"split": "test"})
+    identity = job_identity("score", Config(), [row], judge="a1", beta=0.5)
+    assert identity["beta"] == 0.5 and identity["judge"] == "a1" and "out" not in identity and "device" not in identity
+    assert job_identity("score", Config(out="b.jsonl", device="cuda"), [row], judge="a1", beta=0.5) == identity
+    for changed in ([], [row, row], [replace(row, title="red boot")], [replace(row, grade=4)], [replace(row, extra={"split": "train"})]):
+        assert job_identity("score", Config(), changed, judge="a1", beta=0.5) != identity
+    assert job_identity("sample", Config(), [row], judge="a1", beta=0.5) != identity
+    assert job_identity("score", Config(), [{"query": "a"}]) != job_identity("score", Config(), [{"query": "b"}])

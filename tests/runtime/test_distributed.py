@@ -1,0 +1,51 @@
+"""Who a process is, and how work is dealt out. What needs several processes is in tests/learning/test_distributed_model.py."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from taosr1.runtime.distributed import Ranks, gather, local_device, on_rank_zero, share, this_rank
+
+
+def test_a_process_by_itself_is_the_first_and_only_rank(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_rank() == Ranks(0, 1, 0) and this_rank().first
+    assert gather("x") == ["x"] and on_rank_zero(lambda: 3) == 3
+    with pytest.raises(OSError, match="disk"):
+        on_rank_zero(lambda: (_ for _ in ()).throw(OSError("disk")))
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0"), ("", "2")])
+def test_an_environment_that_makes_no_sense_is_refused_by_name(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match="RANK"):
+        this_rank()
+
+
+def test_every_rank_has_its_own_gpu():
+    assert local_device("cuda", Ranks(5, 8, 1)) == "cuda:1"
+    assert local_device("cuda", Ranks()) == "cuda" and local_device("cuda:3", Ranks(1, 2, 1)) == "cuda:3" and local_device("cpu", Ranks(1, 2, 1)) == "cpu"
+
+
+def test_parts_of_all_ranks_are_the_list_each_item_once_and_in_order():
+    chance = random.Random(0)
+    for _ in range(200):
+        items = list(range(chance.randint(0, 30)))
+        costs = [chance.choice((1, 5, 100)) * chance.random() for _ in items]
+        world = chance.randint(1, 9)
+        parts = [share(items, Ranks(rank, world), lambda item, costs=costs: costs[item]) for rank in range(world)]
+        assert sorted(item for part in parts for item in part) == items
+        assert all(part == sorted(part) for part in parts)
+        load = [sum(costs[item] for item in part) for part in parts]
+        assert max(load) <= sum(costs) / world + max(costs, default=0) + 1e-9  # no rank has more than its share and one item
+
+
+def test_the_dearest_item_goes_first_so_that_loads_come_out_even():
+    costs = [3, 3, 2, 2, 2]
+    parts = [share(range(5), Ranks(rank, 2), lambda place: costs[place]) for rank in range(2)]
+    assert sorted(sum(costs[place] for place in part) for part in parts) == [5, 7]
+    assert share(range(3), Ranks(2, 5)) == [2] and share(range(3), Ranks(4, 5)) == []

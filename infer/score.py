@@ -28,8 +28,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -42,8 +41,8 @@ from taosr1.data.sources import SYNTHETIC, load_rows
 from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
-from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
-from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.chunked_job import job_identity, run_in_chunks
+from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
@@ -123,21 +122,10 @@ def refuse_thinker(name: str, judge: Judge) -> None:
         )
 
 
-def score_missing(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, parts: ChunkedJob) -> None:
-    """Score this rank's rows that have no score yet, one batch of prefills after another, with `served` beta and temperature."""
-    bar = progress(total=parts.total, initial=parts.done, desc="score", unit="pair")
-    for chunk in parts.missing():
-        prompts = judge.prompts([row for _, row in pairs[chunk.start : chunk.stop]])
-        scores = score_prompts(judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=batch_tok)
-        parts.add(chunk, [astuple(score) for score in scores])
-        bar.update(len(chunk))
-    bar.close()
-
-
-def scored_rows(pairs: list[Pair], answers: Iterable[list], seen: Counter) -> Iterator[dict]:
-    """The output rows, from the scores of one chunk after another; `seen` counts grades, tiers and label mass on the way."""
-    for (row, judgement), values in zip(pairs, chain.from_iterable(answers), strict=True):
-        score = Score(*values)
+def scored_rows(pairs: list[Pair], answers: Iterable[dict], seen: Counter) -> Iterator[dict]:
+    """The output rows; `seen` counts grades, tiers and label mass on the way. answers: the fields of each row's Score."""
+    for (row, judgement), answer in zip(pairs, answers, strict=True):
+        score = Score(**answer)
         seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
         yield output_row(row, judgement.grade, score)
 
@@ -159,14 +147,21 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     refuse_thinker(name, judge)
     temperature = chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
-    seen: Counter = Counter()
     served = {"beta": beta, "temperature": temperature}
+
+    def work(pairs: list[Pair], start: int) -> list[dict]:
+        prompts = judge.prompts([row for _, row in pairs])
+        scores = score_prompts(
+            judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=config.batch_tok
+        )
+        return [vars(score) for score in scores]
+
+    seen: Counter = Counter()
     identity = job_identity("score", config, (row for row, _ in pairs), judge=model_digest(judge.model, judge.tokenizer, judge.prompt), **served)
-    with ChunkedJob(config.out, identity, chunks_of(len(pairs), ROWS_AT_A_TIME), ranks) as parts:
-        score_missing(judge, pairs, served, config.batch_tok, parts)
-        if not parts.to_merge():
+    with run_in_chunks(config.out, identity, pairs, ROWS_AT_A_TIME, work, "score") as answers:
+        if answers is None:
             return {}
-        rows = write_jsonl(config.out, scored_rows(pairs, parts.answers(), seen))
+        rows = write_jsonl(config.out, scored_rows(pairs, answers, seen))
     mass = seen["label_mass"] / rows
     tiers = {tier: seen[tier] for tier in ("Good", "Mid", "Bad")}
     shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())

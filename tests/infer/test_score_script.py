@@ -202,7 +202,7 @@ def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(fresh_judge, 
     assert as_rank(0, 2, main, [*command, str(out)]) == one
     assert out.read_bytes() == (tmp_path / "one.jsonl.gz").read_bytes()
     assert capsys.readouterr().out == printed.replace("one.jsonl.gz", "two.jsonl.gz")  # the summary, once
-    assert as_rank(1, 2, main, [*command, str(out)]) == {} and "the job is done" in capsys.readouterr().err
+    assert as_rank(1, 2, main, [*command, str(out)]) == {} and "finds the job done" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "one.jsonl.gz", "two.jsonl.gz", "two.jsonl.gz.done.json"}
 
 

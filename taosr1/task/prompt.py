@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from taosr1.data.judgements import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
 from taosr1.task.grades import LABELS, grade_name
+from taosr1.task.judgement import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
 
 ORDERS = ("label", "pre-cot", "post-cot")
 STYLES = ("brief", "full")

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from taosr1 import __version__
-from taosr1.data.rows import clean_value, read_jsonl, write_jsonl
 from taosr1.runtime.chunk_files import ChunkFiles
 from taosr1.runtime.distributed import Ranks, unmute_stdout
 from taosr1.runtime.files import can_lock, delete, is_at, locked, sha256
+from taosr1.runtime.jsonl import clean_value, read_jsonl, write_jsonl
 
 # They say where things are and how a job is executed. What they lead to is in the digests of rows and judge.
 FREE_SETTINGS = ("model", "data", "out", "device", "batch_tok", "split", "limit", "max_bad_rows")

@@ -33,7 +33,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.data.bad_rows import BadRows, shorten
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, parse_judgement, read_rows
@@ -44,6 +43,7 @@ from taosr1.evaluation.report import Prediction, evaluate_predictions, render_re
 from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
+from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.distributed import Ranks, local_device, this_rank

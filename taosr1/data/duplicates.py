@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
-from taosr1.data.bad_rows import BadRows, shorten
-
-if TYPE_CHECKING:
-    from taosr1.data.judgements import Judgement
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.task.judgement import Judgement
 
 REPEATED = "repeated an earlier pair, and were kept"
 

@@ -24,13 +24,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from taosr1.data.bad_rows import BadRows, shorten
-from taosr1.data.rows import clean_value
-
-if TYPE_CHECKING:
-    from taosr1.data.judgements import Judgement
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.jsonl import clean_value
+from taosr1.task.judgement import Judgement
 
 ESCI_COLUMNS = (
     "esci_label", "product_id", "product_locale", "product_title", "product_brand", "product_color", "product_color_name", "product_bullet_point",

@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from taosr1.data.bad_rows import BadRows, shorten
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
-from taosr1.data.rows import check_file, read_csv, read_jsonl, write_jsonl
-from taosr1.data.text import BYTE_ORDER_MARK
+from taosr1.data.rows import read_csv
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.jsonl import read_jsonl, write_jsonl
+from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
 from taosr1.task.grades import GRADES, grade_name
-
-COT_STEPS = ("Query", "Item", "Category", "Attributes", "Decision")
-MAX_COT_CHARS = 10_000  # of the five lines together, where they are learned: more is no explanation, and costs seconds a row
+from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 _READERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One query-product pair. Every text field is untrusted: it is only ever encoded as plain text."""
-
-    query: str
-    title: str
-    brand: str = ""
-    attributes: str = ""  # "name: value; name: value"
-    category: str = ""
-    description: str = ""
-    price: str = ""
-    grade: int | None = None  # 1-4, or None where nobody has judged
-    query_kind: str = ""  # plain, negation, affordable, question, knowledge, or the data's own word
-    query_id: str = ""
-    item_id: str = ""
-    cot: str = ""  # the five-line chain of thought of a reasoned pair
-    extra: dict = field(default_factory=dict)  # every other input column, verbatim
-
-
-COLUMNS = tuple(item.name for item in fields(Judgement) if item.name != "extra")
-PRODUCT_TEXT = ("title", "brand", "attributes", "category", "description")
 
 
 def read_judgements(
@@ -133,28 +108,6 @@ def parse_judgement(row: dict) -> Judgement:
         raise ValueError(f"nothing is said about the product: {', '.join(PRODUCT_TEXT)} are all empty")
     extra = {name: value for name, value in row.items() if name not in COLUMNS}
     return Judgement(**text, grade=_grade(row.get("grade")), extra=extra)
-
-
-def check_cot(cot: str) -> None:
-    """Raise ValueError unless a chain of thought has its five lines, each with its name in front, and no more."""
-    if not cot:
-        raise ValueError("field 'cot' is missing, expected the five lines Query: to Decision:")
-    if len(cot) > MAX_COT_CHARS:
-        raise ValueError(f"field 'cot' has {len(cot)} characters, expected five lines of at most {MAX_COT_CHARS} together")
-    lines = cot.split("\n")
-    if len(lines) != len(COT_STEPS):
-        raise ValueError(f"field 'cot' has {len(lines)} lines, expected {len(COT_STEPS)}: {', '.join(COT_STEPS)}")
-    for line, step in zip(lines, COT_STEPS):
-        if not is_cot_line(line, step):
-            raise ValueError(
-                f"field 'cot' has the line {line[:40]!r}, expected it to begin with '{step}: ' and to be one line, without spaces around its text"
-            )
-
-
-def is_cot_line(line: str, step: str) -> bool:
-    """Whether a line is exactly "Step: text": with text, no space around it, and no other line break (CR, U+2028) in it."""
-    text = line.removeprefix(f"{step}: ")
-    return text != line and text == text.strip() and text.splitlines() == [text]
 
 
 def judgement_to_dict(judgement: Judgement) -> dict:

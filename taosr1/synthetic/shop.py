@@ -15,7 +15,6 @@ import zlib
 from dataclasses import replace
 from functools import lru_cache
 
-from taosr1.data.judgements import Judgement
 from taosr1.synthetic import catalogue as shop
 from taosr1.synthetic.facts import (
     ALL_BRANDS,
@@ -30,6 +29,7 @@ from taosr1.synthetic.facts import (
     facts_of,
     wrong_facts,
 )
+from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
 
 POOL_SIZES = {"reasoned": 3000, "labelled": 9000, "unlabelled": 40000, "dev": 3000, "test": 4000}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taosr1.data.rows import read_jsonl
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.task.grades import GRADES
 
 if TYPE_CHECKING:

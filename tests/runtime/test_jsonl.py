@@ -11,10 +11,11 @@ import pytest
 
 from infer import score
 from taosr1.data import rows
-from taosr1.data.bad_rows import BadRows
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
-from taosr1.data.rows import MAX_DEPTH, REPLACED, clean_value, read_csv, read_jsonl, write_jsonl
-from taosr1.data.text import DamagedFile
+from taosr1.data.rows import read_csv
+from taosr1.runtime.bad_rows import BadRows
+from taosr1.runtime.jsonl import MAX_DEPTH, REPLACED, clean_value, read_jsonl, write_jsonl
+from taosr1.runtime.text_lines import DamagedFile
 
 NEED_HYPOTHESIS = "property tests need the [dev] extra: pip install -e '.[dev]'"
 

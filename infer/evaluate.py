@@ -256,6 +256,7 @@ def evaluation_identity(
     """What the report depends on, for a job that is continued."""
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     facts = {"rows of dev": len(dev), "deployed": deployed and astuple(deployed), "judge": digest}
+    facts["prompt_wording"] = judge.prompt.wording_sha256
     return job_identity("evaluate", config, [*dev, *rows], **facts)
 
 

@@ -174,7 +174,8 @@ def main(argv: list[str] | None = None) -> dict:
         return [vars(reply) for reply in sample(judge, rows, start, config)]
 
     tally = Tally()
-    identity = job_identity("sample", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    identity = job_identity("sample", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
     with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "sample") as answers:
         if answers is None:
             return {}

@@ -10,6 +10,7 @@ Writes one JSON object a line, in input order: every input column as it came, an
     tier        Good, Mid or Bad by CumPT with --beta
     probs       P(grade 1), P(grade 2), P(grade 3), P(grade 4)
     label_mass  probability that the judge answers with a label at all; near 0 the other three mean nothing
+    prompt_sha  which wording of the prompt the judge was asked with (wording_sha256 of taosr1/task/prompt.py)
 The file appears complete or not at all. `infer/evaluate.py --scores scored.jsonl` measures it.
 
 Killed at any moment, the same command continues: finished rows wait in scored.jsonl.parts. Several ranks share the rows, and the last
@@ -122,19 +123,20 @@ def refuse_thinker(name: str, judge: Judge) -> None:
         )
 
 
-def scored_rows(pairs: list[Pair], answers: Iterable[dict], seen: Counter) -> Iterator[dict]:
+def scored_rows(pairs: list[Pair], answers: Iterable[dict], wording: str, seen: Counter) -> Iterator[dict]:
     """The output rows; `seen` counts grades, tiers and label mass on the way. answers: the fields of each row's Score."""
     for (row, judgement), answer in zip(pairs, answers, strict=True):
         score = Score(**answer)
         seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
-        yield output_row(row, judgement.grade, score)
+        yield output_row(row, judgement.grade, score) | {"prompt_sha": wording}
 
 
 def output_row(row: dict, gold: int | None, score: Score) -> dict:
     """An input row with its score. A `gold_grade` from an earlier pass stays: its `grade` was a prediction already."""
     kept = {"gold_grade": gold} if gold is not None and "gold_grade" not in row else {}
     probs = [round(value, DIGITS) for value in score.probs]
-    return {**row, **kept, "grade": score.grade, "tier": score.tier, "probs": probs, "label_mass": round(score.label_mass, DIGITS)}
+    mass = round(score.label_mass, DIGITS)
+    return {**row, **kept, "grade": score.grade, "tier": score.tier, "probs": probs, "label_mass": mass}
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
@@ -157,11 +159,13 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         return [vars(score) for score in scores]
 
     seen: Counter = Counter()
-    identity = job_identity("score", config, (row for row, _ in pairs), judge=model_digest(judge.model, judge.tokenizer, judge.prompt), **served)
+    wording, digest = judge.prompt.wording_sha256, model_digest(judge.model, judge.tokenizer, judge.prompt)
+    facts = {"judge": digest, "prompt_wording": wording, **served}
+    identity = job_identity("score", config, (row for row, _ in pairs), **facts)
     with run_in_chunks(config.out, identity, pairs, ROWS_AT_A_TIME, work, "score") as answers:
         if answers is None:
             return {}
-        rows = write_jsonl(config.out, scored_rows(pairs, answers, seen))
+        rows = write_jsonl(config.out, scored_rows(pairs, answers, wording, seen))
     mass = seen["label_mass"] / rows
     tiers = {tier: seen[tier] for tier in ("Good", "Mid", "Bad")}
     shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())

@@ -140,7 +140,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     prepack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip
-    identity = job_identity("label_pool", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
         # The randomness of a chunk depends on the seed and the chunk's place alone.

@@ -182,7 +182,8 @@ def main(argv: list[str] | None = None) -> dict:
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)
         rows = [rows[index] for index in drawn]
-    identity = job_identity("mine_pairs", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    identity = job_identity("mine_pairs", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
         return mine_rows(judge, rows, start, config)

@@ -22,7 +22,13 @@ from taosr1.model.io.adapters import load_adapters, read_adapter_config
 from taosr1.model.io.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best, weights_fingerprint
 from taosr1.model.io.hf_config import from_hf_config
 from taosr1.model.io.shards import cause_of, read_sharded, stored_shapes, write_sharded
-from taosr1.model.io.weights import load_weights, save_descriptions, save_pretrained, save_weights_sharded, weights_into
+from taosr1.model.io.weights import (
+    load_weights,
+    load_weights_sharded,
+    save_config_and_tokenizer,
+    save_pretrained,
+    save_weights_sharded,
+)
 from taosr1.model.lora import adapters
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.distributed import on_rank_zero, this_rank
@@ -75,7 +81,7 @@ def save_checkpoint(
 
         def finish() -> None:
             if sharded:
-                save_descriptions(model, tokenizer, aside)
+                save_config_and_tokenizer(model, tokenizer, aside)
             else:
                 save_pretrained(model, tokenizer, aside)
                 save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(aside / OPTIMIZER_FILE))
@@ -110,7 +116,7 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
         stored = from_hf_config(read_json(path / "config.json"))
         if stored != model.config:
             raise ValueError(f"{path}: holds a model of another shape ({stored}) than --model ({model.config})")
-        weights_into(model, path) if team and team.sharded else load_weights(model, path)
+        load_weights_sharded(model, path) if team and team.sharded else load_weights(model, path)
     sizes = [[len(group["params"]) for group in groups] for groups in state["optimizers"]]
     expected = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
     if sizes != expected:

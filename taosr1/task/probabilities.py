@@ -1,4 +1,4 @@
-"""What a row of label probabilities is: four numbers, columns in grade order 1..4, that sum to 1."""
+"""Checks label probabilities: four numbers a row, columns in grade order 1..4, that sum to 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUM_TOLERANCE = 1e-3
 
 
 def checked_probs(probs, name: str = "probs") -> np.ndarray:
-    """Checks label probabilities and returns them as float64 (N, 4).
+    """Check label probabilities and return them as float64 (N, 4).
 
     Shapes: probs (N, 4), an array, a tensor or nested sequences; no rows give (0, 4).
     Raises: ValueError naming the first row that is not finite, is negative, or does not sum to 1 within
@@ -39,7 +39,7 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
 
 
 def checked_probs_and_grades(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Checks label probabilities and gold grades of the same rows; returns float64 (N, 4) and int64 (N,).
+    """Check label probabilities and gold grades of the same rows; return float64 (N, 4) and int64 (N,).
 
     Raises: ValueError as `checked_probs`; for no rows, lists of different length, or a grade that is not 1-4, by row.
     """

@@ -37,14 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
-from taosr1.data.rows import BadRows, write_jsonl
 from taosr1.data.sources import SYNTHETIC, load_rows
 from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
+from taosr1.runtime.bad_rows import BadRows
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts

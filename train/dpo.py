@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.data.rows import read_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import dev_scores
 from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
@@ -38,6 +37,7 @@ from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.logprobs import completion_logp, sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 

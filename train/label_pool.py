@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.judgements import Judgement, judgement_to_dict
-from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.fast.generate import generate
 from taosr1.fast.label_probs import label_probabilities
@@ -42,6 +41,7 @@ from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.replies import sampled_replies
 from taosr1.task.prompt import parse_reply

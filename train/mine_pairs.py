@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.fast.generate import generate
 from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
@@ -49,6 +48,7 @@ from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.files import write_json
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies

@@ -24,10 +24,10 @@ from taosr1.task.teacher import read_reply, teacher_messages
 
 
 def row_ids(rows: Sequence[Judgement]) -> list[str]:
-    """One id per row by which a teacher's reply finds its way back: the same rows give the same ids.
+    """One id per row, which connects a teacher's reply to its row: the same rows give the same ids.
 
-    "query_id/item_id" where the row has both, else a checksum of its query and title: a row number would attach
-    replies to the wrong rows once the file is sorted or filtered. A repeated id gets "#2", "#3", ...
+    "query_id/item_id" if the row has both, else a checksum of its query and title: a row number would attach replies
+    to the wrong rows once the file is sorted or filtered. A repeated id gets "#2", "#3", ...
     """
     ids: dict[str, None] = {}  # in order, each once
     count: dict[str, int] = {}
@@ -57,8 +57,8 @@ def export_prompts(
     """Write one prompt per graded row, {"id", "messages"}, with its k rules; with `openai_model`, batch requests.
 
     Returns: the number of prompts.
-    Raises: ValueError naming the first row without a grade unless `skip_ungraded`, and where no row has one; nothing is
-        written then.
+    Raises: ValueError naming the first row without a grade (unless `skip_ungraded`), and if no row has one; then
+        nothing is written.
     """
     named = list(zip(row_ids(rows), rows))  # ids of all rows: `import` is given all rows too
     for number, (name, row) in enumerate(named, start=1):
@@ -66,28 +66,22 @@ def export_prompts(
             raise ValueError(
                 f"row {number} (id {shorten(name)}) has no grade: grade it, or leave such rows out with --skip-ungraded"
             )
-    graded = [(name, row) for name, row in named if row.grade is not None]
-    if not graded:
+    if all(row.grade is None for row in rows):
         raise ValueError("no row has a grade: there is nothing for a teacher to explain")
-    prompts = ((name, teacher_messages(row, rules, k)) for name, row in graded)
-    if openai_model:
-        request = {"method": "POST", "url": "/v1/chat/completions"}
-        return write_jsonl(
-            path,
-            (
-                {"custom_id": name, **request, "body": {"model": openai_model, "messages": messages}}
-                for name, messages in prompts
-            ),
-        )
-    return write_jsonl(path, ({"id": name, "messages": messages} for name, messages in prompts))
+    prompts = ((name, teacher_messages(row, rules, k)) for name, row in named if row.grade is not None)
+    if not openai_model:
+        return write_jsonl(path, ({"id": name, "messages": messages} for name, messages in prompts))
+    request = {"method": "POST", "url": "/v1/chat/completions"}
+    bodies = ((name, {"model": openai_model, "messages": messages}) for name, messages in prompts)
+    return write_jsonl(path, ({"custom_id": name, **request, "body": body} for name, body in bodies))
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of a teacher's replies; each reply is counted once (`inconsistent` says more about accepted ones)."""
+    """Counts of a teacher's replies; each reply is in one count (`inconsistent` is a part of `accepted`)."""
 
     accepted: int = 0
-    contradicted: int = 0  # readable, but decides for another grade than the gold one
+    contradicted: int = 0  # can be read, but decides for another grade than the gold one
     unparsable: int = 0  # not the five lines, or words outside the format
     unknown_id: int = 0  # answers no row of the data
     duplicate: int = 0  # a further reply to a row that already has an accepted one
@@ -101,12 +95,12 @@ class ImportReport:
 def import_replies(
     rows: Sequence[Judgement], path: str | Path, *, max_bad_rows: int = 0, rules: Sequence[Rule] | None = None
 ) -> tuple[list[Judgement], ImportReport]:
-    """Give rows the chains of thought of a replies file: {"id", "reply"} lines, or OpenAI batch output.
+    """Add to rows the chains of thought of a replies file: {"id", "reply"} lines, or OpenAI batch output.
 
     Several replies to one row are allowed; the first acceptable one is taken.
 
     Returns: (the rows that now have a chain of thought, in the data's order; the counts).
-    Raises: ValueError naming file and line for a line that is no reply at all, beyond the first `max_bad_rows`.
+    Raises: ValueError naming file and line for a line that is not a reply, beyond the first `max_bad_rows`.
     """
     rules = load_rules() if rules is None else rules
     row_of = dict(zip(row_ids(rows), rows))
@@ -115,7 +109,7 @@ def import_replies(
     bad_rows = BadRows(path, max_bad_rows)
     for line, reply in read_jsonl(path, bad_rows, flag="--replies"):
         try:
-            name, text = _reply(reply)
+            name, text = _id_and_text(reply)
         except ValueError as problem:
             bad_rows.add(line, problem)
             continue
@@ -133,7 +127,7 @@ def import_replies(
     return [answered[name] for name in row_of if name in answered], ImportReport(**counts)
 
 
-def _reply(line: dict) -> tuple[str, str]:
+def _id_and_text(line: dict) -> tuple[str, str]:
     """(row id, reply text) of one line of a replies file; a request that failed has an empty, unparsable reply."""
     if "custom_id" in line:
         name, text = line["custom_id"], ""
@@ -144,7 +138,7 @@ def _reply(line: dict) -> tuple[str, str]:
                 raise ValueError("an OpenAI batch line without 'response' and 'error'") from None
         text = "" if text is None else text
     else:
-        missing = [field for field in ("id", "reply") if field not in line]
+        missing = [name for name in ("id", "reply") if name not in line]
         if missing:
             raise ValueError(f"fields {missing} are missing, expected 'id' and 'reply' (or OpenAI batch output)")
         name, text = line["id"], line["reply"]
@@ -153,6 +147,7 @@ def _reply(line: dict) -> tuple[str, str]:
     return name, text
 
 
+# --- Command line -----------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m taosr1.data.teacher_files",
@@ -163,33 +158,19 @@ def _parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     export = commands.add_parser("export", formatter_class=formatter, help="write one chat prompt per graded row")
     export.add_argument("--k", type=int, default=8, help="rules of the rule book shown with each row")
-    export.add_argument(
-        "--skip-ungraded", action="store_true", help="leave out rows without a grade instead of stopping"
-    )
-    export.add_argument(
-        "--openai-batch", metavar="MODEL", default="", help="write OpenAI batch requests for this model"
-    )
+    export.add_argument("--skip-ungraded", action="store_true", help="leave rows without a grade out, do not stop")
+    export.add_argument("--openai-batch", metavar="MODEL", default="", help="write OpenAI batch requests to this model")
     importing = commands.add_parser("import", formatter_class=formatter, help="attach the replies to their rows")
-    importing.add_argument(
-        "--replies",
-        required=True,
-        default=argparse.SUPPRESS,
-        help='JSONL of {"id": ..., "reply": ...}, or OpenAI batch output',
-    )
+    required = {"required": True, "default": argparse.SUPPRESS}
+    replies = 'JSONL of {"id": ..., "reply": ...}, or OpenAI batch output'
+    importing.add_argument("--replies", **required, help=replies)
+    data = "graded rows: JSONL, CSV or parquet, ours or ESCI's; the same for both commands"
+    skipped = "bad input rows to skip (all are counted, the first ones named)"
     for command in (export, importing):
-        command.add_argument(
-            "--data",
-            required=True,
-            default=argparse.SUPPRESS,
-            help="graded rows: JSONL, CSV or parquet, ours or ESCI's; the same for both commands",
-        )
-        command.add_argument(
-            "--out", required=True, default=argparse.SUPPRESS, help="file to write (.jsonl or .jsonl.gz)"
-        )
-        command.add_argument(
-            "--rules", default=argparse.SUPPRESS, help="rule book to use instead of the bundled rules.jsonl"
-        )
-        command.add_argument("--max-bad-rows", type=int, default=0, help="bad input rows to skip (all are counted, the first ones named)")
+        command.add_argument("--data", **required, help=data)
+        command.add_argument("--out", **required, help="file to write (.jsonl or .jsonl.gz)")
+        command.add_argument("--rules", default=argparse.SUPPRESS, help="rule book (default: the bundled rules.jsonl)")
+        command.add_argument("--max-bad-rows", type=int, default=0, help=skipped)
     return parser
 
 

@@ -131,7 +131,7 @@ def _refuse_other_encodings(path: Path, line: bytes) -> None:
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: a character cut at the end is allowed
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the last character may be cut
     except UnicodeDecodeError:
         return False
     return all(character >= " " or character in "\t\r\n" for character in text)

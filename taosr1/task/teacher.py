@@ -29,8 +29,9 @@ CATEGORY_WORDS = {
     "sibling": "related sibling",
     "different": "different",
 }
-MAX_FIELD_CHARS = 2000  # of the query and of each product field in an exported prompt: enough to judge by, and a bound on its cost
-MAX_STEP_CHARS = 600  # of one line of a reply: a teacher that rambles on is not one to learn from
+# Of the query and of each product field in an exported prompt: enough to judge by, and a bound on the cost.
+MAX_FIELD_CHARS = 2000
+MAX_STEP_CHARS = 600  # of one line of a reply: longer explanations are no good examples to learn from
 
 SYSTEM = f"""You explain relevance judgements of an online shop. You are given a shopping query, a product, the shop's \
 rules that concern them and the grade a person gave. Write the chain of thought that leads to this grade, in exactly \
@@ -64,9 +65,10 @@ def write_cot(
 ) -> str:
     """The five lines of a chain of thought, from facts.
 
-    `outcomes` are (demand, outcome) pairs in the query's order; the "no-" of an exclusion is dropped, since the Query
-    line already says "not". `evidence`, parallel to them, is what was asked and what the item has ("colour red: navy near"):
-    looking the two up and judging them are easy steps for a small model where all at once is hard.
+    outcomes: (demand, outcome) pairs in the query's order; the "no-" of an exclusion is dropped, since the Query line
+        already says "not".
+    evidence: parallel to outcomes, what was asked and what the item has ("colour red: navy near"). Looking the two up
+        and then judging them are easy steps for a small model; doing both at once is hard.
 
     Raises: ValueError for an unknown category fact, outcome or grade, or an empty or multi-line query or item line.
     """
@@ -79,45 +81,34 @@ def write_cot(
         if not line.strip() or len(line.splitlines()) != 1:
             problems.append(f"{name} is {line!r}, expected one line of text")
     outcomes = list(outcomes)
-    problems += [
-        f"outcome of {demand!r} is {word!r}, expected {'|'.join(OUTCOMES)}"
-        for demand, word in outcomes
-        if word not in OUTCOMES
-    ]
+    for demand, word in outcomes:
+        if word not in OUTCOMES:
+            problems.append(f"outcome of {demand!r} is {word!r}, expected {'|'.join(OUTCOMES)}")
     if problems:
         raise ValueError("; ".join(problems))
     found = [f" {value}" for value in evidence] if evidence is not None else [""] * len(outcomes)
-    attributes = "; ".join(f"{d.removeprefix('no-')}{value} {word}" for (d, word), value in zip(outcomes, found)) or "none"
-    steps = (query_line, item_line, CATEGORY_WORDS[category_fact], attributes, grade_name(grade))
+    judged = [f"{d.removeprefix('no-')}{value} {word}" for (d, word), value in zip(outcomes, found)]
+    steps = (query_line, item_line, CATEGORY_WORDS[category_fact], "; ".join(judged) or "none", grade_name(grade))
     return "\n".join(f"{name}: {text}" for name, text in zip(COT_STEPS, steps))
 
 
-# ---- an outside LLM: prompt and reply ---------------------------------------------------------------------------------
-
-
+# --- An outside LLM: its prompt and its reply -------------------------------------------------------------------------
 def teacher_messages(row: Judgement, rules: Sequence[Rule], k: int) -> list[dict[str, str]]:
     """The chat messages that ask an outside LLM for one row's chain of thought.
 
     Choice: the query and every field are cut to `MAX_FIELD_CHARS` characters, as `encode_prompt` cuts them for our own
-    judge: a shop's description of a megabyte would otherwise be paid for by the token. The rows themselves stay whole.
+    judge: a description of a megabyte would cost as many tokens. The rows themselves are not changed.
 
     Raises: ValueError for a row without a grade.
     """
     if row.grade is None:
-        raise ValueError(
-            f"no grade for query {shorten(repr(row.query))} and title {shorten(repr(row.title))}: the teacher explains a known grade"
-        )
+        pair = f"query {shorten(repr(row.query))} and title {shorten(repr(row.title))}"
+        raise ValueError(f"no grade for {pair}: the teacher explains a known grade")
     query = row.query[:MAX_FIELD_CHARS]
     product = {name: getattr(row, name)[:MAX_FIELD_CHARS] for name in (*PRODUCT_TEXT, "price") if getattr(row, name)}
     chosen = retrieve(query, product.get("title", ""), product.get("category", ""), rules, k)
-    lines = [
-        "Query (data):",
-        json.dumps(query, ensure_ascii=False),
-        "",
-        "Product (data):",
-        json.dumps(product, ensure_ascii=False, indent=1),
-        "",
-    ]
+    lines = ["Query (data):", json.dumps(query, ensure_ascii=False), ""]
+    lines += ["Product (data):", json.dumps(product, ensure_ascii=False, indent=1), ""]
     if chosen:
         lines += ["Rules that may concern them:", *(f"- {rule.text}" for rule in chosen), ""]
     lines.append(f"Grade given: {grade_name(row.grade)}")
@@ -134,9 +125,8 @@ _STEP_LINE = re.compile(
 def extract_cot(text: str) -> str | None:
     """The five lines in an outside LLM's reply, or None.
 
-    What stands around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full
-    stop); what they say is not touched. Each name has to occur exactly once, in order, with at most `MAX_STEP_CHARS`
-    behind it.
+    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop);
+    their text is not changed. Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
     """
     text = text.rpartition("</think>")[2]
     found = [match for match in map(_STEP_LINE.fullmatch, text.splitlines()) if match]
@@ -149,7 +139,10 @@ def extract_cot(text: str) -> str | None:
 
 
 def read_reply(text: str, gold: int | None, rules: Sequence[Rule]) -> tuple[str, str, int | None]:
-    """(accepted | contradicted | unparsable, the chain of thought, the grade its steps imply)."""
+    """Check a teacher's reply against the gold grade it was given.
+
+    Returns: (accepted | contradicted | unparsable, the chain of thought, the grade its steps imply under the rules).
+    """
     cot = extract_cot(text) or ""
     parsed = parse_reply(cot, "pre-cot")
     implied = implied_grade(parsed, rules)

@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fuzz
 from fuzz_files import OPERATORS, make
 
-from taosr1.data import duplicates, judgements
-from taosr1.data import rows as csv_rows
+from taosr1.data import csv_rows, duplicates, judgements
 from taosr1.runtime import bad_rows, jsonl, text_lines
 
 pytestmark = pytest.mark.skipif(not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not")

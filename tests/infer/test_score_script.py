@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from infer.score import main
-from taosr1.data.rows import read_jsonl
 from taosr1.judge import load_judge
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import store_beta, store_temperature
 from taosr1.serving.scorer import score_prompts

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import write_jsonl
 from taosr1.runtime import chunked_job as module
 from taosr1.runtime.chunk_files import ChunkFiles, chunk_line, parse_line
 from taosr1.runtime.chunked_job import ChunkedJob, NothingToWriteError, chunks_of, job_identity, run_in_chunks
 from taosr1.runtime.distributed import Ranks
+from taosr1.runtime.jsonl import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, SIZE = 23, 4  # six chunks, the last one short
@@ -63,7 +63,7 @@ from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
-from taosr1.data.rows import write_jsonl
+from taosr1.runtime.jsonl import write_jsonl
 out, rank, world, ending, after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 if ending == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (after, after))
@@ -181,7 +181,7 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
-from taosr1.data.rows import write_jsonl
+from taosr1.runtime.jsonl import write_jsonl
 folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])
 for number in range({rounds}):
     out = folder / f"{{number}}.jsonl"

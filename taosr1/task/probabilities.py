@@ -38,8 +38,8 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
     return rows
 
 
-def checked_fit(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Check the rows for a fit, and return probabilities as float64 (N, 4) and gold grades as int64 (N,).
+def checked_probs_and_grades(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Check label probabilities and gold grades of the same rows; return float64 (N, 4) and int64 (N,).
 
     Raises: ValueError as `checked_probs`; for no rows, lists of different length, or a grade that is not 1-4, by row.
     """
@@ -48,7 +48,7 @@ def checked_fit(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     if len(gold) != len(probs):
         raise ValueError(f"probs has {len(probs)} rows, grades has {len(gold)}: they must be parallel")
     if len(gold) == 0:
-        raise ValueError("no rows to fit on: probs and grades are empty")
+        raise ValueError("no rows: probs and grades are empty")
     wrong = ~np.isin(gold, GRADES)
     if wrong.any():
         row = int(wrong.argmax())

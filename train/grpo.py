@@ -36,6 +36,7 @@ from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.examples import agreeing, examples_of
+from taosr1.learning.identity import identity
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
 from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
@@ -49,7 +50,7 @@ from taosr1.model.io.weights import load_weights_sharded
 from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters
 from taosr1.runtime.cli import at_least, check, option, parse_config
-from taosr1.runtime.run_folder import Run, RunFlags, identity, is_unfinished, run_problems
+from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
 from taosr1.runtime.signals import run_main
 
 THINKER = "runs/thinker-sft"

@@ -1,4 +1,4 @@
-"""Paths of a model's files and of a run's checkpoints, and the folder that a `--model` argument stands for."""
+"""Paths of a model's files, and the folder that a `--model` argument stands for."""
 
 from __future__ import annotations
 
@@ -7,64 +7,20 @@ import re
 from pathlib import Path
 
 from taosr1.model.tokenizer import TOKENIZER_FILES
-from taosr1.runtime.files import MANIFEST_FILE, DamagedError, read_checksummed, read_json
+from taosr1.runtime.checkpoint import best_checkpoint
+from taosr1.runtime.files import MANIFEST_FILE, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-BEST_FILE = "best.json"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_STEP_FOLDER = re.compile(r"step-(\d{6,})")
-
-
-# ---- runs ------------------------------------------------------------------------------------------------------------
-
-
-def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a folder, oldest first.
-
-    An unfinished checkpoint never has such a name; damage is found by `verify`.
-    """
-    found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in Path(folder).glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
-
-
-def read_best(folder: str | Path) -> dict:
-    """best.json of a folder of checkpoints: step and score of the best one; {} where nothing was evaluated yet.
-
-    Raises: DamagedError naming the file, where its checksum does not fit.
-    """
-    path = Path(folder) / BEST_FILE
-    try:
-        return read_checksummed(path) if path.exists() else {}
-    except DamagedError as error:
-        hint = "without it the newest checkpoint counts as the best, and the next evaluation writes it again"
-        raise DamagedError(f"{error}; {hint}") from error
 
 
 def model_folder(path: str | Path) -> str:
-    """What to load for `--model`: of a run folder its best checkpoint (the newest, where nothing was evaluated).
+    """What to load for `--model`: of a run folder its best checkpoint; any other path or a hub id unchanged.
 
-    Anything else, a Hugging Face folder or a hub id, is returned unchanged.
-    Raises: FileNotFoundError for a run without a complete checkpoint, or whose best checkpoint is missing;
-        DamagedError for a checkpoint without its manifest.
+    Raises: as `runtime.checkpoint.best_checkpoint`.
     """
-    folder = Path(path) / "checkpoints"
-    if not folder.is_dir():
-        return str(path)
-    steps = dict(checkpoints(folder))
-    if not steps:
-        raise FileNotFoundError(
-            f"--model {path}: the run has no complete checkpoint yet; run its script again to continue it"
-        )
-    best = read_best(folder).get("step", max(steps))
-    if best not in steps:
-        raise FileNotFoundError(
-            f"--model {path}: {folder / BEST_FILE} names step {best}, which is not there; "
-            f"give one of {', '.join(map(str, steps.values()))}"
-        )
-    if not (steps[best] / MANIFEST_FILE).is_file():
-        raise DamagedError(f"--model {path}: {steps[best] / MANIFEST_FILE} is missing, so nothing can be verified")
-    return str(steps[best])
+    return str(best_checkpoint(path) or path)
 
 
 def weights_fingerprint(source: str) -> str:
@@ -92,9 +48,6 @@ def weights_fingerprint(source: str) -> str:
         base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
         digest.update(weights_fingerprint(base).encode())
     return f"{folder.name}, sha256 {digest.hexdigest()[:16]}"
-
-
-# ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def resolve_folder(folder_or_hub_id: str | Path) -> Path:

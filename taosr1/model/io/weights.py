@@ -20,10 +20,10 @@ from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config, save_adapters
 from taosr1.model.io.folders import ADAPTER_CONFIG, INDEX, SINGLE, resolve_folder, weight_files
 from taosr1.model.io.hf_config import from_hf_config, to_hf_config
-from taosr1.model.io.shards import read_sharded, write_sharded
 from taosr1.model.lora import adapters, add_adapters, merge_adapters
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.files import read_json, replacing, verify, write_json
+from taosr1.runtime.shards import read_sharded, write_sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAPPED_BYTES = 64 * 2**20  # of a weights file, held in memory at most while it is copied

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,6 +17,11 @@ from torch import Tensor
 from taosr1.runtime.distributed import lost_contact
 
 SHARD_FOLDER = "sharded"  # where DCP keeps the ranks' files until it has consolidated them
+
+
+def is_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of the tensors is a slice of one that is distributed over ranks (a DTensor)."""
+    return any(hasattr(tensor, "full_tensor") for tensor in tensors)
 
 
 def read_sharded(tensors: dict[str, Tensor], folder: str | Path) -> None:

@@ -21,9 +21,7 @@ from taosr1.runtime.text_lines import (
 )  # fmt: skip
 
 
-def read_csv(
-    path: str | Path, bad_rows: BadRows | None = None, *, delimiter: str = ","
-) -> Iterator[tuple[int, dict]]:
+def read_csv(path: str | Path, bad_rows: BadRows | None = None, *, delimiter: str = ",") -> Iterator[tuple[int, dict]]:
     """The records of a CSV file with a header line, as dicts of strings with the number of the line each begins on.
 
     Cells are kept exactly. Spaces around a column's name are dropped, and lines of white space alone are skipped. A

@@ -1,4 +1,4 @@
-"""Ranks by their environment, and how work is shared. tests/learning/test_distributed_model.py has several processes."""
+"""Ranks by their environment, and how work is shared. tests/learning/test_distributed_model.py starts several."""
 
 from __future__ import annotations
 

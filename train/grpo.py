@@ -46,7 +46,7 @@ from taosr1.learning.selection import balanced_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
-from taosr1.model.io.weights import load_weights_sharded
+from taosr1.model.io.weights import load_weights
 from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
         def whole(name: str) -> AbstractContextManager[Decoder]:
             folder = judge.model.source if name == "start" else model_folder(config.out)
-            load_weights_sharded(judge.model, folder)
+            load_weights(judge.model, folder)
             return team.whole(DTYPES[config.dtype])
 
         return last | before_and_after(judge, judge.model, config.out, test, config.max_new_tokens, whole)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from taosr1.fast.prepack import can_prepack, prepack
 from taosr1.learning.batches import Sized
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.weights import load_weights_sharded
+from taosr1.model.io.weights import load_weights
 from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters
 from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
@@ -177,7 +177,7 @@ def _shard(root: Root, device: torch.device | str) -> None:
         fully_shard(part, mesh=mesh, reshard_after_forward=True, shard_placement_fn=_placement)
     if on_meta:
         model.to_empty(device=device)
-        load_weights_sharded(model, model.source)
+        load_weights(model, model.source)
 
 
 def _placement(parameter: nn.Parameter):

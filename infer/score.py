@@ -39,7 +39,7 @@ from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
 from taosr1.data.rows import BadRows, write_jsonl
 from taosr1.data.sources import SYNTHETIC, load_rows
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
+from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
@@ -128,7 +128,7 @@ def score_missing(judge: Judge, pairs: list[Pair], served: dict[str, float], bat
     bar = progress(total=parts.total, initial=parts.done, desc="score", unit="pair")
     for chunk in parts.missing():
         prompts = judge.prompts([row for _, row in pairs[chunk.start : chunk.stop]])
-        scores = score_prompts(judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=batch_tok)
+        scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=batch_tok)
         parts.add(chunk, [astuple(score) for score in scores])
         bar.update(len(chunk))
     bar.close()
@@ -152,10 +152,9 @@ def output_row(row: dict, gold: int | None, score: Score) -> dict:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    set_plain(config.plain)
     pairs = read_pairs(config)
     device = local_device(config.device, ranks)
-    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=device, seed=config.seed)
+    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     refuse_thinker(name, judge)
     temperature = chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 
+from taosr1 import fast
 from taosr1.data.judgements import Judgement
+from taosr1.engine import PLAIN, Engine
 from taosr1.fast.quantize import quantize
-from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
@@ -42,6 +45,7 @@ class Judge:
     model: Decoder
     tokenizer: Tokenizer
     prompt: PromptConfig
+    engine: Engine = PLAIN
 
     def prompts(self, judgements: list[Judgement]) -> list[list[int]]:
         """Token ids of every judgement's prompt, each leaving the model room for a reply.
@@ -70,19 +74,28 @@ class Judge:
         return replace(self, prompt=replace(self.prompt, order=order))
 
 
-def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> Judge:
+def load_judge(
+    spec: str,
+    *,
+    order: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+    plain: bool = False,
+) -> Judge:
     """The judge behind `--model`: "tiny" (fresh weights), "bundled" (a trained tiny thinker), a run folder, a Hugging Face folder, or a hub id.
 
     A folder that taosr1 wrote says how it is asked (prompt.json); any other is asked in full. `order` overrides the
     order of the reply: an SFT stage may teach a thinker to answer first.
+    `plain` leaves the fast engine out: every function is the plain program's.
     Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device.
     """
     check_device(device)
     if spec == TINY:
         judge = _tiny_judge(order or "post-cot", seed, device)
         if dtype not in DTYPES:
-            quantize(judge.model, dtype)
-        return judge
+            quantize(judge.model, dtype, emulate=plain)
+        return judge if plain else fast.enable(judge)
     spec = str(BUNDLED_FOLDER) if spec == BUNDLED else spec
     if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
         raise FileNotFoundError(f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id")
@@ -90,9 +103,10 @@ def load_judge(spec: str, *, order: str | None = None, dtype: str = "float32", d
     beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
     model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
     if dtype != beside:
-        quantize(model, dtype)
+        quantize(model, dtype, emulate=plain)
     prompt = PromptConfig.load(folder) or PromptConfig()
-    return Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
+    judge = Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
+    return judge if plain else fast.enable(judge)
 
 
 def check_device(device: str) -> None:

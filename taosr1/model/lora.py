@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taosr1.fast.onednn_linear import Linear, linear
 from taosr1.model.decoder import Decoder
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -62,17 +61,21 @@ class LoraLinear(nn.Linear):
         self.lora, self.scale, self.active = config, config.alpha / config.rank, True
 
     def forward(self, x: Tensor) -> Tensor:
-        out = linear(x, self.weight, self.bias)
+        out = self.product(x, self.weight, self.bias)
         if not self.active:
             return out
         # Sampling and evaluation run without gradients, and without dropout.
         x = F.dropout(x, self.lora.dropout, training=self.training and torch.is_grad_enabled())
         down, up = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
-        return out + self.scale * linear(linear(x, down), up)
+        return out + self.scale * self.product(self.product(x, down), up)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
+        return F.linear(x, weight, bias)
 
     def merged(self) -> nn.Linear:
         """The plain layer with W + scale * B A, computed in float32 and rounded once. It takes W over: this layer is spent."""
-        plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         with torch.no_grad():
             change = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
@@ -88,7 +91,7 @@ def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator 
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first (`merge_adapters`)")
     model.requires_grad_(False)
-    places = [(module, name) for module in model.modules() for name, child in module.named_children() if type(child) is Linear]
+    places = [(module, name) for module in model.modules() for name, child in module.named_children() if _takes_adapter(child)]
     unknown = set(config.targets) - {name for _, name in places}
     if unknown:
         raise ValueError(f"LoRA targets {', '.join(sorted(unknown))} name no linear layer of this model (stacked experts take no adapter)")
@@ -96,6 +99,11 @@ def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator 
         if name in config.targets:
             setattr(module, name, LoraLinear(getattr(module, name), config, generator))
     return model
+
+
+def _takes_adapter(module: nn.Module) -> bool:
+    """Whether this is a linear layer of whole weights, plain or fast, and no part of an adapter."""
+    return isinstance(module, nn.Linear) and not isinstance(module, LoraLinear)
 
 
 def adapters(model: nn.Module) -> list[LoraLinear]:

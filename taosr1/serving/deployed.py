@@ -6,7 +6,6 @@ import math
 import sys
 from pathlib import Path
 
-from taosr1.fast.prepack import prepack
 from taosr1.judge import Judge, check_device, load_judge
 from taosr1.model.io.folders import checkpoints, model_folder
 from taosr1.runtime.files import read_json, write_json
@@ -26,12 +25,19 @@ HOW_TO_TRAIN = {
 
 
 def open_judge(
-    spec: str, *, thinkers: bool = True, dtype: str = "float32", device: str = "cpu", seed: int = 0, decodes: bool = False
+    spec: str,
+    *,
+    thinkers: bool = True,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+    decodes: bool = False,
+    plain: bool = False,
 ) -> tuple[str, Judge]:
     """(name, judge) behind `--model`, for inference; where that is empty, the furthest trained of the scripts' own runs.
 
     `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
-    all the same, and the caller says what it cannot do. `decodes`: it will write many tokens, see `prepack`.
+    all the same, and the caller says what it cannot do. `decodes`: it will write many tokens, see `Engine.prepack`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     check_device(device)
@@ -39,11 +45,11 @@ def open_judge(
     if name.startswith(RUNS) and not Path(name).is_dir():  # reads like a hub id, but nobody means one
         raise FileNotFoundError(f"--model {name}: no such run here; give the folder of a run, a Hugging Face folder or a hub id")
     try:
-        judge = load_judge(name, dtype=dtype, device=device, seed=seed)
+        judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
-    prepack(judge.model, decodes=decodes)
+    judge.engine.prepack(judge.model, decodes=decodes)
     return name, judge
 
 

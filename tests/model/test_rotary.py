@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from taosr1.model.rotary import Llama3Scaling, rotary_tables, rotate
+from taosr1.model.config import Llama3Scaling, rotary_tables, rotate
 
 
 def test_a_pair_of_channels_turns_by_position_times_frequency(make_model):

@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from taosr1.runtime import files
 from taosr1.model.io.folders import resolve_folder
 from taosr1.model.io.weights import load_decoder, load_pretrained, load_weights, save_pretrained
 from taosr1.model.tokenizer import Tokenizer
+from taosr1.runtime import files
 
 IDS = torch.tensor([[5, 9, 2, 60, 3]])
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taosr1.fast.onednn_linear import plain_paths
-from taosr1.fast.prepack import can_prepack
+from taosr1.engine import PLAIN
 from taosr1.learning import distributed_model as parallel
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.trainee import MemoryFlags, memory_problems
@@ -75,8 +74,7 @@ def test_what_samples_shares_what_it_need_not_change_and_adapters_sample_as_they
     judge = make_judge()
     sampler = DistributedModel(judge.model).for_sampling(torch.float32)
     assert sampler.model.embed_tokens.weight.data_ptr() == judge.model.model.embed_tokens.weight.data_ptr()
-    with plain_paths():
-        sampler = DistributedModel(judge.model).for_sampling(torch.float32)
+    sampler = DistributedModel(judge.model, PLAIN).for_sampling(torch.float32)
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(sampler.parameters(), judge.model.parameters(), strict=True))
     add_adapters(judge.model, LoraConfig(2, 4))
     assert DistributedModel(judge.model).for_sampling(torch.float32) is judge.model

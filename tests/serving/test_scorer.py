@@ -9,10 +9,10 @@ from taosr1.judge import Judge
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.sampling import label_probabilities
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.scorer import score_prompts
 from taosr1.serving.tiering import cumulative_tier
-from taosr1.sampling import label_probabilities
 from taosr1.task.grades import TIERS
 from taosr1.task.prompt import PromptConfig
 

@@ -18,7 +18,7 @@ from taosr1.runtime.text_lines import (
     damage_in,
     read_lines,
     rows_in,
-)  # fmt: skip
+)
 
 
 def read_csv(path: str | Path, bad_rows: BadRows | None = None, *, delimiter: str = ",") -> Iterator[tuple[int, dict]]:

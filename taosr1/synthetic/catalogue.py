@@ -70,20 +70,10 @@ BRANDS: dict[str, tuple[str, ...]] = {
 TIER_PRICE_FACTOR = (0.5, 1.0, 2.0, 4.0)
 
 # Similar values share a family: a value of the demanded family is "near", one of another family "missed".
-COLOUR_FAMILIES = (
-    ("red", "crimson"),
-    ("blue", "navy"),
-    ("green", "olive"),
-    ("black", "charcoal"),
-    ("white", "ivory"),
-)
+COLOUR_FAMILIES = (("red", "crimson"), ("blue", "navy"), ("green", "olive"), ("black", "charcoal"), ("white", "ivory"))
 MATERIAL_FAMILIES = (
-    ("leather", "suede"),
-    ("cotton", "linen"),
-    ("wool", "fleece"),
-    ("steel", "aluminum"),
-    ("wood", "bamboo"),
-)
+    ("leather", "suede"), ("cotton", "linen"), ("wool", "fleece"), ("steel", "aluminum"), ("wood", "bamboo"),
+)  # fmt: skip
 MATERIALS: dict[str, tuple[str, ...]] = {
     "footwear": ("leather", "suede", "cotton", "wool"),
     "clothing": ("cotton", "linen", "wool", "fleece", "leather"),
@@ -156,10 +146,8 @@ CONCEPTS: tuple[tuple[tuple[str, ...], tuple[str, str, bool]], ...] = (
     (("in the shade of ripe tomatoes", "in fire engine paint", "in stop sign tones"), ("colour", "red", False)),
     (("in the shade of the deep sea", "in sailor uniform tones", "like the midnight sky"), ("colour", "navy", False)),
     (("that will not show coffee stains", "hiding every smudge", "safe near mud"), ("colour", "white", True)),
-    (
-        ("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"),
-        ("material", "steel", False),
-    ),
+    (("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"),
+     ("material", "steel", False)),
 )
 
 # Query templates by kind. {t} is the type, {d} a positive demand (may be empty), {x} the excluded value, {b} the brand

@@ -150,8 +150,7 @@ def test_untrusted_text_cannot_produce_control_tokens(family, tokenizer, library
     assert attack in library.decode(ids, skip_special_tokens=False)  # as text
 
 
-def test_a_rendered_prompt_is_encoded_as_transformers_encodes_it(family, tokenizer, library, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
+def test_a_rendered_prompt_is_encoded_as_transformers_encodes_it(transformers, family, tokenizer, library, tmp_path):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     rendered = tokenizer.render_prompt([{"role": "user", "content": "hiking boots"}])
     assert tokenizer.encode_trusted(rendered) == theirs(rendered, add_special_tokens=False).input_ids

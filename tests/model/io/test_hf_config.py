@@ -58,8 +58,7 @@ def test_what_is_written_is_read_back(architecture):
     assert from_hf_config(written) == config
 
 
-def test_keys_left_out_mean_what_transformers_takes_them_to_mean():
-    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
+def test_keys_left_out_mean_what_transformers_takes_them_to_mean(transformers):
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     for name in ("Qwen2", "Qwen3", "Llama", "Mistral", "Qwen3Moe"):
         raw = {"architectures": [f"{name}ForCausalLM"], **{key: QWEN3[key] for key in sizes}}

@@ -50,8 +50,7 @@ def test_a_saved_model_is_read_back_bit_for_bit(family, tied, make_model, tokeni
         assert ("lm_head.weight" in stored.keys()) is not tied
 
 
-def test_transformers_reads_the_same_tensors_from_our_folder(family, make_model, tokenizer, assert_close, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
+def test_transformers_reads_the_same_tensors(transformers, family, make_model, tokenizer, assert_close, tmp_path):
     model = make_model(family, vocab_size=tokenizer.vocab_size)
     save_pretrained(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -69,9 +68,8 @@ def test_transformers_reads_the_same_tensors_from_our_folder(family, make_model,
 @pytest.mark.parametrize(
     "name, tied", [("Llama", False), ("Mistral", False), ("Qwen2", True), ("Qwen3", True), ("Qwen3Moe", False)]
 )
-def test_a_folder_of_transformers_passes_through_unchanged(name, tied, dtype, tokenizer, tmp_path):
+def test_a_folder_of_transformers_passes_through_unchanged(transformers, name, tied, dtype, tokenizer, tmp_path):
     """transformers -> taosr1 -> disk: equal bytes, and config keys we know nothing about are kept."""
-    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
     sizes = {"vocab_size": tokenizer.vocab_size, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     sizes |= {"eos_token_id": 3, "tie_word_embeddings": tied}

@@ -15,7 +15,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
     """softmax(Q K^T / sqrt(D)) V for grouped queries: H query heads share K key heads, H / K each.
 
     Shapes: query (B, T, H, D), key and value (B, K, S, D), mask (B or 1, 1, T, S) bool, True where a query attends
-        to a key (at least one key for every query) -> (B, T, H * D). Scores and softmax are computed in float32 or wider.
+        to a key (at least one key for every query) -> (B, T, H * D). Scores and softmax are float32 or wider.
     Source: 1706.03762, section 3.2.1; grouped queries: 2305.13245.
     """
     rows, length, heads, size = query.shape

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): y = W x + (alpha / rank) B A x, with W frozen and A and B trained.
+"""LoRA (Hu et al. 2021, 2106.09685) by hand: y = W x + (alpha / rank) B A x, W frozen, A and B trained.
 
-With its adapters switched off (`adapters_off`) the model is the one that training began with: the reference policy of
-DPO and GRPO without a second copy of the weights. `model.io.adapters` reads and writes adapters.
+An adapter is a low-rank change on top of frozen weights. Switched off (`adapters_off`) the model is the one that
+training began with: DPO's and GRPO's reference policy without a second copy. Files: `io/adapters.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Settings of all adapters of a model.
-
-    rank: rows of A and columns of B. alpha: their product is scaled by alpha / rank. dropout: on the input of A.
-    targets: last part of the names of the adapted layers; sorted, so that equal settings compare equal.
-    Raises: ValueError listing every setting out of range.
-    """
+    """rank: rows of A and columns of B. alpha: their product is scaled by alpha / rank. targets: names of the layers."""
 
     rank: int
     alpha: float
@@ -35,7 +30,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))
+        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))  # sorted, so that configs compare equal
         problems = []
         if type(self.rank) is not int or self.rank < 1:
             problems.append(f"rank is {self.rank!r}, expected an integer >= 1")
@@ -50,16 +45,17 @@ class LoraConfig:
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with an adapter; `weight` and `bias` are those of the layer it replaces and keep their names."""
+    """A linear layer with an adapter. It keeps the layer's `weight` and `bias`, so their names in files stay."""
 
     def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator | None = None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        # float32, whatever the dtype of the frozen weights.
-        self.lora_A = nn.Linear(self.in_features, config.rank, bias=False, device=base.weight.device)
-        self.lora_B = nn.Linear(config.rank, self.out_features, bias=False, device=base.weight.device)
-        bound = 1 / math.sqrt(self.in_features)  # as in PEFT: A uniform, B zero, so that nothing changes at first
+        device = base.weight.device
+        # float32, whatever the type of the frozen weights
+        self.lora_A = nn.Linear(self.in_features, config.rank, bias=False, device=device)
+        self.lora_B = nn.Linear(config.rank, self.out_features, bias=False, device=device)
+        bound = 1 / math.sqrt(self.in_features)  # as PEFT: A uniform, B zero, so an adapter starts as no change
         with torch.no_grad():
             self.lora_A.weight.copy_((torch.rand(config.rank, self.in_features, generator=generator) * 2 - 1) * bound)
             self.lora_B.weight.zero_()
@@ -79,10 +75,7 @@ class LoraLinear(nn.Linear):
         return F.linear(x, weight, bias)
 
     def merged(self) -> nn.Linear:
-        """The plain layer with W + scale * B A, computed in float32 and rounded once.
-
-        It takes over W and changes it, so this layer cannot be used afterwards.
-        """
+        """A linear layer of W + scale * B A, computed in float32 and rounded once; it reuses W, so drop this layer."""
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         with torch.no_grad():
@@ -92,33 +85,37 @@ class LoraLinear(nn.Linear):
 
 
 def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator | None = None) -> Decoder:
-    """Freeze the model and put an adapter on every linear layer that `config.targets` names; returns the model.
+    """Freeze the model and put an adapter on every linear layer whose last name is a target; returns the model.
 
-    Raises: ValueError where the model has adapters already, or a target is no linear layer (stacked experts are none).
+    Raises: ValueError if the model has adapters already, or a target names no linear layer (stacked experts do not).
     """
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first (`merge_adapters`)")
     model.requires_grad_(False)
-    children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-    linear = [(parent, name, child) for parent, name, child in children if isinstance(child, nn.Linear)]
-    unknown = set(config.targets) - {name for _, name, _ in linear}
+    modules = list(model.modules())
+    places = [(module, name) for module in modules for name, child in module.named_children() if _takes_adapter(child)]
+    unknown = set(config.targets) - {name for _, name in places}
     if unknown:
         names = ", ".join(sorted(unknown))
         raise ValueError(f"LoRA targets {names} name no linear layer of this model (stacked experts take no adapter)")
-    for parent, name, child in linear:
+    for module, name in places:
         if name in config.targets:
-            setattr(parent, name, LoraLinear(child, config, generator))
+            setattr(module, name, LoraLinear(getattr(module, name), config, generator))
     return model
 
 
+def _takes_adapter(module: nn.Module) -> bool:
+    """Whether this is a linear layer of whole weights, plain or fast, and no part of an adapter."""
+    return isinstance(module, nn.Linear) and not isinstance(module, LoraLinear)
+
+
 def adapters(model: nn.Module) -> list[LoraLinear]:
-    """The layers with an adapter, in the order of the model's modules; [] where there are none."""
     return [module for module in model.modules() if isinstance(module, LoraLinear)]
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes as without its adapters: the reference policy."""
+    """A context in which the adapters are off: the model is the frozen one below them, the reference policy."""
     found = adapters(model)
     for layer in found:
         layer.active = False
@@ -130,7 +127,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merge_adapters(model: Decoder) -> Decoder:
-    """Replace every adapted layer by a plain one with the adapter added to its weight; returns the model, trainable."""
+    """Add every adapter into its layer for good; returns the model, plain and trainable again."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoraLinear):

@@ -37,10 +37,10 @@ from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, parse_judgement, read_rows
 from taosr1.data.sources import load_rows
+from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.bad_rows import BadRows, shorten
@@ -221,7 +221,7 @@ def run_judge(config: Config, ranks: Ranks) -> dict:
     rows = load_rows(
         config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows, need_grade=True
     )
-    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, plain=config.plain)
     thinker = judge.prompt.order == "pre-cot"
     if thinker and (config.dev or config.beta is not None):
         raise ValueError(f"--model {name} reasons before it answers and has no label probabilities: CumPT (--dev, --beta) cannot be used")
@@ -364,7 +364,6 @@ def report_on(rows: Sequence[Judgement], predictions: Sequence[Prediction], beta
 def main(argv: list[str] | None = None) -> dict:
     """Returns the report, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    set_plain(config.plain)
     if not config.scores:
         return run_judge(config, ranks)
     if ranks.world > 1:

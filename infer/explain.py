@@ -24,8 +24,7 @@ import torch
 
 from taosr1.data.judgements import Judgement, judgement_to_dict
 from taosr1.data.sources import load_rows
-from taosr1.fast.generate import generate
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
+from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
@@ -98,13 +97,13 @@ def explain(judge: Judge, row: Judgement, beta: float, temperature: float, max_n
     found: dict = {"grade": None, "tier": None, "probs": None, "label_mass": None}
     first_token = None
     if judge.prompt.order != "pre-cot":
-        score = score_prompts(judge.model, judge.tokenizer, [prompt], beta=beta, temperature=temperature)[0]
+        score = score_prompts(judge, [prompt], beta=beta, temperature=temperature)[0]
         found |= {"grade": score.grade, "tier": score.tier, "probs": list(score.probs), "label_mass": score.label_mass}
         # The reasons are those for the grade that is shown, also where the judge would rather not answer with a label.
         first_token = torch.tensor([judge.tokenizer.label_ids[score.grade - GRADES[0]]])
     if judge.prompt.order == "label":
         return found | {"reply": "", "finished": True, "well_formed": True, "decision": None, "implied": None}
-    rollouts = generate(
+    rollouts = judge.engine.generate(
         judge.model, [prompt], max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids, first_tokens=first_token
     )
     text = judge.reply_text(rollouts.replies()[0])
@@ -173,9 +172,8 @@ def notes(found: dict, order: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
-    set_plain(config.plain)
     rows = read_pairs(config)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=config.device, seed=config.seed, plain=config.plain)
     if judge.prompt.order == "pre-cot" and config.beta is not None:
         raise ValueError(f"--beta: --model {name} reasons before it answers and has no label probabilities, so CumPT cannot be used")
     unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in judge.prompt.fields]

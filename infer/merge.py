@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(config.out)
     if out.exists():
         raise FileExistsError(f"--out {out}: exists already; choose another folder")
-    judge = load_judge(config.model, dtype=config.dtype)
+    judge = load_judge(config.model, dtype=config.dtype, plain=True)
     with new_folder(out, manifest=False) as aside:
         save_pretrained(judge.model, judge.tokenizer, aside)
         judge.prompt.save(aside)

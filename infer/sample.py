@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
-from taosr1.fast.generate import generate
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
+from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.io.digest import model_digest
@@ -90,7 +89,7 @@ class Tally:
 
 def sample(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[SampledReply]:
     """`samples` replies to each row of a chunk. Their randomness depends on the seed and the chunk's place alone."""
-    rollouts = generate(
+    rollouts = judge.engine.generate(
         judge.model, judge.prompts(rows), samples=config.samples, max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids,
         generator=keyed_generator(config.seed, "sample", start),
@@ -166,9 +165,8 @@ def render(summary: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    set_plain(config.plain)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, decodes=True)
+    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, decodes=True, plain=config.plain)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
         return [vars(reply) for reply in sample(judge, rows, start, config)]

@@ -38,7 +38,7 @@ from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
 from taosr1.data.sources import SYNTHETIC, load_rows
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
+from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.bad_rows import BadRows
@@ -143,10 +143,9 @@ def output_row(row: dict, gold: int | None, score: Score) -> dict:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    set_plain(config.plain)
     pairs = read_pairs(config)
     device = local_device(config.device, ranks)
-    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=device, seed=config.seed)
+    name, judge = open_judge(config.model, thinkers=False, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     refuse_thinker(name, judge)
     temperature = chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
@@ -154,8 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 
     def work(pairs: list[Pair], start: int) -> list[dict]:
         prompts = judge.prompts([row for _, row in pairs])
-        scores = score_prompts(
-            judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=config.batch_tok
+        scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=config.batch_tok
         )
         return [vars(score) for score in scores]
 

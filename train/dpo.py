@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.sources import load_rows
+from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import DTYPES
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
@@ -34,7 +34,7 @@ from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
 from taosr1.learning.selection import shuffled_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
-from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
 from taosr1.runtime.jsonl import read_jsonl
@@ -135,20 +135,19 @@ def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    set_plain(config.plain)
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
-    judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed)
+    judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(
         config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows, need_grade=True
     )
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
-    team = DistributedModel(judge.model, fsdp=config.fsdp, device=device)
+    team = DistributedModel(judge.model, judge.engine, fsdp=config.fsdp, device=device)
     label_position = "none" if judge.prompt.order == "pre-cot" else "first"
 
     def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(2B,) each: log-probs of the whole replies and of their first tokens, and how many tokens they are; all weighted."""
-        logp = completion_logp(model, batch.ids, batch.mask)
+        logp = judge.engine.completion_logp(model, batch.ids, batch.mask)
         weights = label_token_weights(batch.mask, config.label_weight, label_position)
         first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
         return sequence_logp(logp, batch.mask, weights=weights), first, weights.sum(dim=1)

@@ -30,8 +30,8 @@ import torch
 
 from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
+from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
@@ -47,7 +47,6 @@ from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import load_weights
-from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
@@ -153,13 +152,12 @@ def reference_policy(model: Decoder) -> Decoder:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    set_plain(config.plain)
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     start_from = config.model
     if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
         print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")
         start_from = BUNDLED
-    judge = load_trainee(start_from, config, dtype=config.dtype, device=device, seed=config.seed)
+    judge = load_trainee(start_from, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
         raise ValueError(f"--difficulty prefill needs label-first replies, but {start_from} thinks first (pre-cot); use --difficulty samples")
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
@@ -176,8 +174,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev, test=test, sft_data=anchors))
     frozen = reference_policy(judge.model) if config.kl_beta else None
-    team = DistributedModel(judge.model, fsdp=config.fsdp, device=device)
-    reference = team if frozen is judge.model else frozen and DistributedModel(frozen, fsdp=config.fsdp, device=device)
+    team = DistributedModel(judge.model, judge.engine, fsdp=config.fsdp, device=device)
+    reference = team if frozen is judge.model else frozen and DistributedModel(frozen, judge.engine, fsdp=config.fsdp, device=device)
     settings = RolloutSettings(
         groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
         min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
@@ -204,8 +202,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def loss_fn(model, batch: RolloutBatch | AnchorBatch) -> LossSum:
         if isinstance(batch, AnchorBatch):
-            return LossSum(batch.scale * sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask).sum, 0.0, {})
-        logp, entropy = completion_logp(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
+            return LossSum(batch.scale * sft_loss(judge.engine.completion_logp(model, batch.ids, batch.mask), batch.mask).sum, 0.0, {})
+        logp, entropy = judge.engine.completion_logp(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
         return grpo_loss(
             logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, kl_estimator=config.kl_estimator, clip_low=config.clip_low,
             clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights, entropy=entropy,
@@ -240,7 +238,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             return team.whole(DTYPES[config.dtype])
 
         return last | before_and_after(judge, judge.model, config.out, test, config.max_new_tokens, whole)
-    start = judge.model if adapters(judge.model) else frozen or load_judge(start_from, device=device).model
+    start = judge.model if adapters(judge.model) else frozen or load_judge(start_from, device=device, plain=config.plain).model
     return last | before_and_after(judge, start, config.out, test, config.max_new_tokens)
 
 

@@ -31,10 +31,7 @@ import torch
 
 from taosr1.data.judgements import Judgement, judgement_to_dict
 from taosr1.data.sources import load_rows
-from taosr1.fast.generate import generate
-from taosr1.fast.label_probs import label_probabilities
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
-from taosr1.fast.prepack import prepack
+from taosr1.engine import PLAIN_HELP
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.io.digest import model_digest
@@ -78,7 +75,7 @@ class Config:
 def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: torch.Generator) -> list[Judgement]:
     """The rows with the judge's grade, reasons and confidence; those it could not answer (or got wrong) are missing."""
     if judge.prompt.order == "label":  # nothing to decode: the label is one token
-        scored = label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
+        scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
         best, column = scored.probs.max(dim=1)
         answers = zip(rows, column.tolist(), (best * scored.label_mass).log().tolist())
         graded = [_graded(row, index + 1, "", confidence) for row, index, confidence in answers]
@@ -93,7 +90,7 @@ def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: t
 
 def _decoded(judge: Judge, rows: list[Judgement], samples: int, temperature: float, config: Config, generator: torch.Generator) -> list[Judgement]:
     """The likeliest usable reply of each row: parsed in full and, with --only-right, of the gold grade."""
-    rollouts = generate(
+    rollouts = judge.engine.generate(
         judge.model, judge.prompts(rows), samples=samples, max_new_tokens=config.max_new_tokens, temperature=temperature,
         stop_ids=judge.tokenizer.eos_ids, generator=generator,
     )  # fmt: skip
@@ -135,9 +132,8 @@ def kept_rows(graded: Iterable[dict], limit: float, grades: Counter) -> Iterator
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns how many rows there were and how many are graded, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    set_plain(config.plain)
-    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
-    prepack(judge.model, decodes=True)
+    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), plain=config.plain)
+    judge.engine.prepack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)

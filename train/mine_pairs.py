@@ -31,9 +31,7 @@ import torch
 
 from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
-from taosr1.fast.generate import generate
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
-from taosr1.fast.prepack import prepack
+from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge, load_judge
 from taosr1.learning.selection import (
     TEACHER,
@@ -87,7 +85,7 @@ class Config:
 def mine_rows(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[dict]:
     """`mine_row` for a chunk of rows. Its randomness depends on the seed and the chunk's place alone."""
     prompts, generator = judge.prompts(rows), keyed_generator(config.seed, "mine", start)
-    rollouts = generate(
+    rollouts = judge.engine.generate(
         judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator,
     )  # fmt: skip
@@ -175,9 +173,8 @@ def balanced(pairs: list[dict], config: Config) -> list[dict]:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the merging to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    set_plain(config.plain)
-    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks))
-    prepack(judge.model, decodes=True)
+    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), plain=config.plain)
+    judge.engine.prepack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)

@@ -22,8 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.sources import load_rows
+from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.fast.onednn_linear import PLAIN_HELP, set_plain
 from taosr1.judge import DTYPES, TINY
 from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
@@ -33,7 +33,6 @@ from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.selection import balanced_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
-from taosr1.model.logprobs import completion_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
@@ -85,9 +84,8 @@ class Config(MemoryFlags, RunFlags):
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
-    set_plain(config.plain)
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
-    judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout)
+    judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout, plain=config.plain)
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
@@ -95,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
-    team = DistributedModel(judge.model, fsdp=config.fsdp, device=device)
+    team = DistributedModel(judge.model, judge.engine, fsdp=config.fsdp, device=device)
     fresh = config.model == TINY and not config.fsdp
     muon_lr = config.muon_lr if config.optimizer == "muon" or (config.optimizer == "auto" and fresh) else 0.0
 
@@ -107,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def loss_fn(model, batch: Batch) -> LossSum:
         weights = label_token_weights(batch.mask, config.label_weight, "none" if config.order == "pre-cot" else "first")
-        return sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask, weights=weights)
+        return sft_loss(judge.engine.completion_logp(model, batch.ids, batch.mask), batch.mask, weights=weights)
 
     def evaluate(step: int) -> dict[str, float]:
         with team.whole(DTYPES[config.dtype]) as model:

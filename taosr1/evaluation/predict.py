@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from taosr1.data.judgements import Judgement
+from taosr1.engine import PLAIN
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
-from taosr1.fast.generate import Rollouts, generate
-from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge, load_judge
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters
@@ -20,6 +19,7 @@ from taosr1.model.io.folders import model_folder
 from taosr1.model.lora import adapters, adapters_off
 from taosr1.runtime.distributed import gather, on_rank_zero, share, this_rank
 from taosr1.runtime.files import verify, write_json
+from taosr1.sampling.rollouts import Rollouts
 from taosr1.task.grades import GRADES
 from taosr1.task.prompt import Reply, parse_reply
 from taosr1.task.rules import implied_grade, load_rules
@@ -54,7 +54,7 @@ def predict_with_cost(
     if judge.prompt.order == "pre-cot":
         replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
         return [_with_steps(reply) for reply in replies], Cost(len(prompts), int(rollouts.lengths.sum()))
-    scored = label_probabilities(judge.model, judge.tokenizer, prompts, progress=progress)
+    scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, prompts, progress=progress)
     grades = (scored.probs.argmax(-1) + GRADES[0]).tolist()
     columns = [grades, scored.probs.tolist(), scored.label_mass.tolist()]
     if not (explain and judge.prompt.order == "post-cot"):
@@ -79,7 +79,7 @@ def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: in
 def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[Reply], Rollouts]:
     """The most likely continuation of every prompt, token by token, parsed."""
     stop_ids = judge.tokenizer.eos_ids
-    rollouts = generate(judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=stop_ids)
+    rollouts = judge.engine.generate(judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=stop_ids)
     return [parse_reply(judge.reply_text(ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
 
 
@@ -137,7 +137,9 @@ def before_and_after(
             load_adapters(start, model_folder(run_folder))
             opened = nullcontext(start)
         else:
-            opened = nullcontext(load_judge(run_folder, device=str(next(start.parameters()).device)).model)
+            opened = nullcontext(load_judge(
+                run_folder, device=str(next(start.parameters()).device), plain=judge.engine is PLAIN
+            ).model)
         with opened as model:
             contender = replace(judge, model=model)
             grades = [prediction.grade for prediction in predict_together(contender, rows, max_new_tokens)]

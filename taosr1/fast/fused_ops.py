@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from taosr1.fast.onednn_linear import is_plain
 from taosr1.fast.triton_support import can_use_triton
 from taosr1.model.rotary import rotate
 
@@ -29,9 +28,9 @@ def use_fused(x: Tensor, head_dim: int = 16) -> bool:
 def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
     """Queries or keys: each head normalised (Qwen3), then turned. Shapes: x (B, T, H, D), weight (D,) or None, cos and sin as in `rotate`."""
     if use_fused(x, x.shape[-1]):
-        from taosr1.fast import triton_kernels as kernels
+        from taosr1.fast import triton_kernels
 
-        return kernels.norm_and_rotate(x, weight, eps, cos, sin)
+        return triton_kernels.norm_and_rotate(x, weight, eps, cos, sin)
     if weight is not None:
         x = rms_norm(x, weight, eps)
     return rotate(x, cos, sin)
@@ -39,7 +38,7 @@ def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, s
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x over its root mean square, times weight, along the last dimension (1910.07467)."""
-    if x.device.type != "cpu" or is_plain() or not x.dtype == weight.dtype in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or not x.dtype == weight.dtype in (torch.float32, torch.float64):
         return F.rms_norm(x, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return RMSNormalised.apply(x, weight, eps)
@@ -84,9 +83,9 @@ class RMSNormalised(torch.autograd.Function):
 def add_and_norm(x: Tensor, added: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """x + added, and that behind its norm, an `RMSNorm`. Shapes: (B, T, C) both -> (B, T, C), (B, T, C)."""
     if use_fused(x):
-        from taosr1.fast import triton_kernels as kernels
+        from taosr1.fast import triton_kernels
 
-        return kernels.add_and_norm(x, added, norm.weight, norm.eps)
+        return triton_kernels.add_and_norm(x, added, norm.weight, norm.eps)
     x = x + added
     return x, norm(x)
 
@@ -94,9 +93,9 @@ def add_and_norm(x: Tensor, added: Tensor, norm: Callable[[Tensor], Tensor]) -> 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. Shapes: both (B, T, I)."""
     if use_fused(gate):
-        from taosr1.fast import triton_kernels as kernels
+        from taosr1.fast import triton_kernels
 
-        return kernels.gated(gate, up)
+        return triton_kernels.gated(gate, up)
     return F.silu(gate) * up
 
 
@@ -117,8 +116,8 @@ class GatedSiLU(torch.autograd.Function):
 def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
     """Sums of e^(logit - top) over the last dimension. Shapes: blocks (R, N, B), top (R, 1) -> (R, N)."""
     if use_fused(blocks):
-        from taosr1.fast import triton_kernels as kernels
+        from taosr1.fast import triton_kernels
 
-        return kernels.block_sums(blocks, top)
+        return triton_kernels.block_sums(blocks, top)
     parts = zip(*(x.split(max(1, NUMBERS_AT_ONCE // (blocks.shape[1] * blocks.shape[2]))) for x in (blocks, top[..., None])))
     return torch.cat([(some - most).exp_().sum(-1) for some, most in parts])

@@ -1,10 +1,9 @@
-"""One prefill per product: the probabilities of the four labels at the first generated position (paper, section 5)."""
+"""Label probabilities with shared prefixes computed once; the plain twin is `taosr1.sampling.label_probs`."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,32 +11,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taosr1.fast.generate import choose_tokens
-from taosr1.fast.onednn_linear import is_plain
-from taosr1.fast.prefix_groups import PrefixGroup, batch_by_length, group_by_prefix, pad_right, tokens_at_once
+from taosr1.fast.choose_tokens import choose_tokens
+from taosr1.fast.kv_cache import FastKVCache
+from taosr1.fast.prefix_groups import PrefixGroup, group_by_prefix, tokens_at_once
 from taosr1.fast.shared_prefix_cache import SCORES_AT_ONCE, SharedPrefixCache
 from taosr1.fast.varlen import VarlenPrefixes, VarlenRows, VarlenSuffixes, send, use_varlen
-from taosr1.model.decoder import DecoderConfig
-from taosr1.model.kv_cache import KVCache
+from taosr1.model.config import DecoderConfig
+from taosr1.sampling.batching import batch_by_length, pad_right
+from taosr1.sampling.label_probs import LabelProbs, check_prompts, read_labels
 
 # The head runs over the whole vocabulary to measure label mass; this bounds its (rows, V) float32 logits to 64 MiB.
 LOGITS_AT_ONCE = 1 << 24
 # On a GPU so many prompts are looked through for what they share while it computes those before. At first it has nothing to do: fewer.
 PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128
-
-
-@dataclass(frozen=True)
-class LabelProbs:
-    """What one prefill says about each prompt; both on the CPU, float32, in the order of the prompts.
-
-    Shapes: probs (P, 4), column g - 1 is grade g and rows sum to 1; label_mass (P,), the full-vocabulary probability
-    that the first token is any label at all. A low mass means that the model is not answering with a label, whatever
-    `probs` says.
-    """
-
-    probs: Tensor
-    label_mass: Tensor
-    drawn: Tensor | None = None  # (P, G) int64, the first tokens of G replies, where they were asked for
 
 
 @torch.no_grad()
@@ -51,65 +37,41 @@ def label_probabilities(
     temperature: float = 1.0,
     progress: bool = False,
 ) -> LabelProbs:
-    """Scores each prompt with one forward pass and no decoding: P(grade) = softmax over the four label logits.
+    """`taosr1.sampling.label_probs.label_probabilities` with prefixes that prompts share computed once.
 
-    With `uniform` (P, G), numbers in [0, 1), the same pass also draws the first token of G replies to each prompt, at `temperature`: how
-    hard a prompt is, without decoding. Handed to `generate` as `first_tokens`, they give replies with exactly the distribution that
-    `generate` alone gives: the first token is drawn from the same logits either way. Drawing it anew for kept groups would not.
-
-    Shapes: prompts is P lists of token ids, each ending where the reply would begin.
-    Returns: LabelProbs with P rows in input order; no prompts give (0, 4) and (0,).
-    Raises: ValueError for a prompt that is empty or longer than the model's positions, a batch budget below 1, or
-    probabilities that are not finite.
-    Source: arXiv 2508.12365, section 5 (deployment). The softmax is taken in float32 whatever the weights' type.
+    Arguments, results and errors are those.
     """
-    labels = torch.tensor(tokenizer.label_ids, device=next(model.parameters()).device)
-    order, parts = [], []
+    check_prompts(prompts, model.config, max_tokens_per_batch)
+    order, found = [], []
     with tqdm(total=len(prompts), desc="score", unit="pair", disable=not progress) as bar:
         for index, logits in first_logits(model, prompts, max_tokens_per_batch):  # (b,), (b, V)
-            label_logits = logits[:, labels]  # (b, 4)
-            mass = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).exp().clamp(max=1)
-            drawn = None
+            tokens = None
             if uniform is not None:
                 draws = uniform[index].flatten().to(logits.device)
                 row_of = torch.arange(len(index), device=logits.device).repeat_interleave(uniform.shape[1])
-                drawn = choose_tokens(logits, draws, temperature=temperature, top_k=0, top_p=1.0, row_of=row_of)[0].view(len(index), -1)
+                tokens, _ = choose_tokens(logits, draws, temperature=temperature, row_of=row_of)
+                tokens = tokens.view(len(index), -1)
             order.append(index)
-            parts.append((label_logits.softmax(-1), mass, drawn))  # stays on its device: a GPU that is asked for each batch waits for Python
+            # Results stay on their device: a GPU that is asked for each batch waits for Python.
+            found.append((*read_labels(logits, tokenizer.label_ids), tokens))
             bar.update(len(index))
-
-    rows = torch.cat(order) if order else torch.empty(0, dtype=torch.int64)
-    probs = _in_order(rows, [probs for probs, _, _ in parts], torch.empty(len(prompts), len(tokenizer.label_ids)))
-    label_mass = _in_order(rows, [mass for _, mass, _ in parts], torch.empty(len(prompts)))
-    drawn = None if uniform is None else _in_order(rows, [drawn for _, _, drawn in parts], torch.empty(uniform.shape, dtype=torch.int64))
-    finite = torch.isfinite(probs).all(-1) & torch.isfinite(label_mass)
-    if not bool(finite.all()):
-        row = int(finite.logical_not().nonzero()[0])
-        raise ValueError(f"prompt {row}: label probabilities are not finite; the weights hold NaN or --dtype overflows")
-    return LabelProbs(probs, label_mass, drawn)
-
-
-def _in_order(rows: Tensor, parts: list[Tensor], out: Tensor) -> Tensor:
-    """`out` (P, ...) with row rows[i] set to row i of all parts together."""
-    if parts:
-        out[rows] = torch.cat(parts).cpu()
-    return out
+    result = LabelProbs.empty(len(prompts), uniform)
+    if order:
+        rows, (probs, mass, tokens) = torch.cat(order), zip(*found)
+        result.probs[rows], result.label_mass[rows] = torch.cat(probs).cpu(), torch.cat(mass).cpu()
+        if uniform is not None:
+            result.first_tokens[rows] = torch.cat(tokens).cpu()
+    return result.checked()
 
 
 def first_logits(model, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits that choose the first token of a reply to each prompt, in batches: their numbers (b,) and logits (b, V) float32.
 
     What several prompts share at their beginning is computed once (`prefixes.group_by_prefix`; on a GPU for some hundred prompts at a time).
-    Each prompt comes exactly once, in no particular order. Raises: ValueError as `label_probabilities`.
+    Each prompt comes exactly once, in no particular order.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens_per_batch is {max_tokens}, expected at least 1")
-    limit = model.config.max_position_embeddings
-    for row, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= limit:
-            raise ValueError(f"prompt {row} has {len(prompt)} tokens, expected 1 to {limit} (max_position_embeddings)")
     window = model.config.sliding_window
-    shares = not is_plain() and (window is None or window >= max(map(len, prompts), default=0))
+    shares = (window is None or window >= max(map(len, prompts), default=0))
     rows_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     flat = shares and use_varlen(next(model.parameters()), model.config)
     starts = [0, *range(FIRST_PROMPTS, len(prompts), PROMPTS_AT_ONCE)] if flat else [0]
@@ -133,7 +95,7 @@ def _alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_tokens:
     for batch in batch_by_length([len(prompts[row]) for row in rows], tokens_at_once(max_tokens, device)):
         chosen = [rows[i] for i in batch]
         last = torch.tensor([len(prompts[row]) - 1 for row in chosen], device=device)
-        yield chosen, model.hidden(pad_right([prompts[row] for row in chosen]).to(device), read=last[:, None])[:, 0]
+        yield chosen, model.hidden(pad_right([prompts[row] for row in chosen]).to(device), keep=last[:, None])[:, 0]
 
 
 def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[PrefixGroup], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -143,9 +105,9 @@ def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[Prefi
     for chunk in batch_by_length([group.length for group in groups], max_tokens):
         held = [groups[i] for i in chunk]
         lengths = torch.tensor([group.length for group in held], device=device)
-        cache = KVCache(model.config, len(held), int(lengths.max()), parameter.dtype, device)
+        cache = FastKVCache(model.config, len(held), int(lengths.max()), parameter.dtype, device)
         heads = pad_right([prompts[group.rows[0]][: group.length] for group in held])
-        model.hidden(heads.to(device), cache=cache, read=lengths[:, None] - 1)
+        model.hidden(heads.to(device), cache=cache, keep=lengths[:, None] - 1)
         cache.lengths.copy_(lengths)
         suffixes = [[(len(prompts[row]) - group.length, row) for row in group.rows] for group in held]
         for batch in _suffix_batches(suffixes, [group.length for group in held], tokens_at_once(max_tokens, device), model.config):
@@ -155,7 +117,7 @@ def _behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[Prefi
             ids = pad_right([prompts[row][held[group].length :] for group, _, row in batch]).to(device)
             last = torch.tensor([length - 1 for _, length, _ in batch], device=device)
             branches = SharedPrefixCache.of(cache, prefix_of, ids.shape[1], first)
-            yield rows, model.hidden(ids, cache=branches, read=last[:, None])[:, 0]
+            yield rows, model.hidden(ids, cache=branches, keep=last[:, None])[:, 0]
 
 
 def _flat_alone(model, prompts: Sequence[Sequence[int]], rows: list[int], max_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -185,7 +147,7 @@ def _flat_behind_prefixes(model, prompts: Sequence[Sequence[int]], groups: list[
 def _read_last(model, rows: Sequence[Sequence[int]], flat: VarlenRows) -> Tensor:
     """Hidden states (R, C) at the last tokens of rows that lie end to end."""
     ids = send(torch.from_numpy(np.fromiter(itertools.chain.from_iterable(rows), np.int64))[None], flat.positions.device)
-    return model.hidden(ids, positions=flat.positions, attends=flat, read=flat.last)[0]
+    return model.hidden(ids, positions=flat.positions, attend=flat, keep=flat.last)[0]
 
 
 def _cut(things: list[tuple[int, Any]], most: int, before: int = 0) -> Iterator[list[tuple[int, Any]]]:

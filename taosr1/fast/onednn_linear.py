@@ -1,13 +1,12 @@
-"""x W^T + b, the product that nine tenths of all work goes into, by the fastest kernel at hand.
+"""x W^T + b, the product that nine tenths of all work goes into, by oneDNN where that is faster than `F.linear`.
 
-In float32 on a CPU `F.linear` calls MKL, whose kernels for AMD processors use vectors of half the width that the core has; oneDNN, which
-comes with torch too and computes all bfloat16 products anyway, uses them in full. The sums are the same but for the order in which they are added.
+In float32 on a CPU `F.linear` calls MKL, whose kernels for AMD processors use vectors of half the core's width; oneDNN,
+which comes with torch too, uses them in full. The sums are the same except for the order in which they are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,40 +16,9 @@ from torch.autograd.function import once_differentiable
 ONEDNN_FROM = 32  # rows; fewer are not worth the call
 ONEDNN_FROM_PRODUCTS = 2**21  # multiplications: the same
 
-PLAIN_HELP = "no tricks: every prompt computed in full and every kernel PyTorch's own; slower, more memory, the same numbers to rounding"
 
-_plain = False
-
-
-def set_plain(wanted: bool) -> None:
-    """Switch off, or on again, every trick that only makes things faster: what `--plain` asks for.
-
-    It holds for the whole process, all threads included. The tricks: this module's kernels and `packed.py`, prompts and prefixes computed once
-    (`shared_cache.py`, `flat_rows.py`, `shared_prompts.py`), equal beginnings of replies and equal rows too (`wave.py`, `logprobs.py`), copies of prompts (`shared_cache.py`), norms by hand (`pointwise.py`), passes over some
-    logits at a time (`logprobs.py`), the last layer at the positions that are read, and on a GPU kernels of
-    our own (`kernels.py`) and recorded steps (`decode_cache.py`).
-    """
-    global _plain
-    _plain = wanted
-
-
-def is_plain() -> bool:
-    return _plain
-
-
-@contextmanager
-def plain_paths(wanted: bool = True) -> Iterator[None]:
-    """`set_plain` for a block: how tests and benchmarks compare."""
-    before = is_plain()
-    set_plain(wanted)
-    try:
-        yield
-    finally:
-        set_plain(before)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` by way of `linear`."""
+class OneDNNLinear(nn.Linear):
+    """`nn.Linear` computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -60,8 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, on a CPU in float32 by oneDNN. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
     rows = x.numel() // max(1, x.shape[-1])
     if (
-        is_plain()
-        or x.device.type != "cpu"
+        x.device.type != "cpu"
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
         or x.shape[-1] != weight.shape[-1]  # F.linear's error names the shapes
@@ -69,15 +36,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or rows * weight.numel() < ONEDNN_FROM_PRODUCTS
         or torch.is_autocast_enabled("cpu")
         or not torch.backends.mkldnn.enabled
-        or not has_onednn
+        or not has_onednn()
     ):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _OneDNNLinear.apply(x, weight, bias)
+        return _OneDNNProduct.apply(x, weight, bias)
     return _onednn(x, weight, bias)
 
 
-def _find_onednn() -> bool:
+@cache
+def has_onednn() -> bool:
     """Whether this torch has the operator that its own compiler uses for linear layers on a CPU."""
     try:
         onednn_product(torch.ones(2, 2), torch.ones(2, 2), None)
@@ -93,17 +61,17 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     try:
         return onednn_product(x, weight, bias)
-    except RuntimeError:  # "could not create a primitive" where memory is short: F.linear needs less, or says what is wrong
+    except RuntimeError:  # "could not create a primitive" if memory is short: F.linear needs less, or names the error
         return F.linear(x, weight, bias)
 
 
-class _OneDNNLinear(torch.autograd.Function):
+class _OneDNNProduct(torch.autograd.Function):
     """The operator has no gradient of its own: with y = x W^T, dx = dy W and dW = dy^T x are two more products."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        wants_x, wants_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         ctx.shape = x.shape
         return _onednn(x, weight, bias)
 
@@ -111,25 +79,22 @@ class _OneDNNLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        of_rows = grad.reshape(-1, grad.shape[-1])  # (N, out)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])  # (N, out)
         return (
-            _onednn(of_rows, weight.t()).view(ctx.shape) if wants_x else None,
-            _of_weight(of_rows, x.reshape(-1, x.shape[-1])) if wants_weight else None,
-            of_rows.sum(0) if wants_bias else None,
+            _onednn(rows, weight.t()).view(ctx.shape) if needs_x else None,
+            _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
         )
 
 
-def _of_weight(grad: Tensor, x: Tensor) -> Tensor:
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """dW = dy^T x. Shapes: grad (N, out), x (N, in) -> (out, in).
 
-    The operator copies what comes first, to have its rows end to end. That shall be the narrower one, not the gradient of all logits; but then
-    the result lies the other way round, and has to be copied into the weight's `.grad`.
+    oneDNN copies its first operand to make its rows contiguous, so the narrower one comes first, not the gradient of
+    all logits; but then the result is transposed and has to be copied into the weight's `.grad`.
     """
     rows, outputs, inputs = *grad.shape, x.shape[1]
     if rows * outputs <= rows * inputs + outputs * inputs:
         return _onednn(grad.t(), x.t())
     return _onednn(x.t(), grad.t()).t()
-
-
-has_onednn = _find_onednn()

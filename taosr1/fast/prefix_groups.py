@@ -6,9 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
 SHORTEST_PREFIX = 16  # tokens; to share fewer is not worth a second pass
 CPU_TOKENS = 1024  # see `tokens_at_once`
@@ -59,18 +57,6 @@ def common_prefix(first: bytes, second: bytes, most: int) -> int:
     return low
 
 
-def batch_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yields row indices grouped so that rows x longest row <= max_tokens, longest first; a longer row goes alone."""
-    rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):  # stable: the split depends on lengths only
-        if rows and (len(rows) + 1) * lengths[rows[0]] > max_tokens:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
-
-
 def runs_of_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
     """Yields start and end of runs of neighbours, rows x longest row <= max_tokens in each; a longer row goes alone."""
     start = longest = 0
@@ -86,11 +72,3 @@ def runs_of_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[in
 def tokens_at_once(max_tokens: int, device: torch.device) -> int:
     """On a CPU small batches are faster: less padding, and what a layer writes is still in the cache when the next reads it."""
     return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens
-
-
-def pad_right(prompts: Sequence[Sequence[int]]) -> Tensor:
-    """(P, T) int64. Under causal attention no real position can see a pad, so any id will do; 0 always exists."""
-    ids = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = prompt
-    return torch.from_numpy(ids)

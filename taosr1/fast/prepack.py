@@ -12,8 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from taosr1.fast.onednn_linear import Linear, is_plain, onednn_product
+from taosr1.fast.onednn_linear import OneDNNLinear, onednn_product
 from taosr1.model.decoder import Decoder
+from taosr1.model.lora import LoraLinear
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -21,7 +22,7 @@ PACKED_DTYPES = (torch.float32, torch.bfloat16)
 class PrepackedLinear(nn.Module):
     """A Linear for inference. Its weight is in oneDNN's layout, and in no other; `state_dict` still shows it as (out, in)."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach()
@@ -60,19 +61,19 @@ def prepack(model: Decoder, *, decodes: bool = False) -> Decoder:
     decodes: also a head that is the embedding too, as a second copy of it. Decoding meets the head at every token, and of a small model with a
     large vocabulary it is much of the work; scoring meets it once a product.
 
-    Left as they are: adapters, 8-bit layers, stacked experts. Nothing happens on a GPU, under `--plain`, and where torch, the processor or the
+    Left as they are: adapters, 8-bit layers, stacked experts. Nothing happens on a GPU, and where torch, the processor or the
     weights' type has no such layout.
     """
     weight = model.model.embed_tokens.weight
-    if is_plain() or not torch.backends.mkldnn.enabled or weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES or not can_prepack(weight.dtype):
+    if not torch.backends.mkldnn.enabled or weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES or not can_prepack(weight.dtype):
         return model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is Linear:
+            if type(child) is OneDNNLinear and not isinstance(module, LoraLinear):
                 setattr(module, name, PrepackedLinear(child))
     if decodes and model.lm_head is None:
         vocabulary, width = weight.shape
-        head = Linear(width, vocabulary, bias=False, device="meta")
+        head = nn.Linear(width, vocabulary, bias=False, device="meta")
         head.weight = weight
         model.lm_head = PrepackedTiedHead(head)
     return model

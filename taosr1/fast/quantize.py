@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from taosr1.fast.fused_ops import use_fused
-from taosr1.fast.onednn_linear import Linear, is_plain
-from taosr1.model.decoder import MLP, Attention, Decoder
+from taosr1.model.attention import Attention
+from taosr1.model.decoder import MLP, Decoder
 from taosr1.model.lora import adapters
 
 FLOAT8 = torch.float8_e4m3fn
@@ -26,9 +26,9 @@ ZERO = 128  # oneDNN's numbers are unsigned
 def quantize_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x as float8 numbers times a scale for each row. Shapes: (..., N, C) -> the same, and (..., N, 1) float32."""
     if use_fused(x):
-        from taosr1.fast import triton_kernels as kernels
+        from taosr1.fast import triton_kernels
 
-        return kernels.quantize_to_float8(x, FLOAT8)
+        return triton_kernels.quantize_to_float8(x, FLOAT8)
     scale = (x.abs().amax(-1, keepdim=True).float() / torch.finfo(FLOAT8).max).clamp(min=1e-12)
     return (x.float() / scale).to(FLOAT8), scale
 
@@ -56,9 +56,10 @@ class Rounding:
 class QuantizedLinear(nn.Module):
     """A Linear with both sides of its product in 8 bits; for inference."""
 
-    def __init__(self, linear: Linear, rounding: Rounding) -> None:
+    def __init__(self, linear: nn.Linear, rounding: Rounding, emulate: bool) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias, self.rounding = linear.in_features, linear.out_features, linear.bias, rounding
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.rounding, self.emulate = rounding, emulate
 
     def forward(self, x: Tensor) -> Tensor:
         numbers, scale = self.rounding(x)
@@ -69,33 +70,33 @@ class QuantizedLinear(nn.Module):
 
 
 class Float8Linear(QuantizedLinear):
-    def __init__(self, linear: Linear, rounding: Rounding) -> None:
-        super().__init__(linear, rounding)
+    def __init__(self, linear: nn.Linear, rounding: Rounding, emulate: bool) -> None:
+        super().__init__(linear, rounding, emulate)
         weight, scale = quantize_to_float8(linear.weight.detach())
         self.register_buffer("weight", weight)  # (out, in)
         self.register_buffer("scale", scale)  # (out, 1)
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """(scale x)(weight_scale weight)^T. Shapes: numbers (N, in), scale (N, 1) -> (N, out)."""
-        if not numbers.is_cuda or is_plain():
+        if not numbers.is_cuda or self.emulate:
             return product_plain(numbers.float() * scale, self.weight.float() * self.scale, dtype)
         return torch._scaled_mm(numbers, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=dtype, use_fast_accum=True)
 
 
 class Int8Linear(QuantizedLinear):
-    def __init__(self, linear: Linear, rounding: Rounding) -> None:
-        super().__init__(linear, rounding)
+    def __init__(self, linear: nn.Linear, rounding: Rounding, emulate: bool) -> None:
+        super().__init__(linear, rounding, emulate)
         weight = linear.weight.detach().float()
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (out, in)
         self.register_buffer("scale", scale)  # (out,)
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64), persistent=False)
         # A second copy, as the kernel wants it; the first is what digests and `--plain` read.
-        self.packed = None if is_plain() else torch.ops.onednn.qlinear_prepack(self.weight, None)
+        self.packed = None if emulate else torch.ops.onednn.qlinear_prepack(self.weight, None)
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """(scale (numbers - 128))(weight_scale weight)^T. Shapes: numbers (N, in) uint8, scale (N, 1) -> (N, out)."""
-        if self.packed is None or is_plain():
+        if self.packed is None:
             return product_plain((numbers.float() - ZERO) * scale, self.weight.float() * self.scale[:, None], dtype)
         # The kernel knows one scale for all of x, 1 here; the rows' own come after it, in one more pass.
         out = torch.ops.onednn.qlinear_pointwise(numbers, 1.0, ZERO, self.packed, self.scale, self.zeros, None, 1.0, 0, dtype, "none", [], "")
@@ -107,7 +108,7 @@ def product_plain(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return (x @ weight.t()).to(dtype)
 
 
-def quantize(model: Decoder, kind: str) -> Decoder:
+def quantize(model: Decoder, kind: str, *, emulate: bool = False) -> Decoder:
     """Replace the layers' matrices by "float8" or "int8" ones, in place; returns the model.
 
     Raises: ValueError where this device has no such units (not under `--plain`, which computes the same slowly), or the model has experts,
@@ -115,7 +116,7 @@ def quantize(model: Decoder, kind: str) -> Decoder:
     """
     device = model.model.embed_tokens.weight.device
     problem = lacks(kind, device)
-    if problem and not is_plain():
+    if problem and not emulate:
         raise ValueError(f"--dtype {kind}: {problem}: use bfloat16 or float32")
     if model.config.num_experts:
         raise ValueError(f"--dtype {kind} does not know mixtures of experts: use bfloat16")
@@ -123,13 +124,13 @@ def quantize(model: Decoder, kind: str) -> Decoder:
         raise ValueError(f"--dtype {kind} does not know adapters: merge them first (infer/merge.py)")
     make, rounded = {"float8": (Float8Linear, quantize_to_float8), "int8": (Int8Linear, quantize_to_int8)}[kind]
     linears = [(module, name, linear) for module in model.modules() if isinstance(module, (Attention, MLP))
-               for name, linear in module.named_children() if isinstance(linear, Linear)]  # fmt: skip
+               for name, linear in module.named_children() if isinstance(linear, nn.Linear)]  # fmt: skip
     for _, name, linear in linears:
         if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
             raise ValueError(f"--dtype {kind}: {name} is {tuple(linear.weight.shape)}, expected multiples of {MULTIPLE}: use bfloat16")
     rounding = Rounding(rounded)
     for module, name, linear in linears:
-        setattr(module, name, make(linear, rounding))
+        setattr(module, name, make(linear, rounding, emulate))
     return model
 
 

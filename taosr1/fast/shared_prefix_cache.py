@@ -9,26 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from taosr1.fast.onednn_linear import is_plain
+from taosr1.fast.attention import PrefixGrouping, copied_prefix_attention, one_token_attention, shared_attention
+from taosr1.fast.kv_cache import Cache, FastKVCache
 from taosr1.fast.static_cache import StaticCache
 from taosr1.fast.triton_support import can_use_triton
-from taosr1.model.attention import PrefixGrouping, attention_of_one_token, shared_attention, shared_attention_plain
-from taosr1.model.kv_cache import Cache, KVCache
-
-if TYPE_CHECKING:
-    from taosr1.model.decoder import DecoderConfig
+from taosr1.model.config import DecoderConfig
 
 STRIDE = 8  # columns; see `dense_keys`
 COPIES_FROM, COPIES_TO = 1.5, 2.0  # rows a prefix, on average; see `SharedPrefixCache.fork`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
 
 
-def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cache:
+def continue_prefixes(prefixes: FastKVCache, prefix_of: Tensor, tokens: int) -> Cache:
     """Rows that write up to `tokens` tokens each behind a cache's sequences, one at a time, in the form that is fast on this device.
 
     prefix_of: (R,) int64, ascending, for each row its sequence.
@@ -36,7 +32,7 @@ def continue_prefixes(prefixes: KVCache, prefix_of: Tensor, tokens: int) -> Cach
     return (SharedPrefixCache if rows_can_fork(prefixes) else StaticCache).of(prefixes, prefix_of, tokens)
 
 
-def rows_can_fork(prefixes: KVCache) -> bool:
+def rows_can_fork(prefixes: FastKVCache) -> bool:
     """Whether rows behind these sequences may become more on their way. A `StaticCache` has shapes that stay, for a recorded step."""
     return not can_use_triton(prefixes.keys, prefixes.config.head_dim)
 
@@ -60,7 +56,7 @@ class SharedPrefixCache:
 
     Shapes:
         prefix_keys, prefix_values: (L, P, K, S, D), with copies (L, 0, K, S, D). keys, values: (L, R, K, reach, D). prefix_of: (R,) int64.
-        room: (2, L, R * K * (ahead + capacity) * D or more), the memory for keys and values; None: of its own.
+        room: (2, L, R * K * (prefix_len + capacity) * D or more), the memory for keys and values; None: of its own.
     """
 
     def __init__(
@@ -72,9 +68,9 @@ class SharedPrefixCache:
         prefix_of: Tensor,
         capacity: int,
         room: Tensor | None = None,
-        ahead: int = 0,
+        prefix_len: int = 0,
     ) -> None:
-        self.config, self.capacity, self.ahead, self.grown, self._new = config, capacity, ahead, 0, 0  # grown: columns that are written behind `ahead`
+        self.config, self.capacity, self.prefix_len, self.length, self._new = config, capacity, prefix_len, 0, 0  # grown: columns that are written behind `ahead`
         longest = int(prefix_lengths.max())
         if config.sliding_window is not None and config.sliding_window < longest + capacity:
             raise ValueError(f"SharedPrefixCache of up to {longest} + {capacity} tokens know no sliding window of {config.sliding_window}: use KVCache.expand")
@@ -83,44 +79,44 @@ class SharedPrefixCache:
         self.prefix_mask = None if bool(real.all()) else real  # (P, S)
         self.longest = longest
         self._deal(prefix_of)
-        self._size = config.num_key_value_heads * (ahead + capacity) * config.head_dim  # of a row in a layer
+        self._size = config.num_key_value_heads * (prefix_len + capacity) * config.head_dim  # of a row in a layer
         # Empty, not zeros: a column counts only after all rows have written it.
         self._room = prefix_keys.new_empty(2, config.num_hidden_layers, self.rows * self._size) if room is None else room
-        self._reach_to(self._reach_for(1) if dense_keys(prefix_keys) else ahead + capacity)
+        self._reach_to(self._reach_for(1) if dense_keys(prefix_keys) else prefix_len + capacity)
 
     def _deal(self, prefix_of: Tensor) -> None:
         """Which row has which prefix."""
         self.prefix_of, self.rows, self.start = prefix_of, len(prefix_of), self.prefix_lengths[prefix_of]
-        if self.ahead:
-            padding = torch.arange(self.ahead, device=prefix_of.device) >= self.start[:, None]  # (R, ahead)
+        if self.prefix_len:
+            padding = torch.arange(self.prefix_len, device=prefix_of.device) >= self.start[:, None]  # (R, ahead)
             self.hidden = padding[:, None, None] if bool(padding.any()) else None
         else:
             self.grid = PrefixGrouping(prefix_of, len(self.prefix_lengths))
 
     @classmethod
-    def of(cls, prefixes: KVCache, prefix_of: Tensor, capacity: int, first: int = 0) -> SharedPrefixCache:
+    def of(cls, prefixes: FastKVCache, prefix_of: Tensor, capacity: int, first: int = 0) -> SharedPrefixCache:
         """Rows that continue sequences of a cache; nothing is copied. 0 in `prefix_of` is the cache's row `first`, 1 the next, and so on."""
         chosen = slice(first, first + int(prefix_of.max()) + 1)
         return cls(prefixes.config, prefixes.keys[:, chosen], prefixes.values[:, chosen], prefixes.lengths[chosen], prefix_of, capacity)
 
     @property
     def lengths(self) -> Tensor:
-        return self.start + self.grown
+        return self.start + self.length
 
     @property
     def used(self) -> int:
-        return self.longest + self.grown + self._new
+        return self.longest + self.length + self._new
 
     def _reach_for(self, tokens: int) -> int:
         """How many columns to lay out for so many tokens a row: some more, since to lay them out anew is to copy them all."""
-        stride = max(STRIDE, self.ahead // 8)
-        return min(self.ahead + self.capacity, -(-(self.ahead + tokens) // stride) * stride)
+        stride = max(STRIDE, self.prefix_len // 8)
+        return min(self.prefix_len + self.capacity, -(-(self.prefix_len + tokens) // stride) * stride)
 
     def _reach_to(self, columns: int) -> None:
         """Lay keys and values out anew, in the same memory, with so many columns for every row and head. Before a token is written nothing moves,
         not even copies of prefixes; but the first layout has a column for one."""
-        laid_out, written = self._laid_out(columns), self.ahead + self.grown
-        for kept, room in zip(((self.keys, self.values) if self.grown else ()), laid_out):
+        laid_out, written = self._laid_out(columns), self.prefix_len + self.length
+        for kept, room in zip(((self.keys, self.values) if self.length else ()), laid_out):
             for layer in range(len(room)):
                 room[layer, :, :, :written] = kept[layer, :, :, :written].clone()
         self.keys, self.values = laid_out
@@ -134,45 +130,45 @@ class SharedPrefixCache:
     def place(self, positions: Tensor) -> Tensor | None:
         """See `Cache`; the positions have to be the next ones of every row."""
         self._new = positions.shape[1]
-        end = self.grown + self._new
+        end = self.length + self._new
         if end > self.capacity:
             raise ValueError(f"{end} tokens a row, but the cache holds {self.capacity}: give SharedPrefixCache a larger capacity (padding counts too)")
-        if self.ahead + end > self.reach:
+        if self.prefix_len + end > self.reach:
             self._reach_to(self._reach_for(end))
         if self._new == 1:
             return None
-        if self.ahead:
+        if self.prefix_len:
             raise ValueError(f"{self._new} tokens a row: rows with copies of their prefixes take one at a time")
         columns = torch.arange(end, device=positions.device)
-        return (columns <= columns[self.grown :, None])[None, None]  # (1, 1, T, end)
+        return (columns <= columns[self.length :, None])[None, None]  # (1, 1, T, end)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See `Cache`."""
-        first, length = self.ahead + self.grown, query.shape[1]
+        first, length = self.prefix_len + self.length, query.shape[1]
         end = first + self._new
         self.keys[layer, :, :, first:end] = key.transpose(1, 2)
         self.values[layer, :, :, first:end] = value.transpose(1, 2)
         own_keys, own_values = self.keys[layer], self.values[layer, :, :, :end]
-        if mask is not None or is_plain() or not dense_keys(own_keys):
+        if mask is not None or not dense_keys(own_keys):
             own_keys = own_keys[:, :, :end]
-        if self.ahead:
-            return attention_of_one_token(query, own_keys, own_values, self.hidden)
+        if self.prefix_len:
+            return one_token_attention(query, own_keys, own_values, self.hidden)
         parts = (query, self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask, own_keys, own_values, mask)
         scores = self.grid.prefixes * self.grid.places * length * query.shape[2] * (self.prefix_keys.shape[3] + end)
         # Where there are many queries, a GPU's fused kernel beats three products. One token a row has fewer scores than keys.
-        if is_plain() or length > 1 and (scores > SCORES_AT_ONCE or query.device.type != "cpu"):
-            return shared_attention_plain(*parts, self.prefix_of)
+        if length > 1 and (scores > SCORES_AT_ONCE or query.device.type != "cpu"):
+            return copied_prefix_attention(*parts, self.prefix_of)
         return shared_attention(*parts, self.grid)
 
     def advance(self, tokens: int) -> None:
         """The new tokens are real ones: the next call goes behind them."""
-        self.grown += tokens
+        self.length += tokens
         self._new = 0
 
     def with_copies(self) -> SharedPrefixCache:
         """The same rows, each with a copy of its prefix."""
         nothing = self.prefix_keys[:, :0].clone()  # a view would keep the prefixes in memory
-        others = SharedPrefixCache(self.config, nothing, nothing, self.prefix_lengths, self.prefix_of, self.capacity, ahead=self.longest)
+        others = SharedPrefixCache(self.config, nothing, nothing, self.prefix_lengths, self.prefix_of, self.capacity, prefix_len=self.longest)
         self._give(others)
         for prefixes, theirs in ((self.prefix_keys, others.keys), (self.prefix_values, others.values)):
             for layer in range(len(theirs)):
@@ -190,10 +186,10 @@ class SharedPrefixCache:
     def _give(self, others: SharedPrefixCache) -> None:
         """Hand what the rows have written to the same rows in another form."""
         if dense_keys(self.keys):
-            others._reach_to(others._reach_for(self.grown + 1))
-        others.grown = self.grown  # only now: to lay out anew moves what is written
+            others._reach_to(others._reach_for(self.length + 1))
+        others.length = self.length  # only now: to lay out anew moves what is written
         for mine, theirs in ((self.keys, others.keys), (self.values, others.values)):
-            theirs[..., others.ahead : others.ahead + self.grown, :] = mine[..., self.ahead : self.ahead + self.grown, :]
+            theirs[..., others.prefix_len : others.prefix_len + self.length, :] = mine[..., self.prefix_len : self.prefix_len + self.length, :]
 
     def fork(self, rows: Tensor, most: int) -> SharedPrefixCache:
         """Each of these rows, (n,) int64, goes on in one more way: behind all rows comes a copy of each, with all that it has written.
@@ -202,14 +198,14 @@ class SharedPrefixCache:
         more than COPIES_FROM rows a prefix, keep them up to COPIES_TO, and take no more room than `most` rows and each prefix once would.
         """
         count, prefixes = self.rows + len(rows), len(self.prefix_lengths)
-        room = (prefixes * self.longest + most * self.capacity) // (max(self.ahead, self.longest) + self.capacity)  # rows with copies
-        a_prefix = COPIES_TO if self.ahead else COPIES_FROM
+        room = (prefixes * self.longest + most * self.capacity) // (max(self.prefix_len, self.longest) + self.capacity)  # rows with copies
+        a_prefix = COPIES_TO if self.prefix_len else COPIES_FROM
         if dense_keys(self.keys) and count <= min(a_prefix * prefixes, room):
-            return (self if self.ahead else self.with_copies())._forked(rows, min(most, room))
-        return (self.without_copies() if self.ahead else self)._forked(rows, most)
+            return (self if self.prefix_len else self.with_copies())._forked(rows, min(most, room))
+        return (self.without_copies() if self.prefix_len else self)._forked(rows, most)
 
     def _forked(self, rows: Tensor, most: int) -> SharedPrefixCache:
-        old, written = self.rows, self.ahead + self.grown
+        old, written = self.rows, self.prefix_len + self.length
         before = (self.keys[..., :written, :], self.values[..., :written, :])
         self._deal(torch.cat([self.prefix_of, self.prefix_of[rows]]))
         grows = self.rows * self._size > self._room.shape[-1]
@@ -232,18 +228,18 @@ class SharedPrefixCache:
         kept = compact_order(needed)
         number = torch.empty_like(self.prefix_lengths).index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
         prefixes = (self.prefix_keys, self.prefix_values)
-        if len(kept) < len(needed) and not self.ahead:
+        if len(kept) < len(needed) and not self.prefix_len:
             prefixes = (_moved(keys_or_values, kept) for keys_or_values in prefixes)
         stays = 2 * len(rows) * self._size >= self._room.shape[-1]
         fewer = SharedPrefixCache(
-            self.config, *prefixes, self.prefix_lengths[kept], number[self.prefix_of[rows]], self.capacity, self._room if stays else None, self.ahead
+            self.config, *prefixes, self.prefix_lengths[kept], number[self.prefix_of[rows]], self.capacity, self._room if stays else None, self.prefix_len
         )
         fewer._reach_to(self.reach)
-        fewer.grown = self.grown
+        fewer.length = self.length
         places = torch.arange(len(rows), device=rows.device)
         if stays:
             places = (rows != places).nonzero()[:, 0]
-        written = self.ahead + self.grown
+        written = self.prefix_len + self.length
         for mine, theirs in ((self.keys, fewer.keys), (self.values, fewer.values)):
             for layer in range(len(mine)):  # what stands on the right is a copy, so rows may be written where others were read
                 theirs[layer, places, :, :written] = mine[layer, rows[places], :, :written]

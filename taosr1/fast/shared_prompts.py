@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from taosr1.fast.varlen_prompts import fits, lay_flat
-from taosr1.model.decoder import DecoderConfig
+from taosr1.model.config import DecoderConfig
 
 READ_BELOW = 0.85  # of the columns; where more are read, picking them costs as much as it saves
 
@@ -107,19 +107,19 @@ def reply_hidden(model, ids: Tensor, mask: Tensor) -> Tensor:
     prompts, ends, shared = shared_with_above(ids, mask)
     if ids.device.type == "cpu" and bool(shared.any()) and fits(model.config, prompts, ends, shared):
         laid = lay_flat(ids, prompts, ends, shared)
-        return model.hidden(laid.ids, positions=laid.positions, attends=laid, read=laid.read)[0].index_select(0, laid.source[mask])
+        return model.hidden(laid.ids, positions=laid.positions, attend=laid, keep=laid.read)[0].index_select(0, laid.source[mask])
     packed, given = pack_rows(ids, mask), {}
     if packed is None or not pays(model.config, (len(ids), ids.shape[1] - 1), tuple(packed.ids.shape)):
         tokens, rows, columns = ids[:, :-1], *targets.nonzero(as_tuple=True)  # what predicts target (b, t) stands at (b, t)
     else:
-        tokens, given = packed.ids, {"positions": packed.positions, "attends": attends(packed, model.config.sliding_window)}
+        tokens, given = packed.ids, {"positions": packed.positions, "attend": attends(packed, model.config.sliding_window)}
         rows, columns = packed.pack[:, None].expand(targets.shape)[targets], packed.source[:, 1:][targets]  # (N,), (N,)
     first = columns.new_full((len(tokens),), tokens.shape[1]).scatter_reduce(0, rows, columns, "amin")
     width = int((columns - first[rows]).max()) + 1 if len(columns) else tokens.shape[1]
     if width > READ_BELOW * tokens.shape[1]:
         return pick(model.hidden(tokens, **given), rows, columns)
     read = (first[:, None] + torch.arange(width, device=ids.device)).clamp(max=tokens.shape[1] - 1)  # (P, T'): the replies' part alone
-    return pick(model.hidden(tokens, **given, read=read), rows, columns - first[rows])
+    return pick(model.hidden(tokens, **given, keep=read), rows, columns - first[rows])
 
 
 def pick(hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

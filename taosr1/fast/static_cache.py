@@ -8,16 +8,12 @@ Python knows: which column comes next lies on the device, so a decode step can b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from taosr1.model.attention import attention
-from taosr1.model.kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from taosr1.model.decoder import DecoderConfig
+from taosr1.fast.attention import fused_attention
+from taosr1.fast.kv_cache import FastKVCache
+from taosr1.model.config import DecoderConfig
 
 
 class StaticCache:
@@ -30,7 +26,7 @@ class StaticCache:
 
     def __init__(self, config: DecoderConfig, keys: Tensor, values: Tensor, prefix_lengths: Tensor, prefix_of: Tensor, capacity: int) -> None:
         """keys, values: (L, P, K, S, D), the prefixes; they are copied."""
-        self.config, self.capacity, self.grown, self._new = config, capacity, 0, 0  # grown: columns that are written
+        self.config, self.capacity, self.length, self._new = config, capacity, 0, 0  # grown: columns that are written
         self.rows, self.longest, self.prefix_lengths, self.prefix_of = len(prefix_of), int(prefix_lengths.max()), prefix_lengths, prefix_of
         counts = torch.bincount(prefix_of, minlength=len(prefix_lengths))  # (P,)
         firsts = counts.cumsum(0) - counts
@@ -44,7 +40,7 @@ class StaticCache:
             mine[..., : self.longest, :] = theirs[..., : self.longest, :]
 
     @classmethod
-    def of(cls, prefixes: KVCache, prefix_of: Tensor, capacity: int) -> StaticCache:
+    def of(cls, prefixes: FastKVCache, prefix_of: Tensor, capacity: int) -> StaticCache:
         """Rows that continue the sequences of a cache."""
         longest, window = int(prefixes.lengths.max()), prefixes.config.sliding_window
         if window is not None and window < longest + capacity:
@@ -57,14 +53,14 @@ class StaticCache:
 
     @property
     def used(self) -> int:
-        return self.longest + self.grown + self._new
+        return self.longest + self.length + self._new
 
     def place(self, positions: Tensor) -> None:
         """See `Cache`."""
         if positions.shape[1] != 1:
             raise ValueError(f"{positions.shape[1]} tokens a row: StaticCache takes one at a time")
-        if self.grown == self.capacity:
-            raise ValueError(f"{self.grown + 1} tokens a row, but the cache holds {self.capacity}: give StaticCache a larger capacity")
+        if self.length == self.capacity:
+            raise ValueError(f"{self.length + 1} tokens a row, but the cache holds {self.capacity}: give StaticCache a larger capacity")
         self._new = 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
@@ -73,7 +69,7 @@ class StaticCache:
 
     def advance(self, tokens: int) -> None:
         """The new tokens are real ones: the next call goes behind them."""
-        self.grown += tokens
+        self.length += tokens
         self.column += tokens
         self._new = 0
 
@@ -86,11 +82,11 @@ class StaticCache:
         kept, prefix_of = self.prefix_of[rows].unique_consecutive(return_inverse=True)
         parts = (x[:, kept, :, : self.longest] for x in (self.keys, self.values))
         copy = StaticCache(self.config, *parts, self.prefix_lengths[kept], prefix_of, self.capacity)
-        columns = torch.arange(self.grown, device=rows.device)
+        columns = torch.arange(self.length, device=rows.device)
         new_slots, slots = copy.slots(torch.arange(copy.rows, device=rows.device), columns), self.slots(rows, columns)
         for mine, theirs in ((self.keys, copy.keys), (self.values, copy.values)):
             theirs[:, prefix_of[:, None], :, new_slots] = mine[:, self.prefix_of[rows][:, None], :, slots]
-        copy.advance(self.grown)
+        copy.advance(self.length)
         return copy
 
 
@@ -101,15 +97,15 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
     """
     if query.device.type != "cuda":
         return decode_attention_plain(query, key, value, cache, layer)
-    from taosr1.fast import triton_kernels as kernels
+    from taosr1.fast import triton_kernels
 
     places = cache.rows_from, cache.prefix_lengths, cache.column, cache.longest, cache.places
-    return kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+    return triton_kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
 
 
 def decode_attention_plain(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:
     """`decode_attention` with a copy of the prefix for every row."""
-    rows, columns = torch.arange(cache.rows, device=query.device), torch.arange(cache.grown + 1, device=query.device)
+    rows, columns = torch.arange(cache.rows, device=query.device), torch.arange(cache.length + 1, device=query.device)
     slots = cache.slots(rows, columns)  # (R, t); the last of them is the newest token's
     columns_of_prefix = torch.arange(cache.longest, device=query.device)
     seen = torch.cat([columns_of_prefix < cache.start[:, None], torch.ones_like(slots, dtype=torch.bool)], 1)  # (R, S + t)
@@ -118,4 +114,4 @@ def decode_attention_plain(query: Tensor, key: Tensor, value: Tensor, cache: Sta
     for new, old in ((key, cache.keys[layer]), (value, cache.values[layer])):
         old[cache.prefix_of, :, slots[:, -1]] = new.to(old.dtype)
         every.append(old[cache.prefix_of[:, None], :, slots].transpose(1, 2))  # (R, K, S + t, D)
-    return attention(query.to(every[0].dtype)[:, None], *every, seen[:, None, None]).view_as(query)
+    return fused_attention(query.to(every[0].dtype)[:, None], *every, seen[:, None, None]).view_as(query)

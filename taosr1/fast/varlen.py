@@ -7,16 +7,13 @@ results these are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from taosr1.fast.triton_support import can_use_triton
-
-if TYPE_CHECKING:
-    from taosr1.model.decoder import DecoderConfig
-
+from taosr1.model.config import DecoderConfig
 
 TILE = 128  # rows of a tile: queries times the query heads that share a key head
 
@@ -48,9 +45,9 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tens
         raise ValueError("rows that lie end to end cannot be used where gradients are recorded: call under torch.no_grad()")
     if query.device.type != "cuda":
         return prefix_attention_plain(query, key, value, prefix_key, prefix_value, sight)
-    from taosr1.fast import triton_kernels as kernels
+    from taosr1.fast import triton_kernels
 
-    return kernels.prefix_attention(query, key, value, prefix_key, prefix_value, *sight)
+    return triton_kernels.prefix_attention(query, key, value, prefix_key, prefix_value, *sight)
 
 
 def prefix_attention_plain(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, sight: AttentionRanges) -> Tensor:

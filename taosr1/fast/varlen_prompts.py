@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taosr1.model.attention import PrefixGrouping, attention, shared_attention
-from taosr1.model.decoder import DecoderConfig
+from taosr1.fast.attention import PrefixGrouping, fused_attention, shared_attention
+from taosr1.model.config import DecoderConfig
 
 SCORES_AT_ONCE = 2**23  # numbers kept of every layer: 32 MiB
 
@@ -55,9 +55,9 @@ class Flat:
         prompt_key, prompt_value = of_prompts(key).transpose(1, 2), of_prompts(value).transpose(1, 2)  # (P, K, S, D)
         seen = torch.arange(longest, device=query.device) < self.prompt_lengths[:, None]  # (P, S)
         if query.shape[1] == key.shape[1]:
-            start, at_prompts = cut, attention(of_prompts(query), prompt_key, prompt_value, None).flatten(0, 1)[self.prompt_places]
+            start, at_prompts = cut, fused_attention(of_prompts(query), prompt_key, prompt_value, None).flatten(0, 1)[self.prompt_places]
         else:  # the last layer: of the prompts only their last tokens ask
-            start, at_prompts = prompts, attention(query[0, :prompts, None], prompt_key, prompt_value, seen[:, None, None])[:, 0]
+            start, at_prompts = prompts, fused_attention(query[0, :prompts, None], prompt_key, prompt_value, seen[:, None, None])[:, 0]
         columns = torch.arange(self.longest_reply, device=query.device)
         own = (of_replies(key).transpose(1, 2), of_replies(value).transpose(1, 2), (columns <= columns[:, None])[None, None])
         at_replies = shared_attention(of_replies(query, start), prompt_key, prompt_value, None if bool(seen.all()) else seen, *own, self.grid)

@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from taosr1.fast.prepack import can_prepack, prepack
+from taosr1.engine import PLAIN, Engine
+from taosr1.judge import fast_dtype
 from taosr1.learning.batches import Sized
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.weights import load_weights
-from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters
 from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
 
@@ -62,12 +62,12 @@ class Root(nn.Module):
 class DistributedModel:
     """The ranks of a job around one model. Alone, every method is the plain thing."""
 
-    def __init__(self, model: Decoder, *, fsdp: bool = False, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: Decoder, engine: Engine = PLAIN, *, fsdp: bool = False, device: torch.device | str = "cpu") -> None:
         """fsdp: cut the model into shards, one a rank; a model on the meta device gets its weights from `model.source` afterwards.
 
         Raises: ValueError for --fsdp without torchrun, or for a model with adapters.
         """
-        self.model, self.ranks, self.root = model, this_rank(), Root(model)
+        self.model, self.engine, self.ranks, self.root = model, engine, this_rank(), Root(model)
         self.sharded = fsdp
         self._ddp: nn.Module | None = None
         if fsdp:
@@ -127,9 +127,10 @@ class DistributedModel:
         if adapters(self.model):
             return self.model
         on_cpu = next(self.model.parameters()).device.type == "cpu"
-        if not self.sharded and (dtype == torch.float16 or on_cpu and not can_prepack(dtype)):
+        slow = dtype == torch.bfloat16 and on_cpu and fast_dtype() != "bfloat16"
+        if not self.sharded and (dtype == torch.float16 or slow):
             dtype = torch.float32
-        return prepack(self._in_type(dtype), decodes=True)
+        return self.engine.prepack(self._in_type(dtype), decodes=True)
 
     def _in_type(self, dtype: torch.dtype) -> Decoder:
         """Another model with these weights, gathered where they are shards; those that are in `dtype` anyway are shared."""
@@ -138,11 +139,11 @@ class DistributedModel:
         device = next(self.model.parameters()).device
         tensors = self.model.state_dict()
         copy.load_state_dict({name: whole_tensor(tensor.detach()).to(device, dtype) for name, tensor in tensors.items()}, assign=True)
-        return copy.requires_grad_(False)
+        return self.engine.prepare(copy).requires_grad_(False)
 
     def idle(self) -> Tensor:
         """A forward pass for ranks that have nothing to do while the others do: 0, with a gradient of 0 for every weight."""
-        return self.run(_idle)
+        return self.run(_idle, self.engine.completion_logp)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ def _nothing(model: Decoder) -> Tensor:
     return sum((parameter * 0).sum() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _idle(model: Decoder) -> Tensor:
+def _idle(model: Decoder, completion_logp: Callable[..., Tensor]) -> Tensor:
     device = next(model.parameters()).device
     ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     mask = torch.tensor([[False, True]], device=device)

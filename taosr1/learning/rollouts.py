@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from taosr1.data.judgements import Judgement
-from taosr1.fast.generate import draw_uniform, generate
-from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge
 from taosr1.learning.batches import Batch, Example, ReplyGroup, collate, group_batches, label_token_weights, packed_tok
 from taosr1.learning.distributed_model import DistributedModel
@@ -32,9 +30,9 @@ from taosr1.learning.selection import (
     shuffled_order,
 )
 from taosr1.model.decoder import Decoder
-from taosr1.model.logprobs import completion_logp
 from taosr1.model.lora import adapters_off
 from taosr1.runtime.distributed import gather, share
+from taosr1.sampling.choose_token import draw_uniform
 from taosr1.task.grades import GRADES
 from taosr1.task.prompt import parse_reply
 
@@ -56,7 +54,7 @@ class Sampler:
         self, judge: Judge, rows: Sequence[Judgement], settings: RolloutSettings, weights: dict[str, float], reference: DistributedModel | None, team: DistributedModel | None = None
     ) -> None:
         """reference: what the KL term measures against; team: the ranks around the judge's model, None where it is alone."""
-        self.team = team or DistributedModel(judge.model)
+        self.team = team or DistributedModel(judge.model, judge.engine)
         self.judge, self.rows, self.settings, self.weights, self.reference = judge, rows, settings, weights, reference
         self.prompts = judge.prompts(list(rows))
         self.rows_of = {grade: [i for i, row in enumerate(rows) if row.grade == grade] for grade in GRADES}
@@ -156,12 +154,12 @@ class Sampler:
     def _look(self, model: Decoder, groups: list[Group], uniform: torch.Tensor | None) -> None:
         """Label probabilities from one prefill, and with `uniform` (P, G) labels drawn from it."""
         tokenizer, prompts = self.judge.tokenizer, [group.prompt for group in groups]
-        found = label_probabilities(model, tokenizer, prompts, uniform=uniform, temperature=self.settings.temperature)
+        found = self.judge.engine.label_probabilities(model, tokenizer, prompts, uniform=uniform, temperature=self.settings.temperature)
         grade_of = dict(zip(tokenizer.label_ids, GRADES))
         for place, (group, probs) in enumerate(zip(groups, found.probs.tolist())):
             group.probs = probs
-            if found.drawn is not None:
-                group.first_tokens = found.drawn[place].tolist()
+            if found.first_tokens is not None:
+                group.first_tokens = found.first_tokens[place].tolist()
                 group.labels = [grade_of.get(token) for token in group.first_tokens]
 
     def _check_rewards(self, groups: list[Group]) -> None:
@@ -178,7 +176,7 @@ class Sampler:
         """Decode G replies for every group, drawn with `uniform` (P * G, N), and reward each of them."""
         settings, judge = self.settings, self.judge
         first_tokens = torch.tensor([group.first_tokens for group in groups]) if groups and groups[0].first_tokens else None
-        rollouts = generate(
+        rollouts = judge.engine.generate(
             model, [group.prompt for group in groups], samples=settings.samples, max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature, stop_ids=judge.tokenizer.eos_ids, uniform=uniform, first_tokens=first_tokens,
         )  # fmt: skip
@@ -271,7 +269,7 @@ class Sampler:
     def _measured(self, team: DistributedModel, batch: Batch) -> torch.Tensor:
         """Log-probs (B, T) of the replies under a team's model, computed as training computes them."""
         with compute_in(team.model, self.settings.compute_dtype):
-            return team.run(lambda model: completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature))
+            return team.run(lambda model: self.judge.engine.completion_logp(model, batch.ids, batch.mask, temperature=self.settings.temperature))
 
     def _measure(self, sampled: list[Group], kept: list[Group], attempts: int) -> dict[str, float]:
         """What a person wants to watch. Class-balanced reward, because plain reward rises while rare grades vanish.

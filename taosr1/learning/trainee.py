@@ -42,7 +42,8 @@ def lora_config(flags: MemoryFlags, dropout: float = 0.0) -> LoraConfig:
 
 
 def load_trainee(
-    model: str, flags: MemoryFlags, *, dtype: str, order: str | None = None, device: str = "cpu", seed: int = 0, dropout: float = 0.0
+    model: str, flags: MemoryFlags, *, dtype: str, order: str | None = None, device: str = "cpu", seed: int = 0, dropout: float = 0.0,
+    plain: bool = False,
 ) -> Judge:
     """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
 
@@ -50,7 +51,7 @@ def load_trainee(
     """
     # What is sharded is read by each rank for itself, later: no rank has room for all of it. Fresh weights are in no file.
     device = "meta" if flags.fsdp and model != TINY else device
-    judge = load_judge(model, order=order, dtype=dtype if flags.lora_rank else "float32", device=device, seed=seed)
+    judge = load_judge(model, order=order, dtype=dtype if flags.lora_rank else "float32", device=device, seed=seed, plain=plain)
     judge.model.activation_checkpointing = flags.activation_checkpointing
     if flags.lora_rank:
         if not judge.model.source:
@@ -62,6 +63,7 @@ def load_trainee(
         trained = sum(parameter.numel() for parameter in judge.model.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in judge.model.parameters())
         print(f"LoRA: {trained:,} of {total:,} weights are trained ({trained / total:.2%}); the rest is frozen in {dtype}")
+    judge.engine.prepare(judge.model)  # the adapters too
     return judge
 
 

@@ -1,124 +1,71 @@
-"""Attention: of tokens over their own row, and of rows that continue a shared prefix."""
+"""Attention: the one place of the plain program where attention scores are computed, and the module around it."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Protocol
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor, nn
 
-PLAIN_BELOW = 384  # tokens
-
-
-class AttentionBackend(Protocol):
-    """Whatever decides who attends to what: a cache, or a layout of several rows in one. used: one past the highest position of any row."""
-
-    used: int
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of one layer. Shapes: query (B, T', H, D), key and value (B, T, K, D) -> (B, T', H * D)."""
+from taosr1.model.config import DecoderConfig
+from taosr1.model.kv_cache import KVCache
+from taosr1.model.norm import RMSNorm
+from taosr1.model.rotary import rotate
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Grouped-query attention. Shapes: query (B, T, H, D), key and value (B, K, S, D), mask (B, 1, T, S) or None (causal) -> (B, T, H*D)."""
-    rows, length, heads, size = query.shape
-    kv_heads = key.shape[1]
-    if length == 1:
-        # One query per head: the query heads that share a key head become its T axis, so no key is copied.
-        grouped = query.view(rows, kv_heads, heads // kv_heads, size)
-        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).reshape(rows, 1, -1)
-    query, causal, shared = query.transpose(1, 2), mask is None, heads != kv_heads
-    if shared and not causal and value.device.type == "cuda":
-        # There the kernel that takes a mask and keeps no (T, T) matrix wants a key for every query head.
-        key, value = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
-        shared = False
-    # On a CPU the fused bfloat16 kernel's backward is four times slower than the plain one's, which keeps a (T, T) matrix for every head:
-    # good for short rows. Training runs under autocast, and so do its reference and old policy, which need no gradient but have to be
-    # measured by the same kernel.
-    plain = length <= PLAIN_BELOW and value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_autocast_enabled("cpu")
-    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=shared)
-    return out.transpose(1, 2).reshape(rows, length, -1)
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V for grouped queries: H query heads share K key heads, H / K each.
 
-
-def attention_of_one_token(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
-    """`attention` of one token a row, in two products: a fused kernel is three times slower for so few queries on a CPU.
-
-    Shapes: query (R, 1, H, D), key (R, K, S or more, D), value (R, K, S, D), hidden (R, 1, 1, s <= S) bool or None: which of the first columns
-    nobody sees -> (R, 1, H * D). Key may go on beyond value's columns, with anything.
-    """
-    rows, kv_heads, seen, size = value.shape
-    scores = ((query * size**-0.5).view(rows, kv_heads, -1, size) @ key.transpose(-1, -2))[..., :seen]  # (R, K, n, S)
-    if hidden is not None:
-        scores[..., : hidden.shape[-1]].masked_fill_(hidden, -torch.inf)
-    probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    return (probs @ value).view(rows, 1, -1)
-
-
-def shared_attention_plain(
-    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, prefix_mask: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None, prefix_of: Tensor
-) -> Tensor:
-    """Each row looks at its prefix and at its own tokens: every row gets a copy of the prefix.
-
-    Shapes: query (R, T, H, D). prefix_key, prefix_value (P, K, S, D), prefix_mask (P, S) bool or None (all are real). key, value (R, K, t, D):
-    what rows have themselves, mask (R or 1, 1, T, t) bool or None (all of it is seen). prefix_of (R,): which prefix. -> (R, T, H*D).
-    """
-    rows, length = query.shape[:2]
-    seen_prefix = torch.ones(len(prefix_key), prefix_key.shape[2], dtype=torch.bool, device=query.device) if prefix_mask is None else prefix_mask
-    seen_own = torch.ones(1, 1, length, key.shape[2], dtype=torch.bool, device=query.device) if mask is None else mask
-    seen = torch.cat([seen_prefix[prefix_of][:, None, None].expand(rows, 1, length, -1), seen_own.expand(rows, 1, length, -1)], -1)
-    return attention(query, torch.cat([prefix_key[prefix_of], key], 2), torch.cat([prefix_value[prefix_of], value], 2), seen)
-
-
-def shared_attention(
-    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, prefix_mask: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None, grid: PrefixGrouping
-) -> Tensor:
-    """`shared_attention_plain` without the copies: all rows of one prefix meet its keys in one product.
-
-    The scores over the prefix and over a row's own tokens are two products and one softmax. Arguments as there, with a `PrefixGrouping` in place
-    of prefix_of; key may go on beyond value's t columns, with anything, where reading them costs less than to cut them off.
+    Shapes: query (B, T, H, D), key and value (B, K, S, D), mask (B or 1, 1, T, S) bool, True where a query attends
+        to a key (at least one key for every query) -> (B, T, H * D). Scores and softmax are float32 or wider.
+    Source: 1706.03762, section 3.2.1; grouped queries: 2305.13245.
     """
     rows, length, heads, size = query.shape
-    kv_heads, prefix = key.shape[1], prefix_key.shape[2]
-    # The query heads that share a key head stand together: (R, K, n * T, D), n = H / K.
-    query = (query * size**-0.5).view(rows, length, kv_heads, -1, size).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
-    over_own = (query @ key.transpose(-1, -2))[..., : value.shape[2]]  # (R, K, n * T, t)
-    if mask is not None:
-        over_own = over_own.view(rows, kv_heads, -1, length, value.shape[2]).masked_fill_(~mask[:, :, None], -torch.inf).view_as(over_own)
-    over_prefix = grid.to_prefixes(query) @ prefix_key.transpose(-1, -2)  # (P, K, M * n * T, S)
-    if prefix_mask is not None:
-        over_prefix = over_prefix.masked_fill_(~prefix_mask[:, None, None], -torch.inf)
-    scores = torch.cat([over_prefix, grid.to_prefixes(over_own)], -1)
-    probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    out = grid.to_rows(probs[..., :prefix] @ prefix_value) + grid.to_rows(probs[..., prefix:]) @ value  # (R, K, n * T, D)
-    return out.view(rows, kv_heads, -1, length, size).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
+    query = query.transpose(1, 2)  # (B, H, T, D)
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))  # (B, H, S, D)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):  # rounded scores would make gradients visibly worse
+        scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * size**-0.5  # (B, H, T, S)
+    probs = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype)
+    return (probs @ value).transpose(1, 2).reshape(rows, length, -1)
 
 
-class PrefixGrouping:
-    """R rows as P prefixes x M places, M being the most rows that one prefix has: what lets a prefix meet all its rows in one product.
+def causal_mask(positions: Tensor, keys: int, window: int | None) -> Tensor:
+    """Which keys each query attends to: its own position and those before it, the last `window` of them if given.
 
-    prefix_of: (R,) int64. Where every prefix has as many rows, and they come in its order, nothing has to be moved.
+    Shapes: positions (B, T) int64 of the queries; the keys have positions 0 to keys - 1 -> (B, 1, T, keys) bool.
     """
+    key_positions, query_positions = torch.arange(keys, device=positions.device), positions[:, :, None]
+    seen = key_positions <= query_positions  # (B, T, keys)
+    if window is not None:
+        seen = seen & (key_positions > query_positions - window)
+    return seen[:, None]
 
-    def __init__(self, prefix_of: Tensor, prefixes: int) -> None:
-        counts = torch.bincount(prefix_of, minlength=prefixes)  # (P,)
-        self.prefix_of, self.prefixes, self.places = prefix_of, prefixes, int(counts.max())
-        self.full = bool((counts == self.places).all() and (prefix_of.diff() >= 0).all())
-        if not self.full:
-            prefix, rows = prefix_of.sort(stable=True)
-            within = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[prefix]
-            self.place_of = torch.empty_like(rows).index_copy_(0, rows, prefix * self.places + within)  # (R,): where in the flat grid
 
-    def to_prefixes(self, x: Tensor) -> Tensor:
-        """(R, K, q, W) -> (P, K, M * q, W); places without a row are 0."""
-        if not self.full:
-            x = x.new_zeros(self.prefixes * self.places, *x.shape[1:]).index_copy_(0, self.place_of, x)
-        return x.view(self.prefixes, self.places, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads, rotary positions and, for Qwen3, query and key norms."""
 
-    def to_rows(self, x: Tensor) -> Tensor:
-        """(P, K, M * q, W) -> (R, K, q, W)."""
-        x = x.view(self.prefixes, x.shape[1], self.places, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
-        return x if self.full else x[self.place_of]
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Shapes: x (B, T, C), cos and sin as `rotate`, mask as `attention` -> (B, T, C)."""
+        rows, length, _ = x.shape
+        query = self.q_proj(x).view(rows, length, self.heads, self.head_dim)  # (B, T, H, D)
+        key = self.k_proj(x).view(rows, length, self.kv_heads, self.head_dim)  # (B, T, K, D)
+        value = self.v_proj(x).view(rows, length, self.kv_heads, self.head_dim)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)  # (B, K, T, D)
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)  # (B, K, S, D): the earlier tokens' too
+        return self.o_proj(attention(query, key, value, mask))

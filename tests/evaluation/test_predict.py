@@ -12,7 +12,6 @@ import torch
 from taosr1.data.judgements import Judgement
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
-from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import save_pretrained
@@ -60,7 +59,7 @@ def parrot(tokenizer) -> Callable[..., Judge]:
 def test_a_label_first_judge_answers_from_one_prefill(parrot, order):
     judge = parrot(order)
     found, cost = predict_with_cost(judge, ROWS)
-    scored = label_probabilities(judge.model, judge.tokenizer, judge.prompts(ROWS))
+    scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(ROWS))
     assert [prediction.grade for prediction in found] == [int(SENTENCES[order][0])] * 6
     assert cost == Cost(prefills=6, decoded_tok=0)
     assert [list(prediction.probs) for prediction in found] == scored.probs.tolist()

@@ -13,6 +13,7 @@ import json
 import random
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,7 +27,6 @@ from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import grpo_loss
 from taosr1.learning.rollout_group import RolloutSettings
 from taosr1.learning.rollouts import Sampler
-from taosr1.model.logprobs import completion_logp
 from taosr1.runtime.distributed import gather, shutdown
 from taosr1.synthetic.shop import read_pool
 
@@ -52,8 +52,9 @@ def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
     judge = copy.deepcopy(start)
     reference = None
     if chance.random() < 0.7:
-        reference = DistributedModel(copy.deepcopy(start.model).requires_grad_(False), fsdp=fsdp)
-    team = DistributedModel(judge.model, fsdp=fsdp)
+        frozen = copy.deepcopy(start.model).requires_grad_(False)
+        reference = DistributedModel(frozen, start.engine, fsdp=fsdp)
+    team = DistributedModel(judge.model, judge.engine, fsdp=fsdp)
     size = chance.randint(1, 8)
     rollouts.keep_groups = lambda right, *_: kept_by_chance(chance, len(right))
     rollouts.drop_reason = lambda *_: "chance"
@@ -72,7 +73,7 @@ def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
         parts = gather(sum(batch is not None for batch in batches))
         kept.append(sampler.metrics["kept_groups"])
         unequal += len(set(parts)) > 1
-        accumulate(judge.model, batches, loss_fn, settings.compute_dtype, team)
+        accumulate(judge.model, batches, partial(loss_fn, judge.engine.completion_logp), settings.compute_dtype, team)
         optimizer.step()
         judge.model.zero_grad(set_to_none=True)
     weights = [whole_tensor(parameter.detach()).double() for parameter in judge.model.parameters()]
@@ -86,7 +87,7 @@ def kept_by_chance(chance: random.Random, count: int) -> torch.Tensor:
     return torch.tensor([chance.random() < share for _ in range(count)], dtype=torch.bool)
 
 
-def loss_fn(model, batch):
+def loss_fn(completion_logp, model, batch):
     logp, kl_beta = completion_logp(model, batch.ids, batch.mask), 0.0 if batch.ref_logp is None else 0.02
     return grpo_loss(logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=kl_beta)
 

@@ -143,8 +143,6 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
         product that occurs twice and differs, and for an example whose product is missing (`bad_rows` may skip it).
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file at {path}: check --data")
     examples = _one_file(path, "*examples*.parquet") if path.is_dir() else path
     bad_rows = bad_rows or BadRows(examples)
     bad_rows.path = examples  # the file whose rows are counted, even if `path` is the folder

@@ -104,10 +104,7 @@ def parse_judgement(row: dict) -> Judgement:
     if not any(text[name].strip() for name in PRODUCT_TEXT):
         raise ValueError(f"nothing is said about the product: {', '.join(PRODUCT_TEXT)} are all empty")
     extra = {name: value for name, value in row.items() if name not in COLUMNS}
-    grade = "" if row.get("grade") is None else str(row["grade"]).strip().lower()
-    if grade and grade not in _GRADE_OF_TEXT:
-        raise ValueError(f"field 'grade' is {shorten(repr(row['grade']))}, expected 1-4")
-    return Judgement(**text, grade=_GRADE_OF_TEXT.get(grade), extra=extra)
+    return Judgement(**text, grade=_grade(row.get("grade")), extra=extra)
 
 
 def judgement_to_dict(judgement: Judgement) -> dict:
@@ -165,6 +162,14 @@ def _scalar(value: Any) -> str:
     if isinstance(value, (dict, list)):
         raise ValueError(f"a list or object holds {shorten(repr(value))}, expected text in it")
     return _text("attributes", value)
+
+
+def _grade(value: Any) -> int | None:
+    """1-4 from 4, 4.0, "4" or "4-Excellent"; None from null or an empty cell."""
+    word = "" if value is None else str(value).strip().lower()
+    if word and word not in _GRADE_OF_TEXT:
+        raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
+    return _GRADE_OF_TEXT.get(word)
 
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:

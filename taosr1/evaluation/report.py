@@ -288,7 +288,8 @@ def _grades_table(report: dict) -> str:
 
 def _kinds_table(by_kind: dict) -> str:
     rows = [
-        [kind, f"{scores['rows']:,}", f"{scores['queries']:,}", *(_interval(name, scores[name]) for name in KIND_METRICS)]
+        [kind, f"{scores['rows']:,}", f"{scores['queries']:,}"]
+        + [_interval(name, scores[name]) for name in KIND_METRICS]
         for kind, scores in by_kind.items()
     ]
     return _table(["query kind", "pairs", "queries", *(_TITLES[name] for name in KIND_METRICS)], rows)

@@ -20,11 +20,8 @@ from safetensors.torch import save_file
 
 from taosr1.runtime.distributed import on_rank_zero, this_rank
 from taosr1.runtime.files import (
-    DAMAGED,
-    DELETING,
     MANIFEST_FILE,
     STATE_FILE,
-    WRITING,
     DamagedError,
     begin_folder,
     finish_folder,
@@ -204,17 +201,11 @@ def newest_valid(folder: Path) -> tuple[int, Path] | None:
             verify(path, required=True)
             return step, path
         except DamagedError as error:
-            renamed = path.with_name(DAMAGED + path.name)
+            renamed = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(renamed, ignore_errors=True)
             path.rename(renamed)
             print(f"warning: {error}. It is now {renamed}; going back to the checkpoint before it", file=sys.stderr)
     return None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted save or deletion left behind."""
-    for path in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*"), *folder.glob(".*.tmp")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def rewind(folder: Path, step: int, metrics: Iterable[dict] = ()) -> None:

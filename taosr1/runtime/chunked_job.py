@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ from taosr1 import __version__
 from taosr1.runtime.chunk_files import ChunkFiles
 from taosr1.runtime.cli import progress
 from taosr1.runtime.distributed import Ranks, this_rank, unmute_stdout
-from taosr1.runtime.files import DamagedError, can_lock, delete, read_json, replace_file, sha256
+from taosr1.runtime.files import DamagedError, delete, read_json, replacing, sha256
 from taosr1.runtime.job_locks import RankLock, locked_directory
 
 T = TypeVar("T")
@@ -114,7 +115,6 @@ class ChunkedJob:
         lengths = [len(chunk) for chunk in chunks]
         sizes = {"rows": sum(lengths), "chunks": len(chunks), "rows of a chunk": max(lengths, default=0)}
         self.identity: dict[str, Any] = json.loads(json.dumps({**identity, **sizes, "format": FORMAT}))  # as read back
-        self._name = f"rank {ranks.rank} of {ranks.world}"
         self._number = {chunk.start: number for number, chunk in enumerate(chunks)}
         self._own = range(ranks.rank, len(chunks), ranks.world)
         self._files = ChunkFiles(self.folder)
@@ -155,7 +155,7 @@ class ChunkedJob:
         Raises: ValueError where the folder was removed while this rank was working.
         """
         if self._over:
-            self._report(f"{self._name} finds the job done ({self.record}); to do it again, delete {self.out}")
+            self._report(f"{self._lock.name} finds the job done ({self.record}); to do it again, delete {self.out}")
             return False
         exists = self._directory_lock.enter_context(locked_directory(self.folder))
         ours = exists and self._lock.is_held()
@@ -190,7 +190,7 @@ class ChunkedJob:
         """
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder, expected a file name to write: check --out")
-        if self.ranks.world > 1 and not can_lock():
+        if self.ranks.world > 1 and os.name != "posix":
             raise ValueError("several ranks need POSIX file locks, which this system lacks: run one process")
         try:
             with locked_directory(self.folder, create=True):
@@ -218,7 +218,7 @@ class ChunkedJob:
             _write(self.job_file, self.identity)
         self._files.open_own(self._lock.path.with_suffix(".jsonl"))
         if self._files.place:
-            self._report(f"{self._name} continues, {self._progress()}")
+            self._report(f"{self._lock.name} continues, {self._progress()}")
 
     def _stored_identity(self) -> dict | None:
         try:
@@ -256,7 +256,7 @@ class ChunkedJob:
         """The folder was removed while this rank was working: an error unless another rank has written OUT."""
         if not self._is_recorded():
             raise ValueError(
-                f"{self.folder} was removed while {self._name} was working: another rank gave up and printed why, "
+                f"{self.folder} was removed while {self._lock.name} was working: another rank gave up and printed why, "
                 "or somebody deleted it; the same command begins again"
             )
         self._report("another rank has written the output")
@@ -320,12 +320,12 @@ class ChunkedJob:
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
     def _report_missing(self, missing: list[int]) -> None:
-        working = {other.rank for other in self._lock.others()}
-        idle = [str(rank) for rank in sorted({number % self.ranks.world for number in missing}) if rank not in working]
+        working, ranks = self._lock.others(), sorted({number % self.ranks.world for number in missing})
+        idle = [str(rank) for rank in ranks if not any(other.startswith(f"rank {rank} of ") for other in working)]
         hint = "the rank that finishes last writes the output"
         if idle:
             hint = f"no process works on those of rank {', '.join(idle)}: start it, or let one process do the rest"
-        self._report(f"{self._name} has done its share, {self._progress()}; {hint}")
+        self._report(f"{self._lock.name} has done its share, {self._progress()}; {hint}")
 
     def _progress(self) -> str:
         return f"{len(self._files.place)} of {len(self.chunks)} chunks are done"
@@ -336,4 +336,5 @@ class ChunkedJob:
 
 def _write(path: Path, value: dict) -> None:
     """Write a JSON object durably, as ASCII: a setting may hold half a surrogate pair, which UTF-8 cannot."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(value) + "\n"))
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value) + "\n")

@@ -16,10 +16,10 @@ from typing import IO
 import torch
 
 from taosr1 import __version__
-from taosr1.runtime.checkpoint import checkpoints, newest_valid, read_best, remove_leftovers, rewind
+from taosr1.runtime.checkpoint import checkpoints, newest_valid, read_best, rewind
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
-from taosr1.runtime.files import fsync, read_json, replace_file, take_lock, verify, write_json
+from taosr1.runtime.files import fsync, read_json, remove_leftovers, replacing, take_lock, verify, write_json
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
@@ -164,7 +164,8 @@ class Run:
             return row["step"] <= step and not repeated
 
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(path) if is_kept(row))
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def log(self, step: int, **values: object) -> None:
         """Append one line to metrics.jsonl."""
@@ -198,7 +199,7 @@ def lock(path: Path, what: str) -> IO[bytes]:
 
     Raises: BlockingIOError naming `what` and the process that holds the lock.
     """
-    file = take_lock(path, f"{os.getpid()}\n".encode())
+    file = take_lock(path, f"{os.getpid()}\n")
     if file is None:
         owner = path.read_text("ascii", "replace").strip() or "unknown"
         way_out = "wait for it, stop it, or choose another --out"

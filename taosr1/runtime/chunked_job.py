@@ -70,24 +70,22 @@ def run_in_chunks(
     """
     ranks = this_rank()
     chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
-    if not out:
-        if ranks.world > 1:
-            raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
-        found: list[dict] = []
-        bar = progress(total=len(rows), desc=description, unit="row")
-        for chunk in chunks:
-            found += work(rows[chunk.start : chunk.stop], chunk.start)
-            bar.update(len(chunk))
-        bar.close()
-        yield found
-        return
-    with ChunkedJob(out, identity, chunks, ranks) as job:
-        bar = progress(total=job.total, initial=job.done, desc=description, unit="row")
-        for chunk in job.missing():
-            job.add(chunk, work(rows[chunk.start : chunk.stop], chunk.start))
-            bar.update(len(chunk))
-        bar.close()
-        yield job if job.to_merge() else None
+
+    def answered(todo: Iterable[range], total: int, done: int) -> Iterator[tuple[range, list[dict]]]:
+        with progress(total=total, initial=done, desc=description, unit="row") as bar:
+            for chunk in todo:
+                yield chunk, work(rows[chunk.start : chunk.stop], chunk.start)
+                bar.update(len(chunk))
+
+    if out:
+        with ChunkedJob(out, identity, chunks, ranks) as job:
+            for chunk, answers in answered(job.missing(), job.total, job.done):
+                job.add(chunk, answers)
+            yield job if job.to_merge() else None
+    elif ranks.world > 1:
+        raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
+    else:
+        yield [answer for _, answers in answered(chunks, len(rows), 0) for answer in answers]
 
 
 def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
@@ -133,7 +131,7 @@ class ChunkedJob:
     @property
     def done(self) -> int:
         """Number of this rank's rows in finished chunks."""
-        return sum(len(self.chunks[number]) for number in self._own if self._over or number in self._files.place)
+        return self.total - sum(map(len, self.missing()))
 
     def missing(self) -> Iterator[range]:
         """This rank's chunks that are in no file yet."""
@@ -157,10 +155,18 @@ class ChunkedJob:
         if self._over:
             self._report(f"{self._lock.name} finds the job done ({self.record}); to do it again, delete {self.out}")
             return False
-        exists = self._directory_lock.enter_context(locked_directory(self.folder))
-        ours = exists and self._lock.is_held()
-        if not (ours and self.job_file.exists()):
-            self._check_merged(ours)
+        self._directory_lock.enter_context(locked_directory(self.folder))
+        ours = self._lock.is_held()
+        if not (ours and self.job_file.exists()):  # the folder was removed while this rank was working
+            if not self._is_recorded():
+                raise ValueError(
+                    f"{self.folder} was removed while {self._lock.name} was working: another rank gave up and printed "
+                    "why, or somebody deleted it; the same command begins again"
+                )
+            self._report("another rank has written the output")
+            self._over = True
+            if ours:  # that rank was killed while it removed the folder
+                self._remove()
             return False
         self._files.scan()
         missing = [number for number in range(len(self.chunks)) if number not in self._files.place]
@@ -168,7 +174,9 @@ class ChunkedJob:
             self._report_missing(missing)
             return False
         self._merging = True
-        self._remove_unfinished_outputs()
+        # Temporary files of a merge that was killed. No rank writes them now: the directory is locked.
+        name = re.compile(rf"\.{re.escape(self.out.name)}(\.(done|counts)\.json)?\.\d+\.tmp")
+        delete(path for path in self.out.parent.glob(".*.tmp") if name.fullmatch(path.name))
         unmute_stdout()
         return True
 
@@ -201,8 +209,12 @@ class ChunkedJob:
         return self
 
     def _begin_or_continue(self) -> None:
-        others, stored = self._lock.others(), self._stored_identity()
+        others = self._lock.others()
         self._lock.refuse_conflicts(others, self.out)
+        try:
+            stored = read_json(self.job_file) if self.job_file.exists() else None
+        except DamagedError as error:
+            raise ValueError(f"{error}: delete the folder {self.folder} to begin again") from error
         if stored is None and self.ranks.world > 1 and self._is_recorded():
             self._over = True
             self._remove()
@@ -219,12 +231,6 @@ class ChunkedJob:
         self._files.open_own(self._lock.path.with_suffix(".jsonl"))
         if self._files.place:
             self._report(f"{self._lock.name} continues, {self._progress()}")
-
-    def _stored_identity(self) -> dict | None:
-        try:
-            return read_json(self.job_file) if self.job_file.exists() else None
-        except DamagedError as error:
-            raise ValueError(f"{error}: delete the folder {self.folder} to begin again") from error
 
     def _refusal(self, stored: dict) -> str:
         names = [name for name in sorted(stored | self.identity) if stored.get(name) != self.identity.get(name)]
@@ -252,35 +258,23 @@ class ChunkedJob:
         if not (self._files.place or self._over):
             self._remove_unused()
 
-    def _check_merged(self, ours: bool) -> None:
-        """The folder was removed while this rank was working: an error unless another rank has written OUT."""
-        if not self._is_recorded():
-            raise ValueError(
-                f"{self.folder} was removed while {self._lock.name} was working: another rank gave up and printed why, "
-                "or somebody deleted it; the same command begins again"
-            )
-        self._report("another rank has written the output")
-        self._over = True
-        if ours:  # that rank was killed while it removed the folder
-            self._remove()
-
     def _finish(self) -> None:
         """OUT is complete: record it for ranks that start later, remove the chunks. A crash here repeats the merge."""
         if self.ranks.world > 1:
-            _write(self.record, {"job": self.identity, "sha256 of the output": sha256(self.out)})
+            _write(self.record, self._proof())
         else:
             delete([self.record])
         self._remove()
 
     def _is_recorded(self) -> bool:
         """Whether OUT is this job's output, written by one of several ranks and unchanged since."""
-        if not (self.record.is_file() and self.out.is_file()):
-            return False
         try:
-            stored = read_json(self.record)
-        except DamagedError:
+            return read_json(self.record) == self._proof()
+        except (FileNotFoundError, DamagedError):
             return False  # no proof, so the job is done again
-        return stored.get("job") == self.identity and stored.get("sha256 of the output") == sha256(self.out)
+
+    def _proof(self) -> dict:
+        return {"job": self.identity, "sha256 of the output": sha256(self.out)}
 
     def _remove(self) -> None:
         """Remove the folder, job.json first: chunks without it belong to no job, and the next start deletes them."""
@@ -293,11 +287,6 @@ class ChunkedJob:
     def _remove_empty_folder(self) -> None:
         with suppress(OSError):  # not empty: another rank has started in between
             self.folder.rmdir()
-
-    def _remove_unfinished_outputs(self) -> None:
-        """Delete the temporary files of a merge that was killed. No rank writes them now: the directory is locked."""
-        name = re.compile(rf"\.{re.escape(self.out.name)}(\.(done|counts)\.json)?\.\d+\.tmp")
-        delete(path for path in self.out.parent.glob(".*.tmp") if name.fullmatch(path.name))
 
     def _remove_unused(self) -> None:
         """Remove the folder again where no chunk was finished and no other rank is working."""

@@ -166,9 +166,8 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
 def _title(rng: random.Random, item: Item) -> str:
     name, brand, colour = rng.choice(TYPES[GROUP_OF[item.type]][item.type][0]), item.brand, item.colour
     if item.accessory:
-        return rng.choice(
-            (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
-        )
+        forms = (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
+        return rng.choice(forms)
     features = " ".join(item.features)
     use = f"for {item.use}" if item.use else ""
     size = f"size {item.size}" if item.size else ""

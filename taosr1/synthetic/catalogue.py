@@ -142,11 +142,7 @@ knowledge  | {d} {t} {c}; {t} {c} {d}; i want {d} {t} {c}; best {t} {d} {c}; loo
 TEMPLATES = {kind: (training, held_out) for (kind,), training, held_out in _rows(_TEMPLATES)}
 # A positive demand in the words of a query, by attribute.
 DEMAND_PHRASES = {
-    "brand": ("{v}", "by {v}"),
-    "colour": ("{v}", "in {v}"),
-    "material": ("{v}", "made of {v}"),
-    "size": ("size {v}",),
-    "feature": ("{v}",),
-    "use": ("for {v}",),
-}
+    "brand": ("{v}", "by {v}"), "colour": ("{v}", "in {v}"), "material": ("{v}", "made of {v}"),
+    "size": ("size {v}",), "feature": ("{v}",), "use": ("for {v}",),
+}  # fmt: skip
 EXCLUDABLE = ("brand", "colour", "material", "feature")  # attributes that a query may exclude a value of

@@ -29,7 +29,7 @@ from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
-from taosr1.learning.selection import keyed_generator
+from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
 from taosr1.runtime.cli import check, option, parse_config, progress

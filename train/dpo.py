@@ -32,7 +32,7 @@ from taosr1.learning.batches import Example, collate, label_token_weights, micro
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
-from taosr1.learning.selection import shuffled_order
+from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config

@@ -41,7 +41,7 @@ from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
 from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
 from taosr1.learning.rollout_group import RolloutBatch, RolloutSettings, describe_outcomes
 from taosr1.learning.rollouts import Sampler
-from taosr1.learning.selection import balanced_order
+from taosr1.learning.draw_order import balanced_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder

@@ -74,7 +74,7 @@ from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.losses import grpo_loss
 from taosr1.learning.rollout_group import Group, RolloutSettings
 from taosr1.learning.rollouts import Sampler
-from taosr1.learning.selection import balanced_order
+from taosr1.learning.draw_order import balanced_order
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import Ranks, gather, join, share

@@ -20,15 +20,8 @@ from taosr1.learning.loop import compute_in
 from taosr1.learning.losses import group_advantages
 from taosr1.learning.rewards import NonFiniteRewardError, reward_parts, total_reward
 from taosr1.learning.rollout_group import Group, Rollout, RolloutBatch, RolloutSettings
-from taosr1.learning.selection import (
-    balance_by_grade,
-    balanced_order,
-    drop_reason,
-    grade_share_cv,
-    keep_groups,
-    keyed_generator,
-    shuffled_order,
-)
+from taosr1.learning.difficulty import balance_by_grade, drop_reason, grade_share_cv, keep_groups
+from taosr1.learning.draw_order import balanced_order, keyed_generator, shuffled_order
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters_off
 from taosr1.runtime.distributed import gather, share

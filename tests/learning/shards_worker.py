@@ -15,7 +15,7 @@ from taosr1.learning.batches import Example, collate
 from taosr1.learning.distributed_model import DistributedModel, init_distributed, whole_tensor
 from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import sft_loss
-from taosr1.learning.selection import keyed_generator
+from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.weights import load_decoder
 from taosr1.model.logprobs import completion_logp
 from taosr1.runtime.checkpoint import load_checkpoint, save_checkpoint

@@ -17,7 +17,7 @@ from taosr1.learning.batches import Example, collate, micro_batches
 from taosr1.learning.loop import Schedule, accumulate, make_optimizers, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.rewards import NonFiniteRewardError
-from taosr1.learning.selection import keyed_generator
+from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.folders import checkpoints, read_best
 from taosr1.model.logprobs import completion_logp, sequence_logp
 from taosr1.runtime.run_folder import Run

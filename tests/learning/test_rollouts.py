@@ -18,7 +18,7 @@ from taosr1.learning import loop, rollouts
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.rollout_group import RolloutSettings, describe_outcomes
 from taosr1.learning.rollouts import Sampler
-from taosr1.learning.selection import grade_share_cv
+from taosr1.learning.difficulty import grade_share_cv
 from taosr1.model.logprobs import completion_logp
 from train import grpo
 

@@ -15,7 +15,7 @@ from taosr1.fast.quantize import quantize
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
-from taosr1.model.io.weights import load_pretrained
+from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig, encode_prompt
@@ -29,7 +29,6 @@ TINY_SHAPE = dict(
     rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=True, qk_norm=True, qkv_bias=False, max_position_embeddings=1024,
 )  # fmt: skip
 TINY_VOCAB = 1024
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SERVING_DTYPES = (*DTYPES, "float8", "int8")  # the last two: large products in 8 bits, see `model/eight_bits.py`
 SERVING_DTYPE_HELP = "type of the weights; float8 (NVIDIA Hopper) and int8 (CPU): 8-bit products, faster prefills for a little accuracy"
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from taosr1.judge import Judge, check_device, load_judge
-from taosr1.model.io.folders import checkpoints, model_folder
+from taosr1.model.io.folders import model_folder
+from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen

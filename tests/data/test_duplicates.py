@@ -7,9 +7,9 @@ import tracemalloc
 
 import pytest
 
-from taosr1.data.bad_rows import BadRows
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, write_judgements
+from taosr1.runtime.bad_rows import BadRows
 from taosr1.synthetic.shop import read_pool
 
 ONE = {"query": "red boots", "title": "Boots, red", "grade": 4, "query_id": "q1", "item_id": "i1"}

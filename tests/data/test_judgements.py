@@ -8,7 +8,8 @@ import stat
 import pytest
 
 from taosr1.data.judgements import Judgement, iter_judgements, judgement_to_dict, read_judgements, write_judgements
-from taosr1.data.rows import BadRows, read_jsonl, write_jsonl
+from taosr1.runtime.bad_rows import BadRows
+from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 
 GOOD = {"query": "red boots", "title": "Boots, red", "grade": 4}
 COT = "Query: boots\nItem: boots\nCategory: same\nAttributes: none\nDecision: 4-Excellent"

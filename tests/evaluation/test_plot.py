@@ -70,7 +70,7 @@ def test_a_metric_that_was_never_finite_has_no_curve():
     assert curves_of([{"step": 1, "kl": float("nan")}]) == ({}, {"kl": 1})
 
 
-def test_what_is_no_number_is_no_curve():
+def test_values_that_are_no_numbers_have_no_curve():
     assert curves_of([{"step": 1, "why": "too easy", "done": True, "loss": None, "kl": [1.0]}]) == ({}, {})
 
 
@@ -78,11 +78,11 @@ def test_what_is_no_number_is_no_curve():
 def test_a_last_line_that_a_kill_cut_off_is_left_out_with_a_note(tmp_path, tail):
     folder = write(tmp_path / "run", tail=tail)
     run = read_run(folder)
-    assert run.curves == read_run(write(tmp_path / "whole")).curves
+    assert run.curves == read_run(write(tmp_path / "complete")).curves
     assert len(run.notes) == 1 and run.notes[0].startswith(f"{folder / 'metrics.jsonl'}:5: left out, the run was stopped")
 
 
-def test_a_whole_last_line_without_a_line_break_is_read(tmp_path):
+def test_a_complete_last_line_without_a_line_break_is_read(tmp_path):
     run = read_run(write(tmp_path / "run", tail='{"step": 4, "loss": 0.3}'))
     assert run.curves["loss"].steps == (1, 2, 3, 4) and run.notes == ()
 
@@ -131,6 +131,7 @@ def test_panels_are_what_some_run_has_in_one_order():
     point = Curve((1,), (1.0,))
     one, other = run_of("a", kl=point, loss=point, decoded_tok=point), run_of("b", grad_norm=point, dev_macro_f1=point)
     assert panels_of([one, other]) == ["loss", "dev_macro_f1", "kl", "grad_norm"] == panels_of([other, one])
+    assert panels_of([one, other], ["grad_norm", "loss", "entropy"]) == ["loss", "grad_norm"]
     assert panels_of([]) == panels_of([run_of("c")]) == []
     assert set(NEVER_SMOOTHED) < PANELS.keys()
 
@@ -183,10 +184,11 @@ def test_a_format_that_is_not_offered_is_refused(tmp_path, capsys):
     assert ".png, .svg, .pdf" in capsys.readouterr().err and not (tmp_path / "curves.jsonl").exists()
 
 
-def test_a_run_has_to_be_named(capsys):
+@pytest.mark.parametrize(("flags", "words"), [([], "RUN"), (["run", "--metric", "accuracy"], "invalid choice: 'accuracy'")])
+def test_a_run_has_to_be_named_and_metrics_have_to_be_known(flags, words, capsys):
     with pytest.raises(SystemExit) as end:
-        main([])
-    assert end.value.code == 2 and "RUN" in capsys.readouterr().err
+        main(flags)
+    assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
@@ -238,8 +240,18 @@ def test_a_picture_of_the_runs_is_written_beside_the_first_that_can_be_drawn(mat
     assert not (tmp_path / "missing").exists() and not (tmp_path / "b" / "curves.png").exists()
 
 
-def test_the_picture_may_go_elsewhere(matplotlib, tmp_path):
-    out = tmp_path / "new" / "folder" / "both.svg"
-    assert main([str(write(tmp_path / "a")), "--out", str(out), "--smooth", "2"]) == 0
-    text = out.read_text(encoding="utf-8")
-    assert "<svg" in text and not (tmp_path / "a" / "curves.png").exists()
+def test_one_metric_is_a_small_svg_of_plain_text_that_is_the_same_every_time(matplotlib, tmp_path, capsys):
+    """The picture of the README: 500 steps, evaluated every 10."""
+    steps = [{"step": step, "loss": 1 / step, "dev_macro_f1": step / 500} for step in range(1, 501)]
+    run, files = write(tmp_path / "a", steps[9::10]), [tmp_path / "new" / "folder" / "one.svg", tmp_path / "again.svg"]
+    for file in files:
+        assert main([str(run), "--metric", "dev_macro_f1", "--out", str(file)]) == 0
+    text = files[0].read_text(encoding="utf-8")
+    assert "1 panels of 1 of 1 runs" in capsys.readouterr().out and not (run / "curves.png").exists()
+    assert ">macro-F1 on dev</text>" in text and "grad_norm" not in text and "@font-face" not in text
+    assert files[0].read_bytes() == files[1].read_bytes() and 5_000 < len(text) < 30_000
+
+
+def test_a_metric_that_no_run_has_is_nothing_to_draw(tmp_path, capsys):
+    assert main([str(write(tmp_path / "a")), "--metric", "kl"]) == 2
+    assert "error: nothing to draw: no run has one of kl" in capsys.readouterr().err

@@ -36,11 +36,11 @@ from fuzz_files import REPLIED, VOCAB, Sample, make
 from fuzz_oracle import Spelled, Wrong, canonical, check_judgement, leaves, oracle
 
 from infer import evaluate, score
-from taosr1.data.bad_rows import BadRows
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
 from taosr1.data.sources import load_rows
+from taosr1.data.teacher_files import import_replies
+from taosr1.runtime.bad_rows import BadRows
 from taosr1.task.rules import load_rules
-from taosr1.task.teacher import import_replies
 from train import dpo
 
 ANY = 10**9

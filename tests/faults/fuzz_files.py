@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fuzz_oracle import unpacked
 
 from taosr1.data.judgements import Judgement
-from taosr1.task.teacher import row_ids
+from taosr1.data.teacher_files import row_ids
 
 VOCAB = 1000
 WORDS = [

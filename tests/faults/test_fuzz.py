@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fuzz
 from fuzz_files import OPERATORS, make
 
-from taosr1.data import bad_rows, duplicates, judgements, rows, text
+from taosr1.data import csv_rows, duplicates, judgements
+from taosr1.runtime import bad_rows, jsonl, text_lines
 
 pytestmark = pytest.mark.skipif(not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not")
 
@@ -31,12 +32,13 @@ def test_a_file_depends_on_its_seed_and_number_alone():
 
 
 def strip_text(monkeypatch):
-    monkeypatch.setattr(rows, "clean_text", str.strip)
+    monkeypatch.setattr(jsonl, "clean_text", str.strip)
 
 
 def lose_the_last_line(monkeypatch):
-    read = text.read_lines
-    monkeypatch.setattr(rows, "read_lines", lambda path: iter(list(read(path))[:-1]))
+    read = text_lines.read_lines
+    for reader in (csv_rows, jsonl):
+        monkeypatch.setattr(reader, "read_lines", lambda path: iter(list(read(path))[:-1]))
 
 
 def skip_in_silence(monkeypatch):
@@ -50,7 +52,7 @@ def take_what_was_unpacked(monkeypatch):
         except Exception:
             return b""
 
-    monkeypatch.setattr(text, "_next_line", next_line)
+    monkeypatch.setattr(text_lines, "_next_line", next_line)
 
 
 def believe_repeated_ids(monkeypatch):
@@ -62,7 +64,8 @@ def crash_on_a_bad_grade(monkeypatch):
 
 
 def replace_broken_bytes(monkeypatch):
-    monkeypatch.setattr(rows, "damage_in", lambda text: "")
+    for reader in (csv_rows, jsonl):
+        monkeypatch.setattr(reader, "damage_in", lambda text: "")
 
 
 def forget_a_column(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from infer.explain import main, notes, visible
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import read_jsonl
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import open_judge, store_temperature
 from taosr1.serving.scorer import score_prompts

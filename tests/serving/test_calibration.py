@@ -178,7 +178,7 @@ def test_fit_ignores_row_order_and_duplication():
 @pytest.mark.parametrize(
     ("probs", "grades", "message"),
     [
-        ([], [], "no rows to fit on"),
+        ([], [], "no rows"),
         ([ROW], [4, 4], "probs has 1 rows, grades has 2"),
         ([ROW, ROW], [4, 5], r"grades\[1\] is 5, expected 1-4"),
         ([ROW], [0], r"grades\[0\] is 0"),

@@ -9,10 +9,12 @@ import pytest
 
 from taosr1.data.judgements import Judgement, check_cot
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.task import prompt
 from taosr1.task.prompt import (
     FORMATS,
     INSTRUCTIONS,
     ORDERS,
+    STYLES,
     PromptConfig,
     Reply,
     encode_prompt,
@@ -212,6 +214,40 @@ def test_a_prompt_configuration_comes_back_from_its_folder(tmp_path):
     for config in (PromptConfig(), PromptConfig("pre-cot", "brief", ("price", "title"), 33)):
         config.save(tmp_path)
         assert PromptConfig.load(tmp_path) == config
+
+
+def test_any_change_of_the_wording_changes_its_hash_and_settings_that_render_alike_share_it(monkeypatch):
+    first = {(order, style): PromptConfig(order, style).wording_sha256 for order in ORDERS for style in STYLES}
+    assert len(set(first.values())) == 6
+    assert PromptConfig().wording_sha256 == PromptConfig(max_chars=300).wording_sha256  # a setting, not a wording
+    assert PromptConfig(fields=("title",)).wording_sha256 != PromptConfig().wording_sha256
+    for name, value in (
+        ("INSTRUCTIONS", INSTRUCTIONS.replace("4-Excellent:", "4-Excellent: all is well,")),
+        ("FORMATS", {order: text + " Be brief." for order, text in FORMATS.items()}),
+        ("COT_STEPS", ("Question", "Item", "Category", "Attributes", "Decision")),
+        ("_untrusted_texts", lambda *_: ["query", "title"]),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(prompt, name, value)
+            full = PromptConfig()
+            assert full.wording_sha256 != first["post-cot", "full"] and full == PromptConfig(), name
+            assert full.wording_sha256 in repr(full)  # so every identity made from it tells the two apart
+    assert replace(PromptConfig(), order="label").wording_sha256 == first["label", "full"]
+
+
+def test_a_model_trained_with_another_wording_is_loaded_with_a_warning_that_names_the_file(tmp_path, monkeypatch, capsys):
+    PromptConfig().save(tmp_path)
+    path = tmp_path / "prompt.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["wording_sha256"] == PromptConfig().wording_sha256
+    assert PromptConfig.load(tmp_path) == PromptConfig() and capsys.readouterr().err == ""
+    with monkeypatch.context() as changed:
+        changed.setattr(prompt, "INSTRUCTIONS", "Grade it.")
+        assert PromptConfig.load(tmp_path) == PromptConfig()
+        warning = capsys.readouterr().err
+        assert f"{path}: the model was trained with another wording" in warning and stored["wording_sha256"] in warning
+        path.write_text(json.dumps({name: value for name, value in stored.items() if name != "wording_sha256"}))
+        assert PromptConfig.load(tmp_path) == PromptConfig() and capsys.readouterr().err == ""  # an older file
 
 
 def test_all_problems_of_a_configuration_are_named_at_once():

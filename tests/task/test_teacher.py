@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import Judgement, check_cot, read_judgements, write_judgements
+from taosr1.data.teacher_files import ImportReport, export_prompts, import_replies, main, row_ids
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import CATEGORY_FACTS, OUTCOMES, implied_grade, load_rules
-from taosr1.task.teacher import (
-    MAX_STEP_CHARS,
-    SYSTEM,
-    ImportReport,
-    export_prompts,
-    extract_cot,
-    import_replies,
-    main,
-    row_ids,
-    teacher_messages,
-    write_cot,
-)
+from taosr1.task.teacher import MAX_STEP_CHARS, SYSTEM, extract_cot, teacher_messages, write_cot
 
 RULES = load_rules()
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,7 +320,7 @@ def test_wrong_use_of_the_command_line_says_what_to_do(tmp_path, capsys):
 def test_the_module_runs_as_a_command_and_its_help_teaches():
     for command, words in ((["--help"], "import the replies"), (["export", "--help"], "--skip-ungraded")):
         done = subprocess.run(
-            [sys.executable, "-m", "taosr1.task.teacher", *command],
+            [sys.executable, "-m", "taosr1.data.teacher_files", *command],
             cwd=ROOT,
             capture_output=True,
             text=True,

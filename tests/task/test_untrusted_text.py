@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.data.judgements import COT_STEPS, MAX_COT_CHARS, Judgement, check_cot
 from taosr1.judge import BUNDLED_FOLDER, load_judge
 from taosr1.learning.examples import examples_of
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task import prompt, teacher
 from taosr1.task.grades import GRADES, grade_name
+from taosr1.task.judgement import COT_STEPS, MAX_COT_CHARS, Judgement, check_cot
 from taosr1.task.prompt import ITEM_FIELDS, ORDERS, PromptConfig, encode_prompt, encode_reply, parse_reply, reply_text
 from taosr1.task.rules import facts_from_cot, load_rules, retrieve
 from taosr1.task.teacher import MAX_FIELD_CHARS, teacher_messages

@@ -85,7 +85,7 @@ def test_keys_left_out_mean_what_transformers_takes_them_to_mean():
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_scaling factor is None"),
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "is not below high_freq_factor"),
         ({"rope_scaling": {**LLAMA3, "factor": float("nan")}}, "factor is nan"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters has entries of its own for full_attention"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters has separate entries for full_attention"),
         ({"rope_scaling": "linear"}, "rope_scaling='linear', expected an object or null"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),

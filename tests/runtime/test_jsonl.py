@@ -10,11 +10,12 @@ import time
 import pytest
 
 from infer import score
-from taosr1.data import rows
-from taosr1.data.bad_rows import BadRows
+from taosr1.data import csv_rows
+from taosr1.data.csv_rows import read_csv
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
-from taosr1.data.rows import MAX_DEPTH, REPLACED, clean_value, read_csv, read_jsonl, write_jsonl
-from taosr1.data.text import DamagedFile
+from taosr1.runtime.bad_rows import BadRows
+from taosr1.runtime.jsonl import MAX_DEPTH, REPLACED, clean_value, read_jsonl, write_jsonl
+from taosr1.runtime.text_lines import DamagedFile
 
 NEED_HYPOTHESIS = "property tests need the [dev] extra: pip install -e '.[dev]'"
 
@@ -165,7 +166,7 @@ def test_blank_lines_are_passed_over_but_an_empty_quoted_cell_is_a_record(tmp_pa
 def test_a_cell_beyond_the_limit_ends_the_reading_for_what_follows_lies_inside_it(tmp_path, monkeypatch):
     path = put(tmp_path / "a.csv", 'query,title\na,"' + "x\n" * 200_000 + 'c,d\n')
     limit = csv.field_size_limit()
-    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 131_072)
+    monkeypatch.setattr(csv_rows, "MAX_LINE_BYTES", 131_072)
     try:
         csv.field_size_limit(131_072)
         with pytest.raises(DamagedFile, match=r"a\.csv:2: broken CSV: field larger than field limit"):

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from taosr1.data.bad_rows import NAMED, BadRows, kind_of, shorten
 from taosr1.data.judgements import iter_judgements, read_judgements
-from taosr1.data.rows import read_jsonl
+from taosr1.runtime.bad_rows import NAMED, BadRows, kind_of, shorten
+from taosr1.runtime.jsonl import read_jsonl
 
 GOOD = {"query": "red boots", "title": "Boots, red", "grade": 4}
 

@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from taosr1.data import text as lines
 from taosr1.data.judgements import read_judgements
-from taosr1.data.text import DamagedFile, check_file, damage_in, read_lines, rows_in
+from taosr1.runtime import text_lines as lines
+from taosr1.runtime.text_lines import DamagedFile, check_file, damage_in, read_lines, rows_in
 
 TEXT = '{"query": "café", "title": "靴"}\r\n\n{"query": "mug", "title": "Mug"}'
 EXPECTED = [(1, '{"query": "café", "title": "靴"}\r\n'), (2, "\n"), (3, '{"query": "mug", "title": "Mug"}')]

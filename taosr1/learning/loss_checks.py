@@ -135,6 +135,12 @@ def at_least_one(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
+def pair_means(logged: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of every metric (B,) over pairs; 0.0 without a pair."""
+    values = torch.stack([value.detach() for value in logged.values()])  # (metrics, B)
+    return dict(zip(logged, (values.sum(dim=1) / max(1, values.shape[1])).tolist()))
+
+
 def floats(metrics: dict[str, Tensor]) -> dict[str, float]:
     """Detached Python floats, with one transfer from the device for all of them."""
     values = torch.stack([value.detach() for value in metrics.values()]).tolist()

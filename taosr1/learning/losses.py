@@ -26,6 +26,7 @@ from taosr1.learning.loss_checks import (
     floats,
     one_of,
     over_time,
+    pair_means,
     reply_lengths,
     stored,
     token_weights,
@@ -106,8 +107,7 @@ def dpo_loss(
     if nll_coef:
         logged["nll"] = -policy_chosen / reply_lengths(chosen_length, chosen, "chosen_length")
         losses = losses + nll_coef * logged["nll"]
-    metrics = {name: x.sum() / max(1, len(x)) for name, x in logged.items()}
-    return LossSum(losses.sum(), float(len(losses)), floats(metrics))
+    return LossSum(losses.sum(), float(len(losses)), pair_means(logged))
 
 
 def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "group", clamp: float | None = None) -> Tensor:

@@ -15,7 +15,8 @@ Deviations from the paper:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,14 +28,17 @@ from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES
-from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches, padded_tok
+from taosr1.learning.batches import Batch, Example, Item, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
+from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.identity import identity
-from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
+from taosr1.learning.loop import Drawn, Stage, train
 from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
-from taosr1.learning.draw_order import shuffled_order
+from taosr1.learning.optimizers import Schedule, make_optimizers
+from taosr1.learning.reference import reference_logp
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
@@ -81,7 +85,9 @@ class Config(MemoryFlags, RunFlags):
 
 
 @dataclass(frozen=True)
-class PreferencePair:
+class PreferencePair(Item):
+    """Two replies to one prompt, and what the reference gives them: log-probs of the replies and of their labels."""
+
     chosen: Example
     rejected: Example
     ref_chosen: float = 0.0
@@ -91,20 +97,25 @@ class PreferencePair:
 
     @property
     def length_tok(self) -> int:
-        """Tokens this pair takes: its prompt, which both replies share, and the replies."""
         return len(self.chosen.prompt) + len(self.chosen.reply) + len(self.rejected.reply)
+
+    @staticmethod
+    def collate(items: Sequence[PreferencePair], device: torch.device | str = "cpu") -> PairBatch:
+        batch = collate([example for pair in items for example in (pair.chosen, pair.rejected)], device)
+        logps = [logp for pair in items for logp in (pair.ref_chosen, pair.ref_rejected)]
+        labels = [logp for pair in items for logp in (pair.ref_chosen_label, pair.ref_rejected_label)]
+        references = torch.tensor(logps, device=device), torch.tensor(labels, device=device)
+        return PairBatch(batch.ids, batch.mask, *references)
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """B pairs as 2B rows, chosen and rejected by turns (neighbours share their prompt): ids, mask (2B, T); ref_logp (2B,) over the reply,
-    ref_label (2B,) of its first token."""
+class PairBatch(Batch):
+    """B pairs as 2B rows, chosen and rejected alternating, so that neighbours share their prompt: ids, mask (2B, T);
+    ref_logp (2B,) of the reply, ref_label (2B,) of its first token."""
 
-    ids: torch.Tensor
-    mask: torch.Tensor
     ref_logp: torch.Tensor
     ref_label: torch.Tensor
-    rows_together: ClassVar[int] = 2  # what halves a batch leaves pairs whole
+    rows_together: ClassVar[int] = 2  # a batch is halved between pairs
 
 
 def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
@@ -117,99 +128,88 @@ def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
         ids = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
         for name, value in ids.items():
             if not (isinstance(value, list) and value and all(type(i) is int and 0 <= i < vocab_size for i in value)):
-                raise ValueError(
-                    f"{path}:{line}: field '{name}_ids' must be token ids below {vocab_size} (pairs of train/mine_pairs.py, "
-                    "mined with this model's tokenizer)"
-                )
+                expected = f"token ids below {vocab_size}"
+                made_by = "pairs of train/mine_pairs.py, mined with this model's tokenizer"
+                raise ValueError(f"{path}:{line}: field '{name}_ids' must be {expected} ({made_by})")
         pairs.append(PreferencePair(Example(ids["prompt"], ids["chosen"]), Example(ids["prompt"], ids["rejected"])))
     if not pairs:
         raise ValueError(f"{path}: no pairs in this file: check --data")
     return pairs
 
 
-def collate_pairs(pairs: list[PreferencePair], device: str) -> PairBatch:
-    batch = collate([example for pair in pairs for example in (pair.chosen, pair.rejected)], device)
-    ref_logp = torch.tensor([logp for pair in pairs for logp in (pair.ref_chosen, pair.ref_rejected)], device=device)
-    ref_label = torch.tensor([logp for pair in pairs for logp in (pair.ref_chosen_label, pair.ref_rejected_label)], device=device)
-    return PairBatch(batch.ids, batch.mask, ref_logp, ref_label)
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
-    judge = load_trainee(config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
+    judge = load_trainee(
+        config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
+    )
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(
-        config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows, need_grade=True
-    )
+        config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows,
+        need_grade=True,
+    )  # fmt: skip
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
-    team = DistributedModel(judge.model, judge.engine, fsdp=config.fsdp, device=device)
-    label_position = "none" if judge.prompt.order == "pre-cot" else "first"
+    distributed = DistributedModel(
+        judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
+    )
+    label_first = judge.prompt.order != "pre-cot"
 
-    def reply_logp(model, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(2B,) each: log-probs of the whole replies and of their first tokens, and how many tokens they are; all weighted."""
-        logp = judge.engine.completion_logp(model, batch.ids, batch.mask)
-        weights = label_token_weights(batch.mask, config.label_weight, label_position)
+    def of_replies(logp: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, ...]:
+        """(2B,) each, from (2B, T): the log-probs of the replies and of their first tokens, and lengths; weighted."""
+        weights = label_token_weights(batch.mask, config.label_weight, judge.prompt.order)
         first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
         return sequence_logp(logp, batch.mask, weights=weights), first, weights.sum(dim=1)
 
-    pairs = with_reference(team, pairs, lambda model, batch: reply_logp(model, batch)[:2], config, device)
+    # Before the loop, which may load a checkpoint's weights in place of those that the stage begins with.
+    pairs = with_reference(distributed, pairs, 4 * config.micro_batch_tok, of_replies)
 
-    def step_batches(step: int, cursor: dict) -> list[PairBatch]:
-        drawn = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
-        batch = [pairs[i] for i in drawn]
-        parts = micro_batches(batch, team.budget(batch, config.micro_batch_tok))
-        return [part and collate_pairs(part, device) for part in team.share(parts, padded_tok)]
+    def draw(step: int, cursor: dict) -> Drawn:
+        order = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
+        return Drawn([pairs[i] for i in order])
 
-    def loss_fn(model, batch: PairBatch) -> LossSum:
-        logp, label, lengths = reply_logp(model, batch)
-        loss = dpo_loss(
-            logp[::2], logp[1::2], batch.ref_logp[::2], batch.ref_logp[1::2], beta=config.beta, loss_type=config.loss_type,
-            label_smoothing=config.label_smoothing, chosen_length=lengths[::2], rejected_length=lengths[1::2], nll_coef=config.nll_coef,
+    def loss(model: Decoder, batch: PairBatch) -> LossSum:
+        logp, label, lengths = of_replies(judge.engine.completion_logp(model, batch.ids, batch.mask), batch)
+        found = dpo_loss(
+            logp[::2], logp[1::2], batch.ref_logp[::2], batch.ref_logp[1::2], beta=config.beta,
+            loss_type=config.loss_type, label_smoothing=config.label_smoothing, nll_coef=config.nll_coef,
+            chosen_length=lengths[::2], rejected_length=lengths[1::2],
         )  # fmt: skip
-        if label_position == "none":
-            return loss
-        # Label-first pairs differ at their first token, which is all that serving reads: the margin that it has alone.
-        gained = config.beta * (label.detach() - batch.ref_label)
-        return loss._replace(metrics=loss.metrics | {"rewards/label_margins": float((gained[::2] - gained[1::2]).mean())})
-
-    def evaluate(step: int) -> dict[str, float]:
-        with team.whole(DTYPES[config.dtype]) as model:
-            return dev_scores(replace(judge, model=model), dev, config.max_new_tokens)
+        if label_first:  # the pairs differ at their first token, which is all that serving reads: its own margin
+            gained = config.beta * (label.detach() - batch.ref_label)
+            found.metrics["rewards/label_margins"] = float((gained[::2] - gained[1::2]).mean())
+        return found
 
     return train(
-        judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, eval_every=config.eval_every, save_every=config.save_every, keep_last=config.keep_last, max_skipped=config.max_skipped),
+        judge,
+        run,
+        Stage("dpo", draw, loss),
+        schedule=Schedule.of(config),
         optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
-        step_batches=step_batches,
-        loss_fn=loss_fn,
-        evaluate=evaluate,
-        compute_dtype=DTYPES[config.dtype],
-        description="dpo",
-        team=team,
-    )  # fmt: skip
+        distributed=distributed,
+        evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
+    )
 
 
-@torch.no_grad()
-def with_reference(team: DistributedModel, pairs: list[PreferencePair], reply_logp, config: Config, device: str) -> list[PreferencePair]:
-    """The pairs with the starting model's log-probs of both replies and their first tokens, called before a checkpoint is loaded over it.
-
-    Each rank measures its share of the batches, and then all have all of them.
-    """
-    parts = micro_batches(pairs, 4 * config.micro_batch_tok)
+def with_reference(
+    distributed: DistributedModel,
+    pairs: list[PreferencePair],
+    max_tokens: int,
+    of_replies: Callable[[torch.Tensor, PairBatch], tuple[torch.Tensor, ...]],
+) -> list[PreferencePair]:
+    """The pairs with the present weights' log-probs; each rank measures a share of them, then all have all."""
+    parts = micro_batches(pairs, max_tokens)
+    mine = distributed.share(range(len(parts)), lambda number: padded_tok(parts[number]))
+    batches = [None if number is None else PreferencePair.collate(parts[number], distributed.device) for number in mine]
     measured = {}
-    for number in team.share(range(len(parts)), lambda number: padded_tok(parts[number])):
-        if number is None:
-            team.idle()
-            continue
-        with compute_in(team.model, DTYPES[config.dtype]):
-            found = team.run(reply_logp, collate_pairs(parts[number], device))
-        measured[number] = [values.view(-1, 2).tolist() for values in found]
+    for number, batch, logp in zip(mine, batches, reference_logp(distributed, batches)):
+        if batch is not None:
+            replies, labels, _ = of_replies(logp, batch)
+            measured[number] = torch.stack((replies.view(-1, 2), labels.view(-1, 2)), dim=1).flatten(1).tolist()
     measured = {number: values for of_rank in gather(measured) for number, values in of_rank.items()}
     return [
-        PreferencePair(pair.chosen, pair.rejected, *reply, *label)
+        PreferencePair(pair.chosen, pair.rejected, *values)
         for number, part in enumerate(parts)
-        for pair, reply, label in zip(part, *measured[number])
+        for pair, values in zip(part, measured[number])
     ]
 
 

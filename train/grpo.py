@@ -18,43 +18,48 @@ Deviations from the paper:
 
 from __future__ import annotations
 
-import copy
 import sys
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-import torch
-
-from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
-from taosr1.judge import BUNDLED, DTYPES, load_judge
-from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
+from taosr1.judge import BUNDLED, DTYPES, Judge
+from taosr1.learning.batches import Batch, label_token_weights
+from taosr1.learning.best import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
-from taosr1.learning.examples import agreeing, examples_of
+from taosr1.learning.draw_order import keyed_generator
+from taosr1.learning.examples import agreeing
 from taosr1.learning.identity import identity
-from taosr1.learning.loop import Schedule, make_optimizers, train
+from taosr1.learning.loop import Drawn, Stage, train
 from taosr1.learning.loss_checks import KL_ESTIMATORS
-from taosr1.learning.losses import LossSum, grpo_loss, sft_loss
-from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
-from taosr1.learning.rollout_group import RolloutBatch, RolloutSettings, describe_outcomes
-from taosr1.learning.rollouts import Sampler
-from taosr1.learning.draw_order import balanced_order
+from taosr1.learning.losses import LossSum, grpo_loss
+from taosr1.learning.optimizers import Schedule, make_optimizers
+from taosr1.learning.reference import reference_policy, with_stored_logp
+from taosr1.learning.rewards import parse_weights
+from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes, rollout_metrics
+from taosr1.learning.rollouts import (
+    Sampler,
+    add_advantages,
+    add_rewards,
+    balanced,
+    draw_rows,
+    drop_by_difficulty,
+    remember_survival,
+)
+from taosr1.learning.sft_term import SftTerm, SftTermBatch, sft_term_loss
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.folders import model_folder
-from taosr1.model.io.weights import load_weights_sharded
-from taosr1.model.lora import adapters
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
 from taosr1.runtime.signals import run_main
+from taosr1.task.judgement import Judgement
 
 THINKER = "runs/thinker-sft"
-SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
@@ -121,126 +126,113 @@ class Config(MemoryFlags, RunFlags):
         parse_weights(self.rewards)
 
 
-@dataclass(frozen=True)
-class AnchorBatch:
-    """A micro-batch of the SFT term: ids, mask (B, T); what its summed cross-entropy is multiplied by."""
+class Rows(NamedTuple):
+    """Graded rows by what they are for."""
 
-    ids: torch.Tensor
-    mask: torch.Tensor
-    scale: float
+    data: list[Judgement]
+    dev: list[Judgement]
+    test: list[Judgement]
+    sft_data: list[Judgement]
 
 
-def anchor_batches(examples: list[Example], grades: list[int], step: int, sampler: Sampler, config: Config, device: str) -> list[AnchorBatch | None]:
-    """This rank's share of the SFT term of one step: `--sft-coef` times the mean cross-entropy of SFT_ROWS examples, grades drawn by the
-    root of their frequency.
+def load_all_rows(config: Config, judge: Judge) -> Rows:
+    common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
+    need_cot = "steps" in parse_weights(config.rewards)
+    data = load_rows(config.data, split=config.split, need_cot=need_cot, **common)
+    dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
+    test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
+    sft_data: list[Judgement] = []
+    if config.sft_coef:
+        explained = judge.prompt.order != "label"
+        sft_data = load_rows(config.sft_data, need_cot=explained, **common)
+        sft_data = agreeing(sft_data) if explained else sft_data
+    if len({row.grade for row in data}) == 1:
+        grade = data[0].grade
+        print(f"every row of --data has grade {grade}: the model can only learn to say that; mix in rows of other grades")
+    return Rows(data, dev, test, sft_data)
 
-    The loop divides every sum by what GRPO counts (replies, or token weights), so the scale multiplies by that first.
+
+def with_start(config: Config) -> Config:
+    """The config with the bundled thinker in place of the default one, where that is missing or unfinished.
+
+    This is what is stored: a resumed run has to measure its KL term against the same start.
     """
-    if not (config.sft_coef and sampler.replies):
-        return []
-    counted = sampler.reply_weight if config.normalise == "token" else sampler.replies
-    drawn = [examples[row] for row in balanced_order(grades, config.seed, step * SFT_ROWS, SFT_ROWS, power=0.5)]
-    scale = config.sft_coef * counted / sum(len(example.reply) for example in drawn)
-    parts = sampler.team.share(micro_batches(drawn, sampler.team.budget(drawn, config.micro_batch_tok)), padded_tok)
-    collated = (part and collate(part, device) for part in parts)
-    return [batch and AnchorBatch(batch.ids, batch.mask, scale) for batch in collated]
-
-
-def reference_policy(model: Decoder) -> Decoder:
-    """What the KL term measures against: a frozen copy of the start or, where adapters are trained, the one model with them switched off."""
-    return model if adapters(model) else copy.deepcopy(model).requires_grad_(False)
+    if config.model != THINKER or Path(THINKER).exists() and not is_unfinished(THINKER):
+        return config
+    missing = f"{THINKER} does not exist or is not finished yet"
+    print(f"{missing}: starting from the bundled thinker (python train/sft.py makes your own)")
+    return replace(config, model=BUNDLED)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = parse_config(Config, __doc__, argv)
+    config = with_start(parse_config(Config, __doc__, argv))
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
-    start_from = config.model
-    if config.model == THINKER and (not Path(THINKER).exists() or is_unfinished(THINKER)):
-        print(f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker (python train/sft.py makes your own)")
-        start_from = BUNDLED
-    judge = load_trainee(start_from, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
+    judge = load_trainee(
+        config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
+    )
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
-        raise ValueError(f"--difficulty prefill needs label-first replies, but {start_from} thinks first (pre-cot); use --difficulty samples")
-    common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
-    rows = load_rows(config.data, split=config.split, need_cot="steps" in parse_weights(config.rewards), **common)
-    dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
-    test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
-    anchors: list[Judgement] = []
-    if config.sft_coef:
-        anchors = load_rows(config.sft_data, need_cot=judge.prompt.order != "label", **common)
-        anchors = anchors if judge.prompt.order == "label" else agreeing(anchors)
-    examples, grades = examples_of(judge, anchors, "--sft-data"), [row.grade for row in anchors]
-    if len({row.grade for row in rows}) == 1:
-        print(f"every row of --data has grade {rows[0].grade}: the model can only learn to say that; mix in rows of other grades")
-    config = replace(config, model=start_from)  # what is stored: a resumed run has to measure against the same start
-    run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev, test=test, sft_data=anchors))
-    frozen = reference_policy(judge.model) if config.kl_beta else None
-    team = DistributedModel(judge.model, judge.engine, fsdp=config.fsdp, device=device)
-    reference = team if frozen is judge.model else frozen and DistributedModel(frozen, judge.engine, fsdp=config.fsdp, device=device)
-    settings = RolloutSettings(
-        groups=config.groups, samples=config.samples, gamma=config.gamma or None, difficulty=config.difficulty, balance=config.balance,
-        min_groups=config.min_groups, max_resample=config.max_resample, temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-        adv_std=config.adv_std, adv_clamp=config.adv_clamp or None, compute_dtype=DTYPES[config.dtype], label_weight=config.label_weight, micro_batch_tok=config.micro_batch_tok, seed=config.seed,
-    )  # fmt: skip
-    sampler = Sampler(judge, rows, settings, parse_weights(config.rewards), reference, team)
-    batches: list[RolloutBatch | None] = []
-    trouble: NonFiniteRewardError | None = None
+        label_first = f"--difficulty prefill needs label-first replies, but {config.model} thinks first (pre-cot)"
+        raise ValueError(f"{label_first}; use --difficulty samples")
+    rows = load_all_rows(config, judge)
+    sft_term, sampler = SftTerm(judge, rows.sft_data, config), Sampler(judge, rows.data, config)
+    run = Run(config.out, config, config.resume, lambda: identity(judge, **rows._asdict()))
+    settings = {"fsdp": config.fsdp, "device": device, "dtype": DTYPES[config.dtype]}
+    frozen = reference_policy(judge.model) if config.kl_beta else None  # before the model is sharded
+    distributed = DistributedModel(judge.model, judge.engine, **settings)
+    reference = frozen and DistributedModel(frozen, judge.engine, **settings)
+    weights, grades, outcomes = parse_weights(config.rewards), [row.grade for row in rows.data], {}
 
-    def step_batches(step: int, cursor: dict) -> list[RolloutBatch | AnchorBatch | None]:
-        nonlocal batches, trouble
-        if step % config.updates == 0:
-            batches, trouble = [], None
-            try:
-                batches, groups = sampler.collect(step, cursor)
-            except NonFiniteRewardError as error:
-                run.log_samples(step + 1, error.records)
-                trouble = error
-                raise
-            run.log_samples(step + 1, groups)
-        if trouble is not None:  # there is nothing for this batch's other updates either
-            raise trouble
-        return batches + anchor_batches(examples, grades, step, sampler, config, device)
+    def rollouts(step: int, cursor: dict) -> Drawn:
+        model, sampled = distributed.sampling_model(), []
+        for attempt in range(config.max_resample):
+            generator = keyed_generator(config.seed, "rollout", step, attempt)
+            groups = sampler.sample(model, draw_rows(grades, config, cursor), generator)  # P prompts x G replies
+            drop_by_difficulty(groups, config.gamma)  # kept: 0 < right < gamma
+            sampler.complete(model, groups, generator)  # with --difficulty prefill only kept groups are decoded
+            add_rewards(groups, rows.data, weights)
+            remember_survival(groups, cursor)
+            sampled += groups
+            kept = balanced(sampled, config.balance, keyed_generator(config.seed, "balance", step))
+            if len(kept) >= config.min_groups:
+                break
+        add_advantages(kept, grades, config)
+        outcomes.update(count_outcomes(cursor, sampled, kept, config.min_groups))
+        metrics = rollout_metrics(sampled, kept, attempt + 1, weights)
+        return Drawn(kept, metrics, [group.record() for group in sampled])
 
-    def loss_fn(model, batch: RolloutBatch | AnchorBatch) -> LossSum:
-        if isinstance(batch, AnchorBatch):
-            return LossSum(batch.scale * sft_loss(judge.engine.completion_logp(model, batch.ids, batch.mask), batch.mask).sum, 0.0, {})
-        logp, entropy = judge.engine.completion_logp(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
+    def loss(model: Decoder, batch: Batch) -> LossSum:
+        logp_of = judge.engine.completion_logp
+        if isinstance(batch, SftTermBatch):
+            return sft_term_loss(logp_of(model, batch.ids, batch.mask), batch)
+        logp, entropy = logp_of(model, batch.ids, batch.mask, temperature=config.temperature, with_entropy=True)
         return grpo_loss(
-            logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta, kl_estimator=config.kl_estimator, clip_low=config.clip_low,
-            clip_high=config.clip_high, ratio=config.ratio, normalise=config.normalise, max_length=config.max_new_tokens, weights=batch.weights, entropy=entropy,
+            logp, batch.old_logp, batch.advantages, batch.mask, ref_logp=batch.ref_logp, kl_beta=config.kl_beta,
+            kl_estimator=config.kl_estimator, clip_low=config.clip_low, clip_high=config.clip_high, ratio=config.ratio,
+            normalise=config.normalise, max_length=config.max_new_tokens, entropy=entropy,
+            weights=label_token_weights(batch.mask, config.label_weight, judge.prompt.order),
         )  # fmt: skip
 
-    def evaluate(step: int) -> dict[str, float]:
-        with team.whole(DTYPES[config.dtype]) as model:
-            return dev_scores(replace(judge, model=model), dev, config.max_new_tokens)
+    def prepare(batches: list, groups: list) -> list:
+        return with_stored_logp(batches, groups, distributed, reference, config.temperature)
 
     last = train(
-        judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, final_lr_frac=config.final_lr_frac, eval_every=config.eval_every, save_every=config.save_every, keep_last=config.keep_last,
-                          max_skipped=config.max_skipped, boundary=config.updates),
+        judge,
+        run,
+        Stage(f"grpo {judge.prompt.order}", rollouts, loss, prepare, sft_term.draw),
+        schedule=Schedule.of(config),
         optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
-        step_batches=step_batches,
-        loss_fn=loss_fn,
-        evaluate=evaluate,
-        step_metrics=lambda: sampler.metrics,
-        compute_dtype=DTYPES[config.dtype],
-        description=f"grpo {judge.prompt.order}",
-        team=team,
-    )  # fmt: skip
-    if sampler.outcomes:
-        print(describe_outcomes(sampler.outcomes))
-    if not test:
+        distributed=distributed,
+        evaluate=lambda judge: dev_scores(judge, rows.dev, config.max_new_tokens),
+    )
+    if outcomes:
+        print(describe_outcomes(outcomes))
+    if not rows.test:
         return last
-    if config.fsdp:  # no rank has room for more than one whole copy: the shards take on the start's weights, and then the best
-
-        def whole(name: str) -> AbstractContextManager[Decoder]:
-            folder = judge.model.source if name == "start" else model_folder(config.out)
-            load_weights_sharded(judge.model, folder)
-            return team.whole(DTYPES[config.dtype])
-
-        return last | before_and_after(judge, judge.model, config.out, test, config.max_new_tokens, whole)
-    start = judge.model if adapters(judge.model) else frozen or load_judge(start_from, device=device, plain=config.plain).model
-    return last | before_and_after(judge, start, config.out, test, config.max_new_tokens)
+    compared = {
+        "start": start_weights(distributed, config.model, frozen),
+        "result": best_weights(distributed, config.out),
+    }
+    return last | before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,30 @@
     python train/dpo.py                                              # the post-CoT SFT model on its own mined pairs
     python train/dpo.py --model runs/mine --data runs/mine-pairs.jsonl --beta 0.1 --lr 5e-7 --out runs/mine-dpo
 
-The pairs come from train/mine_pairs.py. Log-probs of the reference (the starting weights) are computed once, stored with
-the pairs, and the reference is forgotten.
+The pairs come from train/mine_pairs.py. Log-probs of the reference (the starting weights) are computed once and stored
+with the pairs; no reference model is kept.
 
 Deviations from the paper:
 1. `--nll-coef` adds a little cross-entropy on the chosen reply: DPO alone lowers the probability of both.
-2. `--label-weight` counts the label token of a label-first reply that many times: in the reply's log-prob, and so in all that is logged
-   of it, and in its length, which --nll-coef and --loss-type ipo divide by.
+2. `--label-weight` counts the label token of a label-first reply that many times: in the reply's log-prob, and so in
+   all that is logged of it, and in its length, which --nll-coef and --loss-type ipo divide by.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-import torch
+from torch import Tensor
 
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES
-from taosr1.learning.batches import Batch, Example, Item, collate, label_token_weights, micro_batches, padded_tok
+from taosr1.learning.batches import label_token_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.identity import identity
@@ -36,13 +34,11 @@ from taosr1.learning.loop import Drawn, Stage, train
 from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
-from taosr1.learning.reference import reference_logp
+from taosr1.learning.preference_pairs import PairBatch, ReplyLogp, read_pairs, with_reference
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
-from taosr1.runtime.distributed import gather
-from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 
@@ -60,7 +56,9 @@ class Config(MemoryFlags, RunFlags):
     label_weight: float = option(1.0, "weight of the label token where it comes first")
     steps: int = option(48, "optimizer steps")
     batch_size: int = option(32, "pairs per optimizer step")
-    micro_batch_tok: int = option(4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)")
+    micro_batch_tok: int = option(
+        4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)"
+    )
     lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
@@ -74,67 +72,17 @@ class Config(MemoryFlags, RunFlags):
 
     def __post_init__(self) -> None:
         check([
-            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, nll_coef=0, label_weight=0, eval_every=0, dev_rows=0, max_new_tokens=1),
+            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, nll_coef=0, label_weight=0, eval_every=0,
+                      dev_rows=0, max_new_tokens=1),
             *run_problems(self),
             *memory_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.beta > 0, f"--beta is {self.beta}, expected more than 0"),
-            (not 0 <= self.label_smoothing < 0.5, f"--label-smoothing is {self.label_smoothing}, expected 0 or more and below 0.5"),
-            (bool(self.label_smoothing) and self.loss_type in ("hinge", "ipo"), f"--loss-type {self.loss_type} takes no --label-smoothing"),
+            (not 0 <= self.label_smoothing < 0.5,
+             f"--label-smoothing is {self.label_smoothing}, expected 0 or more and below 0.5"),
+            (bool(self.label_smoothing) and self.loss_type in ("hinge", "ipo"),
+             f"--loss-type {self.loss_type} takes no --label-smoothing"),
         ])  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PreferencePair(Item):
-    """Two replies to one prompt, and what the reference gives them: log-probs of the replies and of their labels."""
-
-    chosen: Example
-    rejected: Example
-    ref_chosen: float = 0.0
-    ref_rejected: float = 0.0
-    ref_chosen_label: float = 0.0
-    ref_rejected_label: float = 0.0
-
-    @property
-    def length_tok(self) -> int:
-        return len(self.chosen.prompt) + len(self.chosen.reply) + len(self.rejected.reply)
-
-    @staticmethod
-    def collate(items: Sequence[PreferencePair], device: torch.device | str = "cpu") -> PairBatch:
-        batch = collate([example for pair in items for example in (pair.chosen, pair.rejected)], device)
-        logps = [logp for pair in items for logp in (pair.ref_chosen, pair.ref_rejected)]
-        labels = [logp for pair in items for logp in (pair.ref_chosen_label, pair.ref_rejected_label)]
-        references = torch.tensor(logps, device=device), torch.tensor(labels, device=device)
-        return PairBatch(batch.ids, batch.mask, *references)
-
-
-@dataclass(frozen=True)
-class PairBatch(Batch):
-    """B pairs as 2B rows, chosen and rejected alternating, so that neighbours share their prompt: ids, mask (2B, T);
-    ref_logp (2B,) of the reply, ref_label (2B,) of its first token."""
-
-    ref_logp: torch.Tensor
-    ref_label: torch.Tensor
-    rows_together: ClassVar[int] = 2  # a batch is halved between pairs
-
-
-def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
-    """The sampled token ids of a pairs file.
-
-    Raises: ValueError naming file and line where ids are missing or belong to another tokenizer.
-    """
-    pairs = []
-    for line, row in read_jsonl(path):
-        ids = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
-        for name, value in ids.items():
-            if not (isinstance(value, list) and value and all(type(i) is int and 0 <= i < vocab_size for i in value)):
-                expected = f"token ids below {vocab_size}"
-                made_by = "pairs of train/mine_pairs.py, mined with this model's tokenizer"
-                raise ValueError(f"{path}:{line}: field '{name}_ids' must be {expected} ({made_by})")
-        pairs.append(PreferencePair(Example(ids["prompt"], ids["chosen"]), Example(ids["prompt"], ids["rejected"])))
-    if not pairs:
-        raise ValueError(f"{path}: no pairs in this file: check --data")
-    return pairs
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -152,15 +100,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     distributed = DistributedModel(
         judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
     )
-    label_first = judge.prompt.order != "pre-cot"
 
-    def of_replies(logp: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, ...]:
-        """(2B,) each, from (2B, T): the log-probs of the replies and of their first tokens, and lengths; weighted."""
-        weights = label_token_weights(batch.mask, config.label_weight, judge.prompt.order)
-        first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
-        return sequence_logp(logp, batch.mask, weights=weights), first, weights.sum(dim=1)
+    def of_replies(logp: Tensor, batch: PairBatch) -> ReplyLogp:
+        weights = label_token_weights(batch.mask, config.label_weight, judge.prompt.order)  # (2B, T)
+        label = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
+        return ReplyLogp(sequence_logp(logp, batch.mask, weights=weights), label, weights.sum(dim=1))
 
-    # Before the loop, which may load a checkpoint's weights in place of those that the stage begins with.
+    # The weights that the stage begins with are the reference: measured here, before the loop may load a checkpoint.
     pairs = with_reference(distributed, pairs, 4 * config.micro_batch_tok, of_replies)
 
     def draw(step: int, cursor: dict) -> Drawn:
@@ -168,49 +114,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return Drawn([pairs[i] for i in order])
 
     def loss(model: Decoder, batch: PairBatch) -> LossSum:
-        logp, label, lengths = of_replies(judge.engine.completion_logp(model, batch.ids, batch.mask), batch)
+        logp, label, length = of_replies(judge.engine.completion_logp(model, batch.ids, batch.mask), batch)
         found = dpo_loss(
             logp[::2], logp[1::2], batch.ref_logp[::2], batch.ref_logp[1::2], beta=config.beta,
             loss_type=config.loss_type, label_smoothing=config.label_smoothing, nll_coef=config.nll_coef,
-            chosen_length=lengths[::2], rejected_length=lengths[1::2],
+            chosen_length=length[::2], rejected_length=length[1::2],
         )  # fmt: skip
-        if label_first:  # the pairs differ at their first token, which is all that serving reads: its own margin
+        if judge.prompt.order != "pre-cot":  # pairs differ at their label, which is all that serving reads: its margin
             gained = config.beta * (label.detach() - batch.ref_label)
             found.metrics["rewards/label_margins"] = float((gained[::2] - gained[1::2]).mean())
         return found
 
     return train(
-        judge,
-        run,
-        Stage("dpo", draw, loss),
-        schedule=Schedule.of(config),
-        optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
-        distributed=distributed,
-        evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
-    )
-
-
-def with_reference(
-    distributed: DistributedModel,
-    pairs: list[PreferencePair],
-    max_tokens: int,
-    of_replies: Callable[[torch.Tensor, PairBatch], tuple[torch.Tensor, ...]],
-) -> list[PreferencePair]:
-    """The pairs with the present weights' log-probs; each rank measures a share of them, then all have all."""
-    parts = micro_batches(pairs, max_tokens)
-    mine = distributed.share(range(len(parts)), lambda number: padded_tok(parts[number]))
-    batches = [None if number is None else PreferencePair.collate(parts[number], distributed.device) for number in mine]
-    measured = {}
-    for number, batch, logp in zip(mine, batches, reference_logp(distributed, batches)):
-        if batch is not None:
-            replies, labels, _ = of_replies(logp, batch)
-            measured[number] = torch.stack((replies.view(-1, 2), labels.view(-1, 2)), dim=1).flatten(1).tolist()
-    measured = {number: values for of_rank in gather(measured) for number, values in of_rank.items()}
-    return [
-        PreferencePair(pair.chosen, pair.rejected, *values)
-        for number, part in enumerate(parts)
-        for pair, values in zip(part, measured[number])
-    ]
+        judge, run, Stage("dpo", draw, loss),
+        schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
+        distributed=distributed, evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

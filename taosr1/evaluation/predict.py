@@ -12,7 +12,7 @@ from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder
-from taosr1.runtime.distributed import gather, on_rank_zero, share, this_rank
+from taosr1.runtime.distributed import divide_work, on_rank_zero
 from taosr1.runtime.files import write_json
 from taosr1.sampling.rollouts import Rollouts
 from taosr1.task.grades import GRADES
@@ -45,7 +45,7 @@ def predict(
 def predict_with_cost(
     judge: Judge, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96, progress: bool = False
 ) -> tuple[list[Prediction], Cost]:
-    """`predict`, and what it took. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
+    """`predict`, and its cost. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
     prompts = judge.prompts(list(rows))
     if judge.prompt.order == "pre-cot":
         replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
@@ -66,16 +66,19 @@ def predict_with_cost(
 
 def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> list[Prediction]:
     """`predict` by all ranks of a job, each for its share of the rows; every rank gets all predictions."""
-    places = share(range(len(rows)), this_rank(), lambda place: len(rows[place].query) + len(rows[place].title))
-    mine = dict(zip(places, predict(judge, [rows[place] for place in places], max_new_tokens=max_new_tokens)))
-    found = {place: prediction for of_rank in gather(mine) for place, prediction in of_rank.items()}
-    return [found[place] for place in range(len(rows))]
+    costs = [len(row.query) + len(row.title) for row in rows]
+
+    def work(places: list[int]) -> list[Prediction]:
+        return predict(judge, [rows[place] for place in places], max_new_tokens=max_new_tokens)
+
+    return divide_work(costs, work)
 
 
 def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[Reply], Rollouts]:
     """The most likely continuation of every prompt, token by token, parsed."""
-    stop_ids = judge.tokenizer.eos_ids
-    rollouts = judge.engine.generate(judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=stop_ids)
+    rollouts = judge.engine.generate(
+        judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids
+    )
     return [parse_reply(judge.reply_text(ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
 
 
@@ -84,7 +87,7 @@ def _with_steps(reply: Reply) -> Prediction:
 
 
 def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
-    """What the training loop logs and picks its best checkpoint by; calibration too, where there are label probabilities.
+    """What the training loop logs and chooses its best checkpoint by.
 
     Returns: macro-F1, the share of unreadable replies and, for judges that answer first, ECE and Brier score.
     """
@@ -120,7 +123,8 @@ def before_and_after(
             predictions = predict_together(replace(judge, model=model), rows, max_new_tokens)
         grades = [prediction.grade for prediction in predictions]
         found = bootstrap_interval("macro_f1", gold, grades, queries)
-        results |= {f"test_macro_f1_{name}": found.value, f"test_low_{name}": found.low, f"test_high_{name}": found.high}
+        results |= {f"test_macro_f1_{name}": found.value}
+        results |= {f"test_low_{name}": found.low, f"test_high_{name}": found.high}
         shown, interval = 100 * found.value, f"{100 * found.low:.1f} to {100 * found.high:.1f}"
         print(f"test macro-F1 of the {name}: {shown:.1f} (95 % interval {interval})")
     on_rank_zero(lambda: write_json(Path(run_folder) / "test.json", results))

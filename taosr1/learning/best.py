@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from taosr1.engine import PLAIN
@@ -17,9 +17,18 @@ from taosr1.model.lora import adapters, adapters_off
 from taosr1.runtime.files import verify
 
 
+def start_and_best(
+    distributed: DistributedModel, reference: DistributedModel | None, source: str, run_folder: str
+) -> dict[str, AbstractContextManager[Decoder]]:
+    """Contexts that return the model with either weights, to be entered one after the other.
+
+    reference: a frozen copy of the start, if one was kept; source: `--model`, which is else read again.
+    """
+    return {"start": _start(distributed, reference, source), "result": _best(distributed, run_folder)}
+
+
 @contextmanager
-def start_weights(distributed: DistributedModel, source: str, kept: Decoder | None) -> Iterator[Decoder]:
-    """The weights of `--model source`. Where all weights were trained and no copy was `kept`, they are read again."""
+def _start(distributed: DistributedModel, reference: DistributedModel | None, source: str) -> Iterator[Decoder]:
     model = distributed.model
     if adapters(model):
         with adapters_off(model):
@@ -28,14 +37,16 @@ def start_weights(distributed: DistributedModel, source: str, kept: Decoder | No
         load_weights_sharded(model, model.source)
         with distributed.unsharded() as copy:
             yield copy
+    elif reference:
+        yield reference.model
     else:
         plain = distributed.engine is PLAIN
-        yield kept or load_judge(source, device=str(distributed.device), plain=plain).model
+        yield load_judge(source, device=str(distributed.device), plain=plain).model
 
 
 @contextmanager
-def best_weights(distributed: DistributedModel, run_folder: str) -> Iterator[Decoder]:
-    """The best checkpoint's weights, read into the trained model."""
+def _best(distributed: DistributedModel, run_folder: str) -> Iterator[Decoder]:
+    """The best checkpoint's weights are read into the trained model, whose own are not needed any more."""
     folder = Path(model_folder(run_folder))
     verify(folder, without="optimizer")
     read_weights(distributed.model, folder)

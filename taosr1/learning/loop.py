@@ -60,6 +60,7 @@ class Stage:
     loss: (model, batch) -> `LossSum` of a micro-batch, which is what `collate` of its items returned.
     prepare: (this rank's batches, all items) -> the batches with what is measured once, before their first update.
     beside: (step, items) -> further items, drawn anew in every step, which are added to the others.
+    summary: cursor -> what is printed after the last step, "" for nothing.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Stage:
     loss: Loss
     prepare: Callable[[list[Batch | None], Sequence[Item]], list[Batch | None]] = lambda batches, items: batches
     beside: Callable[[int, Sequence[Item]], Sequence[Item]] = lambda step, items: ()
+    summary: Callable[[dict], str] = lambda cursor: ""
 
 
 def train(
@@ -92,27 +94,18 @@ def train(
     steps = _StepBatches(stage, run, schedule, distributed)
     with closing(run), StopRequests() as asked:
         step, cursor, skipped = keeper.resume()
-        first = distributed.ranks.is_rank_zero
+        left, first = schedule.steps - step, distributed.ranks.is_rank_zero
         bar = progress(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=not first)
         while step < schedule.steps:
-            started, factor = time.perf_counter(), schedule.lr_factor(step)
-            # What draws from the global generators (dropout) repeats itself in a resumed run, on any device.
-            torch.manual_seed(step * distributed.ranks.world + distributed.ranks.rank)
-            set_learning_rates(optimizers, factor)
-            tried = _attempt(steps, step, cursor, schedule.clip_norm)
-            if tried.error:
-                skipped += 1
-                if skipped >= schedule.max_skipped:
-                    raise FloatingPointError(_too_many(skipped, step, tried, run.folder, judge.tokenizer))
-            else:
-                for optimizer in optimizers:
-                    optimizer.step()
-                skipped = 0
-            judge.model.zero_grad(set_to_none=True)
+            started = time.perf_counter()
+            taken = _take_step(steps, optimizers, step, cursor)
+            skipped = skipped + 1 if taken.error else 0
+            if skipped >= schedule.max_skipped:
+                raise FloatingPointError(_too_many(skipped, step, taken, run.folder, judge.tokenizer))
             step += 1
-            rates = {"grad_norm": tried.grad_norm, "lr_factor": factor, "skipped": skipped}
-            run.log(step, **tried.metrics, **rates, time_s=round(time.perf_counter() - started, 4))
-            shown = {name: f"{x:.3f}" for name, x in {**tried.metrics, **keeper.last}.items() if name in BAR_METRICS}
+            seconds = round(time.perf_counter() - started, 4)
+            run.log(step, **taken.metrics, **taken.rates, skipped=skipped, time_s=seconds)
+            shown = {name: f"{x:.3f}" for name, x in {**taken.metrics, **keeper.last}.items() if name in BAR_METRICS}
             bar.set_postfix(shown, refresh=False)
             bar.update()
             stop = step % schedule.updates == 0 and max(gather(asked.signum))  # for all ranks, at the same step
@@ -125,6 +118,8 @@ def train(
                 done = f"stopped after step {step} of {schedule.steps}, which is saved; the same command continues"
                 raise Stopped(stop, f"{stage.name}: {done}")
         bar.close()
+        if left > 0 and stage.summary(cursor):
+            print(stage.summary(cursor))
         stop = max(gather(asked.signum))  # one that came too late for a step
     if stop:
         raise Stopped(stop, f"{stage.name}: stopped after its last step, {step}, which is saved")
@@ -162,48 +157,57 @@ class _StepBatches:
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """A step before the optimizer. error: why the optimizer must not move the weights, "" where it may.
+class _Step:
+    """A step that was taken. error: why the optimizer did not move the weights, "" where it did.
 
-    records: the groups whose rewards are not finite, where that is the error.
+    rates: gradient norm and learning rate, logged beside the metrics. records: the groups whose rewards are not finite,
+        where that is the error.
     """
 
     metrics: dict[str, float]
-    grad_norm: float
-    error: str
+    rates: dict[str, float]
+    error: str = ""
     batches: Sequence[Batch | None] = ()
     records: Sequence[dict] = ()
 
 
-def _attempt(steps: _StepBatches, step: int, cursor: dict, clip_norm: float) -> _Attempt:
-    """One step's micro-batches and their gradient, clipped."""
+def _take_step(steps: _StepBatches, optimizers: list[torch.optim.Optimizer], step: int, cursor: dict) -> _Step:
+    """One step: its micro-batches, their gradient, clipped, and the optimizers, unless a number is not finite."""
+    distributed, factor = steps.distributed, steps.schedule.lr_factor(step)
+    # What draws from the global generators (dropout) repeats itself in a resumed run, on any device.
+    torch.manual_seed(step * distributed.ranks.world + distributed.ranks.rank)
+    set_learning_rates(optimizers, factor)
     try:
         batches = steps.of_step(step, cursor)
     except FloatingPointError as error:
-        return _Attempt({"loss": math.nan}, math.nan, str(error), records=getattr(error, "records", ()))
-    distributed = steps.distributed
+        rates = {"grad_norm": math.nan, "lr_factor": factor}
+        return _Step({"loss": math.nan}, rates, str(error), records=getattr(error, "records", ()))
     distributed.model.train()
     metrics = accumulate(distributed, batches, steps.stage.loss)
-    grad_norm = distributed.clip_gradients(clip_norm)
-    finite = math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)
-    error = "" if finite else f"loss {metrics['loss']}, gradient norm {grad_norm}"
+    norm = distributed.clip_gradients(steps.schedule.clip_norm)
+    finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
+    error = "" if finite else f"loss {metrics['loss']}, gradient norm {norm}"
+    if not error:
+        for optimizer in optimizers:
+            optimizer.step()
+    distributed.model.zero_grad(set_to_none=True)
     metrics |= steps.drawn.metrics
     if torch.cuda.is_available():
         metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return _Attempt(metrics, grad_norm, error, batches)
+    return _Step(metrics, {"grad_norm": norm, "lr_factor": factor}, error, batches)
 
 
-def _too_many(skipped: int, step: int, tried: _Attempt, folder: Path, tokenizer: Tokenizer) -> str:
+def _too_many(skipped: int, step: int, taken: _Step, folder: Path, tokenizer: Tokenizer) -> str:
     """The message that ends a run; the batch that it names is written, one JSON file a rank, with its rows as text."""
     shown = []
-    for batch in (batch for batch in tried.batches if batch is not None):
+    for batch in (batch for batch in taken.batches if batch is not None):
         values = {entry.name: getattr(batch, entry.name) for entry in dataclasses.fields(batch)}
         values = {name: value.tolist() if torch.is_tensor(value) else value for name, value in values.items()}
         shown.append({"texts": [tokenizer.decode(row) for row in values.get("ids", [])], **values})
     path = folder / f"bad-step-{step:06d}-rank-{this_rank().rank}.json"
-    write_json(path, {"step": step, "error": tried.error, "micro_batches": shown, "records": list(tried.records)})
+    write_json(path, {"step": step, "error": taken.error, "micro_batches": shown, "records": list(taken.records)})
     where = f"its batch is in {path}; lower --lr, or look at that batch"
-    return f"step {step}: {tried.error}, {skipped} in a row; {where}"
+    return f"step {step}: {taken.error}, {skipped} in a row; {where}"
 
 
 # ---- Between steps ---------------------------------------------------------------------------------------------------

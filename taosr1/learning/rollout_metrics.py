@@ -56,18 +56,18 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def count_outcomes(cursor: dict, sampled: Sequence[Group], kept: Sequence[Group], min_groups: int) -> dict[str, int]:
-    """Add a step's groups to the counts in the cursor, by why they were dropped; returns the counts since step 0."""
+def count_outcomes(cursor: dict, sampled: Sequence[Group], kept: Sequence[Group], min_groups: int) -> None:
+    """Add a step's groups to the counts in the cursor, by why they were dropped."""
     happened = [group.dropped or "trained on" for group in sampled] + ["steps"]
     happened += ["steps short of groups"] * (len(kept) < min_groups) + ["steps without a group"] * (not kept)
     outcomes = cursor.setdefault("outcomes", {})
     for outcome in happened:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return outcomes
 
 
-def describe_outcomes(outcomes: dict[str, int]) -> str:
-    """What became of a run's groups, with advice where nothing was learned; "" where no step was made."""
+def describe_outcomes(cursor: dict) -> str:
+    """What became of a run's groups, with advice where nothing was learned; "" where none was sampled."""
+    outcomes = cursor.get("outcomes", {})
     if not outcomes:
         return ""
     groups = {name: count for name, count in outcomes.items() if not name.startswith("steps")}

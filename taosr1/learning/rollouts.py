@@ -7,9 +7,9 @@ decides alike, so that nothing more has to be sent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ from taosr1.learning.losses import group_advantages
 from taosr1.learning.rewards import NonFiniteRewardError, reward_parts, total_reward
 from taosr1.learning.rollout_group import Group, Rollout, read_rollout
 from taosr1.model.decoder import Decoder
-from taosr1.runtime.distributed import gather, share, this_rank
+from taosr1.runtime.distributed import divide_work
 from taosr1.sampling.choose_token import draw_uniform
 from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
@@ -28,8 +28,6 @@ from taosr1.task.prompt import Reply
 
 LOWEST_SURVIVAL = 0.1  # a grade is drawn at most ten times as often as its groups would need if all survived
 SURVIVAL_MEMORY = 0.8  # weight of the past in the running share of surviving groups
-
-T = TypeVar("T")
 
 
 class SamplingSettings(Protocol):
@@ -47,60 +45,43 @@ class SamplingSettings(Protocol):
     seed: int
 
 
-# ---- Prompts ---------------------------------------------------------------------------------------------------------
-
-
-def draw_rows(grades: Sequence[int], settings: SamplingSettings, cursor: dict) -> list[int]:
-    """The next prompts, as indices of rows with these grades; moves the cursor on.
-
-    Class balance draws more of the grades whose groups rarely survive (`remember_survival`).
-    """
-    drawn = cursor.setdefault("drawn", {})
-
-    def advance(stream: str, count: int) -> int:
-        start = drawn.get(stream, 0)
-        drawn[stream] = start + count
-        return start
-
-    if settings.balance == "none":
-        start = advance("all", settings.groups)
-        return shuffled_order(len(grades), settings.seed, start, settings.groups)
-    if settings.balance == "root":
-        start = advance("root", settings.groups)
-        return balanced_order(grades, settings.seed, start, settings.groups, power=0.5)
-    survival, rows_of = cursor.setdefault("survival", {}), sorted(rows_by_grade(grades).items())
-    need = {grade: 1 / max(survival.get(str(grade), 0.5), LOWEST_SURVIVAL) for grade, _ in rows_of}
-    chosen: list[int] = []
-    for grade, rows in rows_of:
-        count = max(1, round(settings.groups * need[grade] / sum(need.values())))
-        order = shuffled_order(len(rows), settings.seed, advance(str(grade), count), count, stream=grade)
-        chosen += [rows[place] for place in order]
-    return chosen
-
-
-def remember_survival(groups: Sequence[Group], cursor: dict) -> None:
-    """Keep in the cursor, for every grade that was sampled, a running share of the groups that were not dropped."""
-    survival = cursor.setdefault("survival", {})
-    for grade in GRADES:
-        survived = [not group.dropped for group in groups if group.gold == grade]
-        if survived:
-            past = survival.get(str(grade), 0.5)
-            survival[str(grade)] = SURVIVAL_MEMORY * past + (1 - SURVIVAL_MEMORY) * sum(survived) / len(survived)
-
-
-# ---- Replies ---------------------------------------------------------------------------------------------------------
-
-
 class Sampler:
-    """Samples replies to rows of the data from the weights of a step."""
+    """Draws rows of the data and samples replies to them. What a resume needs of it is in the cursor."""
 
     def __init__(self, judge: Judge, rows: Sequence[Judgement], settings: SamplingSettings) -> None:
-        self.judge, self.rows, self.settings = judge, rows, settings
-        self.prompts = judge.prompts(list(rows))
+        self.judge, self.settings = judge, settings
+        self.prompts, self.grades = judge.prompts(list(rows)), [row.grade for row in rows]
+
+    def draw_rows(self, cursor: dict) -> list[int]:
+        """The next rows; moves the cursor on.
+
+        Class balance draws more of the grades whose groups rarely survive (`remember_survival`).
+        """
+        settings, drawn = self.settings, cursor.setdefault("drawn", {})
+
+        def advance(stream: str, count: int) -> int:
+            start = drawn.get(stream, 0)
+            drawn[stream] = start + count
+            return start
+
+        if settings.balance == "none":
+            start = advance("all", settings.groups)
+            return shuffled_order(len(self.grades), settings.seed, start, settings.groups)
+        if settings.balance == "root":
+            start = advance("root", settings.groups)
+            return balanced_order(self.grades, settings.seed, start, settings.groups, power=0.5)
+        survival, rows_of = cursor.setdefault("survival", {}), sorted(rows_by_grade(self.grades).items())
+        need = {grade: 1 / max(survival.get(str(grade), 0.5), LOWEST_SURVIVAL) for grade, _ in rows_of}
+        chosen: list[int] = []
+        for grade, rows in rows_of:
+            count = max(1, round(settings.groups * need[grade] / sum(need.values())))
+            order = shuffled_order(len(rows), settings.seed, advance(str(grade), count), count, stream=grade)
+            chosen += [rows[place] for place in order]
+        return chosen
 
     def sample(self, model: Decoder, rows: Sequence[int], generator: torch.Generator) -> list[Group]:
         """A group of G replies for every row; with --difficulty prefill only their first tokens, the labels."""
-        groups = [Group(row, self.prompts[row], self.rows[row].grade) for row in rows]
+        groups = [Group(row, self.prompts[row], self.grades[row]) for row in rows]
         uniform = None
         if self.settings.difficulty == "prefill":
             uniform = torch.rand(len(groups), self.settings.samples, generator=generator)
@@ -133,7 +114,7 @@ class Sampler:
             tokens = [[]] * len(places) if uniform is None else found.first_tokens.tolist()
             return list(zip(found.probs.tolist(), tokens))
 
-        for group, (probs, tokens) in zip(groups, _by_all_ranks(groups, work)):
+        for group, (probs, tokens) in zip(groups, divide_work(_costs(groups), work)):
             group.probs = probs
             group.replies = [
                 Rollout("model", "", [token], finished=False, parsed=Reply(grade_of.get(token)), decoded=False)
@@ -142,16 +123,15 @@ class Sampler:
 
     def _decode(self, model: Decoder, groups: Sequence[Group], generator: torch.Generator) -> None:
         """G replies for every group, which begin with the tokens that it has already; complete replies stay."""
-        settings, judge = self.settings, self.judge
-        uniform = draw_uniform(
-            [group.prompt for group in groups], settings.samples, settings.max_new_tokens, generator
-        ).view(len(groups), settings.samples, -1)
+        settings, judge, prompts = self.settings, self.judge, [group.prompt for group in groups]
+        # Every rank draws the numbers for all groups, so that replies do not depend on how many ranks there are.
+        uniform = draw_uniform(prompts, settings.samples, settings.max_new_tokens, generator)
+        uniform = uniform.view(len(groups), settings.samples, -1)  # (P, G, N)
 
         def work(places: list[int]) -> list[list[Rollout]]:
-            mine = [groups[place] for place in places]
-            drawn = [reply.ids[0] for group in mine for reply in group.replies]
+            drawn = [reply.ids[0] for place in places for reply in groups[place].replies]
             sampled = judge.engine.generate(
-                model, [group.prompt for group in mine], samples=settings.samples, temperature=settings.temperature,
+                model, [prompts[place] for place in places], samples=settings.samples, temperature=settings.temperature,
                 max_new_tokens=settings.max_new_tokens, stop_ids=judge.tokenizer.eos_ids,
                 uniform=uniform[places].flatten(0, 1), first_tokens=torch.tensor(drawn) if drawn else None,
             )  # fmt: skip
@@ -159,7 +139,7 @@ class Sampler:
             replies = [self._read(ids, logp[: len(ids)], finished) for ids, logp, finished in zip(*columns)]
             return [replies[start : start + settings.samples] for start in range(0, len(replies), settings.samples)]
 
-        for group, replies in zip(groups, _by_all_ranks(groups, work)):
+        for group, replies in zip(groups, divide_work(_costs(groups), work)):
             complete = {place: reply for place, reply in enumerate(group.replies) if reply.decoded}
             group.replies = [complete.get(place, reply) for place, reply in enumerate(replies)]
             if judge.prompt.order == "pre-cot":
@@ -171,15 +151,11 @@ class Sampler:
         return read_rollout(text, order, ids=ids, logp=sum(logp), token_logp=logp, finished=finished)
 
 
-def _by_all_ranks(groups: Sequence[Group], work: Callable[[list[int]], list[T]]) -> list[T]:
-    """What `work` returns for every group: each rank calls it for the places of its share, then all get all results."""
-    places = share(range(len(groups)), this_rank(), lambda place: len(groups[place].prompt))
-    found = dict(zip(places, work(places)))
-    found = {place: result for of_rank in gather(found) for place, result in of_rank.items()}
-    return [found[place] for place in range(len(groups))]
+def _costs(groups: Sequence[Group]) -> list[int]:
+    return [len(group.prompt) for group in groups]
 
 
-# ---- Rewards, difficulty, balance, advantages ------------------------------------------------------------------------
+# ---- Difficulty, rewards, balance, advantages ------------------------------------------------------------------------
 
 
 def drop_by_difficulty(groups: Sequence[Group], gamma: int) -> None:
@@ -203,7 +179,7 @@ def add_rewards(groups: Sequence[Group], rows: Sequence[Judgement], weights: Map
         return [[reward_parts(reply, rows[group.row], weights) for reply in group.replies] for group in mine]
 
     errors = []
-    for group, parts in zip(decoded, _by_all_ranks(decoded, work)):
+    for group, parts in zip(decoded, divide_work(_costs(decoded), work)):
         group.replies = [replace(reply, reward_parts=found) for reply, found in zip(group.replies, parts)]
         try:
             rewards = [total_reward(found, weights, row=group.row) for found in parts]
@@ -213,6 +189,16 @@ def add_rewards(groups: Sequence[Group], rows: Sequence[Judgement], weights: Map
             group.replies = [replace(reply, reward=reward) for reply, reward in zip(group.replies, rewards)]
     if errors:
         raise NonFiniteRewardError(str(errors[0][0]), [group.record() for _, group in errors])
+
+
+def remember_survival(groups: Sequence[Group], cursor: dict) -> None:
+    """Keep in the cursor, for every sampled grade, a running share of the groups that difficulty did not drop."""
+    survival = cursor.setdefault("survival", {})
+    for grade in GRADES:
+        survived = [not group.dropped for group in groups if group.gold == grade]
+        if survived:
+            past = survival.get(str(grade), 0.5)
+            survival[str(grade)] = SURVIVAL_MEMORY * past + (1 - SURVIVAL_MEMORY) * sum(survived) / len(survived)
 
 
 def balanced(groups: Sequence[Group], balance: str, generator: torch.Generator) -> list[Group]:

@@ -11,22 +11,28 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from taosr1.data.judgements import Judgement
 from taosr1.fast.shared_prompts import pack_rows
 from taosr1.judge import Judge
-from taosr1.learning import loop, rollouts
-from taosr1.learning.distributed_model import DistributedModel
-from taosr1.learning.rollout_group import RolloutSettings, describe_outcomes
-from taosr1.learning.rollouts import Sampler
+from taosr1.learning import rollouts
+from taosr1.learning.batches import micro_batches
 from taosr1.learning.difficulty import grade_share_cv
+from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.draw_order import keyed_generator
+from taosr1.learning.loop import Drawn
+from taosr1.learning.reference import with_stored_logp
+from taosr1.learning.rollout_group import Group, RolloutBatch, read_rollout
+from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes, rollout_metrics
+from taosr1.learning.rollouts import Sampler, add_advantages, add_rewards, balanced, drop_by_difficulty, root_weights
 from taosr1.model.logprobs import completion_logp
+from taosr1.task.judgement import Judgement
+from taosr1.task.prompt import encode_reply
 from train import grpo
 
 BALANCES = sorted(next(field.metadata["choices"] for field in fields(grpo.Config) if field.name == "balance"))
 EVEN = (0.25, 0.25, 0.25, 0.25)
-SETTINGS = RolloutSettings(
-    groups=16, samples=4, gamma=None, difficulty="samples", balance="class", min_groups=4, max_resample=3, temperature=1.0, max_new_tokens=3,
-    adv_std="group", adv_clamp=None, compute_dtype=torch.float32, label_weight=1.0, micro_batch_tok=200, seed=0,
+SETTINGS = grpo.Config(
+    groups=16, samples=4, difficulty="samples", balance="class", min_groups=4, max_resample=3, max_new_tokens=3,
+    micro_batch_tok=200,
 )  # fmt: skip
 
 

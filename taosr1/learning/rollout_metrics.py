@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from taosr1.learning.difficulty import grade_share_cv
-from taosr1.learning.rollout_group import Group
+from taosr1.learning.rollout_group import Group, Rollout
 from taosr1.task.grades import GRADES
 
 
@@ -20,7 +20,8 @@ def rollout_metrics(
     Rewards, their parts and lengths are those of decoded groups: with --difficulty prefill, of kept ones. A teacher's
     replies count in none of them.
     """
-    right_of = {grade: [_right_share(group) for group in sampled if group.gold == grade] for grade in GRADES}
+    shares = [_mean([reply.grade == group.gold for reply in _own(group)]) for group in sampled]
+    right_of = {grade: [x for x, group in zip(shares, sampled) if group.gold == grade] for grade in GRADES}
     decoded = [_own(group) for group in sampled if group.decoded]
     own = [reply for replies in decoded for reply in replies]
     lengths, rewards = [len(reply.ids) for reply in own], [reply.reward for reply in own]
@@ -30,10 +31,10 @@ def rollout_metrics(
         "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else 0.0,
         **{f"rewards/{name}/mean": _mean(values) for name, values in parts.items()},
         "frac_reward_zero_std": _mean([len({reply.reward for reply in replies}) == 1 for replies in decoded]),
-        "reward_balanced": _mean([_mean(shares) for shares in right_of.values() if shares]),
+        "reward_balanced": _mean([_mean(of_grade) for of_grade in right_of.values() if of_grade]),
         "kept_frac": len(kept) / len(sampled),
-        "all_right_frac": _mean([group.right == len(group.replies) for group in sampled]),
-        "all_wrong_frac": _mean([group.right == 0 for group in sampled]),
+        "all_right_frac": _mean([share == 1 for share in shares]),
+        "all_wrong_frac": _mean([share == 0 for share in shares]),
         "kept_groups": len(kept),
         "survived_cv": grade_share_cv([group.gold for group in sampled if group.dropped in ("", "balance")]),
         "kept_cv": grade_share_cv([group.gold for group in kept]),
@@ -44,12 +45,8 @@ def rollout_metrics(
     }
 
 
-def _own(group: Group) -> list:
+def _own(group: Group) -> list[Rollout]:
     return [reply for reply in group.replies if reply.source == "model"]
-
-
-def _right_share(group: Group) -> float:
-    return _mean([reply.grade == group.gold for reply in _own(group)])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -153,8 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 
     def work(pairs: list[Pair], start: int) -> list[dict]:
         prompts = judge.prompts([row for _, row in pairs])
-        scores = score_prompts(
-            judge.model, judge.tokenizer, prompts, **served, max_tokens_per_batch=config.batch_tok
+        scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=config.batch_tok
         )
         return [vars(score) for score in scores]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +37,7 @@ def map_of(text: str) -> list[list[str]]:
     """The cells of the paper map's rows, whatever their number."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|") and cells_of(line) == HEADER)
-    end = next(number for number in range(start, len(lines) + 1) if number == len(lines) or not lines[number].startswith("|"))
-    return [cells_of(line) for line in lines[start + 2 : end]]
+    return [cells_of(line) for line in takewhile(lambda line: line.startswith("|"), lines[start + 2 :])]
 
 
 @lru_cache
@@ -48,7 +48,8 @@ def functions_of(path: Path) -> dict[str, ast.FunctionDef]:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{member.name}": member for member in node.body if isinstance(member, ast.FunctionDef)}
+            methods = [member for member in node.body if isinstance(member, ast.FunctionDef)]
+            found |= {f"{node.name}.{member.name}": member for member in methods}
     return found
 
 
@@ -57,7 +58,9 @@ def problems_of(cells: list[str]) -> list[str]:
     if len(cells) != len(HEADER):
         return [f"{len(cells)} cells, expected {len(HEADER)}: {cells}"]
     row, problems = Row(*cells), []
-    for kind, cell, pattern in (("function", row.function, r"`(taosr1/[\w/]+\.py)::([\w.]+)`"), ("test", row.test, r"`(tests/[\w/]+\.py)::(test_\w+)`")):
+    patterns = {"function": r"`(taosr1/[\w/]+\.py)::([\w.]+)`", "test": r"`(tests/[\w/]+\.py)::(test_\w+)`"}
+    for kind, pattern in patterns.items():
+        cell = getattr(row, kind)
         match = re.fullmatch(pattern, cell)
         if not match:
             problems.append(f"{kind} {cell} is not `path.py::name`")
@@ -69,7 +72,8 @@ def problems_of(cells: list[str]) -> list[str]:
 
 def blocks_of(text: str) -> list[Block]:
     """The fenced Python blocks."""
-    return [Block(text[: match.start(1)].count("\n") + 1, match[1]) for match in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)]
+    fences = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)
+    return [Block(text[: match.start(1)].count("\n") + 1, match[1]) for match in fences]
 
 
 def run(blocks: list[Block]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
 from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
-_READERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_GRADE_OF_TEXT = {text: grade for grade in GRADES for text in (str(grade), f"{grade}.0", grade_name(grade).lower())}
+_JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # columns in which a list has a clear meaning
 
 
 def read_judgements(
@@ -75,16 +74,15 @@ def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tup
     if path.is_dir():
         return read_parquet(path, bad_rows)
     path = check_file(path)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-    if kind not in _READERS:
-        expected = ", ".join(_READERS)
-        raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected} (text also .gz): check --data")
-    if _READERS[kind] == "parquet":
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
+    if kind == ".parquet":
         return read_parquet(path, bad_rows)
-    if _READERS[kind] == "csv":
+    if kind in (".csv", ".tsv"):
         return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
-    return read_jsonl(path, bad_rows)
+    if kind in (".jsonl", ".json", ".ndjson"):
+        return read_jsonl(path, bad_rows)
+    expected = ".jsonl, .json, .ndjson, .csv, .tsv, .parquet (text also .gz)"
+    raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected}: check --data")
 
 
 def parse_judgement(row: dict) -> Judgement:
@@ -123,36 +121,28 @@ def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
     Returns: the number of rows.
     Raises: ValueError for a file name of another format.
     """
-    if not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", Path(path).name.lower()):
+    if not str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
         raise ValueError(f"{path}: judgements are written as JSON Lines, expected a name ending in .jsonl or .jsonl.gz")
     return write_jsonl(path, (judgement_to_dict(row) for row in rows))
 
 
 def _text(name: str, value: Any) -> str:
-    """A text column's value as text; lists and objects only in the columns where they have a clear meaning."""
+    """A text column's value as text; lists only in the columns of `_JOINERS`, an object only as attributes."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if (isinstance(value, list) and name in _JOINERS) or (isinstance(value, dict) and name == "attributes"):
-        texts = [_attribute(item) for item in (value.items() if isinstance(value, dict) else value)]
-        if name == "attributes":
-            texts = [text.replace(";", ",") for text in texts]
-        return _JOINERS[name].join(filter(None, texts))
+        texts = filter(None, map(_attribute, value.items() if isinstance(value, dict) else value))
+        return _JOINERS[name].join(text.replace(";", ",") if name == "attributes" else text for text in texts)
     if isinstance(value, float):
         if abs(value) >= 2**53:  # two ids of so many digits can be the same float
-            raise ValueError(
-                f"field {name!r} is {value}, too large for a number with a point or exponent to be exact: "
-                "write it as text"
-            )
+            raise ValueError(f"field {name!r} is {value}, too large to be exact as a float: write it as text")
         # Many tools write the integers of a column with missing values as 123.0.
         return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"field {name!r} is {shorten(repr(value))}, expected text")
-
-
-_JOINERS = {"attributes": "; ", "category": " > ", "description": " "}
 
 
 def _attribute(item: Any) -> str:
@@ -176,26 +166,18 @@ def _scalar(value: Any) -> str:
 
 def _grade(value: Any) -> int | None:
     """1-4 from 4, 4.0, "4" or "4-Excellent"; None from null or an empty cell."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, str):
-        word = value.strip().lower()
-        for grade in GRADES:
-            if word in (str(grade), f"{grade}.0", grade_name(grade).lower()):
-                return grade
-    elif not isinstance(value, bool) and isinstance(value, (int, float)) and value in GRADES:
-        return int(value)
-    raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
+    word = "" if value is None else str(value).strip().lower()
+    if word and word not in _GRADE_OF_TEXT:
+        raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
+    return _GRADE_OF_TEXT.get(word)
 
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:
     """Raise ValueError for a column that would be ignored without notice: "Grade" or " grade", and no "grade"."""
     for name in row:
-        expected = _normalised_name(name)
-        if expected != name and expected in columns and expected not in row:
-            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it")
-
-
-@lru_cache(maxsize=4096)
-def _normalised_name(name: str) -> str:
-    return name.strip().strip(BYTE_ORDER_MARK).strip().lower()
+        if name not in columns:
+            expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
+            if expected in columns and expected not in row:
+                raise ValueError(
+                    f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it"
+                )

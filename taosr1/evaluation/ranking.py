@@ -127,4 +127,3 @@ def _scored(scores: Sequence, gold: Sequence) -> tuple[np.ndarray, np.ndarray]:
         row = int((~np.isfinite(scores)).argmax())
         raise ValueError(f"scores[{row}] is {scores[row]}, expected a finite number")
     return scores, gold
-

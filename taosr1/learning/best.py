@@ -12,7 +12,7 @@ from taosr1.learning.checkpoint_weights import read_weights
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
-from taosr1.model.io.weights import load_weights_sharded
+from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters, adapters_off
 from taosr1.runtime.files import verify
 
@@ -34,7 +34,7 @@ def _start(distributed: DistributedModel, reference: DistributedModel | None, so
         with adapters_off(model):
             yield model
     elif distributed.sharded:  # no rank has room for a second model: the shards take the start's weights
-        load_weights_sharded(model, model.source)
+        load_weights(model, model.source)
         with distributed.unsharded() as copy:
             yield copy
     elif reference:

@@ -17,7 +17,6 @@ from taosr1.model.io.folders import ADAPTER_CONFIG, weights_fingerprint
 from taosr1.model.io.hf_config import from_hf_config
 from taosr1.model.io.weights import (
     load_weights,
-    load_weights_sharded,
     save_config_and_tokenizer,
     save_pretrained,
     save_weights_sharded,
@@ -60,7 +59,7 @@ def read_weights(model: Decoder, folder: Path) -> None:
     stored = from_hf_config(read_json(folder / "config.json"))
     if stored != model.config:
         raise ValueError(f"{folder}: holds a model of another shape ({stored}) than --model ({model.config})")
-    load_weights_sharded(model, folder) if is_sharded(model.parameters()) else load_weights(model, folder)
+    load_weights(model, folder)
 
 
 def _check_adapters(model: Decoder, folder: Path) -> None:

@@ -27,7 +27,7 @@ from taosr1.engine import PLAIN, Engine
 from taosr1.judge import fast_dtype
 from taosr1.learning.batches import Batch, Item, micro_batches, padded_tok
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.weights import load_weights_sharded
+from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters
 from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
 
@@ -207,7 +207,7 @@ def _shard(root: Root, device: torch.device | str) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=_placement)
     if on_meta:
         model.to_empty(device=device)
-        load_weights_sharded(model, model.source)
+        load_weights(model, model.source)
 
 
 def _placement(parameter: nn.Parameter):

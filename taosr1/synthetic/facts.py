@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 from taosr1.synthetic import catalogue
+from taosr1.synthetic.catalogue import GROUP_OF, TIER_OF_BRAND
 from taosr1.task.rules import decide, load_rules
 from taosr1.task.teacher import write_cot
 
@@ -50,9 +51,6 @@ class Item:
     price: str = ""
 
 
-GROUP_OF = {kind: group for group, types in catalogue.TYPES.items() for kind in types}
-TIER_OF_BRAND = {brand: tier for tier, brands in catalogue.BRANDS.items() for brand in brands}
-ALL_BRANDS = tuple(TIER_OF_BRAND)
 _FAMILY = {value: family for family in catalogue.COLOUR_FAMILIES + catalogue.MATERIAL_FAMILIES for value in family}
 
 
@@ -86,9 +84,7 @@ def item_value(item: Item, demand: Demand) -> str:
 
 def outcome(item: Item, demand: Demand) -> str:
     """met, near, missed or unknown (the rule book's words) for one demand."""
-    if demand.attribute == "price":
-        return compare(demand, item.brand, item.type)
-    return compare(demand, item_value(item, demand), item.type)
+    return compare(demand, item.brand if demand.attribute == "price" else item_value(item, demand), item.type)
 
 
 def relation(item: Item, demand: Demand) -> str:
@@ -121,9 +117,7 @@ def compare(demand: Demand, value: str | None, item_type: str) -> str:
         near = demand.value in sizes and abs(sizes.index(value) - sizes.index(demand.value)) == 1
     else:
         near = demand.attribute == "use" or value in _FAMILY.get(demand.value, ())
-    if near:
-        return "near"
-    return "met" if demand.excluded else "missed"
+    return "near" if near else "met" if demand.excluded else "missed"
 
 
 def facts_of(query: Query, item: Item) -> dict[str, str]:
@@ -137,25 +131,22 @@ def item_line(item: Item) -> str:
     Attributes that the query does not ask for are listed too: a line with the demanded ones alone would teach the
     model to copy the query's value, which is right in most cases.
     """
-    values = (TIER_OF_BRAND[item.brand], item.brand, item.colour, item.material, item.size)
     category = " ".join(category_path(item.type)) + (" accessory" if item.accessory else "")
-    return f"{category}; " + " ".join(filter(None, (*values, *sorted(item.features), item.use)))
+    values = (item.brand, item.colour, item.material, item.size, *sorted(item.features), item.use)
+    return f"{category}; {TIER_OF_BRAND[item.brand]} " + " ".join(filter(None, values))
 
 
 def cot_of(query: Query, item: Item, facts: dict[str, str], grade: int) -> str:
     """The five-line chain of thought for these facts (which may be wrong ones) and the grade that follows from them."""
     wanted, outcomes, evidence = [" ".join(category_path(query.type))], [], []
     for demand in query.demands:
-        words = f"{'not ' if demand.excluded else ''}{_asked_value(demand)}"
-        brand = f" {demand.value}" if demand.attribute == "price" else ""
+        words, brand = ("not " if demand.excluded else "") + demand.value, ""
+        if demand.attribute == "price":
+            words, brand = f"below {TIER_OF_BRAND[demand.value]}", f" {demand.value}"
         wanted.append(f"{demand.attribute} {words}{brand}")
         outcomes.append((demand.fact, facts[demand.fact]))
         evidence.append(f"{words}: {item_value(item, demand)} {relation(item, demand)}".rstrip())
     return write_cot("; ".join(wanted), item_line(item), facts["category"], outcomes, grade, evidence)
-
-
-def _asked_value(demand: Demand) -> str:
-    return f"below {TIER_OF_BRAND[demand.value]}" if demand.attribute == "price" else demand.value
 
 
 def wrong_facts(rng: random.Random, query: Query, facts: dict[str, str], grade: int) -> tuple[dict[str, str], int]:

@@ -16,19 +16,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from taosr1.synthetic import catalogue
-from taosr1.synthetic.facts import (
-    ALL_BRANDS,
-    GROUP_OF,
-    TIER_OF_BRAND,
-    Demand,
-    Item,
-    Query,
-    category_path,
-    compare,
-    cot_of,
-    facts_of,
-    wrong_facts,
-)
+from taosr1.synthetic.catalogue import ALL_BRANDS, GROUP_OF, TIER_OF_BRAND, TYPES
+from taosr1.synthetic.facts import Demand, Item, Query, category_path, compare, cot_of, facts_of, wrong_facts
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
 
@@ -36,12 +25,8 @@ POOL_SIZES = {"reasoned": 3000, "labelled": 9000, "unlabelled": 40000, "dev": 30
 EXPLAINED = "explained"  # the pairs of "labelled" with a correct chain of thought
 # Products are split by a hash of their attributes into sixteen buckets, each of which belongs to one pool.
 POOL_BUCKETS = {
-    "test": (0, 1),
-    "dev": (2, 3),
-    "reasoned": (4, 5),
-    "labelled": (6, 7, 8),
-    "unlabelled": tuple(range(9, 16)),
-}
+    "test": (0, 1), "dev": (2, 3), "reasoned": (4, 5), "labelled": (6, 7, 8), "unlabelled": tuple(range(9, 16)),
+}  # fmt: skip
 HELD_OUT_POOLS = ("dev", "test")
 KIND_SHARES = {"plain": 0.40, "negation": 0.15, "affordable": 0.15, "question": 0.15, "knowledge": 0.15}
 GRADE_SHARES = {4: 0.50, 3: 0.05, 2: 0.36, 1: 0.09}
@@ -58,8 +43,7 @@ def is_held_out(kind: str, demand: Demand) -> bool:
 
     The demand behind a knowledge phrase is exempt: only training can teach its meaning.
     """
-    key = f"{kind}|{demand.fact}|{demand.value}"
-    return zlib.crc32(key.encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
+    return zlib.crc32(f"{kind}|{demand.fact}|{demand.value}".encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
 
 
 def _values(group: str, attribute: str) -> tuple[str, ...]:
@@ -95,14 +79,13 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
     """One query of a kind, worded by a training template or by a held-out one."""
     type_name = rng.choice(list(GROUP_OF))
     group = GROUP_OF[type_name]
-    words = {"t": rng.choice(catalogue.TYPES[group][type_name][0])}
+    words = {"t": rng.choice(TYPES[group][type_name][0])}
     special: Demand | None = None
     if kind == "negation":
-        attribute = rng.choice(list(catalogue.EXCLUSION_PHRASES))
-        special = _draw_demand(rng, kind, group, attribute, True, held_out)
+        special = _draw_demand(rng, kind, group, rng.choice(catalogue.EXCLUDABLE), True, held_out)
         if special is None:
             return draw_query(rng, kind, held_out)
-        words["x"] = catalogue.EXCLUSION_PHRASES[attribute].format(v=special.value)
+        words["x"] = special.value
     elif kind == "affordable":
         special = _draw_demand(rng, kind, group, "price", False, held_out)
         words["b"] = special.value
@@ -114,8 +97,7 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
         words["c"] = rng.choice(phrases)
     elif kind == "question":
         words["n"] = rng.choice(catalogue.NEEDS[type_name])
-    taken = {special.attribute, "brand"} if special else set()
-    positive = _positive_demands(rng, kind, group, taken, held_out)
+    positive = _positive_demands(rng, kind, group, {special.attribute, "brand"} if special else set(), held_out)
     words["d"] = " ".join(rng.choice(catalogue.DEMAND_PHRASES[d.attribute]).format(v=d.value) for d in positive)
     template = rng.choice(catalogue.TEMPLATES[kind][1 if held_out else 0])
     text = " ".join(template.format(**words).split()).strip(" ,")
@@ -127,18 +109,12 @@ def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
     group = GROUP_OF[type_name]
     brand, colour = rng.choice(ALL_BRANDS), rng.choice(_values(group, "colour"))
     if accessory:
-        return Item(type_name, brand, colour, None, None, (), None, rng.choice(catalogue.TYPES[group][type_name][1]))
-    sizes = _values(group, "size")
-    return Item(
-        type=type_name,
-        brand=brand,
-        colour=colour,
-        material=rng.choice(_values(group, "material")),
-        size=rng.choice(sizes) if sizes and rng.random() < 0.8 else None,
-        features=tuple(rng.sample(_values(group, "feature"), rng.choice((1, 2)))),
-        use=rng.choice(_values(group, "use")) if rng.random() < 0.5 else None,
-        accessory=None,
-    )
+        return Item(type_name, brand, colour, None, None, (), None, rng.choice(TYPES[group][type_name][1]))
+    material, sizes = rng.choice(_values(group, "material")), _values(group, "size")
+    size = rng.choice(sizes) if sizes and rng.random() < 0.8 else None
+    features = tuple(rng.sample(_values(group, "feature"), rng.choice((1, 2))))
+    use = rng.choice(_values(group, "use")) if rng.random() < 0.5 else None
+    return Item(type_name, brand, colour, material, size, features, use, None)
 
 
 def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -> Item | None:
@@ -162,34 +138,33 @@ def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -
 
 def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
     """An item intended to get `grade` for this query; None if the draw failed (the caller draws again)."""
+
+    def any_outcomes() -> dict[Demand, str]:
+        return {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
+
     group = GROUP_OF[query.type]
-    types = list(catalogue.TYPES[group])
+    types = list(TYPES[group])
     partner = types[types.index(query.type) ^ 1]
-    wanted = {demand: "met" for demand in query.demands}
     type_name, accessory = query.type, False
-    decisive = query.demands  # demands whose outcome must be as wanted; none if the category alone decides
+    wanted = dict.fromkeys(query.demands, "met")
+    decisive = query.demands if grade > 2 else ()  # demands whose outcome must be as wanted
     if grade == 1:
-        decisive = ()
         type_name = rng.choice([t for t in GROUP_OF if GROUP_OF[t] != group])
         accessory = rng.random() < 0.1
-        wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
-    elif grade == 3:
-        if not query.demands or rng.random() < 0.4:
-            type_name = partner
-        else:
-            wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
+        wanted = any_outcomes()
+    elif grade == 2 and query.demands and rng.random() < NEAR_MISS_SHARE:
+        decisive = (rng.choice(query.demands),)
+        wanted = any_outcomes() | {decisive[0]: "missed"}
+        type_name = partner if rng.random() < 0.3 else query.type
+    elif grade == 2 and rng.random() < 0.5:
+        accessory = True  # for the wanted type; only its brand and colour can still be as wanted
     elif grade == 2:
-        if query.demands and rng.random() < NEAR_MISS_SHARE:
-            decisive = (rng.choice(query.demands),)
-            wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands} | {decisive[0]: "missed"}
-            type_name = partner if rng.random() < 0.3 else query.type
-        elif rng.random() < 0.5:
-            accessory, decisive = True, ()
-            wanted = {demand: "met" for demand in query.demands if demand.attribute in ("brand", "colour", "price")}
-        else:
-            type_name = rng.choice([t for t in types if t not in (query.type, partner)])
-            decisive = ()
-            wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
+        type_name = rng.choice([t for t in types if t not in (query.type, partner)])
+        wanted = any_outcomes()
+    elif grade == 3 and (not query.demands or rng.random() < 0.4):
+        type_name = partner
+    elif grade == 3:
+        wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
     item = _random_item(rng, type_name, accessory)
     for demand, result in wanted.items():
         changed = _with_outcome(rng, item, demand, result)
@@ -200,37 +175,34 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
 
 
 def _title(rng: random.Random, item: Item) -> str:
-    names, _, _ = catalogue.TYPES[GROUP_OF[item.type]][item.type]
-    name = rng.choice(names)
+    name, brand, colour = rng.choice(TYPES[GROUP_OF[item.type]][item.type][0]), item.brand, item.colour
     if item.accessory:
-        forms = (
-            f"{item.brand} {item.accessory} for {name} {item.colour}",
-            f"{item.colour} {name} {item.accessory} by {item.brand}",
+        return rng.choice(
+            (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
         )
-        return rng.choice(forms)
     features = " ".join(item.features)
     use = f"for {item.use}" if item.use else ""
     size = f"size {item.size}" if item.size else ""
     fluff = rng.choice(catalogue.FLUFF) if rng.random() < 0.3 else ""
     forms = (
-        f"{item.brand} {fluff} {features} {name} {item.material} {item.colour} {size} {use}",
-        f"{item.brand} {name} {use} {features} {item.colour} {item.material} {fluff} {size}",
-        f"{item.colour} {item.material} {name} {use} {size} {features} by {item.brand} {fluff}",
-        f"{fluff} {name} {item.brand} {size} {features} {item.material} {item.colour} {use}",
+        f"{brand} {fluff} {features} {name} {item.material} {colour} {size} {use}",
+        f"{brand} {name} {use} {features} {colour} {item.material} {fluff} {size}",
+        f"{colour} {item.material} {name} {use} {size} {features} by {brand} {fluff}",
+        f"{fluff} {name} {brand} {size} {features} {item.material} {colour} {use}",
     )
     return " ".join(rng.choice(forms).split())
 
 
 def _price(rng: random.Random, item: Item) -> str:
-    _, _, base = catalogue.TYPES[GROUP_OF[item.type]][item.type]
+    _, _, base = TYPES[GROUP_OF[item.type]][item.type]
     base *= catalogue.TIER_PRICE_FACTOR[catalogue.TIERS.index(TIER_OF_BRAND[item.brand])]
     return f"${max(3, round(base * rng.uniform(0.85, 1.15) * (0.2 if item.accessory else 1.0)))}"
 
 
 def item_bucket(item: Item) -> int:
     """The bucket (0..15) of this product; depends on its attributes, not on the wording of its title."""
-    plain = (item.type, item.brand, item.colour, item.material, item.size)
-    key = (*plain, sorted(item.features), item.use, item.accessory)
+    features = sorted(item.features)
+    key = (item.type, item.brand, item.colour, item.material, item.size, features, item.use, item.accessory)
     return zlib.crc32(repr(key).encode()) % 16
 
 

@@ -20,7 +20,6 @@ TIER_INDEX = tuple(TIERS.index(tier) for _, _, tier in GRADE_TABLE)
 # The grades of each tier, best first: {"Good": (4, 3), "Mid": (2,), "Bad": (1,)}.
 GRADES_OF_TIER = {tier: tuple(grade for grade in reversed(GRADES) if TIER_OF_GRADE[grade] == tier) for tier in TIERS}
 GOOD_TIER = TIERS[0]  # what "the item is Good" counts in metrics
-GOOD_GRADES = GRADES_OF_TIER[GOOD_TIER]
 
 
 def grade_name(grade: int) -> str:

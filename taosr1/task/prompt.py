@@ -79,9 +79,9 @@ class PromptConfig:
 
     @staticmethod
     def load(folder: str | Path) -> PromptConfig | None:
-        """The configuration stored in a checkpoint folder, or None where there is none (a folder of another project).
+        """The configuration stored in a checkpoint folder; None if there is none (a folder of another project).
 
-        Prints a warning on stderr where the model was trained with another wording than this code renders.
+        Prints a warning on stderr if the model was trained with another wording than this code renders.
         Raises: ValueError naming the file if it is damaged.
         """
         path = Path(folder) / PROMPT_FILE

@@ -16,11 +16,6 @@ def few_columns(monkeypatch):
     monkeypatch.setattr(baselines, "HASHED_COLUMNS", 1 << 12)
 
 
-@pytest.fixture
-def sklearn():
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
-
-
 def shop(rows: int, seed: int) -> list[Judgement]:
     """Grade 4: the wanted kind; 2: it names the excluded material; 1: another kind."""
     rng = np.random.default_rng(seed)
@@ -59,7 +54,7 @@ def test_rare_words_weigh_more():
     assert idf["mug"] == 0.0 and idf["red"] == pytest.approx(np.log(2))
 
 
-def test_boosting_learns_kind_and_exclusion_from_three_grades(sklearn):
+def test_boosting_learns_kind_and_exclusion_from_three_grades(sklearn_metrics):
     test = shop(150, seed=1)
     probs = boosted_overlap(shop(400, seed=0), test, components=16)
     assert probs.shape == (150, 4)
@@ -69,13 +64,13 @@ def test_boosting_learns_kind_and_exclusion_from_three_grades(sklearn):
     assert (probs.argmax(-1) + 1 == gold).mean() > 0.9
 
 
-def test_boosting_learns_nothing_from_the_test_rows_and_repeats(sklearn):
+def test_boosting_learns_nothing_from_the_test_rows_and_repeats(sklearn_metrics):
     train, test = shop(120, seed=0), shop(20, seed=1)
     together = boosted_overlap(train, test, components=8)
     assert np.allclose(boosted_overlap(train, test[:5], components=8), together[:5])
 
 
-def test_boosting_takes_one_class_one_query_no_test_rows_and_refuses_ungraded_training(sklearn):
+def test_boosting_takes_one_class_one_query_no_test_rows_and_refuses_ungraded_training(sklearn_metrics):
     same = [Judgement("mug", f"mug {n}", grade=4) for n in range(5)]
     one_query = [Judgement("mug", f"{n} mug lamp", grade=n % 2 + 1) for n in range(6)]
     assert np.allclose(boosted_overlap(one_query, one_query[:1]).sum(-1), 1)

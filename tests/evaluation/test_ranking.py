@@ -96,8 +96,7 @@ def test_good_auc_leaves_mid_out_unless_asked():
     assert good_auc(scores, gold, against=("Mid", "Bad")) == 0.5
 
 
-def test_auc_equals_scikit_learn():
-    sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
+def test_auc_equals_scikit_learn(sklearn_metrics):
     probs, gold = random_probs(300)
     scores = np.round(expected_grade(probs), 1)  # rounding makes ties
     assert auc(scores, gold >= 3) == pytest.approx(sklearn_metrics.roc_auc_score(gold >= 3, scores))
@@ -142,8 +141,7 @@ def test_ndcg_of_many_queries_is_the_mean_of_each_alone_in_any_order():
 
 
 @pytest.mark.parametrize("k", [None, 3])
-def test_ndcg_equals_scikit_learn(k):
-    sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn: pip install -c constraints.txt -e '.[dev]'")
+def test_ndcg_equals_scikit_learn(sklearn_metrics, k):
     rng = np.random.default_rng(1)
     scores, gold = rng.integers(0, 6, 12).astype(float), rng.integers(1, 5, 12)
     gains = np.array([[ESCI_GAINS[int(grade)] for grade in gold]])

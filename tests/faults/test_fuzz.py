@@ -1,4 +1,4 @@
-"""A few hundred of the files of tests/faults/fuzz.py, and proof that it would notice a reader that lies."""
+"""A few hundred of the files of tests/faults/fuzz.py, and proof that it detects readers with a bug."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fuzz
-from fuzz_files import OPERATORS, make
+from fuzz_damage import OPERATORS, make
 
 from taosr1.data import csv_rows, duplicates, judgements
 from taosr1.runtime import bad_rows, jsonl, text_lines
 
-pytestmark = pytest.mark.skipif(not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not")
+pytestmark = pytest.mark.skipif(
+    not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not"
+)
 
 
 def test_no_damaged_file_crashes_a_reader_or_silently_changes_a_row():
@@ -70,15 +72,19 @@ def replace_broken_bytes(monkeypatch):
 
 def forget_a_column(monkeypatch):
     parse = judgements.parse_judgement
-    monkeypatch.setattr(judgements, "parse_judgement", lambda row: parse({name: row[name] for name in row if name != "sku"}))
+    monkeypatch.setattr(
+        judgements, "parse_judgement", lambda row: parse({name: row[name] for name in row if name != "sku"})
+    )
 
 
-TWINS = [strip_text, lose_the_last_line, skip_in_silence, take_what_was_unpacked, believe_repeated_ids, crash_on_a_bad_grade, replace_broken_bytes,
-         forget_a_column]  # fmt: skip
+TWINS = [
+    strip_text, lose_the_last_line, skip_in_silence, take_what_was_unpacked, believe_repeated_ids, crash_on_a_bad_grade,
+    replace_broken_bytes, forget_a_column,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
-def test_a_reader_that_lies_is_found(monkeypatch, twin, tmp_path):
+def test_a_reader_with_a_bug_is_found(monkeypatch, twin, tmp_path):
     twin(monkeypatch)
     found = []
     for first in range(0, 300, 20):

@@ -73,7 +73,7 @@ def test_every_odd_row_comes_back_in_order_with_its_columns_and_a_score(scored):
 
 def test_scores_are_those_of_the_scorer_whatever_the_batches(scored, fresh_judge, eight_rows, eight_rows_file):
     judge = load_judge(fresh_judge("post-cot"))
-    direct = score_prompts(judge.model, judge.tokenizer, judge.prompts(eight_rows), beta=0.3)
+    direct = score_prompts(judge, judge.prompts(eight_rows), beta=0.3)
     for budget in ("50", "16384"):
         _, rows = scored(eight_rows_file, "--batch-tok", budget, "--beta", "0.3")
         for row, score in zip(rows, direct):

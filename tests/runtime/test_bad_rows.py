@@ -14,7 +14,9 @@ GOOD = {"query": "red boots", "title": "Boots, red", "grade": 4}
 
 
 def save(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 

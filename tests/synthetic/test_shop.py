@@ -183,7 +183,9 @@ def test_near_values_of_the_catalogue_are_near_in_the_rule_book():
 def test_every_value_that_can_be_demanded_is_one_that_some_product_has_and_another_lacks(pools):
     items = {item.type: item for _, item, _ in pools["unlabelled"] if not item.accessory}
     for group, types in catalogue.TYPES.items():
-        assert len(types) == 2 * len(catalogue.SHELVES[group]), "a shelf holds two types that are substitutes for each other"
+        assert len(types) == 2 * len(catalogue.SHELVES[group]), (
+            "a shelf holds two types that are substitutes for each other"
+        )
         item = items[next(iter(types))]
         for attribute in ("material", "size", "use"):
             values = catalogue.VALUES[attribute].get(group, ())

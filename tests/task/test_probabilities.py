@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from taosr1.task.probabilities import checked_probs_and_grades, checked_probs
+from taosr1.task.probabilities import checked_probs, checked_probs_and_grades
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -24,8 +24,20 @@ from taosr1.task.prompt import (
     reply_text,
 )
 
-COT = "Query: travel mug; material not plastic\nItem: travel mug; material steel\nCategory: same\nAttributes: material met\nDecision: 4-Excellent"
-ROW = Judgement("travel mug not plastic", "Hollin steel travel mug", brand="Hollin", price="$16", description="keeps  tea warm", grade=4, cot=COT)
+COT = """Query: travel mug; material not plastic
+Item: travel mug; material steel
+Category: same
+Attributes: material met
+Decision: 4-Excellent"""
+ROW = Judgement(
+    "travel mug not plastic",
+    "Hollin steel travel mug",
+    brand="Hollin",
+    price="$16",
+    description="keeps  tea warm",
+    grade=4,
+    cot=COT,
+)
 CONTROL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 BRIEF = PromptConfig(style="brief", fields=("title", "price"))
 
@@ -69,7 +81,9 @@ def test_the_label_is_the_first_token_of_a_reply_that_answers_first(tokenizer):
 def test_an_order_with_reasons_needs_a_chain_of_thought():
     assert reply_text("label", 3) == "3"
     for order in ("pre-cot", "post-cot"):
-        with pytest.raises(ValueError, match=r"needs a chain of thought for every row \(column 'cot'\); --order label does not"):
+        with pytest.raises(
+            ValueError, match=r"needs a chain of thought for every row \(column 'cot'\); --order label does not"
+        ):
             reply_text(order, 3)
 
 
@@ -118,7 +132,21 @@ def test_garbage_never_raises_and_what_is_well_formed_can_be_learned_from():
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
-    pieces = ["Query: ", "Item: ", "Category:", "Attributes: a", "Decision: 4-Excellent", "Decision: ", "4", "1", "\n", "\r", "\u2028", " ", COT]
+    pieces = [
+        "Query: ",
+        "Item: ",
+        "Category:",
+        "Attributes: a",
+        "Decision: 4-Excellent",
+        "Decision: ",
+        "4",
+        "1",
+        "\n",
+        "\r",
+        "\u2028",
+        " ",
+        COT,
+    ]
     text = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=12).map("".join)
 
     @settings(max_examples=150, deadline=None, database=None)
@@ -145,7 +173,9 @@ def test_the_full_prompt_gives_instructions_and_names_the_shown_fields(tokenizer
     shown = tokenizer.decode(encode_prompt(tokenizer, ROW, PromptConfig(order=order)))
     assert shown.startswith(f"<|user|>{INSTRUCTIONS}\n{FORMATS[order]}\n\nQuery: travel mug not plastic\nProduct\n")
     body = shown.partition("Product\n")[2]
-    assert body == "Title: Hollin steel travel mug\nBrand: Hollin\nPrice: $16\nDescription: keeps  tea warm<|assistant|>"
+    assert (
+        body == "Title: Hollin steel travel mug\nBrand: Hollin\nPrice: $16\nDescription: keeps  tea warm<|assistant|>"
+    )
 
 
 def test_the_grade_and_the_reasons_of_a_row_are_not_in_its_prompt(tokenizer):
@@ -181,7 +211,8 @@ def test_no_text_of_a_row_becomes_a_control_token(tokenizer, field):
 
 
 def test_a_template_that_strips_or_wraps_the_message_is_followed(tokenizer, tmp_path):
-    stripping = "{% for m in messages %}<|user|>{{ m.content | trim }}!\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    stripping = "{% for m in messages %}<|user|>{{ m.content | trim }}!\n{% endfor %}"
+    stripping += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     other = with_template(tokenizer, stripping, tmp_path)
     ids = encode_prompt(other, ROW, BRIEF)
     assert other.decode(ids) == "<|user|> travel mug not plastic\n Hollin steel travel mug $16!\n<|assistant|>\n"
@@ -191,7 +222,10 @@ def test_a_template_that_strips_or_wraps_the_message_is_followed(tokenizer, tmp_
     ("template", "message"),
     [
         ("<|user|>hello<|assistant|>", "shows the user's message 0 times, expected once"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "shows the user's message 2 times, expected once"),
+        (
+            "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+            "shows the user's message 2 times, expected once",
+        ),
     ],
 )
 def test_a_template_that_loses_or_repeats_the_message_is_refused(tokenizer, tmp_path, template, message):
@@ -235,7 +269,9 @@ def test_any_change_of_the_wording_changes_its_hash_and_settings_that_render_ali
     assert replace(PromptConfig(), order="label").wording_sha256 == first["label", "full"]
 
 
-def test_a_model_trained_with_another_wording_is_loaded_with_a_warning_that_names_the_file(tmp_path, monkeypatch, capsys):
+def test_a_model_trained_with_another_wording_is_loaded_with_a_warning_that_names_the_file(
+    tmp_path, monkeypatch, capsys
+):
     PromptConfig().save(tmp_path)
     path = tmp_path / "prompt.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
@@ -253,14 +289,28 @@ def test_a_model_trained_with_another_wording_is_loaded_with_a_warning_that_name
 def test_all_problems_of_a_configuration_are_named_at_once():
     with pytest.raises(ValueError) as caught:
         PromptConfig("cot", "short", ("title", "colour"), 0)
-    for part in ("order is 'cot'", "style is 'short'", "fields are ('title', 'colour')", "max_chars is 0, expected at least 1"):
+    for part in (
+        "order is 'cot'",
+        "style is 'short'",
+        "fields are ('title', 'colour')",
+        "max_chars is 0, expected at least 1",
+    ):
         assert part in str(caught.value)
     with pytest.raises(ValueError, match="fields are"):
         PromptConfig(fields=())
 
 
 @pytest.mark.parametrize(
-    "stored", ["", "[]", "{}", '{"fields": ["title"], "tone": "kind"}', '{"fields": "title"}', '{"fields": ["title"], "max_chars": "9"}', "\udcff"]
+    "stored",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"fields": ["title"], "tone": "kind"}',
+        '{"fields": "title"}',
+        '{"fields": ["title"], "max_chars": "9"}',
+        "\udcff",
+    ],
 )
 def test_a_damaged_configuration_file_is_named(tmp_path, stored):
     (tmp_path / "prompt.json").write_bytes(stored.encode("utf-8", "surrogateescape"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taosr1.model.decoder import DecoderConfig
 from taosr1.model.config import Llama3Scaling
+from taosr1.model.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from taosr1.model.io.hf_config import from_hf_config, to_hf_config
 from taosr1.model.lora import adapters, add_adapters, merge_adapters
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.files import read_json, replacing, verify, write_json
-from taosr1.runtime.shards import read_sharded, write_sharded
+from taosr1.runtime.shards import is_sharded, read_sharded, write_sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAPPED_BYTES = 64 * 2**20  # of a weights file, held in memory at most while it is copied
@@ -68,14 +68,16 @@ def load_decoder(
 
 
 def load_weights(model: Decoder, folder: str | Path) -> None:
-    """Copy a folder's weights into an existing model; where they do not fit, ValueError and the model is unchanged."""
-    _copy_weights(model, _check_headers(model, Path(folder)))
+    """Load a folder's weights into an existing model; of a sharded model every rank reads its own slices.
 
-
-def load_weights_sharded(model: Decoder, folder: str | Path) -> None:
-    """Load a folder's weights into a sharded model: every rank reads its own slices."""
-    files = _check_headers(model, resolve_folder(folder))
-    read_sharded(hf_tensors(model), next(iter(files)).parent)
+    Raises: ValueError where they do not fit; the model is unchanged then.
+    """
+    found = resolve_folder(folder)
+    files = _check_headers(model, found)
+    if is_sharded(model.parameters()):
+        read_sharded(hf_tensors(model), found)
+    else:
+        _copy_weights(model, files)
 
 
 def _load_decoder(folder: Path, source: str | Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:

@@ -14,7 +14,6 @@ import torch
 from taosr1.fast.shared_prompts import pack_rows
 from taosr1.judge import DTYPES, Judge
 from taosr1.learning import rollouts
-from taosr1.learning.batches import micro_batches
 from taosr1.learning.difficulty import grade_share_cv
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.reference import with_stored_logp

@@ -232,7 +232,7 @@ class _Keeper:
         if not run.start:
             return 0, {}, 0
         path = run.start[1]
-        state = load_checkpoint(path, self.optimizers, read_weights=partial(read_weights, self.judge.model))
+        state = load_checkpoint(path, self.optimizers, partial(read_weights, self.judge.model))
         print(f"{self.name}: continuing from step {state[0]} ({path})")
         own = path.resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
         if own and read_best(run.checkpoints).get("evaluated_through", 0) < state[0]:
@@ -243,7 +243,7 @@ class _Keeper:
     def save(self, step: int, cursor: dict, skipped: int) -> None:
         self.run.sync()
         write = partial(write_weights, self.judge.model, self.judge.tokenizer, self.judge.prompt)
-        save_checkpoint(self.run.checkpoints, step, self.optimizers, cursor, skipped, write_weights=write)
+        save_checkpoint(self.run.checkpoints, step, self.optimizers, cursor, skipped, write)
 
     def evaluate(self, step: int) -> bool:
         """Where the schedule says so: evaluate, log, and point best.json at this step if it is the best so far."""

@@ -96,13 +96,13 @@ def through_a_checkpoint(judge, distributed: DistributedModel, optimizer, folder
     """Save, spoil everything, and load: the following steps must not change. One process can load the folder as well."""
     model = distributed.model
     write = partial(write_weights, model, judge.tokenizer, judge.prompt)
-    path = save_checkpoint(folder, 2, [optimizer], {"drawn": 3}, write_weights=write)
+    path = save_checkpoint(folder, 2, [optimizer], {"drawn": 3}, 0, write)
     weights = [full_tensor(parameter.detach()).clone() for parameter in model.parameters()]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0)
     fresh = make_optimizers(model, 1e-3)
-    assert load_checkpoint(path, fresh, read_weights=partial(read_weights, model)) == (2, {"drawn": 3}, 0)
+    assert load_checkpoint(path, fresh, partial(read_weights, model)) == (2, {"drawn": 3}, 0)
     loaded = on_rank_zero(lambda: {name: tensor for name, tensor in load_decoder(path).named_parameters()})
     for (name, parameter), weight in zip(model.named_parameters(), weights):
         assert torch.equal(full_tensor(parameter.detach()), weight) and torch.equal(loaded[name].detach(), weight), name

@@ -29,8 +29,9 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
         bad = ~(np.abs(rows.sum(-1) - 1.0) <= SUM_TOLERANCE) | (rows < 0).any(-1)  # no sum with inf or NaN is near 1
     if bad.any():
         row = int(bad.argmax())
-        expected = f"four finite, non-negative numbers that sum to 1 within {SUM_TOLERANCE}"
-        raise ValueError(f"{name}[{row}] is {rows[row].tolist()}, expected {expected} (probabilities, not logits)")
+        expected = f"expected four finite, non-negative numbers that sum to 1 within {SUM_TOLERANCE}"
+        hint = "(probabilities of grades 1..4, not logits)"
+        raise ValueError(f"{name}[{row}] is {rows[row].tolist()}, {expected} {hint}")
     return rows
 
 

@@ -38,13 +38,12 @@ def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
     return out
 
 
-def _grade_pair(gold: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    gold = grade_array(gold, "gold", unparsable=False)
-    predicted = grade_array(predicted, "predicted", unparsable=True)
+def _grade_pair(gold: Sequence, predicted: Sequence, name: str = "predicted") -> tuple[np.ndarray, np.ndarray]:
+    gold, predicted = grade_array(gold, "gold", unparsable=False), grade_array(predicted, name, unparsable=True)
     if len(gold) != len(predicted):
-        raise ValueError(f"gold has {len(gold)} rows, predicted has {len(predicted)}: they must be parallel")
+        raise ValueError(f"gold has {len(gold)} rows, {name} has {len(predicted)}: they must be parallel")
     if len(gold) == 0:
-        raise ValueError("no rows to evaluate: gold and predicted are empty")
+        raise ValueError(f"no rows to evaluate: gold and {name} are empty")
     return gold, predicted
 
 
@@ -155,9 +154,7 @@ def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> d
     Source: arXiv 2508.12365 calls the second "discriminative hallucination".
     """
     gold, labels = _grade_pair(gold, labels)
-    stated = grade_array(stated, "stated", unparsable=True)
-    if len(stated) != len(gold):
-        raise ValueError(f"gold has {len(gold)} rows, stated has {len(stated)}: they must be parallel")
+    _, stated = _grade_pair(gold, stated, "stated")
     counted = (labels > 0) & (stated > 0)
     wrong_label = (stated == gold) & (labels != gold)
     return {

@@ -92,12 +92,11 @@ def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
     name, scaling = known[flags], {"rope_type": "default"}
     if config.rope_scaling is not None:
         scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
-    same_key = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    same_key += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
+    same_key = "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"
     written = {
         "architectures": [name],
         "model_type": FAMILIES[name].model_type,
-        **{key: getattr(config, key) for key in same_key},
+        **{key: getattr(config, key) for key in (*REQUIRED, *same_key)},
         "hidden_act": "silu",
         "use_cache": True,
         "rope_theta": config.rope_theta,  # transformers 4 reads these two, transformers 5 reads rope_parameters

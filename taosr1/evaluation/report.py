@@ -18,6 +18,7 @@ from taosr1.evaluation.metrics import (
     f1_of,
     grade_array,
     hallucination_rates,
+    ratio,
     tier_counts,
 )
 from taosr1.evaluation.ranking import (
@@ -98,8 +99,6 @@ def _checked(judgements: Sequence[Judgement], predictions: Sequence[Prediction])
     """Gold grades, predicted grades and query names."""
     if len(judgements) != len(predictions):
         raise ValueError(f"{len(judgements)} judgements, {len(predictions)} predictions: they must be parallel")
-    if not judgements:
-        raise ValueError("no rows to evaluate: judgements is empty")
     for row, (judgement, prediction) in enumerate(zip(judgements, predictions)):
         if judgement.grade is None:
             raise ValueError(f"judgements[{row}] has no grade: evaluate graded rows only (query {judgement.query!r})")
@@ -127,18 +126,10 @@ def _jsonable(value):
 
 
 def _per_grade(counts: np.ndarray) -> dict:
-    f1 = f1_of(counts)
-    table = {}
-    for grade in GRADES:
-        hits, gold, predicted = counts[grade - 1, grade - 1], counts[grade - 1].sum(), counts[:, grade - 1].sum()
-        table[grade] = {
-            "f1": f1[grade - 1],
-            "precision": hits / predicted if predicted else math.nan,
-            "recall": hits / gold if gold else math.nan,
-            "gold": gold,
-            "predicted": predicted,
-        }
-    return table
+    hits, gold, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)[: len(GRADES)]
+    columns = {"f1": f1_of(counts), "precision": ratio(hits, predicted), "recall": ratio(hits, gold)}
+    columns |= {"gold": gold, "predicted": predicted}
+    return {grade: {name: column[grade - 1] for name, column in columns.items()} for grade in GRADES}
 
 
 def _by_kind(

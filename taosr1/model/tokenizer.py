@@ -68,7 +68,9 @@ class Tokenizer:
         self._continuing = _build(_without_prefix(spec), path)
         self._untrusted = _build(_all_special(_without_prefix(spec)), path)
         self._untrusted.encode_special_tokens = True
-        self._control = _control_ids(self._trusted, spec)
+        # Ids that text must never produce: those of added tokens, except white space and the unknown token.
+        added, unknown = self._trusted.get_added_tokens_decoder(), spec["model"].get("unk_token")
+        self._control = frozenset(i for i, token in added.items() if token.content.strip() and token.content != unknown)
         self._config, model_config, generation = (
             read_json(self.folder / name) if (self.folder / name).is_file() else {}
             for name in ("tokenizer_config.json", "config.json", "generation_config.json")
@@ -264,13 +266,6 @@ def _all_special(spec: dict[str, Any]) -> dict[str, Any]:
     tokens that are not marked special: without this, a title could still produce them.
     """
     return {**spec, "added_tokens": [{**token, "special": True} for token in spec.get("added_tokens") or []]}
-
-
-def _control_ids(tokenizer: tokenizers.Tokenizer, spec: dict[str, Any]) -> frozenset[int]:
-    """Ids of added tokens that text must never produce: all except white space and the unknown token."""
-    unknown = spec["model"].get("unk_token")
-    added = tokenizer.get_added_tokens_decoder()
-    return frozenset(number for number, token in added.items() if token.content.strip() and token.content != unknown)
 
 
 def _sandbox() -> Any:

@@ -27,8 +27,7 @@ def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
     """
     if hasattr(values, "tolist"):
         values = values.tolist()
-    lowest = 0 if unparsable else 1
-    allowed = "1-4, or None/0 for an unparsable reply" if unparsable else "1-4"
+    lowest, allowed = (0, "1-4, or None/0 for an unparsable reply") if unparsable else (1, "1-4")
     out = np.zeros(len(values), dtype=np.int64)
     for row, value in enumerate(values):
         number = 0 if value is None and unparsable else value

@@ -65,8 +65,12 @@ class Tokenizer:
         self._files = {n: (self.folder / n).read_bytes() for n in TOKENIZER_FILES if (self.folder / n).is_file()}
         spec = read_json(path)
         self._trusted = _build(spec, path)
-        self._continuing = _build(_without_prefix(spec), path)
-        self._untrusted = _build(_all_special(_without_prefix(spec)), path)
+        following = _without_prefix(spec)
+        self._continuing = _build(following, path)
+        # `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are
+        # added tokens that are not marked special: unmarked, a title could still produce them.
+        special = [{**token, "special": True} for token in spec.get("added_tokens") or []]
+        self._untrusted = _build({**following, "added_tokens": special}, path)
         self._untrusted.encode_special_tokens = True
         # Ids that text must never produce: those of added tokens, except white space and the unknown token.
         added, unknown = self._trusted.get_added_tokens_decoder(), spec["model"].get("unk_token")
@@ -257,15 +261,6 @@ def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
         return part
 
     return {**spec, "normalizer": strip(spec.get("normalizer")), "pre_tokenizer": strip(spec.get("pre_tokenizer"))}
-
-
-def _all_special(spec: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer with every added token marked special.
-
-    `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are added
-    tokens that are not marked special: without this, a title could still produce them.
-    """
-    return {**spec, "added_tokens": [{**token, "special": True} for token in spec.get("added_tokens") or []]}
 
 
 def _sandbox() -> Any:

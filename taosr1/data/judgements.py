@@ -20,12 +20,7 @@ _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # column
 
 
 def read_judgements(
-    path: str | Path,
-    *,
-    max_bad_rows: int = 0,
-    need_grade: bool = False,
-    need_cot: bool = False,
-    split: str | None = None,
+    path: str | Path, *, max_bad_rows: int = 0, need_grade: bool = False, need_cot: bool = False, split: str = ""
 ) -> list[Judgement]:
     """Read judgements from .jsonl, .json, .csv, .tsv (each also .gz) or .parquet; ESCI rows are recognised.
 
@@ -45,7 +40,7 @@ def read_judgements(
     if not rows:
         skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
         raise ValueError(f"{path}: no rows in this file{skipped}: check --data")
-    return rows if split is None else keep_split(rows, split)
+    return keep_split(rows, split) if split else rows
 
 
 def iter_judgements(

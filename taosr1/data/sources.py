@@ -39,7 +39,7 @@ def load_rows(
     elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
         return _load_pool(spec.partition(":")[2], seed=seed, limit=limit, **needs)
     else:
-        rows = read_judgements(spec, max_bad_rows=max_bad_rows, split=split or None, **needs)
+        rows = read_judgements(spec, max_bad_rows=max_bad_rows, split=split, **needs)
     return rows[:limit] if limit else rows
 
 

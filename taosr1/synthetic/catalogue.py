@@ -65,10 +65,7 @@ outdoor     | shelter, bags       | cotton, linen, leather               | trave
 home        | lighting, bedding   | cotton, linen, wool, fleece, steel   | reading, work, camping
 """
 SHELVES = {group: shelves for (group,), shelves, _, _ in _rows(_GROUPS)}
-MATERIALS = {group: materials for (group,), _, materials, _ in _rows(_GROUPS)}
-USES = {group: uses for (group,), _, _, uses in _rows(_GROUPS)}
-# In order: neighbours are near, anything further is missed.
-SIZES = {group: ("small", "medium", "large") for group in ("footwear", "clothing", "outdoor")}
+SIZES = ("small", "medium", "large")  # neighbours are near, anything further is missed
 FEATURES = {
     "footwear": ("waterproof", "breathable", "lightweight", "insulated"),
     "clothing": ("waterproof", "breathable", "lightweight", "insulated"),
@@ -77,7 +74,6 @@ FEATURES = {
     "outdoor": ("waterproof", "foldable", "lightweight", "insulated"),
     "home": ("foldable", "rechargeable", "washable", "lightweight"),
 }
-VALUES = {"material": MATERIALS, "size": SIZES, "feature": FEATURES, "use": USES}
 
 BRANDS = {  # by price tier, cheapest tier first
     "budget": ("Bramco", "Dulvy", "Kestro", "Oddly"),
@@ -95,6 +91,16 @@ COLOUR_FAMILIES = (("red", "crimson"), ("blue", "navy"), ("green", "olive"), ("b
 MATERIAL_FAMILIES = (
     ("leather", "suede"), ("cotton", "linen"), ("wool", "fleece"), ("steel", "aluminum"), ("wood", "bamboo"),
 )  # fmt: skip
+# The values that a query can demand, by attribute and group. "price" means cheaper than this brand.
+VALUES = {
+    "brand": dict.fromkeys(TYPES, ALL_BRANDS),
+    "price": dict.fromkeys(TYPES, tuple(brand for brand in ALL_BRANDS if TIER_OF_BRAND[brand] != TIERS[0])),
+    "colour": dict.fromkeys(TYPES, sum(COLOUR_FAMILIES, ())),
+    "material": {group: materials for (group,), _, materials, _ in _rows(_GROUPS)},
+    "size": dict.fromkeys(TYPES, ()) | dict.fromkeys(("footwear", "clothing", "outdoor"), SIZES),
+    "feature": FEATURES,
+    "use": {group: uses for (group,), _, _, uses in _rows(_GROUPS)},
+}
 FLUFF = ("new", "classic", "pro", "original", "deluxe", "2 pack", "bestseller", "series 2")
 
 # --- Queries ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from taosr1.synthetic import catalogue
-from taosr1.synthetic.catalogue import ALL_BRANDS, GROUP_OF, TIER_OF_BRAND, TYPES
+from taosr1.synthetic.catalogue import ALL_BRANDS, GROUP_OF, TIER_OF_BRAND, TYPES, VALUES
 from taosr1.synthetic.facts import Demand, Item, Query, category_path, compare, cot_of, facts_of, wrong_facts
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
@@ -46,23 +46,12 @@ def is_held_out(kind: str, demand: Demand) -> bool:
     return zlib.crc32(f"{kind}|{demand.fact}|{demand.value}".encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
 
 
-def _values(group: str, attribute: str) -> tuple[str, ...]:
-    if attribute in ("brand", "price"):
-        return ALL_BRANDS
-    if attribute == "colour":
-        return tuple(value for family in catalogue.COLOUR_FAMILIES for value in family)
-    return catalogue.VALUES[attribute].get(group, ())
-
-
 def _draw_demand(
-    rng: random.Random, kind: str, group: str, attribute: str, excluded: bool, held_out: bool
+    rng: random.Random, kind: str, group: str, attribute: str, held_out: bool, excluded: bool = False
 ) -> Demand | None:
     """A demand that this pool may use, or None if the group has no such attribute."""
-    options = [Demand(attribute, value, excluded) for value in _values(group, attribute)]
-    if attribute == "price":  # nothing is cheaper than the cheapest tier
-        options = [demand for demand in options if TIER_OF_BRAND[demand.value] != "budget"]
-    if not held_out:
-        options = [demand for demand in options if not is_held_out(kind, demand)]
+    demands = [Demand(attribute, value, excluded) for value in VALUES[attribute][group]]
+    options = [demand for demand in demands if held_out or not is_held_out(kind, demand)]
     return rng.choice(options) if options else None
 
 
@@ -71,7 +60,7 @@ def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str]
     count = rng.choices(numbers, shares)[0]
     attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
     drawn = rng.sample(attributes, min(count, len(attributes)))
-    demands = [_draw_demand(rng, kind, group, attribute, False, held_out) for attribute in drawn]
+    demands = [_draw_demand(rng, kind, group, attribute, held_out) for attribute in drawn]
     return [demand for demand in demands if demand]
 
 
@@ -82,17 +71,17 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
     words = {"t": rng.choice(TYPES[group][type_name][0])}
     special: Demand | None = None
     if kind == "negation":
-        special = _draw_demand(rng, kind, group, rng.choice(catalogue.EXCLUDABLE), True, held_out)
+        special = _draw_demand(rng, kind, group, rng.choice(catalogue.EXCLUDABLE), held_out, excluded=True)
         if special is None:
             return draw_query(rng, kind, held_out)
         words["x"] = special.value
     elif kind == "affordable":
-        special = _draw_demand(rng, kind, group, "price", False, held_out)
+        special = _draw_demand(rng, kind, group, "price", held_out)
         words["b"] = special.value
     elif kind == "knowledge":
         phrases, demand = rng.choice(catalogue.CONCEPTS)
         special = Demand(*demand)
-        if special.value not in _values(group, special.attribute):
+        if special.value not in VALUES[special.attribute][group]:
             return draw_query(rng, kind, held_out)
         words["c"] = rng.choice(phrases)
     elif kind == "question":
@@ -107,13 +96,13 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
 # --- Drawing items ----------------------------------------------------------------------------------------------------
 def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
     group = GROUP_OF[type_name]
-    brand, colour = rng.choice(ALL_BRANDS), rng.choice(_values(group, "colour"))
+    brand, colour = rng.choice(ALL_BRANDS), rng.choice(VALUES["colour"][group])
     if accessory:
         return Item(type_name, brand, colour, None, None, (), None, rng.choice(TYPES[group][type_name][1]))
-    material, sizes = rng.choice(_values(group, "material")), _values(group, "size")
+    material, sizes = rng.choice(VALUES["material"][group]), VALUES["size"][group]
     size = rng.choice(sizes) if sizes and rng.random() < 0.8 else None
-    features = tuple(rng.sample(_values(group, "feature"), rng.choice((1, 2))))
-    use = rng.choice(_values(group, "use")) if rng.random() < 0.5 else None
+    features = tuple(rng.sample(VALUES["feature"][group], rng.choice((1, 2))))
+    use = rng.choice(VALUES["use"][group]) if rng.random() < 0.5 else None
     return Item(type_name, brand, colour, material, size, features, use, None)
 
 
@@ -121,7 +110,7 @@ def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -
     """The item with the demanded attribute changed so that its outcome is `wanted`; None if no value gives it."""
     group = GROUP_OF[item.type]
     if demand.attribute == "feature":
-        present, known = wanted == ("missed" if demand.excluded else "met"), _values(group, "feature")
+        present, known = wanted == ("missed" if demand.excluded else "met"), VALUES["feature"][group]
         if item.accessory or wanted not in ("met", "missed") or (present and demand.value not in known):
             return None
         others = [feature for feature in known if feature != demand.value]
@@ -131,8 +120,8 @@ def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -
     field = "brand" if demand.attribute == "price" else demand.attribute
     if item.accessory and field not in ("brand", "colour"):
         return None  # the title of an accessory names no other attribute
-    values: tuple[str | None, ...] = _values(group, field) + ((None,) if field in ("size", "use") else ())
-    options = [value for value in values if compare(demand, value, item.type) == wanted]
+    values: tuple[str | None, ...] = VALUES[field][group] + ((None,) if field in ("size", "use") else ())
+    options = [value for value in values if compare(demand, value) == wanted]
     return replace(item, **{field: rng.choice(options)}) if options else None
 
 

@@ -31,13 +31,14 @@ INSTRUCTIONS = """You judge how well a product answers a shopping query.
 3-Related: a substitute, or a demand only nearly met.
 2-Mismatch: a related product that misses a hard demand, or an accessory.
 1-Irrelevant: nothing to do with the query."""
+_FIVE_LINES = (
+    "'Query:', 'Item:', 'Category:' (same, related or different), 'Attributes:' (each demand met, near, missed or "
+    "unknown) and 'Decision:' (such as 4-Excellent)."
+)
 FORMATS = {
     "label": "Answer with the grade's digit alone: 1, 2, 3 or 4.",
-    "pre-cot": "Reason in five lines, 'Query:', 'Item:', 'Category:' (same, related or different), 'Attributes:' (each "
-    "demand met, near, missed or unknown) and 'Decision:' (such as 4-Excellent).",
-    "post-cot": "Answer with the grade's digit on the first line, then explain it in five lines: 'Query:', 'Item:', "
-    "'Category:' (same, related or different), 'Attributes:' (each demand met, near, missed or unknown) and "
-    "'Decision:' (such as 4-Excellent).",
+    "pre-cot": f"Reason in five lines, {_FIVE_LINES}",
+    "post-cot": f"Answer with the grade's digit on the first line, then explain it in five lines: {_FIVE_LINES}",
 }
 
 
@@ -61,10 +62,9 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.order not in ORDERS:
-            problems.append(f"order is {self.order!r}, expected one of {', '.join(ORDERS)}")
-        if self.style not in STYLES:
-            problems.append(f"style is {self.style!r}, expected one of {', '.join(STYLES)}")
+        for name, value, known in (("order", self.order, ORDERS), ("style", self.style, STYLES)):
+            if value not in known:
+                problems.append(f"{name} is {value!r}, expected one of {', '.join(known)}")
         unknown = [name for name in self.fields if name not in ITEM_FIELDS]
         if unknown or not self.fields:
             problems.append(f"fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}")
@@ -104,36 +104,28 @@ class PromptConfig:
 
 
 # --- Prompt -----------------------------------------------------------------------------------------------------------
-def _shown_fields(judgement: Judgement, config: PromptConfig) -> tuple[str, ...]:
-    """Names of the product fields that the prompt shows: the configured ones that are not empty."""
-    return tuple(name for name in config.fields if getattr(judgement, name).strip())
-
-
 def _untrusted_texts(judgement: Judgement, names: tuple[str, ...], config: PromptConfig) -> list[str]:
-    """The texts that fill the placeholders: the query and the shown fields, cut to `max_chars`."""
+    """The query and the shown fields, cut to `max_chars`."""
     texts = [getattr(judgement, name).strip()[: config.max_chars] for name in ("query", *names)]
     return [" " + text for text in texts]  # the space: a word is the same token wherever it stands
 
 
-def _user_message(names: tuple[str, ...], config: PromptConfig) -> str:
-    """The user's message with one placeholder per untrusted text: the query first, then the shown fields."""
-    slots = [_slot(index) for index in range(len(names) + 1)]
+def _user_message(texts: list[str], names: tuple[str, ...], config: PromptConfig) -> str:
+    """The user's message around these texts (or placeholders): the query's first, then those of the shown fields."""
+    query, *values = texts
     if config.style == "brief":
-        return slots[0] + "\n" + "".join(slots[1:])
-    lines = [f"{name.capitalize()}:{slot}" for name, slot in zip(names, slots[1:])]
-    return "\n".join([INSTRUCTIONS, FORMATS[config.order], "", f"Query:{slots[0]}", "Product", *lines])
-
-
-def _slot(index: int) -> str:
-    # Private-use characters: no template contains them, and untrusted text never meets this string.
-    return f"\ue000{index}\ue001"
+        return query + "\n" + "".join(values)
+    lines = [f"{name.capitalize()}:{value}" for name, value in zip(names, values)]
+    return "\n".join([INSTRUCTIONS, FORMATS[config.order], "", f"Query:{query}", "Product", *lines])
 
 
 @lru_cache(maxsize=256)
 def _template_pieces(tokenizer, names: tuple[str, ...], config: PromptConfig) -> tuple[tuple[int, ...], ...]:
     """Ids of the trusted text before, between and after the untrusted texts; equal for all rows with these fields."""
-    rendered = tokenizer.render_prompt([{"role": "user", "content": _user_message(names, config)}])
-    parts = re.split("\ue000\\d+\ue001", rendered)
+    # Private-use characters: no template contains them, and untrusted text never meets this string.
+    placeholders = [f"\ue000{index}\ue001" for index in range(len(names) + 1)]
+    message = _user_message(placeholders, names, config)
+    parts = re.split("\ue000\\d+\ue001", tokenizer.render_prompt([{"role": "user", "content": message}]))
     if len(parts) != len(names) + 2:
         shown = (len(parts) - 1) / (len(names) + 1)
         raise ValueError(f"the chat template shows the user's message {shown:g} times, expected once")
@@ -142,7 +134,7 @@ def _template_pieces(tokenizer, names: tuple[str, ...], config: PromptConfig) ->
 
 def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[int]:
     """Token ids of the prompt, up to where the reply begins (the generation prompt of the chat template included)."""
-    names = _shown_fields(judgement, config)
+    names = tuple(name for name in config.fields if getattr(judgement, name).strip())  # empty ones are left out
     pieces = _template_pieces(tokenizer, names, config)
     ids = list(pieces[0])
     for text, piece in zip(_untrusted_texts(judgement, names, config), pieces[1:]):
@@ -159,9 +151,7 @@ def wording_sha256(config: PromptConfig) -> str:
     it, into their identity. The chat template is not covered: it belongs to the tokenizer, and so does its checksum.
     """
     sample = Judgement(query="query", **{name: name for name in ITEM_FIELDS})
-    message = _user_message(config.fields, config)
-    for index, text in enumerate(_untrusted_texts(sample, config.fields, config)):
-        message = message.replace(_slot(index), text)
+    message = _user_message(_untrusted_texts(sample, config.fields, config), config.fields, config)
     cot = "\n".join(f"{step}: {grade_name(4)}" for step in COT_STEPS)
     return hashlib.sha256(f"{message}\n{reply_text(config.order, 4, cot)}".encode()).hexdigest()[:16]
 

@@ -175,6 +175,16 @@ def best_checkpoint(run: str | Path) -> Path | None:
     return steps[best]
 
 
+def named_checkpoint(path: str) -> tuple[int, Path]:
+    """(step, path) of the checkpoint at a --resume path. Raises: FileNotFoundError, or DamagedError as `verify`."""
+    for step, folder in checkpoints(Path(path).parent):
+        if folder.name == Path(path).name:
+            files.verify(folder, required=True)
+            return step, folder
+    expected = "expected auto, none or RUN/checkpoints/step-NNNNNN"
+    raise FileNotFoundError(f"--resume {path}: no complete checkpoint there; {expected}")
+
+
 def newest_valid(folder: Path) -> tuple[int, Path] | None:
     """(step, path) of the newest checkpoint whose files match its manifest; None where there is none.
 

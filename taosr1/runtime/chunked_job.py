@@ -38,7 +38,7 @@ from taosr1 import __version__
 from taosr1.runtime.chunk_files import ChunkFiles
 from taosr1.runtime.cli import progress
 from taosr1.runtime.distributed import Ranks, this_rank, unmute_stdout
-from taosr1.runtime.files import DamagedError, delete, read_json, replacing, sha256
+from taosr1.runtime.files import DamagedError, delete, differences, read_json, sha256, write_json
 from taosr1.runtime.job_locks import RankLock, locked_directory
 
 T = TypeVar("T")
@@ -191,11 +191,7 @@ class ChunkedJob:
     # ---- Start -------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> ChunkedJob:
-        """Begin the job, or continue it.
-
-        Raises: ValueError where OUT.parts holds another job, or other processes work as this rank or as other ranks of
-            another number.
-        """
+        """Begin the job, or continue it. Raises: ValueError as `run_in_chunks`."""
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder, expected a file name to write: check --out")
         if self.ranks.world > 1 and os.name != "posix":
@@ -216,7 +212,6 @@ class ChunkedJob:
         except DamagedError as error:
             raise ValueError(f"{error}: delete the folder {self.folder} to begin again") from error
         if stored is None and self.ranks.world > 1 and self._is_recorded():
-            self._over = True
             self._remove()
             return
         if stored is None and others:
@@ -227,17 +222,16 @@ class ChunkedJob:
             raise ValueError(self._refusal(stored))
         if stored != self.identity:  # a new job; chunks without a job.json are left from a removal that was interrupted
             self._files.forget()
-            _write(self.job_file, self.identity)
+            write_json(self.job_file, self.identity, ascii=True)
         self._files.open_own(self._lock.path.with_suffix(".jsonl"))
         if self._files.place:
             self._report(f"{self._lock.name} continues, {self._progress()}")
 
     def _refusal(self, stored: dict) -> str:
-        names = [name for name in sorted(stored | self.identity) if stored.get(name) != self.identity.get(name)]
-        changed = [f"{name} was {stored.get(name)!r} and is now {self.identity.get(name)!r}" for name in names]
-        what, finish = f"with other settings or input ({'; '.join(changed)})", "as it was begun"
-        if stored.get("format") != FORMAT:
-            what, finish = "of another version of taosr1", "with that version"
+        what, finish = "of another version of taosr1", "with that version"
+        if stored.get("format") == FORMAT:
+            changed = "; ".join(text for _, text in differences(stored, self.identity))
+            what, finish = f"with other settings or input ({changed})", "as it was begun"
         way_out = f"finish it {finish}, choose another --out, or delete that folder to begin again"
         return f"{self.folder} holds an unfinished job {what}: {way_out}"
 
@@ -257,11 +251,14 @@ class ChunkedJob:
             self._close()
         if not (self._files.place or self._over):
             self._remove_unused()
+        if self._over:  # only now: network file systems keep the names of removed files while they are open
+            with suppress(OSError):  # not empty: another rank has started in between
+                self.folder.rmdir()
 
     def _finish(self) -> None:
         """OUT is complete: record it for ranks that start later, remove the chunks. A crash here repeats the merge."""
         if self.ranks.world > 1:
-            _write(self.record, self._proof())
+            write_json(self.record, self._proof(), ascii=True)
         else:
             delete([self.record])
         self._remove()
@@ -277,19 +274,15 @@ class ChunkedJob:
         return {"job": self.identity, "sha256 of the output": sha256(self.out)}
 
     def _remove(self) -> None:
-        """Remove the folder, job.json first: chunks without it belong to no job, and the next start deletes them."""
+        """Remove the files, job.json first: chunks without it belong to no job, and the next start deletes them."""
         self._over = True
-        self._close_files()  # network file systems keep the names of removed files while they are open
+        self._files.close()
+        self._lock.release()
         for pattern in ("job.json", ".job.json.*.tmp", "rank-*.jsonl", "rank-*.lock", "gate.lock"):
             delete(self.folder.glob(pattern))
-        self._remove_empty_folder()
-
-    def _remove_empty_folder(self) -> None:
-        with suppress(OSError):  # not empty: another rank has started in between
-            self.folder.rmdir()
 
     def _remove_unused(self) -> None:
-        """Remove the folder again where no chunk was finished and no other rank is working."""
+        """Remove the files again where no chunk was finished and no other rank is working."""
         with locked_directory(self.folder) as exists:
             if exists and not self._lock.others():
                 self._files.scan()
@@ -297,14 +290,9 @@ class ChunkedJob:
                     self._remove()
 
     def _close(self) -> None:
-        self._close_files()
-        self._directory_lock.close()
-        if self._over:
-            self._remove_empty_folder()
-
-    def _close_files(self) -> None:
         self._files.close()
         self._lock.release()
+        self._directory_lock.close()
 
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
@@ -321,9 +309,3 @@ class ChunkedJob:
 
     def _report(self, text: str) -> None:
         print(f"{self.out}: {text}", file=sys.stderr)
-
-
-def _write(path: Path, value: dict) -> None:
-    """Write a JSON object durably, as ASCII: a setting may hold half a surrogate pair, which UTF-8 cannot."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value) + "\n")

@@ -59,10 +59,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object durably, as Hugging Face does: indented, non-ASCII kept."""
+def write_json(path: Path, value: dict[str, Any], ascii: bool = False) -> None:
+    """Write a JSON object durably, as Hugging Face does: indented, non-ASCII kept.
+
+    ascii: escape it instead, for a value that may hold half a surrogate pair, which UTF-8 cannot encode.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(_json_text(value), encoding="utf-8", newline="\n")
+        temporary.write_text(_json_text(value, ascii), encoding="utf-8", newline="\n")
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:
@@ -84,8 +87,14 @@ def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     return value | {"seal": hashlib.sha256(_json_text(value).encode()).hexdigest()[:16]}
 
 
-def _json_text(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def _json_text(value: dict[str, Any], ascii: bool = False) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=ascii) + "\n"
+
+
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, "NAME was A and is now B") of each entry in which two JSON objects differ, sorted by name."""
+    names = [name for name in sorted(stored | now) if stored.get(name) != now.get(name)]
+    return [(name, f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}") for name in names]
 
 
 def fsync(path: Path) -> None:

@@ -17,10 +17,10 @@ from typing import IO
 import torch
 
 from taosr1 import __version__
-from taosr1.runtime.checkpoint import checkpoints, newest_valid, read_best, rewind
+from taosr1.runtime.checkpoint import checkpoints, named_checkpoint, newest_valid, read_best, rewind
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
-from taosr1.runtime.files import fsync, read_json, remove_leftovers, replacing, take_lock, verify, write_json
+from taosr1.runtime.files import differences, fsync, read_json, remove_leftovers, replacing, take_lock, write_json
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
@@ -93,7 +93,7 @@ class Run:
         origin = read_json(folder / IDENTITY_FILE).get(ORIGIN, "") if (folder / IDENTITY_FILE).exists() else ""
         by_path = resume not in ("auto", "none")
         branched = by_path and origin == str(Path(resume).resolve())  # an earlier start of this command did
-        named = _named(resume) if by_path and not branched else None
+        named = named_checkpoint(resume) if by_path and not branched else None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(folder / LOCK_FILE, f"{os.getpid()}\n")
         if self._lock is None:
@@ -109,7 +109,7 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         remove_leftovers(self.checkpoints)
-        start = named or newest_valid(self.checkpoints) or (_named(origin) if origin else None)
+        start = named or newest_valid(self.checkpoints) or (named_checkpoint(origin) if origin else None)
         if named and named[1].resolve().parent != self.checkpoints.resolve():
             origin = str(named[1].resolve())
         step = start[0] if start else 0
@@ -143,9 +143,7 @@ class Run:
             stored, now = read_json(run / file) if (run / file).exists() else {}, json.loads(json.dumps(now))
             if file == IDENTITY_FILE:  # a script may have no identity; and a branch compares less
                 stored = {name: stored[name] for name in stored if name in now}
-            for name in sorted((stored.keys() | now.keys()) - _FREE_SETTINGS):
-                if stored.get(name) != now.get(name):
-                    changed.append((name, f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}"))
+            changed += [change for change in differences(stored, now) if change[0] not in _FREE_SETTINGS]
         refused = [text for name, text in changed if name not in accepted]
         if refused:
             names = ",".join(dict.fromkeys(name for name, _ in changed))
@@ -221,16 +219,6 @@ def _is_left_by_a_start(path: Path) -> bool:
     temporary = path.name.startswith(".") and path.name.endswith(".tmp")
     empty = path.name == "checkpoints" and path.is_dir() and not any(path.iterdir())
     return temporary or empty or path.name in (LOCK_FILE, IDENTITY_FILE)
-
-
-def _named(path: str) -> tuple[int, Path]:
-    """(step, path) of the checkpoint at a --resume path, verified."""
-    for step, folder in checkpoints(Path(path).parent):
-        if folder.name == Path(path).name:
-            verify(folder, required=True)
-            return step, folder
-    expected = "expected auto, none or RUN/checkpoints/step-NNNNNN"
-    raise FileNotFoundError(f"--resume {path}: no complete checkpoint there; {expected}")
 
 
 def _environment() -> dict[str, object]:

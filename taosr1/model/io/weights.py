@@ -267,10 +267,10 @@ def save_pretrained(
     save_config_and_tokenizer(model, tokenizer, folder)
 
 
-def save_weights_sharded(model: Decoder, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def save_weights_sharded(model: Decoder, folder: Path) -> None:
     """Write a sharded model's weights as `save_pretrained` would; all ranks call it."""
     tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
-    files = _shards(tensors, shard_bytes).values()
+    files = _shards(tensors, SHARD_BYTES).values()
     write_sharded(tensors, folder, join={name: number for number, names in enumerate(files, 1) for name in names})
 
 

@@ -176,9 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rules = load_rules(args.rules)
         rows = read_judgements(args.data, max_bad_rows=args.max_bad_rows)
         if args.command == "export":
-            count = export_prompts(
-                rows, rules, args.k, args.out, skip_ungraded=args.skip_ungraded, openai_model=args.openai_batch
-            )
+            settings = {"skip_ungraded": args.skip_ungraded, "openai_model": args.openai_batch}
+            count = export_prompts(rows, rules, args.k, args.out, **settings)
             print(f"{count} prompts -> {args.out}")
         else:
             reasoned, report = import_replies(rows, args.replies, max_bad_rows=args.max_bad_rows, rules=rules)

@@ -53,11 +53,9 @@ def _draw_demand(
 
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
-    numbers, shares = ((0, 1, 2), (0.10, 0.65, 0.25)) if kind == "plain" else ((0, 1), (0.7, 0.3))
-    count = rng.choices(numbers, shares)[0]
-    attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
-    drawn = rng.sample(attributes, min(count, len(attributes)))
-    demands = [_draw_demand(rng, kind, group, attribute, held_out) for attribute in drawn]
+    (count,) = rng.choices((0, 1, 2), (0.10, 0.65, 0.25) if kind == "plain" else (0.7, 0.3, 0))
+    attributes = [name for name in catalogue.DEMAND_PHRASES if name not in taken]
+    demands = [_draw_demand(rng, kind, group, name, held_out) for name in rng.sample(attributes, count)]
     return [demand for demand in demands if demand]
 
 

@@ -62,14 +62,13 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         known_fields = self.fields and set(self.fields) <= set(ITEM_FIELDS)
-        check(
-            [
-                (self.order not in ORDERS, f"prompt order is {self.order!r}, expected one of {', '.join(ORDERS)}"),
-                (self.style not in STYLES, f"prompt style is {self.style!r}, expected one of {', '.join(STYLES)}"),
-                (not known_fields, f"prompt fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}"),
-                (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
-            ]
-        )
+        problems = [
+            (self.order not in ORDERS, f"prompt order is {self.order!r}, expected one of {', '.join(ORDERS)}"),
+            (self.style not in STYLES, f"prompt style is {self.style!r}, expected one of {', '.join(STYLES)}"),
+            (not known_fields, f"prompt fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}"),
+            (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
+        ]
+        check(problems)
         object.__setattr__(self, "wording_sha256", wording_sha256(self))  # the dataclass is frozen
 
     def save(self, folder: str | Path) -> None:

@@ -35,7 +35,6 @@ ESCI_COLUMNS = (
 # The KDD Cup files spell the labels out.
 GRADE_OF_ESCI = {"E": 4, "S": 3, "C": 2, "I": 1, "EXACT": 4, "SUBSTITUTE": 3, "COMPLEMENT": 2, "IRRELEVANT": 1}
 
-_BLANK = re.compile(r"\s+")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--[^<>]*-->")
 _NEGATION = re.compile(r"\b(?:without|not|no)\b", re.IGNORECASE)
 _QUESTION_WORDS = "how|what|whats|which|who|whose|where|when|why|can|could|do|does|is|are|should"
@@ -60,14 +59,11 @@ def plain_text(text: str, *, tags: bool = True) -> str:
     Unescaping comes first because shops often store tags escaped ("&lt;br&gt;"). "<10 inch" is not a tag and stays.
     """
     text = html.unescape(text)
-    return _BLANK.sub(" ", _TAG.sub(" ", text) if tags else text).strip()
+    return " ".join((_TAG.sub(" ", text) if tags else text).split())
 
 
 def esci_row(row: dict) -> dict:
-    """One ESCI row with our own column names added to its original ones.
-
-    Raises: ValueError naming the field, for an unknown label or a row of labels without product columns.
-    """
+    """One ESCI row with our own column names added to its original ones. Raises: ValueError naming the wrong field."""
     if "product_title" not in row:
         raise ValueError(
             "field 'product_title' is missing: this file has ESCI labels without product text. Give the folder with "

@@ -1,8 +1,8 @@
 """The synthetic shop: deterministic query-product pairs, graded by the rule book, so that every stage runs offline.
 
-It has five pools, as a real shop would: few pairs with a grade and a (noisy) teacher's chain of thought, more with a
-grade only, many with neither; and dev and test pairs whose products, query templates and a share of whose (kind,
-value) combinations occur in no training pool. Grades follow from `facts.py`. Scripts call `read_pool("reasoned")`.
+It has five pools: few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only, many with
+neither; and dev and test pairs whose products, query templates and a share of whose (kind, value) combinations occur in
+no training pool. Scripts call `read_pool("reasoned")`.
 
 Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
 paper's; everything else here is ours.

@@ -171,8 +171,7 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
 
     The Query line says which demands are exclusions ("material not plastic"): the n-th `material` of the Attributes
     line belongs to the n-th `material` of the Query line. A demand listed twice under one key keeps its worse outcome.
-    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature, so that it is not
-    lost.
+    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature.
     """
     category = _CATEGORY.match(reply.category.strip())
     attributes = reply.attributes.strip().rstrip(".")
@@ -266,10 +265,7 @@ def retrieve(query: str, title: str, category: str, rules: Sequence[Rule], k: in
 
     A rule passes the filter if it applies to "any" or to a group that the category names; with an empty category all
     rules pass. Equal scores keep rule-book order, so the result never varies; if fewer than k rules share a word with
-    the pair, the first rules of the book (the general ones) are added.
-
-    Returns: at most k rules.
-    Raises: ValueError for a negative k.
+    the pair, the first rules of the book (the general ones) are added. Raises: ValueError for a negative k.
     """
     if k < 0:
         raise ValueError(f"k is {k}, expected 0 or more rules")

@@ -32,11 +32,11 @@ def read_judgements(
     becomes "", a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other
     names are kept in `extra`, verbatim. `split` keeps the rows with this value in their `split` column.
 
-    Rows that can be read but count as bad: a name like "Grade" or " grade" where `grade` is missing, and ids that
-    contradict an earlier row (`Duplicates`). The number of skipped rows, by kind, is printed at the end, on stderr.
+    A row with a name like "Grade" or " grade" but no `grade`, or that contradicts an earlier row (`Duplicates`), is a
+    bad row too. The first `max_bad_rows` bad rows are skipped, and printed and counted by kind on stderr.
 
-    Raises: FileNotFoundError; ValueError naming file, line and field for a bad row beyond the first `max_bad_rows`
-        (those are skipped and printed to stderr), for a damaged file, and for a file without a single row.
+    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
+        a file without a single row.
     """
     parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
     return [row for row, _ in read_parsed(path, parse, max_bad_rows=max_bad_rows, split=split)]
@@ -116,10 +116,7 @@ def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tup
 
 
 def parse_judgement(row: dict) -> Judgement:
-    """One raw row, ours or ESCI's, as a checked judgement.
-
-    Raises: ValueError naming the field, what it is and what is expected.
-    """
+    """One raw row, ours or ESCI's, as a checked judgement. Raises: ValueError naming the field and what is expected."""
     esci = is_esci(row)
     _check_names(row, COLUMNS + ESCI_COLUMNS if esci else COLUMNS)
     row = esci_row(row) if esci else row
@@ -146,9 +143,8 @@ def judgement_to_dict(judgement: Judgement) -> dict:
 
 
 def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
-    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none.
+    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none. Returns: how many.
 
-    Returns: the number of rows.
     Raises: ValueError for a file name of another format.
     """
     if not str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
@@ -204,10 +200,7 @@ def _grade(value: Any) -> int | None:
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:
     """Raise ValueError for a column that would be ignored without notice: "Grade" or " grade", and no "grade"."""
-    for name in row:
-        if name not in columns:
-            expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
-            if expected in columns and expected not in row:
-                raise ValueError(
-                    f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it"
-                )
+    for name in (name for name in row if name not in columns):
+        expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
+        if expected in columns and expected not in row:
+            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it")

@@ -27,8 +27,7 @@ def load_rows(
     "synthetic:labelled*500" draws a pool of that size. `max_bad_rows` applies to each source, and ids are compared
     inside one source only: the pseudo-labels of a pool may stand beside its own grades.
 
-    Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError for a pool
-        that does not exist or lacks what is needed.
+    Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
@@ -48,22 +47,16 @@ def _load_pool(name: str, *, seed: int, limit: int, need_grade: bool, need_cot: 
     spec, pools = SYNTHETIC + name, (*POOL_SIZES, EXPLAINED)
     pool, _, size = name.partition("*")
     if pool not in pools or (size and not size.isdigit()):
-        raise ValueError(
-            f"{spec}: no such pool of the synthetic shop, expected synthetic:NAME or synthetic:NAME*SIZE, "
-            f"NAME one of {', '.join(pools)}"
-        )
+        expected = f"expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools)}"
+        raise ValueError(f"{spec}: no such pool of the synthetic shop, {expected}")
     rows = read_pool(pool, int(size) if size else None, seed)
     rows = rows[:limit] if limit else rows
     if not rows:
         raise ValueError(f"{spec}: no rows")
     if need_grade and rows[0].grade is None:
-        raise ValueError(
-            f"{spec}: its pairs have no grade; use synthetic:labelled or synthetic:reasoned, "
-            "or grade them with train/label_pool.py"
-        )
+        hint = "use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py"
+        raise ValueError(f"{spec}: its pairs have no grade; {hint}")
     if need_cot and not rows[0].cot:
-        raise ValueError(
-            f"{spec}: field 'cot' is missing; use synthetic:reasoned or synthetic:explained, "
-            "or write them with train/label_pool.py"
-        )
+        hint = "use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"
+        raise ValueError(f"{spec}: field 'cot' is missing; {hint}")
     return rows

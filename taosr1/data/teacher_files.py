@@ -59,8 +59,7 @@ def export_prompts(
     """Write one prompt per graded row, {"id", "messages"}, with its k rules; with `openai_model`, batch requests.
 
     Returns: the number of prompts.
-    Raises: ValueError naming the first row without a grade (unless `skip_ungraded`), and if no row has one; then
-        nothing is written.
+    Raises, before writing: ValueError naming the first row without a grade (unless skipped), or if no row has one.
     """
     named = list(zip(row_ids(rows), rows))  # ids of all rows: `import` is given all rows too
     for number, (name, row) in enumerate(named, start=1):
@@ -98,8 +97,7 @@ def import_replies(
 ) -> tuple[list[Judgement], ImportReport]:
     """Add to rows the chains of thought of a replies file: {"id", "reply"} lines, or OpenAI batch output.
 
-    Several replies to one row are allowed; the first acceptable one is taken.
-
+    Of several replies to one row the first acceptable one is taken.
     Returns: (the rows that now have a chain of thought, in the data's order; the counts).
     Raises: ValueError naming file and line for a line that is not a reply, beyond the first `max_bad_rows`.
     """

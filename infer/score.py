@@ -54,7 +54,7 @@ ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together, then sto
 LOW_MASS = 0.5
 DIGITS = 6  # of probabilities in the file
 
-Pair = tuple[Judgement, dict]  # a row as the judge reads it, and as it is in the file
+Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge reads it
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def read_pairs(config: Config) -> list[Pair]:
     """
     if config.data.startswith((SYNTHETIC, OLD_SPELLING)):
         rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit)
-        return [(row, judgement_to_dict(row)) for row in rows]
+        return [(judgement_to_dict(row), row) for row in rows]
     settings = {"max_bad_rows": config.max_bad_rows, "split": config.split, "limit": config.limit}
-    return read_parsed(config.data, lambda row: (parse_judgement(row), row), **settings)
+    pairs = read_parsed(config.data, lambda row: (parse_judgement(row), row), **settings)
+    return [(row, judgement) for judgement, row in pairs]
 
 
 def output_row(row: dict, gold: int | None, score: Score, wording: str) -> dict:
@@ -125,7 +126,7 @@ def output_row(row: dict, gold: int | None, score: Score, wording: str) -> dict:
 
 def output_rows(pairs: list[Pair], scores: Iterable[Score], wording: str, totals: Counter) -> Iterator[dict]:
     """The rows of the output file; adds their grades, tiers and label mass to `totals`."""
-    for (judgement, row), score in zip(pairs, scores, strict=True):
+    for (row, judgement), score in zip(pairs, scores, strict=True):
         totals.update({score.grade: 1, score.tier: 1, "label_mass": score.label_mass})
         yield output_row(row, judgement.grade, score, wording)
 
@@ -154,13 +155,13 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     served = {"beta": beta, "temperature": temperature}
 
     def work(chunk: list[Pair], start: int) -> list[dict]:
-        prompts = judge.prompts([judgement for judgement, _ in chunk])
+        prompts = judge.prompts([judgement for _, judgement in chunk])
         scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=config.batch_tok)
         return [vars(score) for score in scores]
 
     wording, digest = judge.prompt.wording_sha256, model_digest(judge.model, judge.tokenizer, judge.prompt)
     facts = {"judge": digest, "prompt_wording": wording, **served}
-    identity = job_identity("score", config, (row for _, row in pairs), **facts)
+    identity = job_identity("score", config, (row for row, _ in pairs), **facts)
     totals: Counter = Counter()
     with run_in_chunks(config.out, identity, pairs, ROWS_AT_A_TIME, work, "score") as answers:
         if answers is None:

@@ -100,12 +100,9 @@ def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judge
 
 def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
     """The raw rows of a data file in any supported format, with their line (parquet: row) numbers."""
-    path = Path(path)
-    if path.is_dir():
-        return read_parquet(path, bad_rows)
-    path = check_file(path)
+    path = Path(path) if Path(path).is_dir() else check_file(path)
     kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
-    if kind == ".parquet":
+    if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
     if kind in (".csv", ".tsv"):
         return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")

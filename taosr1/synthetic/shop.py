@@ -1,8 +1,8 @@
 """The synthetic shop: deterministic query-product pairs, graded by the rule book, so that every stage runs offline.
 
-It has five pools, as a real shop would: few pairs with a grade and a (noisy) teacher's chain of thought, more with a
-grade only, many with neither; and dev and test pairs whose products, query templates and a share of whose (kind,
-value) combinations occur in no training pool. Grades follow from `facts.py`. Scripts call `read_pool("reasoned")`.
+It has five pools: few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only, many with
+neither; and dev and test pairs whose products, query templates and a share of whose (kind, value) combinations occur in
+no training pool. Scripts call `read_pool("reasoned")`.
 
 Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
 paper's; everything else here is ours.
@@ -53,11 +53,9 @@ def _draw_demand(
 
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
-    numbers, shares = ((0, 1, 2), (0.10, 0.65, 0.25)) if kind == "plain" else ((0, 1), (0.7, 0.3))
-    count = rng.choices(numbers, shares)[0]
-    attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
-    drawn = rng.sample(attributes, min(count, len(attributes)))
-    demands = [_draw_demand(rng, kind, group, attribute, held_out) for attribute in drawn]
+    (count,) = rng.choices((0, 1, 2), (0.10, 0.65, 0.25) if kind == "plain" else (0.7, 0.3, 0))
+    attributes = [name for name in catalogue.DEMAND_PHRASES if name not in taken]
+    demands = [_draw_demand(rng, kind, group, name, held_out) for name in rng.sample(attributes, count)]
     return [demand for demand in demands if demand]
 
 

@@ -62,14 +62,13 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         known_fields = self.fields and set(self.fields) <= set(ITEM_FIELDS)
-        check(
-            [
-                (self.order not in ORDERS, f"prompt order is {self.order!r}, expected one of {', '.join(ORDERS)}"),
-                (self.style not in STYLES, f"prompt style is {self.style!r}, expected one of {', '.join(STYLES)}"),
-                (not known_fields, f"prompt fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}"),
-                (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
-            ]
-        )
+        problems = [
+            (self.order not in ORDERS, f"prompt order is {self.order!r}, expected one of {', '.join(ORDERS)}"),
+            (self.style not in STYLES, f"prompt style is {self.style!r}, expected one of {', '.join(STYLES)}"),
+            (not known_fields, f"prompt fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}"),
+            (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
+        ]
+        check(problems)
         object.__setattr__(self, "wording_sha256", wording_sha256(self))  # the dataclass is frozen
 
     def save(self, folder: str | Path) -> None:
@@ -141,9 +140,9 @@ def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list
 def wording_sha256(config: PromptConfig) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a fixed pair's prompt and reply, as `config` renders them.
 
-    Any change of the instruction's wording, the layout, the order or the names of grades and steps changes it. A run
-    must not resume, and a half-finished job must not continue, under another value: put `repr(config)`, which includes
-    it, into their identity. The chat template is not covered: it belongs to the tokenizer, and so does its checksum.
+    It covers the instructions, the layout, the order, and the names of grades and steps, but not the chat template:
+    that belongs to the tokenizer, and so does its checksum. Runs and half-finished jobs must not go on under another
+    value: put `repr(config)`, which includes it, into their identity.
     """
     sample = Judgement(query="query", **{name: name for name in ITEM_FIELDS})
     message = _user_message(_untrusted_texts(sample, config.fields, config), config.fields, config)

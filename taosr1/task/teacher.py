@@ -112,8 +112,8 @@ _STEP_LINE = re.compile(
 def extract_cot(text: str) -> str | None:
     """The five lines in an outside LLM's reply, or None.
 
-    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop);
-    their text is not changed. Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
+    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop).
+    Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
     """
     text = text.rpartition("</think>")[2]
     found = [match for match in map(_STEP_LINE.fullmatch, text.splitlines()) if match]

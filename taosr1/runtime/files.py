@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
     fsync(path.parent)
 
 
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`replacing` for a file that one call writes: `write(temporary path)`."""
+    with replacing(path) as temporary:
+        write(temporary)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises: DamagedError naming the file, where it is not UTF-8, JSON or an object."""
     try:
@@ -64,8 +70,8 @@ def write_json(path: Path, value: dict[str, Any], ascii: bool = False) -> None:
 
     ascii: escape it instead, for a value that may hold half a surrogate pair, which UTF-8 cannot encode.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(_json_text(value, ascii), encoding="utf-8", newline="\n")
+    text = _json_text(value, ascii)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:

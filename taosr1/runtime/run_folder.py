@@ -20,7 +20,7 @@ from taosr1 import __version__
 from taosr1.runtime.checkpoint import checkpoints, named_checkpoint, newest_valid, read_best, rewind
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
-from taosr1.runtime.files import differences, fsync, read_json, remove_leftovers, replacing, take_lock, write_json
+from taosr1.runtime.files import differences, fsync, read_json, remove_leftovers, replace_file, take_lock, write_json
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
@@ -167,8 +167,7 @@ class Run:
             return row["step"] <= step and not repeated
 
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(path) if is_kept(row))
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def log(self, step: int, **values: object) -> None:
         """Append one line to metrics.jsonl."""

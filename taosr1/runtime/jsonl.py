@@ -68,8 +68,7 @@ def read_jsonl(
                 continue
             bad_rows.rows += 1
             try:
-                found = _parse_json(line)
-                row = clean_value(found)
+                row = clean_value(found := _parse_json(line))
             except ValueError as problem:
                 bad_rows.add(number, problem, rows=rows_in(line))
                 continue

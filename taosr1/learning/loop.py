@@ -125,7 +125,7 @@ def train(
     save = partial(_save, run, optimizers, partial(write_weights, model, tokenizer, prompt))
     with closing(run), StopRequests() as asked:
         if run.start:
-            step, cursor, skipped = load_checkpoint(run.start[1], optimizers, read_weights=partial(read_weights, model))
+            step, cursor, skipped = load_checkpoint(run.start[1], optimizers, partial(read_weights, model))
             print(f"{description}: continuing from step {step} ({run.start[1]})")
             own = run.start[1].resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
             if own and schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
@@ -198,7 +198,7 @@ def _attempt(model: Decoder, make_batches: Callable[[], Sequence[object]], loss_
 
 def _save(run: Run, optimizers, write: Callable[[Path], None], step: int, cursor: dict, skipped: int) -> None:
     run.sync()
-    save_checkpoint(run.checkpoints, step, optimizers, cursor, skipped, write_weights=write)
+    save_checkpoint(run.checkpoints, step, optimizers, cursor, skipped, write)
 
 
 BAR_METRICS = ("loss", "reward_balanced", "kept_frac", "kl", "rewards/accuracies", "dev_macro_f1")

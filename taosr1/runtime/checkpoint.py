@@ -45,16 +45,8 @@ Optimizers = Sequence[torch.optim.Optimizer]
 
 
 # ---- Saving and loading ----------------------------------------------------------------------------------------------
-
-
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    optimizers: Optimizers,
-    cursor: dict,
-    skipped: int = 0,
-    *,
-    write_weights: Callable[[Path], None],
+    folder: Path, step: int, optimizers: Optimizers, cursor: dict, skipped: int, write_weights: Callable[[Path], None]
 ) -> Path:
     """Save everything that a resume and the next stage need to `folder`/step-NNNNNN; returns that path.
 
@@ -93,9 +85,7 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    path: Path, optimizers: Optimizers, *, read_weights: Callable[[Path], None]
-) -> tuple[int, dict, int]:
+def load_checkpoint(path: Path, optimizers: Optimizers, read_weights: Callable[[Path], None]) -> tuple[int, dict, int]:
     """Restore a checkpoint's weights, optimizers and RNG, sharded or not. Its files must have been verified.
 
     read_weights(path) restores the model.
@@ -157,8 +147,6 @@ def _read_optimizers(path: Path, optimizers: Optimizers) -> dict[str, torch.Tens
 
 
 # ---- Which checkpoints there are -------------------------------------------------------------------------------------
-
-
 def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     """(step, path) of the checkpoints in a folder, oldest first.
 

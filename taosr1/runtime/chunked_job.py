@@ -50,16 +50,12 @@ class NothingToWriteError(ValueError):
     """The answers lead to no output. Raised while they are merged, it removes them: a restart would only repeat it."""
 
 
+Work = Callable[[list[T], int], list[dict]]  # work(rows of a chunk, number of the first): any number of JSON objects
+
+
 @contextmanager
 def run_in_chunks(
-    out: str | Path,
-    identity: dict[str, Any],
-    rows: list[T],
-    size: int,
-    work: Callable[[list[T], int], list[dict]],
-    description: str,
-    *,
-    boundary: int = 0,
+    out: str | Path, identity: dict, rows: list[T], size: int, work: Work, description: str, *, boundary: int = 0
 ) -> Iterator[Iterable[dict] | None]:
     """Answer rows in chunks. Yields all answers in order, or None on a rank that leaves the output to another.
 
@@ -67,7 +63,6 @@ def run_in_chunks(
     answers are removed. After an exception they stay, and the same command continues.
     out: "" keeps the answers in memory; then one process does everything, and begins again where it was killed.
     identity: as `job_identity` makes it, the same on every rank.
-    work: work(rows of a chunk, number of the first) returns any number of JSON objects.
     boundary: no chunk holds rows from both sides of this row number.
     Raises: ValueError where OUT.parts holds another job or other processes work as these ranks, for NaN in an answer,
         and for several ranks without `out`; OSError where the disk is full.
@@ -325,14 +320,12 @@ class ChunkedJob:
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
     def _report_missing(self, missing: list[int]) -> None:
-        text = f"{self._name} has done its share, {self._progress()}"
         working = {other.rank for other in self._lock.others()}
         idle = [str(rank) for rank in sorted({number % self.ranks.world for number in missing}) if rank not in working]
+        hint = "the rank that finishes last writes the output"
         if idle:
-            text += f"; no process works on those of rank {', '.join(idle)}: start it, or let one process do the rest"
-        else:
-            text += "; the rank that finishes last writes the output"
-        self._report(text)
+            hint = f"no process works on those of rank {', '.join(idle)}: start it, or let one process do the rest"
+        self._report(f"{self._name} has done its share, {self._progress()}; {hint}")
 
     def _progress(self) -> str:
         return f"{len(self._files.place)} of {len(self.chunks)} chunks are done"

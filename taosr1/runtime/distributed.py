@@ -88,8 +88,6 @@ def share(items: Sequence[T], ranks: Ranks, cost: Callable[[T], float] = lambda 
 
 
 # ---- Communication ---------------------------------------------------------------------------------------------------
-
-
 def init_process_group(device: str) -> Ranks:
     """Connect to the other ranks that torchrun started, if any, and make `device` this process's own.
 

@@ -122,8 +122,6 @@ def delete(paths: Iterable[Path]) -> None:
 
 
 # ---- Locks, which the system releases when their process ends --------------------------------------------------------
-
-
 def can_lock() -> bool:
     """Whether this system has file locks."""
     return fcntl is not None
@@ -143,6 +141,18 @@ def locked(file: IO[bytes], *, wait: bool) -> bool:
     return True
 
 
+def take_lock(path: Path, holder: bytes) -> IO[bytes] | None:
+    """The locked file at `path`, with `holder` written into it; None where another process has the lock."""
+    file = open(path, "ab+")
+    if not locked(file, wait=False):
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(holder)
+    file.flush()
+    return file
+
+
 def is_at(file: IO[bytes] | None, path: Path) -> bool:
     """Whether an open file is still the one at `path`: a lock on a removed file excludes no other process."""
     try:
@@ -152,8 +162,6 @@ def is_at(file: IO[bytes] | None, path: Path) -> bool:
 
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def new_folder(path: Path, *, manifest: bool = True) -> Iterator[Path]:
     """Write a folder that appears complete or not at all; yields the path to write its files to.

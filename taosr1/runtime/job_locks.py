@@ -7,17 +7,17 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from taosr1.runtime.distributed import Ranks
-from taosr1.runtime.files import is_at, locked
+from taosr1.runtime.files import is_at, locked, take_lock
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a rank's lock, as it wrote down; "?" where it has not yet."""
+    """The process that holds a rank's lock, as written in it."""
 
     rank: int | str = "?"
     world: int | str = "?"
@@ -29,7 +29,7 @@ class Holder:
 
 
 class RankLock:
-    """The lock of one rank, FOLDER/rank-NNNNN.lock: while it is held, no second process can work as that rank."""
+    """FOLDER/rank-NNNNN.lock: while it is held, no second process can work as that rank."""
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder, self.ranks = folder, ranks
@@ -58,12 +58,9 @@ class RankLock:
 
     def take(self) -> None:
         """Lock, and write this process down. Only where `others` does not have the rank and the directory is locked."""
-        self._file = open(self.path, "ab+")
-        assert locked(self._file, wait=False)
-        self._file.truncate(0)
         holder = Holder(self.ranks.rank, self.ranks.world, os.getpid(), socket.gethostname())
-        self._file.write(json.dumps(asdict(holder)).encode())
-        self._file.flush()
+        self._file = take_lock(self.path, json.dumps(vars(holder)).encode())
+        assert self._file is not None
 
     def is_held(self) -> bool:
         """Whether the lock file is still the one that was locked; else the folder was removed, or holds another job."""

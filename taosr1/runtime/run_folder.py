@@ -19,7 +19,7 @@ from taosr1 import __version__
 from taosr1.runtime.checkpoint import checkpoints, newest_valid, read_best, remove_leftovers, rewind
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
-from taosr1.runtime.files import fsync, locked, read_json, replace_file, verify, write_json
+from taosr1.runtime.files import fsync, read_json, replace_file, take_lock, verify, write_json
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
@@ -37,25 +37,18 @@ class RunFlags:
     """Flags of every training script about how a run is kept; their configs inherit them."""
 
     resume: str = option(
-        "auto",
-        "auto (continue this run folder from its newest valid checkpoint), none (insist on an empty folder) or a "
-        "checkpoint's path",
+        "auto", "auto (continue from this folder's newest valid checkpoint), none (insist on an empty one), or its path"
     )
     accept_changed: str = option(
-        "",
-        "continue although these settings, data or ranks differ from the run's own: names, separated by commas, as the "
-        "refusal lists them",
+        "", "continue although these settings, data or ranks differ: names, separated by commas, as the refusal lists"
     )
     keep_last: int = option(2, "newest checkpoints kept beside the best one")
     save_every: int = option(0, "steps between checkpoints (0: one with every evaluation)")
     max_skipped: int = option(
-        5,
-        "steps in a row without a finite loss, gradient or reward before the run stops and saves their batch",
+        5, "steps in a row whose loss, gradient or reward is not finite before the run stops and saves their batch"
     )
     deterministic: bool = option(
-        False,
-        "use deterministic kernels on a GPU too (slower): two runs of the same command are then equal bit for bit, as "
-        "they always are on a CPU",
+        False, "deterministic kernels on a GPU (slower): two runs are equal bit for bit, as they always are on a CPU"
     )
 
 
@@ -72,23 +65,17 @@ class Run:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        config: object,
-        resume: str = "auto",
-        identity: Callable[[], dict[str, str]] = dict,
+        self, folder: str | Path, config: object, resume: str = "auto", identity: Callable[[], dict[str, str]] = dict
     ) -> None:
         """Open or create the folder, and save the configuration before step 0.
 
-        resume: "auto" continues from the newest valid checkpoint of this folder, or begins. "none" insists on an empty
-            folder. Anything else is the path of the checkpoint to continue from; what this folder holds of later steps
-            is removed. A checkpoint of another run begins a branch: from its own first checkpoint on, the same command
-            continues from this folder.
+        resume: "auto" continues from the newest valid checkpoint of this folder, or begins; "none" insists on an empty
+            folder; else the path of the checkpoint to continue from, after which everything here is removed. Another
+            run's checkpoint begins a branch, which the same command continues from its own first checkpoint on.
         identity: computes what must stay equal beside the settings, as short texts by name.
         Raises: FileExistsError for a folder that holds something else; ValueError where settings or identity differ
-            from those of the run to be continued, naming each and the flag that accepts it; DamagedError and
-            FileNotFoundError for a --resume path that is damaged or no checkpoint; BlockingIOError where another
-            process uses the folder.
+            from the run's, naming each and the flag that accepts it; DamagedError or FileNotFoundError for a --resume
+            path that is damaged or no checkpoint; BlockingIOError where another process uses the folder.
         """
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
@@ -211,16 +198,11 @@ def lock(path: Path, what: str) -> IO[bytes]:
 
     Raises: BlockingIOError naming `what` and the process that holds the lock.
     """
-    file = open(path, "ab+")
-    if not locked(file, wait=False):
-        file.seek(0)
-        owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
-        file.close()
+    file = take_lock(path, f"{os.getpid()}\n".encode())
+    if file is None:
+        owner = path.read_text("ascii", "replace").strip() or "unknown"
         way_out = "wait for it, stop it, or choose another --out"
         raise BlockingIOError(f"{what}: another process (id {owner}) is at work there; {way_out}")
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
     return file
 
 

@@ -86,14 +86,14 @@ def accumulate_alone(model, optimizer, seed: int, count: int, dtype: torch.dtype
 def through_a_checkpoint(judge, team: DistributedModel, optimizer, folder: Path):
     """Save, spoil everything, and load: the steps that follow must not notice. The saved folder must load in one process as well."""
     path = save_checkpoint(
-        folder, 2, [optimizer], {"drawn": 3}, write_weights=partial(write_weights, team.model, judge.tokenizer, judge.prompt)
+        folder, 2, [optimizer], {"drawn": 3}, 0, partial(write_weights, team.model, judge.tokenizer, judge.prompt)
     )
     weights = [whole_tensor(parameter.detach()).clone() for parameter in team.model.parameters()]
     with torch.no_grad():
         for parameter in team.model.parameters():
             parameter.mul_(0)
     fresh = make_optimizers(team.model, 1e-3)
-    assert load_checkpoint(path, fresh, read_weights=partial(read_weights, team.model)) == (2, {"drawn": 3}, 0)
+    assert load_checkpoint(path, fresh, partial(read_weights, team.model)) == (2, {"drawn": 3}, 0)
     loaded = on_rank_zero(lambda: {name: tensor for name, tensor in load_decoder(path).named_parameters()})
     for (name, parameter), weight in zip(team.model.named_parameters(), weights):
         assert torch.equal(whole_tensor(parameter.detach()), weight) and torch.equal(loaded[name].detach(), weight), name

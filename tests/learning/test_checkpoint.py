@@ -45,11 +45,11 @@ def step(judge, optimizers, seed: int) -> None:
 
 def save(folder, judge, optimizers, number: int = 3, cursor: dict | None = None):
     write = partial(write_weights, judge.model, judge.tokenizer, judge.prompt)
-    return save_checkpoint(folder, number, optimizers, cursor or {}, write_weights=write)
+    return save_checkpoint(folder, number, optimizers, cursor or {}, 0, write)
 
 
 def load(path, judge, optimizers) -> tuple[int, dict, int]:
-    return load_checkpoint(path, optimizers, read_weights=partial(read_weights, judge.model))
+    return load_checkpoint(path, optimizers, partial(read_weights, judge.model))
 
 
 def state(judge, optimizers) -> list[torch.Tensor]:

@@ -275,7 +275,8 @@ def test_a_judge_that_thinks_first_has_no_label_token_to_weight_and_no_reference
     judge = labeller(order="label")
     batches, _ = sampler_of(judge).collect(0, {})
     assert batches[0].ref_logp is None and torch.equal(batches[0].weights, batches[0].mask.float())
-    thinker = Sampler(judge.ask("pre-cot"), ALL_GRADES, replace(SETTINGS, label_weight=5.0), {"label": 1.0}, None)
+    asked = replace(judge, prompt=replace(judge.prompt, order="pre-cot"))
+    thinker = Sampler(asked, ALL_GRADES, replace(SETTINGS, label_weight=5.0), {"label": 1.0}, None)
     example = rollouts.Rollout(prompt=[5, 6], reply=[7, 8], logp=[-1.0, -2.0], advantage=0.5)
     batch = thinker._batch([example])
     assert torch.equal(batch.weights, batch.mask.float()) and batch.old_logp.tolist() == [[0, 0, -1, -2]]

@@ -1,4 +1,4 @@
-"""The guided tour cannot rot: every link leads to the line that defines its name, and it opens no more files than it says.
+"""The guided tour stays right: a link leads to the line that defines its name, and a walk opens few files.
 
     python tests/test_tour.py          writes the right line numbers into examples/guide/tour.md
 """

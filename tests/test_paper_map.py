@@ -118,18 +118,13 @@ def test_a_bar_inside_a_cell_is_found():
     assert problems_of(cells_of("| |o| | `f` | `t` | none |")) != []
 
 
-def test_every_function_of_the_losses_and_of_selection_s_mathematics_is_on_the_map():
+def test_every_function_of_the_losses_and_of_what_is_trained_on_is_on_the_map():
     on_the_map = {cells[1].strip("`") for cells in ROWS}
     losses = "taosr1/learning/losses.py"
     public = {f"{losses}::{name}" for name in functions_of(ROOT / losses) if not name.startswith("_")}
     others = {
-        "taosr1/learning/selection.py": (
-            "keep_groups",
-            "balance_by_grade",
-            "grade_share_cv",
-            "balance_label_flow",
-            "mine_pairs",
-        ),
+        "taosr1/learning/difficulty.py": ("keep_groups", "balance_by_grade", "grade_share_cv"),
+        "taosr1/learning/pairs.py": ("balance_label_flow", "mine_pairs"),
         "taosr1/sampling/passn.py": ("pass_at_n",),
         "taosr1/serving/tiering.py": ("cumulative_tier", "fit_beta"),
     }

@@ -20,12 +20,7 @@ _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # column
 
 
 def read_judgements(
-    path: str | Path,
-    *,
-    max_bad_rows: int = 0,
-    need_grade: bool = False,
-    need_cot: bool = False,
-    split: str | None = None,
+    path: str | Path, *, max_bad_rows: int = 0, need_grade: bool = False, need_cot: bool = False, split: str = ""
 ) -> list[Judgement]:
     """Read judgements from .jsonl, .json, .csv, .tsv (each also .gz) or .parquet; ESCI rows are recognised.
 
@@ -34,18 +29,18 @@ def read_judgements(
     becomes "", a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other
     names are kept in `extra`, verbatim. `split` keeps the rows with this value in their `split` column.
 
-    Rows that can be read but count as bad: a name like "Grade" or " grade" where `grade` is missing, and ids that
-    contradict an earlier row (`Duplicates`). The number of skipped rows, by kind, is printed at the end, on stderr.
+    A row with a name like "Grade" or " grade" but no `grade`, or that contradicts an earlier row (`Duplicates`), is a
+    bad row too. The first `max_bad_rows` bad rows are skipped, and printed and counted by kind on stderr.
 
-    Raises: FileNotFoundError; ValueError naming file, line and field for a bad row beyond the first `max_bad_rows`
-        (those are skipped and printed to stderr), for a damaged file, and for a file without a single row.
+    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
+        a file without a single row.
     """
     bad_rows = BadRows(path, max_bad_rows)
     rows = list(iter_judgements(path, bad_rows, need_grade=need_grade, need_cot=need_cot))
     if not rows:
         skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
         raise ValueError(f"{path}: no rows in this file{skipped}: check --data")
-    return rows if split is None else keep_split(rows, split)
+    return keep_split(rows, split) if split else rows
 
 
 def iter_judgements(
@@ -70,12 +65,9 @@ def iter_judgements(
 
 def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
     """The raw rows of a data file in any supported format, with their line (parquet: row) numbers."""
-    path = Path(path)
-    if path.is_dir():
-        return read_parquet(path, bad_rows)
-    path = check_file(path)
+    path = Path(path) if Path(path).is_dir() else check_file(path)
     kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
-    if kind == ".parquet":
+    if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
     if kind in (".csv", ".tsv"):
         return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
@@ -86,10 +78,7 @@ def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tup
 
 
 def parse_judgement(row: dict) -> Judgement:
-    """One raw row, ours or ESCI's, as a checked judgement.
-
-    Raises: ValueError naming the field, what it is and what is expected.
-    """
+    """One raw row, ours or ESCI's, as a checked judgement. Raises: ValueError naming the field and what is expected."""
     esci = is_esci(row)
     _check_names(row, COLUMNS + ESCI_COLUMNS if esci else COLUMNS)
     row = esci_row(row) if esci else row
@@ -116,9 +105,8 @@ def judgement_to_dict(judgement: Judgement) -> dict:
 
 
 def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
-    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none.
+    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none. Returns: how many.
 
-    Returns: the number of rows.
     Raises: ValueError for a file name of another format.
     """
     if not str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
@@ -174,10 +162,7 @@ def _grade(value: Any) -> int | None:
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:
     """Raise ValueError for a column that would be ignored without notice: "Grade" or " grade", and no "grade"."""
-    for name in row:
-        if name not in columns:
-            expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
-            if expected in columns and expected not in row:
-                raise ValueError(
-                    f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it"
-                )
+    for name in (name for name in row if name not in columns):
+        expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
+        if expected in columns and expected not in row:
+            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it")

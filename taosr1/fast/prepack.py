@@ -2,7 +2,7 @@
 
 The fewer rows a product has, the more that is: a third of the time or more at one row, a fifth at 64 (a decode step), a twentieth at 1,000 (a prefill); little
 where all weights fit the processor's cache. Their values stay the same, so digests and files do; sums round in another order. Training, which changes its weights
-at every step, keeps them as they are; GRPO packs a copy to sample from, at every step anew (`DistributedModel.for_sampling`).
+at every step, keeps them as they are; GRPO packs a copy to sample from, at every step anew (`DistributedModel.sampling_model`).
 """
 
 from __future__ import annotations

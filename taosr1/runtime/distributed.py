@@ -139,6 +139,17 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def divide_work(costs: Sequence[float], work: Callable[[list[int]], list[T]]) -> list[T]:
+    """The results of `work` for items of these costs, in their order, on every rank; keep them small.
+
+    work(places) returns the results of the items at these places. Each rank calls it once, for its share of them.
+    """
+    places = share(range(len(costs)), this_rank(), lambda place: costs[place])
+    found = dict(zip(places, work(places)))
+    found = {place: result for of_rank in gather(found) for place, result in of_rank.items()}
+    return [found[place] for place in range(len(costs))]
+
+
 def on_rank_zero(do: Callable[[], T]) -> T:
     """What `do` returns on rank 0, on every rank; where it raises there, every rank raises the same.
 

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 from taosr1.synthetic import catalogue
-from taosr1.synthetic.catalogue import GROUP_OF, TIER_OF_BRAND
+from taosr1.synthetic.catalogue import GROUP_OF, SIZES, TIER_OF_BRAND, TIERS
 from taosr1.task.rules import decide, load_rules
 from taosr1.task.teacher import write_cot
 
@@ -84,37 +84,33 @@ def item_value(item: Item, demand: Demand) -> str:
 
 def outcome(item: Item, demand: Demand) -> str:
     """met, near, missed or unknown (the rule book's words) for one demand."""
-    return compare(demand, item.brand if demand.attribute == "price" else item_value(item, demand), item.type)
+    return compare(demand, item.brand if demand.attribute == "price" else item_value(item, demand))
 
 
 def relation(item: Item, demand: Demand) -> str:
     """Relation of the item's value to the demanded one, without regard to "not"; "" if the item has no such value.
 
-    An easy step before the outcome: "not red: red same missed" and "red: red same met" share the comparison.
+    An easy step before the outcome: "not red: red same missed" and "red: red same met" share it.
     """
-    value = item_value(item, demand)
-    if value in ("none", "unknown"):
+    if item_value(item, demand) in ("none", "unknown"):
         return ""
-    result = outcome(item, replace(demand, excluded=False))
-    if demand.attribute == "price":
-        return {"met": "lower", "near": "same", "missed": "higher"}[result] if item.brand != demand.value else "itself"
-    return {"met": "same", "near": "near", "missed": "other"}[result]
+    if demand.attribute == "price" and item.brand == demand.value:
+        return "itself"
+    met, near, missed = ("lower", "same", "higher") if demand.attribute == "price" else ("same", "near", "other")
+    return {"met": met, "near": near, "missed": missed}[outcome(item, replace(demand, excluded=False))]
 
 
-def compare(demand: Demand, value: str | None, item_type: str) -> str:
+def compare(demand: Demand, value: str | None) -> str:
     """The outcome of a demand if the item has `value` ("price": if it is of brand `value`)."""
     if value in (None, "unknown"):
         return "unknown"
     if demand.attribute == "price":
-        gap = catalogue.TIERS.index(TIER_OF_BRAND[demand.value]) - catalogue.TIERS.index(TIER_OF_BRAND[value])
-        if value == demand.value or gap < 0:
-            return "missed"
-        return "met" if gap > 0 else "near"
+        gap = TIERS.index(TIER_OF_BRAND[demand.value]) - TIERS.index(TIER_OF_BRAND[value])
+        return "met" if gap > 0 else "near" if gap == 0 and value != demand.value else "missed"
     if value == demand.value:
         return "missed" if demand.excluded else "met"
     if demand.attribute == "size":
-        sizes = catalogue.SIZES.get(GROUP_OF[item_type], ())
-        near = demand.value in sizes and abs(sizes.index(value) - sizes.index(demand.value)) == 1
+        near = abs(SIZES.index(value) - SIZES.index(demand.value)) == 1
     else:
         near = demand.attribute == "use" or value in _FAMILY.get(demand.value, ())
     return "near" if near else "met" if demand.excluded else "missed"
@@ -126,10 +122,9 @@ def facts_of(query: Query, item: Item) -> dict[str, str]:
 
 
 def item_line(item: Item) -> str:
-    """The product in one normalised order: type, price tier, brand, then its other attributes.
+    """The product in one normalised order: type, price tier, brand, then all its other attributes.
 
-    Attributes that the query does not ask for are listed too: a line with the demanded ones alone would teach the
-    model to copy the query's value, which is right in most cases.
+    A line with the demanded ones alone would teach the model to copy the query's value, which is mostly right.
     """
     category = " ".join(category_path(item.type)) + (" accessory" if item.accessory else "")
     values = (item.brand, item.colour, item.material, item.size, *sorted(item.features), item.use)

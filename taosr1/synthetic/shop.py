@@ -1,8 +1,8 @@
 """The synthetic shop: deterministic query-product pairs, graded by the rule book, so that every stage runs offline.
 
-It has five pools, as a real shop would: few pairs with a grade and a (noisy) teacher's chain of thought, more with a
-grade only, many with neither; and dev and test pairs whose products, query templates and a share of whose (kind,
-value) combinations occur in no training pool. Grades follow from `facts.py`. Scripts call `read_pool("reasoned")`.
+It has five pools: few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only, many with
+neither; and dev and test pairs whose products, query templates and a share of whose (kind, value) combinations occur in
+no training pool. Scripts call `read_pool("reasoned")`.
 
 Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
 paper's; everything else here is ours.
@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from taosr1.synthetic import catalogue
-from taosr1.synthetic.catalogue import ALL_BRANDS, GROUP_OF, TIER_OF_BRAND, TYPES
+from taosr1.synthetic.catalogue import ALL_BRANDS, GROUP_OF, TIER_OF_BRAND, TYPES, VALUES
 from taosr1.synthetic.facts import Demand, Item, Query, category_path, compare, cot_of, facts_of, wrong_facts
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
@@ -39,39 +39,23 @@ OUTCOME_MIX = ("met", "met", "near", "missed")  # outcomes of demands that do no
 
 # --- Drawing queries --------------------------------------------------------------------------------------------------
 def is_held_out(kind: str, demand: Demand) -> bool:
-    """True for the (kind, attribute, value) combinations that training queries never name.
-
-    The demand behind a knowledge phrase is exempt: only training can teach its meaning.
-    """
+    """Whether training queries of this kind never name this demand (a knowledge phrase may: it has to be taught)."""
     return zlib.crc32(f"{kind}|{demand.fact}|{demand.value}".encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
 
 
-def _values(group: str, attribute: str) -> tuple[str, ...]:
-    if attribute in ("brand", "price"):
-        return ALL_BRANDS
-    if attribute == "colour":
-        return tuple(value for family in catalogue.COLOUR_FAMILIES for value in family)
-    return catalogue.VALUES[attribute].get(group, ())
-
-
 def _draw_demand(
-    rng: random.Random, kind: str, group: str, attribute: str, excluded: bool, held_out: bool
+    rng: random.Random, kind: str, group: str, attribute: str, held_out: bool, excluded: bool = False
 ) -> Demand | None:
     """A demand that this pool may use, or None if the group has no such attribute."""
-    options = [Demand(attribute, value, excluded) for value in _values(group, attribute)]
-    if attribute == "price":  # nothing is cheaper than the cheapest tier
-        options = [demand for demand in options if TIER_OF_BRAND[demand.value] != "budget"]
-    if not held_out:
-        options = [demand for demand in options if not is_held_out(kind, demand)]
+    demands = [Demand(attribute, value, excluded) for value in VALUES[attribute][group]]
+    options = [demand for demand in demands if held_out or not is_held_out(kind, demand)]
     return rng.choice(options) if options else None
 
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
-    numbers, shares = ((0, 1, 2), (0.10, 0.65, 0.25)) if kind == "plain" else ((0, 1), (0.7, 0.3))
-    count = rng.choices(numbers, shares)[0]
-    attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
-    drawn = rng.sample(attributes, min(count, len(attributes)))
-    demands = [_draw_demand(rng, kind, group, attribute, False, held_out) for attribute in drawn]
+    (count,) = rng.choices((0, 1, 2), (0.10, 0.65, 0.25) if kind == "plain" else (0.7, 0.3, 0))
+    attributes = [name for name in catalogue.DEMAND_PHRASES if name not in taken]
+    demands = [_draw_demand(rng, kind, group, name, held_out) for name in rng.sample(attributes, count)]
     return [demand for demand in demands if demand]
 
 
@@ -82,17 +66,17 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
     words = {"t": rng.choice(TYPES[group][type_name][0])}
     special: Demand | None = None
     if kind == "negation":
-        special = _draw_demand(rng, kind, group, rng.choice(catalogue.EXCLUDABLE), True, held_out)
+        special = _draw_demand(rng, kind, group, rng.choice(catalogue.EXCLUDABLE), held_out, excluded=True)
         if special is None:
             return draw_query(rng, kind, held_out)
         words["x"] = special.value
     elif kind == "affordable":
-        special = _draw_demand(rng, kind, group, "price", False, held_out)
+        special = _draw_demand(rng, kind, group, "price", held_out)
         words["b"] = special.value
     elif kind == "knowledge":
         phrases, demand = rng.choice(catalogue.CONCEPTS)
         special = Demand(*demand)
-        if special.value not in _values(group, special.attribute):
+        if special.value not in VALUES[special.attribute][group]:
             return draw_query(rng, kind, held_out)
         words["c"] = rng.choice(phrases)
     elif kind == "question":
@@ -107,13 +91,13 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
 # --- Drawing items ----------------------------------------------------------------------------------------------------
 def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
     group = GROUP_OF[type_name]
-    brand, colour = rng.choice(ALL_BRANDS), rng.choice(_values(group, "colour"))
+    brand, colour = rng.choice(ALL_BRANDS), rng.choice(VALUES["colour"][group])
     if accessory:
         return Item(type_name, brand, colour, None, None, (), None, rng.choice(TYPES[group][type_name][1]))
-    material, sizes = rng.choice(_values(group, "material")), _values(group, "size")
+    material, sizes = rng.choice(VALUES["material"][group]), VALUES["size"][group]
     size = rng.choice(sizes) if sizes and rng.random() < 0.8 else None
-    features = tuple(rng.sample(_values(group, "feature"), rng.choice((1, 2))))
-    use = rng.choice(_values(group, "use")) if rng.random() < 0.5 else None
+    features = tuple(rng.sample(VALUES["feature"][group], rng.choice((1, 2))))
+    use = rng.choice(VALUES["use"][group]) if rng.random() < 0.5 else None
     return Item(type_name, brand, colour, material, size, features, use, None)
 
 
@@ -121,7 +105,7 @@ def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -
     """The item with the demanded attribute changed so that its outcome is `wanted`; None if no value gives it."""
     group = GROUP_OF[item.type]
     if demand.attribute == "feature":
-        present, known = wanted == ("missed" if demand.excluded else "met"), _values(group, "feature")
+        present, known = wanted == ("missed" if demand.excluded else "met"), VALUES["feature"][group]
         if item.accessory or wanted not in ("met", "missed") or (present and demand.value not in known):
             return None
         others = [feature for feature in known if feature != demand.value]
@@ -131,8 +115,8 @@ def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -
     field = "brand" if demand.attribute == "price" else demand.attribute
     if item.accessory and field not in ("brand", "colour"):
         return None  # the title of an accessory names no other attribute
-    values: tuple[str | None, ...] = _values(group, field) + ((None,) if field in ("size", "use") else ())
-    options = [value for value in values if compare(demand, value, item.type) == wanted]
+    values: tuple[str | None, ...] = VALUES[field][group] + ((None,) if field in ("size", "use") else ())
+    options = [value for value in values if compare(demand, value) == wanted]
     return replace(item, **{field: rng.choice(options)}) if options else None
 
 
@@ -177,9 +161,8 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
 def _title(rng: random.Random, item: Item) -> str:
     name, brand, colour = rng.choice(TYPES[GROUP_OF[item.type]][item.type][0]), item.brand, item.colour
     if item.accessory:
-        return rng.choice(
-            (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
-        )
+        forms = (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
+        return rng.choice(forms)
     features = " ".join(item.features)
     use = f"for {item.use}" if item.use else ""
     size = f"size {item.size}" if item.size else ""
@@ -207,8 +190,7 @@ def item_bucket(item: Item) -> int:
 
 
 def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, ...], tries: int = 400) -> Item | None:
-    """An item of these buckets, with title and price, that the rule book gives `grade` for this query; None if none
-    is found in `tries` draws."""
+    """An item of these buckets, with title and price, that gets this grade for the query; None after `tries` draws."""
     rules = load_rules()
     for _ in range(tries):
         item = _item_for(rng, query, grade)
@@ -220,10 +202,9 @@ def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, 
 # --- Pools ------------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=8)
 def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, Judgement], ...]:
-    """`size` pairs of one pool: the query, the item, and the judgement that scripts use.
+    """`size` pairs of one pool (query, item, judgement): the same for the same arguments, on every machine.
 
-    Returns: the same pairs for the same arguments, on every machine. Judgements of "unlabelled" have no grade, only
-    those of "reasoned" have a chain of thought.
+    Judgements of "unlabelled" have no grade, only those of "reasoned" have a chain of thought.
     Raises: ValueError for an unknown pool or a negative size.
     """
     if pool not in POOL_BUCKETS or size < 0:
@@ -268,10 +249,9 @@ def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, 
 
 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
-    """The judgements of one pool of the synthetic shop (default sizes: `POOL_SIZES`).
+    """The judgements of one pool, default sizes as in `POOL_SIZES`.
 
-    "explained" are the pairs of "labelled", each with its correct chain of thought: the reference of the reward for
-    steps.
+    "explained" are the pairs of "labelled", each with its correct chain of thought: what the steps' reward compares to.
     """
     drawn = "labelled" if pool == EXPLAINED else pool
     pairs = make_pool(drawn, POOL_SIZES.get(drawn, 0) if size is None else size, seed)

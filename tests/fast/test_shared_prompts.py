@@ -7,7 +7,7 @@ import torch
 
 from taosr1.fast.shared_prompts import attends, pack_rows, pays, shared_with_above
 from taosr1.fast.varlen_prompts import lay_flat
-from taosr1.learning.batches import Example, collate, group_batches
+from taosr1.learning.batches import Example, collate
 from taosr1.model.config import Llama3Scaling
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.logprobs import completion_logp
@@ -188,16 +188,3 @@ def test_long_replies_behind_a_short_prompt_are_left_apart():
     config = DecoderConfig(vocab_size=61, num_hidden_layers=2, **sizes)
     assert pays(config, (8, 256), (1, 192 + 8 * 64))
     assert not pays(config, (8, 1010), (1, 10 + 8 * 1000))
-
-
-def test_siblings_stay_side_by_side_and_count_their_prompt_once():
-    groups = [[Example(ids_of(20, g), ids_of(4, 10 * g + i)) for i in range(4)] for g in range(5)]  # 36 tokens a group, 96 unpacked
-    batches = group_batches(groups, 72)
-    assert sorted(map(len, batches)) == [4, 8, 8]
-    for batch in batches:
-        for start in range(0, len(batch), 4):
-            assert len({tuple(example.prompt) for example in batch[start : start + 4]}) == 1
-    cut = group_batches(groups[:1], 28)  # two replies fit beside their prompt
-    assert [len(batch) for batch in cut] == [2, 2] and cut[0] + cut[1] == groups[0]
-    assert [len(batch) for batch in group_batches(groups[:1], 1)] == [1, 1, 1, 1]  # nothing fits: one at a time
-    assert group_batches([], 100) == []

@@ -20,15 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from taosr1.judge import load_judge
+from taosr1.judge import DTYPES, load_judge
 from taosr1.learning import rollouts
-from taosr1.learning.distributed_model import DistributedModel, init_distributed, whole_tensor
-from taosr1.learning.loop import accumulate, make_optimizers
+from taosr1.learning.distributed_model import DistributedModel, full_tensor, init_distributed
+from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import grpo_loss
-from taosr1.learning.rollout_group import RolloutSettings
+from taosr1.learning.optimizers import make_optimizers
+from taosr1.learning.reference import with_stored_logp
 from taosr1.learning.rollouts import Sampler
 from taosr1.runtime.distributed import gather, shutdown
 from taosr1.synthetic.shop import read_pool
+from train import grpo
 
 HANG_S = 60
 
@@ -49,34 +51,35 @@ def main(argv: list[str]) -> None:
 
 def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
     """Three steps. Returns how many groups were kept in each, and in how many of them the ranks had unequal parts."""
-    judge = copy.deepcopy(start)
-    reference = None
-    if chance.random() < 0.7:
-        frozen = copy.deepcopy(start.model).requires_grad_(False)
-        reference = DistributedModel(frozen, start.engine, fsdp=fsdp)
-    team = DistributedModel(judge.model, judge.engine, fsdp=fsdp)
-    size = chance.randint(1, 8)
+    judge, size = copy.deepcopy(start), chance.randint(1, 8)
     rollouts.keep_groups = lambda right, *_: kept_by_chance(chance, len(right))
     rollouts.drop_reason = lambda *_: "chance"
-    settings = RolloutSettings(
-        groups=size, samples=3, gamma=None, difficulty=chance.choice(("samples", "prefill")),
+    config = grpo.Config(
+        groups=size, samples=3, difficulty=chance.choice(("samples", "prefill")),
         balance=chance.choice(("none", "root", "root", "class")), min_groups=chance.randint(0, 3),
-        max_resample=chance.randint(1, 2), temperature=1.0, max_new_tokens=8, adv_std="group", adv_clamp=None,
-        compute_dtype=chance.choice((torch.float32, torch.bfloat16)), label_weight=1.0,
+        max_resample=chance.randint(1, 2), max_new_tokens=8, dtype=chance.choice(("float32", "bfloat16")),
         micro_batch_tok=chance.choice((30, 80, 200)), seed=chance.randint(0, 999),
     )  # fmt: skip
-    sampler = Sampler(judge, read_pool("labelled", 30), settings, {"label": 1.0}, reference, team)
+    dtype, reference = DTYPES[config.dtype], None
+    if chance.random() < 0.7:
+        frozen = copy.deepcopy(start.model).requires_grad_(False)
+        reference = DistributedModel(frozen, start.engine, fsdp=fsdp, dtype=dtype)
+    policy = DistributedModel(judge.model, judge.engine, fsdp=fsdp, dtype=dtype)
+    rows = read_pool("labelled", 30)
+    sampler = Sampler(judge, rows, config)
     (optimizer,) = make_optimizers(judge.model, 1e-4)
     cursor, kept, unequal = {}, [], 0
     for step in range(3):
-        batches, _ = sampler.collect(step, cursor)
+        drawn = grpo.rollouts(step, cursor, config=config, rows=rows, sampler=sampler, distributed=policy)
+        batches = policy.deal(drawn.items, config.micro_batch_tok)
+        batches = with_stored_logp(batches, drawn.items, policy, reference, config.temperature)
         parts = gather(sum(batch is not None for batch in batches))
-        kept.append(sampler.metrics["kept_groups"])
+        kept.append(drawn.metrics["kept_groups"])
         unequal += len(set(parts)) > 1
-        accumulate(judge.model, batches, partial(loss_fn, judge.engine.completion_logp), settings.compute_dtype, team)
+        accumulate(policy, batches, partial(loss_fn, judge.engine.completion_logp))
         optimizer.step()
         judge.model.zero_grad(set_to_none=True)
-    weights = [whole_tensor(parameter.detach()).double() for parameter in judge.model.parameters()]
+    weights = [full_tensor(parameter.detach()).double() for parameter in judge.model.parameters()]
     sums = gather(sum(float(weight.abs().sum()) for weight in weights))
     assert len(set(sums)) == 1, f"the ranks' weights differ: {sums}"
     return kept, unequal

@@ -20,7 +20,8 @@ def test_each_difference_changes_its_own_entry_and_no_other(make_judge, monkeypa
     assert known["data"].startswith("5 rows, sha256 ")
     assert identity(make_judge(seed=1), data=list(rows), dev=rows[:2]) == known
     assert changed(known, identity(judge, data=[*rows[:4], replace(rows[4], cot="")], dev=rows[:2])) == {"data"}
-    assert changed(known, identity(judge.ask("label"), data=rows, dev=rows[:2])) == {"prompt_wording"}
+    asked = replace(judge, prompt=replace(judge.prompt, order="label"))
+    assert changed(known, identity(asked, data=rows, dev=rows[:2])) == {"prompt_wording"}
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert changed(known, identity(judge, data=rows, dev=rows[:2])) == {"world_size"}
 

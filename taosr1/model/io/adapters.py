@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.folders import ADAPTER, ADAPTER_CONFIG
+from taosr1.model.io.folders import ADAPTER, ADAPTER_CONFIG, open_safetensors
 from taosr1.model.lora import LoraConfig, adapters
 from taosr1.runtime.files import read_json, replacing, write_json
 
@@ -73,10 +73,8 @@ def load_adapters(model: Decoder, folder: str | Path) -> None:
     path = Path(folder) / ADAPTER
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, although the folder has {ADAPTER_CONFIG}")
-    try:
-        stored = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
+    with open_safetensors(path) as handle:
+        stored = {name: handle.get_tensor(name) for name in handle.keys()}
     expected = adapter_tensors(model)
     problems = [f"missing {name}" for name in expected.keys() - stored.keys()]
     problems += [f"unexpected {name}" for name in stored.keys() - expected.keys()]

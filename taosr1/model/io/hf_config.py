@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taosr1.model.config import Llama3Scaling
+from taosr1.model.config import EXPERT_SIZES, SIZES, Llama3Scaling
 from taosr1.model.decoder import DecoderConfig
 
 
@@ -92,12 +92,10 @@ def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
     name, scaling = known[flags], {"rope_type": "default"}
     if config.rope_scaling is not None:
         scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
-    same_key = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    same_key += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
     written = {
         "architectures": [name],
         "model_type": FAMILIES[name].model_type,
-        **{key: getattr(config, key) for key in same_key},
+        **{key: getattr(config, key) for key in (*SIZES, "rms_norm_eps", "tie_word_embeddings")},
         "hidden_act": "silu",
         "use_cache": True,
         "rope_theta": config.rope_theta,  # transformers 4 reads these two, transformers 5 reads rope_parameters
@@ -109,8 +107,7 @@ def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
     if config.sliding_window is not None:
         written["sliding_window"] = config.sliding_window
     if config.num_experts:
-        same_key = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
-        written |= {key: getattr(config, key) for key in same_key}
+        written |= {key: getattr(config, key) for key in (*EXPERT_SIZES, "norm_topk_prob")}
         written |= {"decoder_sparse_step": 1, "mlp_only_layers": list(config.dense_layers)}
     return written
 

@@ -63,13 +63,6 @@ def test_a_script_takes_the_flags_that_it_shows(words):
     assert set(flags) <= set(fields)
 
 
-def test_the_reading_order_has_as_many_files_and_lines_as_it_says():
-    said, paragraph = re.search(r"\*\*Read the method in (\d+ files, [\d,]+ lines)\*\*(.*?)\n\n", README, re.S).groups()
-    paths = [ROOT / name for name in re.findall(r"`([\w/]+\.py)`", paragraph)]
-    lines = sum(path.read_text(encoding="utf-8").count("\n") for path in paths)
-    assert said == f"{len(set(paths))} files, {lines:,} lines" and lines <= 3000
-
-
 @pytest.mark.parametrize("script", sorted(ROOT.glob("infer/*.py")), ids=lambda script: script.stem)
 def test_every_script_of_infer_answers_help(script, capsys):
     """Those of train/ have tests of their own."""

@@ -1,6 +1,6 @@
-"""The guided tour stays right: a link leads to the line that defines its name, and a walk opens few files.
+"""What a reader is told to open stays right: the tour's links and files, and the README's reading order.
 
-    python tests/test_tour.py          writes the right line numbers into examples/guide/tour.md
+    python tests/test_tour.py          writes the right line numbers into examples/guide/tour.md and README.md
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "examples" / "guide" / "tour.md"
+README = ROOT / "README.md"
 TEXT = TOUR.read_text(encoding="utf-8")
+ORDER = re.compile(r"\*\*Read the method in (.*?)\*\*(.*?)\n\n", re.S)  # files and lines; the paragraph that names them
 LINK = re.compile(r"\[`([\w.]+)`\]\(([\w./]+\.py)#L(\d+)\)")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", TEXT, flags=re.M)[1:] if LINK.search(part)}
 MOST_FILES = {"From a file to a tier": 10, "From a reward to a gradient": 8}
@@ -60,6 +62,20 @@ def test_a_walk_opens_no_more_files_than_it_says(title):
     assert hops == [str(number) for number in range(1, len(hops) + 1)]
 
 
+def test_the_reading_order_has_as_many_files_and_lines_as_the_readme_says():
+    said, paragraph = ORDER.search(README.read_text(encoding="utf-8")).groups()
+    assert said == size_of(paragraph), "python tests/test_tour.py writes the right numbers"
+    files, lines = re.fullmatch(r"(\d+) files, ([\d,]+) lines", said).groups()
+    assert int(files) == 12 and int(lines.replace(",", "")) <= 3000
+
+
+def size_of(paragraph: str) -> str:
+    """ "12 files, 1,842 lines" of the files that a paragraph names."""
+    files = set(re.findall(r"`([\w/]+\.py)`", paragraph))
+    lines = sum((ROOT / name).read_text(encoding="utf-8").count("\n") for name in files)
+    return f"{len(files)} files, {lines:,} lines"
+
+
 def with_right_lines(text: str) -> str:
     def replaced(match: re.Match) -> str:
         name, path, _ = match.groups()
@@ -70,4 +86,7 @@ def with_right_lines(text: str) -> str:
 
 if __name__ == "__main__":
     TOUR.write_text(with_right_lines(TEXT), encoding="utf-8")
-    print(f"{TOUR.relative_to(ROOT)}: {len(LINK.findall(TEXT))} links")
+    readme = README.read_text(encoding="utf-8")
+    said, paragraph = ORDER.search(readme).groups()
+    README.write_text(readme.replace(f"**Read the method in {said}**", f"**Read the method in {size_of(paragraph)}**"))
+    print(f"{len(LINK.findall(TEXT))} links; the method in {size_of(paragraph)}")

@@ -61,8 +61,7 @@ def read_jsonl(
         key, bytes that are not UTF-8, a line cut off at the end of the file, damaged gzip data; FileNotFoundError.
     """
     path = check_file(path, flag)
-    bad_rows = bad_rows or BadRows(path, flag="")
-    try:
+    with bad_rows or BadRows(path, flag="") as bad_rows:
         for number, line in read_lines(path):
             if not line.strip():
                 continue
@@ -75,8 +74,6 @@ def read_jsonl(
             if "\\u" in line and row != found:  # only an escape can spell what is cleaned
                 bad_rows.note(number, REPLACED)
             yield number, row
-    finally:
-        bad_rows.summarise()
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:

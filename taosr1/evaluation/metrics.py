@@ -155,10 +155,10 @@ def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> d
     gold, labels = _grade_pair(gold, labels)
     _, stated = _grade_pair(gold, stated, "stated")
     counted = (labels > 0) & (stated > 0)
-    wrong_label = (stated == gold) & (labels != gold)
+    wrong_label = counted & (stated == gold) & (labels != gold)
     return {
         "disagrees": float(ratio((counted & (stated != labels)).sum(), counted.sum())),
-        "right_but_label_wrong": float(ratio((counted & wrong_label).sum(), counted.sum())),
+        "right_but_label_wrong": float(ratio(wrong_label.sum(), counted.sum())),
         "rows": int(counted.sum()),
     }
 

@@ -145,11 +145,11 @@ def _ranking(gold: Sequence, predictions: Sequence[Prediction], queries: Sequenc
 
 
 def _calibration(gold: Sequence, predictions: Sequence[Prediction]) -> dict | None:
-    rows = [row for row, prediction in enumerate(predictions) if prediction.probs is not None]
+    rows = [(grade, p.probs, p.label_mass) for grade, p in zip(gold, predictions) if p.probs is not None]
     if not rows:
         return None
-    probs, known = [predictions[row].probs for row in rows], [gold[row] for row in rows]
-    masses = [predictions[row].label_mass for row in rows if predictions[row].label_mass is not None]
+    known, probs, masses = zip(*rows)
+    masses = [mass for mass in masses if mass is not None]
     return {
         "rows": len(rows),
         "ece": ranking.expected_calibration_error(probs, known),
@@ -171,13 +171,12 @@ def _tiering(
     gold: Sequence, predictions: Sequence[Prediction], queries: Sequence, beta: float | None, draw: dict
 ) -> dict | None:
     """Argmax tiers against the caller's, on the rows that have both."""
-    rows = [row for row, p in enumerate(predictions) if p.probs is not None and p.tier is not None]
-    if not rows:
+    both = [(grade, query, p) for grade, query, p in zip(gold, queries, predictions) if p.probs is not None and p.tier]
+    if not both:
         return None
-    known, names = [gold[row] for row in rows], [queries[row] for row in rows]
-    # Any grade of a tier: tiers are counted by the functions that count grades.
-    given = [GRADES_OF_TIER[predictions[row].tier][0] for row in rows]
-    argmax = checked_probs([predictions[row].probs for row in rows]).argmax(-1) + 1
+    known, names, rows = zip(*both)
+    argmax = checked_probs([row.probs for row in rows]).argmax(-1) + 1
+    given = [GRADES_OF_TIER[row.tier][0] for row in rows]  # any grade of the tier: tiers are counted from grades
     table = {"beta": beta, "rows": len(rows), "difference": {}}
     for side, grades in (("argmax", argmax), ("cumpt", given)):
         counts = metrics.tier_counts(metrics.confusion_matrix(known, grades))

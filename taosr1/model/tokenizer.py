@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from taosr1.runtime.files import read_json, replacing, write_json
+from taosr1.runtime.files import read_json, replace_file, write_json
 
 # The files of a tokenizer in a Hugging Face folder; `save` copies them byte for byte.
 TOKENIZER_FILES = (
@@ -121,8 +121,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_bytes(data)
+            replace_file(folder / name, lambda temporary, data=data: temporary.write_bytes(data))
 
     def fingerprint(self) -> str:
         """A short hash of all files of the tokenizer."""
@@ -217,8 +216,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
     tokenizer.train_from_iterator((SURROGATES.sub("\ufffd", text) for text in texts), trainer)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "tokenizer.json") as temporary:
-        tokenizer.save(str(temporary))
+    replace_file(folder / "tokenizer.json", lambda temporary: tokenizer.save(str(temporary)))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": PAD,

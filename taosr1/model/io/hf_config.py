@@ -54,7 +54,9 @@ def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
     kv_heads = heads if family.kv_heads == 0 else family.kv_heads
     values = {key: config.get(key) for key in REQUIRED}
     values["num_key_value_heads"] = _or(config.get("num_key_value_heads"), kv_heads)
-    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or _quotient(width, heads))
+    # Where there is no quotient, `width`: DecoderConfig refuses it together with its divisor.
+    quotient = width // heads if type(width) is int and type(heads) is int and heads > 0 else width
+    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or quotient)
     values["max_position_embeddings"] = _or(config.get("max_position_embeddings"), family.max_position_embeddings)
     if family.experts:
         # Transformers 5 writes num_local_experts.
@@ -180,11 +182,6 @@ def _dense_layers(config: dict[str, Any], problems: list[str]) -> tuple[int, ...
     elif type(layers) is int and layers <= 10_000:  # anything else is reported by DecoderConfig
         return tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)
     return ()
-
-
-def _quotient(width: Any, heads: Any) -> Any:
-    """width // heads; where they are no such integers, `width`, which DecoderConfig refuses together with them."""
-    return width // heads if type(width) is int and type(heads) is int and heads > 0 else width
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -27,6 +27,7 @@ from taosr1.runtime.shards import is_sharded, read_sharded, write_sharded
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAPPED_BYTES = 64 * 2**20  # of a weights file, held in memory at most while it is copied
 SHARD_BYTES = 5 * 10**9  # largest weights file, as in transformers 4
+COMPUTED = "rotary_emb.inv_freq"  # computed from rope_theta here; files of old transformers versions store it
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -158,9 +159,9 @@ def _check_headers(model: Decoder, folder: Path) -> dict[Path, list[str]]:
     problems = []
     for path, listed in weight_files(folder).items():
         with open_safetensors(path) as handle:
-            views = {name: handle.get_slice(name) for name in handle.keys() if not _is_computed(name)}
+            views = {name: handle.get_slice(name) for name in handle.keys() if not name.endswith(COMPUTED)}
             found = {name: (tuple(view.get_shape()), view.get_dtype()) for name, view in views.items()}
-        missing = sorted(name for name in listed - found.keys() if not _is_computed(name))
+        missing = sorted(name for name in listed - found.keys() if not name.endswith(COMPUTED))
         problems += [f"missing {name}, which {INDEX} says is in {path.name}" for name in missing]
         for name, (shape, dtype) in found.items():
             if name not in expected:
@@ -221,11 +222,6 @@ def _pieces(
                     handle, mapped = open_safetensors(path), 0
 
 
-def _is_computed(name: str) -> bool:
-    """Whether the decoder computes this tensor (from rope_theta); files of old transformers versions store it."""
-    return name.endswith("rotary_emb.inv_freq")
-
-
 # ---- save ------------------------------------------------------------------------------------------------------------
 
 
@@ -267,10 +263,10 @@ def save_pretrained(
     save_config_and_tokenizer(model, tokenizer, folder)
 
 
-def save_weights_sharded(model: Decoder, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def save_weights_sharded(model: Decoder, folder: Path) -> None:
     """Write a sharded model's weights as `save_pretrained` would; all ranks call it."""
     tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
-    files = _shards(tensors, shard_bytes).values()
+    files = _shards(tensors, SHARD_BYTES).values()
     write_sharded(tensors, folder, join={name: number for number, names in enumerate(files, 1) for name in names})
 
 

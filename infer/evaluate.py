@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.data.bad_rows import BadRows, shorten
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, parse_judgement, read_rows
@@ -43,8 +43,9 @@ from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
-from taosr1.runtime.chunked_job import ChunkedJob, InMemory, chunks_of, job_identity
-from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.chunked_job import job_identity, run_in_chunks
+from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.distributed import Ranks, local_device, this_rank
 from taosr1.runtime.files import write_json
 from taosr1.runtime.signals import run_main
@@ -118,25 +119,24 @@ class Config:
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
 
-def predict_missing(judge: Judge, rows: Sequence[Judgement], fitted_on: int, config: Config, parts: ChunkedJob | InMemory) -> None:
-    """Predict this rank's rows that have no prediction yet. The first `fitted_on` are --dev, of which probabilities are all that is needed."""
-    bar = progress(total=parts.total, initial=parts.done, desc="evaluate", unit="pair")
-    for chunk in parts.missing():
-        start, explain = time.perf_counter(), config.explain and chunk.start >= fitted_on
-        predictions, cost = predict_with_cost(judge, rows[chunk.start : chunk.stop], explain=explain, max_new_tokens=config.max_new_tokens)
-        parts.add(chunk, [[astuple(prediction) for prediction in predictions], astuple(cost), time.perf_counter() - start])
-        bar.update(len(chunk))
-    bar.close()
+def predict_chunk(judge: Judge, dev_rows: int, config: Config, rows: list[Judgement], start: int) -> list[dict]:
+    """One object: a chunk's predictions, their cost, and how long they took. Of the rows of --dev, which come first,
+    only probabilities are needed."""
+    began, explain = time.perf_counter(), config.explain and start >= dev_rows
+    predictions, cost = predict_with_cost(judge, rows, explain=explain, max_new_tokens=config.max_new_tokens)
+    found = [vars(prediction) for prediction in predictions]
+    return [{"predictions": found, "cost": vars(cost), "seconds": time.perf_counter() - began}]
 
 
-def put_together(parts: ChunkedJob | InMemory, fitted_on: int) -> tuple[list[Prediction], Cost, float]:
+def merged(chunks: Iterable[dict], dev_rows: int) -> tuple[list[Prediction], Cost, float]:
     """The predictions of --dev and then of --data; cost and seconds are those of --data."""
     predictions: list[Prediction] = []
     cost, seconds = Cost(), 0.0
-    for answers, spent, took in parts.answers():
-        if len(predictions) >= fitted_on:
-            cost, seconds = cost + Cost(*spent), seconds + took
-        predictions += [Prediction(grade, probs and tuple(probs), *others) for grade, probs, *others in answers]
+    for chunk in chunks:
+        if len(predictions) >= dev_rows:
+            cost, seconds = cost + Cost(**chunk["cost"]), seconds + chunk["seconds"]
+        for found in chunk["predictions"]:
+            predictions.append(Prediction(**{**found, "probs": found["probs"] and tuple(found["probs"])}))
     return predictions, cost, seconds
 
 
@@ -229,11 +229,14 @@ def run_judge(config: Config, ranks: Ranks) -> dict:
         raise ValueError(f"--explain: --model {name} was trained to answer with the grade alone and has no chain of thought to decode")
     deployed = None if thinker else choose_deployed(name, config)
     dev = load_dev(rows, config)
-    with open_parts(judge, dev, rows, deployed, config, ranks) as parts:
-        predict_missing(judge, [*dev, *rows], len(dev), config, parts)
-        if not parts.to_merge():
+    work = partial(predict_chunk, judge, len(dev), config)
+    identity = evaluation_identity(judge, dev, rows, deployed, config) if config.out else {}
+    with run_in_chunks(
+        config.out, identity, [*dev, *rows], ROWS_AT_A_TIME, work, "evaluate", boundary=len(dev)
+    ) as chunks:
+        if chunks is None:
             return {}
-        predictions, cost, seconds = put_together(parts, len(dev))
+        predictions, cost, seconds = merged(chunks, len(dev))
         if dev:
             deployed = fit_deployed(name, dev, predictions[: len(dev)], config, deployed)
         spent = {
@@ -247,15 +250,14 @@ def run_judge(config: Config, ranks: Ranks) -> dict:
         return report_on(rows, served, beta, head, config)
 
 
-def open_parts(
-    judge: Judge, dev: list[Judgement], rows: list[Judgement], deployed: Deployed | None, config: Config, ranks: Ranks
-) -> ChunkedJob | InMemory:
-    """Where predictions are kept until all are there: those of --dev first, then those of --data."""
-    chunks = chunks_of(len(dev), ROWS_AT_A_TIME) + chunks_of(len(rows), ROWS_AT_A_TIME, start=len(dev))
-    if not config.out:
-        return InMemory(chunks, ranks)
-    facts = {"rows of dev": len(dev), "deployed": deployed and astuple(deployed), "judge": model_digest(judge.model, judge.tokenizer, judge.prompt)}
-    return ChunkedJob(config.out, job_identity("evaluate", config, [*dev, *rows], **facts), chunks, ranks)
+def evaluation_identity(
+    judge: Judge, dev: list[Judgement], rows: list[Judgement], deployed: Deployed | None, config: Config
+) -> dict:
+    """What the report depends on, for a job that is continued."""
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    facts = {"rows of dev": len(dev), "deployed": deployed and astuple(deployed), "judge": digest}
+    facts["prompt_wording"] = judge.prompt.wording_sha256
+    return job_identity("evaluate", config, [*dev, *rows], **facts)
 
 
 def as_deployed(

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.judgements import Judgement, judgement_to_dict
-from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import score_prompts

@@ -24,6 +24,7 @@ from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.files import new_folder
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import CALIBRATION_FILE, TIERING_FILE
+from taosr1.task.prompt import PROMPT_FILE
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> Path:
     with new_folder(out, manifest=False) as aside:
         save_pretrained(judge.model, judge.tokenizer, aside)
         judge.prompt.save(aside)
-        for name in (TIERING_FILE, CALIBRATION_FILE):
+        for name in (PROMPT_FILE, TIERING_FILE, CALIBRATION_FILE):  # prompt.json: with the wording of the training
             fitted = Path(model_folder(config.model)) / name
             if fitted.is_file():
                 shutil.copy(fitted, aside / name)

@@ -19,23 +19,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.io.digest import model_digest
-from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
-from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.chunked_job import job_identity, run_in_chunks
+from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
+from taosr1.sampling.replies import SampledReply, sampled_replies
 from taosr1.serving.deployed import open_judge
 from taosr1.task.grades import GRADES
 from taosr1.task.prompt import parse_reply
@@ -87,31 +87,26 @@ class Tally:
     tokens: int = 0
 
 
-def sample_missing(judge: Judge, rows: list[Judgement], config: Config, parts: ChunkedJob) -> None:
-    """Sample this rank's pairs that have no replies yet. The randomness of a batch depends on the seed and its place alone."""
-    bar = progress(total=parts.total, initial=parts.done, desc="sample", unit="pair")
-    for chunk in parts.missing():
-        rollouts = judge.engine.generate(
-            judge.model, judge.prompts(rows[chunk.start : chunk.stop]), samples=config.samples, max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids,
-            generator=keyed_generator(config.seed, "sample", chunk.start),
-        )  # fmt: skip
-        texts = [judge.reply_text(ids) for ids in rollouts.replies()]
-        columns = (rollouts.logp.sum(dim=1).tolist(), rollouts.lengths.tolist(), rollouts.finished.tolist())
-        parts.add(chunk, list(zip(texts, *columns)))
-        bar.update(len(chunk))
-    bar.close()
+def sample(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[SampledReply]:
+    """`samples` replies to each row of a chunk. Their randomness depends on the seed and the chunk's place alone."""
+    rollouts = judge.engine.generate(
+        judge.model, judge.prompts(rows), samples=config.samples, max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids,
+        generator=keyed_generator(config.seed, "sample", start),
+    )  # fmt: skip
+    return sampled_replies(rollouts, judge.reply_text)
 
 
-def replies_of(rows: list[Judgement], samples: int, order: str, answers: Iterable[list], tally: Tally) -> Iterator[dict]:
-    """One dict a reply, pair after pair, from what was sampled."""
+def output_rows(rows: list[Judgement], samples: int, order: str, answers: Iterable[dict], tally: Tally) -> Iterator[dict]:
+    """The output, one reply a line, pair after pair. answers: the fields of each SampledReply."""
     places = ((place, sample) for place in range(len(rows)) for sample in range(samples))
-    for (place, sample), (text, logp, tokens, finished) in zip(places, chain.from_iterable(answers), strict=True):
-        row, reply = rows[place], parse_reply(text, order)
+    for (place, sample), answer in zip(places, answers, strict=True):
+        row, sampled = rows[place], SampledReply(**answer)
+        reply = parse_reply(sampled.text, order)
         tally.grades.append(reply.grade)
         tally.malformed += not reply.well_formed
-        tally.cut += not finished
-        tally.tokens += tokens
+        tally.cut += not sampled.finished
+        tally.tokens += len(sampled.ids)
         if row.grade is not None:
             if sample == 0:
                 tally.golds.append(row.grade)
@@ -119,8 +114,9 @@ def replies_of(rows: list[Judgement], samples: int, order: str, answers: Iterabl
             tally.right[-1] += reply.grade == row.grade
         yield {
             "row": place, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
-            "gold_grade": row.grade, "sample": sample, "reply": text, "grade": reply.grade, "decision": reply.decision,
-            "well_formed": reply.well_formed, "logp": round(logp, 5), "tokens": tokens, "finished": finished,
+            "gold_grade": row.grade, "sample": sample, "reply": sampled.text, "grade": reply.grade,
+            "decision": reply.decision, "well_formed": reply.well_formed, "logp": round(sampled.logp, 5),
+            "tokens": len(sampled.ids), "finished": sampled.finished,
         }  # fmt: skip
 
 
@@ -171,13 +167,17 @@ def main(argv: list[str] | None = None) -> dict:
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
     name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, decodes=True, plain=config.plain)
+
+    def work(rows: list[Judgement], start: int) -> list[dict]:
+        return [vars(reply) for reply in sample(judge, rows, start, config)]
+
     tally = Tally()
-    identity = job_identity("sample", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
-    with ChunkedJob(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
-        sample_missing(judge, rows, config, parts)
-        if not parts.to_merge():
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    identity = job_identity("sample", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
+    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "sample") as answers:
+        if answers is None:
             return {}
-        count = write_jsonl(config.out, replies_of(rows, config.samples, judge.prompt.order, parts.answers(), tally))
+        count = write_jsonl(config.out, output_rows(rows, config.samples, judge.prompt.order, answers, tally))
     summary = {"model": name, "rows": len(rows), **summary_of(tally, config.samples)}
     print(f"{count} replies of {name} to {len(rows)} pairs -> {config.out}: " + render(summary))
     return summary

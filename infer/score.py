@@ -10,6 +10,7 @@ Writes one JSON object a line, in input order: every input column as it came, an
     tier        Good, Mid or Bad by CumPT with --beta
     probs       P(grade 1), P(grade 2), P(grade 3), P(grade 4)
     label_mass  probability that the judge answers with a label at all; near 0 the other three mean nothing
+    prompt_sha  which wording of the prompt the judge was asked with (wording_sha256 of taosr1/task/prompt.py)
 The file appears complete or not at all. `infer/evaluate.py --scores scored.jsonl` measures it.
 
 Killed at any moment, the same command continues: finished rows wait in scored.jsonl.parts. Several ranks share the rows, and the last
@@ -28,8 +29,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -37,14 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import keep_split
 from taosr1.data.judgements import Judgement, judgement_to_dict, parse_judgement, read_rows
-from taosr1.data.rows import BadRows, write_jsonl
 from taosr1.data.sources import SYNTHETIC, load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.model.io.digest import model_digest
-from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
-from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.bad_rows import BadRows
+from taosr1.runtime.chunked_job import job_identity, run_in_chunks
+from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts
@@ -123,30 +124,20 @@ def refuse_thinker(name: str, judge: Judge) -> None:
         )
 
 
-def score_missing(judge: Judge, pairs: list[Pair], served: dict[str, float], batch_tok: int, parts: ChunkedJob) -> None:
-    """Score this rank's rows that have no score yet, one batch of prefills after another, with `served` beta and temperature."""
-    bar = progress(total=parts.total, initial=parts.done, desc="score", unit="pair")
-    for chunk in parts.missing():
-        prompts = judge.prompts([row for _, row in pairs[chunk.start : chunk.stop]])
-        scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=batch_tok)
-        parts.add(chunk, [astuple(score) for score in scores])
-        bar.update(len(chunk))
-    bar.close()
-
-
-def scored_rows(pairs: list[Pair], answers: Iterable[list], seen: Counter) -> Iterator[dict]:
-    """The output rows, from the scores of one chunk after another; `seen` counts grades, tiers and label mass on the way."""
-    for (row, judgement), values in zip(pairs, chain.from_iterable(answers), strict=True):
-        score = Score(*values)
+def scored_rows(pairs: list[Pair], answers: Iterable[dict], wording: str, seen: Counter) -> Iterator[dict]:
+    """The output rows; `seen` counts grades, tiers and label mass on the way. answers: the fields of each row's Score."""
+    for (row, judgement), answer in zip(pairs, answers, strict=True):
+        score = Score(**answer)
         seen.update({f"grade {score.grade}": 1, score.tier: 1, "label_mass": score.label_mass})
-        yield output_row(row, judgement.grade, score)
+        yield output_row(row, judgement.grade, score) | {"prompt_sha": wording}
 
 
 def output_row(row: dict, gold: int | None, score: Score) -> dict:
     """An input row with its score. A `gold_grade` from an earlier pass stays: its `grade` was a prediction already."""
     kept = {"gold_grade": gold} if gold is not None and "gold_grade" not in row else {}
     probs = [round(value, DIGITS) for value in score.probs]
-    return {**row, **kept, "grade": score.grade, "tier": score.tier, "probs": probs, "label_mass": round(score.label_mass, DIGITS)}
+    mass = round(score.label_mass, DIGITS)
+    return {**row, **kept, "grade": score.grade, "tier": score.tier, "probs": probs, "label_mass": mass}
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
@@ -158,14 +149,22 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     refuse_thinker(name, judge)
     temperature = chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
-    seen: Counter = Counter()
     served = {"beta": beta, "temperature": temperature}
-    identity = job_identity("score", config, (row for row, _ in pairs), judge=model_digest(judge.model, judge.tokenizer, judge.prompt), **served)
-    with ChunkedJob(config.out, identity, chunks_of(len(pairs), ROWS_AT_A_TIME), ranks) as parts:
-        score_missing(judge, pairs, served, config.batch_tok, parts)
-        if not parts.to_merge():
+
+    def work(pairs: list[Pair], start: int) -> list[dict]:
+        prompts = judge.prompts([row for _, row in pairs])
+        scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=config.batch_tok
+        )
+        return [vars(score) for score in scores]
+
+    seen: Counter = Counter()
+    wording, digest = judge.prompt.wording_sha256, model_digest(judge.model, judge.tokenizer, judge.prompt)
+    facts = {"judge": digest, "prompt_wording": wording, **served}
+    identity = job_identity("score", config, (row for row, _ in pairs), **facts)
+    with run_in_chunks(config.out, identity, pairs, ROWS_AT_A_TIME, work, "score") as answers:
+        if answers is None:
             return {}
-        rows = write_jsonl(config.out, scored_rows(pairs, parts.answers(), seen))
+        rows = write_jsonl(config.out, scored_rows(pairs, answers, wording, seen))
     mass = seen["label_mass"] / rows
     tiers = {tier: seen[tier] for tier in ("Good", "Mid", "Bad")}
     shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())

@@ -39,4 +39,4 @@ class Engine:
 
 
 PLAIN = Engine("plain")
-PLAIN_HELP = "the plain program: every prompt computed in full by PyTorch's own functions; slower, more memory, same numbers"
+PLAIN_HELP = "the plain program: every prompt computed in full; slower, more memory, the same numbers to rounding"

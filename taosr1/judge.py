@@ -1,4 +1,4 @@
-"""A judge: a decoder, its tokenizer, and how it is asked. What every script loads and every stage improves."""
+"""A judge: a decoder, its tokenizer, how it is prompted, and the engine that runs it. Every script loads one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taosr1.fast.quantize import quantize
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
-from taosr1.model.io.weights import load_pretrained
+from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig, encode_prompt
@@ -24,14 +24,15 @@ TINY = "tiny"
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "bundled" / "thinker"
 # 0.7 M parameters in Qwen3's form: trains in minutes on one CPU core.
-TINY_SHAPE = dict(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-    rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=True, qk_norm=True, qkv_bias=False, max_position_embeddings=1024,
-)  # fmt: skip
+TINY_SHAPE = {
+    **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 1024},
+}
 TINY_VOCAB = 1024
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SERVING_DTYPES = (*DTYPES, "float8", "int8")  # the last two: large products in 8 bits, see `model/eight_bits.py`
-SERVING_DTYPE_HELP = "type of the weights; float8 (NVIDIA Hopper) and int8 (CPU): 8-bit products, faster prefills for a little accuracy"
+SERVING_DTYPES = (*DTYPES, "float8", "int8")  # the last two: large products in 8 bits, see `fast/quantize.py`
+SERVING_DTYPE_HELP = (
+    "type of the weights; float8 (NVIDIA Hopper) and int8 (CPU): 8-bit products, faster prefills for a little accuracy"
+)
 
 
 def fast_dtype() -> str:
@@ -70,7 +71,7 @@ class Judge:
         return self.tokenizer.decode([token for token in ids if token not in self.tokenizer.eos_ids])
 
     def ask(self, order: str) -> Judge:
-        """The same weights, asked for replies of another order."""
+        """The same weights, prompted for replies of another order."""
         return replace(self, prompt=replace(self.prompt, order=order))
 
 
@@ -83,10 +84,11 @@ def load_judge(
     seed: int = 0,
     plain: bool = False,
 ) -> Judge:
-    """The judge behind `--model`: "tiny" (fresh weights), "bundled" (a trained tiny thinker), a run folder, a Hugging Face folder, or a hub id.
+    """The judge behind `--model`.
 
-    A folder that taosr1 wrote says how it is asked (prompt.json); any other is asked in full. `order` overrides the
-    order of the reply: an SFT stage may teach a thinker to answer first.
+    spec: "tiny" (fresh weights), "bundled" (a trained tiny thinker), a run folder, a Hugging Face folder, or a hub id.
+    A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt. `order` overrides
+    the order of the reply: an SFT stage may teach a thinker to answer first.
     `plain` leaves the fast engine out: every function is the plain program's.
     Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device.
     """
@@ -97,8 +99,10 @@ def load_judge(
             quantize(judge.model, dtype, emulate=plain)
         return judge if plain else fast.enable(judge)
     spec = str(BUNDLED_FOLDER) if spec == BUNDLED else spec
-    if spec.startswith("runs/") and not Path(spec).is_dir():  # reads like a hub id, but nobody means one
-        raise FileNotFoundError(f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id")
+    if spec.startswith("runs/") and not Path(spec).is_dir():  # looks like a hub id, but is meant as a run
+        raise FileNotFoundError(
+            f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id"
+        )
     folder = model_folder(spec)
     beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
     model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
@@ -126,7 +130,7 @@ def _tiny_judge(order: str, seed: int, device: str) -> Judge:
 
 
 def tiny_texts() -> list[str]:
-    """What the tiny tokenizer is trained on: prompts and replies of the embedded shop's reasoned pool, as they are encoded."""
+    """What the tiny tokenizer is trained on: prompts and replies of the embedded shop's reasoned pool."""
     rows = read_pool("reasoned")
     prompts = [text for row in rows for text in (f" {row.query}", f" {row.title}", f" {row.price}")]
     return prompts + [f"{row.grade}\n{row.cot}" for row in rows]

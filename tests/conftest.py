@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from taosr1.judge import Judge
-from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.config import Llama3Scaling
+from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig

@@ -52,7 +52,7 @@ def test_a_script_starts_from_the_command_line():
 
 
 def test_the_teacher_command_of_the_readme_answers_help(capsys):
-    from taosr1.task.teacher import main
+    from taosr1.data.teacher_files import main
 
     with pytest.raises(SystemExit) as end:
         main(["--help"])

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.data.rows import read_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
+from taosr1.learning.identity import identity
 from taosr1.learning.loop import Schedule, compute_in, make_optimizers, train
 from taosr1.learning.losses import LOSS_TYPES, LossSum, dpo_loss
 from taosr1.learning.selection import shuffled_order
@@ -37,7 +37,8 @@ from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
-from taosr1.runtime.run_folder import Run, RunFlags, identity, run_problems
+from taosr1.runtime.jsonl import read_jsonl
+from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 
 

@@ -36,6 +36,7 @@ from taosr1.judge import BUNDLED, DTYPES, load_judge
 from taosr1.learning.batches import Example, collate, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.examples import agreeing, examples_of
+from taosr1.learning.identity import identity
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import KL_ESTIMATORS, LossSum, grpo_loss, sft_loss
 from taosr1.learning.rewards import NonFiniteRewardError, parse_weights
@@ -45,10 +46,10 @@ from taosr1.learning.selection import balanced_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
-from taosr1.model.io.weights import weights_into
+from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters
 from taosr1.runtime.cli import at_least, check, option, parse_config
-from taosr1.runtime.run_folder import Run, RunFlags, identity, is_unfinished, run_problems
+from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
 from taosr1.runtime.signals import run_main
 
 THINKER = "runs/thinker-sft"
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
         def whole(name: str) -> AbstractContextManager[Decoder]:
             folder = judge.model.source if name == "start" else model_folder(config.out)
-            weights_into(judge.model, folder)
+            load_weights(judge.model, folder)
             return team.whole(DTYPES[config.dtype])
 
         return last | before_and_after(judge, judge.model, config.out, test, config.max_new_tokens, whole)

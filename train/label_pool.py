@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,16 +30,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.judgements import Judgement, judgement_to_dict
-from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.selection import keyed_generator
 from taosr1.model.io.digest import model_digest
-from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
-from taosr1.runtime.cli import at_least, check, option, parse_config, progress
+from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
+from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
+from taosr1.sampling.replies import sampled_replies
 from taosr1.task.prompt import parse_reply
 
 ROWS_AT_A_TIME = 4096
@@ -93,15 +94,14 @@ def _decoded(judge: Judge, rows: list[Judgement], samples: int, temperature: flo
         judge.model, judge.prompts(rows), samples=samples, max_new_tokens=config.max_new_tokens, temperature=temperature,
         stop_ids=judge.tokenizer.eos_ids, generator=generator,
     )  # fmt: skip
-    replies, confidence = rollouts.replies(), rollouts.logp.sum(dim=1).tolist()
+    replies = sampled_replies(rollouts, judge.reply_text)
     graded = []
     for index, row in enumerate(rows):
         found = []
-        for sample in range(index * samples, (index + 1) * samples):
-            text = judge.reply_text(replies[sample])
-            reply = parse_reply(text, judge.prompt.order)
+        for sampled in replies[index * samples : (index + 1) * samples]:
+            reply = parse_reply(sampled.text, judge.prompt.order)
             if reply.well_formed and (not config.only_right or reply.grade == row.grade == reply.decision):
-                found.append((confidence[sample], reply.grade, text))
+                found.append((sampled.logp, reply.grade, sampled.text))
         if found:
             value, grade, text = max(found)
             graded.append(_graded(row, grade, text.partition("\n")[2] if judge.prompt.order == "post-cot" else text, value))
@@ -113,31 +113,20 @@ def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgemen
     return replace(row, grade=grade, cot=cot, extra=extra)
 
 
-def grade_missing(judge: Judge, rows: list[Judgement], config: Config, parts: ChunkedJob) -> None:
-    """Grade this rank's rows that are not graded yet. The randomness of a batch depends on the seed and its place alone."""
-    bar = progress(total=parts.total, initial=parts.done, desc="grade the pool", unit="pair")
-    for chunk in parts.missing():
-        graded = grade_rows(judge, rows[chunk.start : chunk.stop], config, keyed_generator(config.seed, "pool", chunk.start))
-        parts.add(chunk, [judgement_to_dict(row) for row in graded])
-        bar.update(len(chunk))
-    bar.close()
-
-
-def least_confidence(parts: ChunkedJob, keep_frac: float) -> float:
-    """The confidence from which on a graded row belongs to the share of the most confident ones that is kept."""
+def least_confidence(graded: Iterable[dict], keep_frac: float) -> float:
+    """The lowest confidence of the kept share, which is the most confident rows."""
     if keep_frac == 1:
         return -torch.inf
-    values = [row["confidence"] for graded in parts.answers() for row in graded]
+    values = [row["confidence"] for row in graded]
     return float(torch.tensor(values, dtype=torch.float64).quantile(1 - keep_frac))
 
 
-def kept_rows(parts: ChunkedJob, limit: float, grades: Counter) -> Iterator[dict]:
-    """The graded rows from that confidence on; `grades` counts them on the way."""
-    for graded in parts.answers():
-        for row in graded:
-            if row["confidence"] >= limit:
-                grades[row["grade"]] += 1
-                yield row
+def kept_rows(graded: Iterable[dict], limit: float, grades: Counter) -> Iterator[dict]:
+    """The graded rows with at least this confidence; `grades` counts them on the way."""
+    for row in graded:
+        if row["confidence"] >= limit:
+            grades[row["grade"]] += 1
+            yield row
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -147,16 +136,23 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge.engine.prepack(judge.model, decodes=True)
     rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
                      need_grade=config.only_right)  # fmt: skip
-    identity = job_identity("label_pool", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
+
+    def work(rows: list[Judgement], start: int) -> list[dict]:
+        # The randomness of a chunk depends on the seed and the chunk's place alone.
+        graded = grade_rows(judge, rows, config, keyed_generator(config.seed, "pool", start))
+        return [judgement_to_dict(row) for row in graded]
+
     grades: Counter = Counter()
-    with ChunkedJob(config.out, identity, chunks_of(len(rows), ROWS_AT_A_TIME), ranks) as parts:
-        grade_missing(judge, rows, config, parts)
-        if not parts.to_merge():
+    with run_in_chunks(config.out, identity, rows, ROWS_AT_A_TIME, work, "grade the pool") as graded:
+        if graded is None:
             return {}
-        if not any(parts.answers()):
-            parts.discard()
-            raise ValueError(f"--model {config.model}: not one of {len(rows)} replies could be parsed; train it further or check --model")
-        count = write_jsonl(config.out, kept_rows(parts, least_confidence(parts, config.keep_frac), grades))
+        if not any(graded):
+            raise NothingToWriteError(
+                f"--model {config.model}: not one of {len(rows)} replies could be parsed; train it further or check --model"
+            )
+        count = write_jsonl(config.out, kept_rows(graded, least_confidence(graded, config.keep_frac), grades))
     shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in (4, 3, 2, 1))
     print(f"{count} of {len(rows)} rows graded -> {config.out}; shares {shares}")
     return {"rows": len(rows), "graded": count}

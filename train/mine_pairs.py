@@ -23,7 +23,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -31,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import write_jsonl
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge, load_judge
@@ -44,12 +42,14 @@ from taosr1.learning.selection import (
     mining_outcome,
 )
 from taosr1.model.io.digest import model_digest
-from taosr1.runtime.chunked_job import ChunkedJob, chunks_of, job_identity
-from taosr1.runtime.cli import at_least, check, option, parse_config, progress
+from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
+from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.files import write_json
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
+from taosr1.sampling.replies import SampledReply, sampled_replies
 from taosr1.task.prompt import encode_reply, label_of_cot, parse_reply, reply_text
 
 PROMPTS_AT_A_TIME = 128
@@ -82,62 +82,64 @@ class Config:
         ])  # fmt: skip
 
 
-def mine_missing(judge: Judge, rows: list[Judgement], config: Config, parts: ChunkedJob) -> None:
-    """Mine this rank's rows that are not mined yet. The randomness of a batch depends on the seed and its place alone."""
-    bar = progress(total=parts.total, initial=parts.done, desc="mine pairs", unit="row")
-    for chunk in parts.missing():
-        part, generator = rows[chunk.start : chunk.stop], keyed_generator(config.seed, "mine", chunk.start)
-        prompts = judge.prompts(part)
-        rollouts = judge.engine.generate(
-            judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            stop_ids=judge.tokenizer.eos_ids, generator=generator,
-        )  # fmt: skip
-        replies, finished, mined = rollouts.replies(), rollouts.finished.tolist(), []
-        for index, row in enumerate(part):
-            own = slice(index * config.samples, (index + 1) * config.samples)
-            mined.append(mine_row(judge, row, prompts[index], replies[own], finished[own], config, generator))
-        parts.add(chunk, mined)
-        bar.update(len(chunk))
-    bar.close()
+def mine_rows(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[dict]:
+    """`mine_row` for a chunk of rows. Its randomness depends on the seed and the chunk's place alone."""
+    prompts, generator = judge.prompts(rows), keyed_generator(config.seed, "mine", start)
+    rollouts = judge.engine.generate(
+        judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator,
+    )  # fmt: skip
+    replies = sampled_replies(rollouts, judge.reply_text)
+    groups = [replies[first : first + config.samples] for first in range(0, len(replies), config.samples)]
+    return [mine_row(judge, *row, config, generator) for row in zip(rows, prompts, groups)]
 
 
 def mine_row(
-    judge: Judge, row: Judgement, prompt: list[int], own: list[list[int]], ended: list[bool], config: Config, generator: torch.Generator
+    judge: Judge,
+    row: Judgement,
+    prompt: list[int],
+    replies: list[SampledReply],
+    config: Config,
+    generator: torch.Generator,
 ) -> dict:
-    """What one row's replies come to: the outcome, how many were right, cut or unreadable, and its preference pairs."""
-    order, texts = judge.prompt.order, [judge.reply_text(ids) for ids in own]
-    grades = [parse_reply(text, order).grade for text in texts]
-    teacher_grade = row.grade if order == "label" else label_of_cot(row.cot)
+    """What one row's replies come to: outcome, numbers of right, cut and unreadable replies, and preference pairs."""
+    order = judge.prompt.order
+    graded = [(reply, parse_reply(reply.text, order).grade) for reply in replies]
     # A right reply that was cut before its end is never chosen: it would teach not to stop.
-    usable = [place for place in range(len(own)) if ended[place] or grades[place] != row.grade] or list(range(len(own)))
-    usable_grades = [grades[place] for place in usable]
+    usable = [(reply, grade) for reply, grade in graded if reply.finished or grade != row.grade] or graded
+    usable_grades = [grade for _, grade in usable]
+    teacher_grade = row.grade if order == "label" else label_of_cot(row.cot)
     has_teacher = teacher_grade == row.grade
     outcome = mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)
     if outcome == "no teacher" and row.cot:
         outcome = "teacher cannot be read" if teacher_grade is None else "teacher contradicts the gold grade"
     found = mine_pairs(
-        usable_grades, row.grade, [texts[place] for place in usable], has_teacher=has_teacher,
+        usable_grades, row.grade, [reply.text for reply, _ in usable], has_teacher=has_teacher,
         pairs_per_prompt=config.pairs_per_prompt, generator=generator,
     )  # fmt: skip
     pairs = []
     for pair in found:
-        rejected = usable[pair.rejected]
-        if pair.chosen == TEACHER:
-            text = reply_text(order, row.grade, row.cot)
-            chosen = encode_reply(judge.tokenizer, text)
-        else:
-            text, chosen = texts[usable[pair.chosen]], own[usable[pair.chosen]]
+        chosen = teacher_reply(judge, row) if pair.chosen == TEACHER else usable[pair.chosen][0]
+        rejected, rejected_grade = usable[pair.rejected]
         pairs.append({
-            "prompt": judge.tokenizer.decode(prompt), "chosen": text, "rejected": texts[rejected],
-            "source": pair.source, "gold": row.grade, "rejected_grade": grades[rejected], "query_id": row.query_id,
-            "item_id": row.item_id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": own[rejected],
+            "prompt": judge.tokenizer.decode(prompt), "chosen": chosen.text, "rejected": rejected.text,
+            "source": pair.source, "gold": row.grade, "rejected_grade": rejected_grade, "query_id": row.query_id,
+            "item_id": row.item_id, "prompt_ids": prompt, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids,
         })  # fmt: skip
-    replies = {"sampled": len(own), "cut": ended.count(False), "unreadable": grades.count(None)}
-    return {"outcome": outcome, "replies": replies, "right": sum(grade == row.grade for grade in grades), "pairs": pairs}
+    grades = [grade for _, grade in graded]
+    cut = sum(not reply.finished for reply in replies)
+    counts = {"sampled": len(replies), "cut": cut, "unreadable": grades.count(None)}
+    return {"outcome": outcome, "replies": counts, "right": grades.count(row.grade), "pairs": pairs}
 
 
-def put_together(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tuple[list[dict], dict]:
-    """All pairs before balancing, each once, and counters of every outcome; `mined` is what `mine_row` found, row by row."""
+def teacher_reply(judge: Judge, row: Judgement) -> SampledReply:
+    """The reply that the row's own grade and chain of thought make."""
+    text = reply_text(judge.prompt.order, row.grade, row.cot)
+    return SampledReply("teacher", text, encode_reply(judge.tokenizer, text))
+
+
+def merged(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tuple[list[dict], dict]:
+    """All pairs before balancing, each once, and counters of every outcome. mined: of each row what `mine_row` found."""
     pairs: dict[tuple, dict] = {}  # by what they say: a row that is drawn twice may give a pair twice
     outcomes: Counter[str] = Counter()
     replies: Counter[str] = Counter()
@@ -177,16 +179,22 @@ def main(argv: list[str] | None = None) -> dict:
     if config.prompts:
         drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)
         rows = [rows[index] for index in drawn]
-    identity = job_identity("mine_pairs", config, rows, judge=model_digest(judge.model, judge.tokenizer, judge.prompt))
-    with ChunkedJob(config.out, identity, chunks_of(len(rows), PROMPTS_AT_A_TIME), ranks) as parts:
-        mine_missing(judge, rows, config, parts)
-        if not parts.to_merge():
+    digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
+    identity = job_identity("mine_pairs", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
+
+    def work(rows: list[Judgement], start: int) -> list[dict]:
+        return mine_rows(judge, rows, start, config)
+
+    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "mine pairs") as found:
+        if found is None:
             return {}
-        mined, counts = put_together(rows, chain.from_iterable(parts.answers()), config.samples)
+        mined, counts = merged(rows, found, config.samples)
         pairs = balanced(mined, config)
         if not pairs:
-            parts.discard()
-            raise ValueError(f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; outcomes {counts['outcomes']}")
+            raise NothingToWriteError(
+                f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; "
+                f"outcomes {counts['outcomes']}"
+            )
         counts |= {
             "mined": len(mined),
             "kept": len(pairs),

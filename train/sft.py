@@ -28,12 +28,13 @@ from taosr1.judge import DTYPES, TINY
 from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.examples import agreeing, examples_of
+from taosr1.learning.identity import identity
 from taosr1.learning.loop import Schedule, make_optimizers, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.selection import balanced_order
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.runtime.cli import at_least, check, option, parse_config
-from taosr1.runtime.run_folder import Run, RunFlags, identity, run_problems
+from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import ORDERS
 

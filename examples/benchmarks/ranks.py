@@ -77,7 +77,7 @@ from taosr1.learning.rollouts import Sampler
 from taosr1.learning.selection import balanced_order
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.runtime.cli import at_least, check, option, parse_config
-from taosr1.runtime.distributed import Ranks, gather, join, share
+from taosr1.runtime.distributed import Ranks, gather, init_process_group, share
 from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import PromptConfig
 
@@ -223,7 +223,7 @@ def start_two(config: Config) -> dict:
 
 def be_one_of_two(config: Config) -> dict:
     """Seconds of gloo's gathers between two ranks of one machine."""
-    join("cpu")
+    init_process_group("cpu")
     hop_s, sent_s = (gloo_gather_s(size) for size in (8, SENT))
     gathers = []
     for count in (8, 32, 128, 512):

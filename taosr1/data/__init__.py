@@ -1,1 +1,1 @@
-"""Reading and checking judgements: any file becomes checked rows."""
+"""Reads data files (JSON Lines, CSV, parquet, ESCI, a teacher's replies) and checks each row: judgements come out."""

@@ -1,13 +1,12 @@
-"""ESCI, Amazon's Shopping Queries data (arXiv 2206.06588), as judgements: its rows under our column names.
+"""ESCI, Amazon's Shopping Queries data (arXiv 2206.06588), as judgements: renames and cleans its columns.
 
-Understood are Amazon's own names, whether the product columns are already joined to the labels in one JSONL, CSV or
-parquet file or lie in two parquet files (`..._examples.parquet` and `..._products.parquet`, in one folder): `query`,
-`query_id`, `product_id`, `esci_label`, `split`, `product_locale`, `product_title`, `product_brand`, `product_color`,
-`product_bullet_point`, `product_description`, and where present `product_category` and `product_price`.
+Amazon's own column names are understood, whether the product columns are already joined to the labels in one JSONL,
+CSV or parquet file, or lie in two parquet files in one folder (`..._examples.parquet` and `..._products.parquet`):
+`query`, `query_id`, `product_id`, `esci_label`, `split`, `product_locale`, `product_title`, `product_brand`,
+`product_color`, `product_bullet_point`, `product_description`, and if present `product_category`, `product_price`.
 
-**Assumption, to be stated wherever a number from ESCI is shown**: E, S, C, I -> 4, 3, 2, 1 keeps ESCI's order but is
-not the paper's definition of its grades. A substitute (S) can be close to a Mismatch, and a complement (C) is an
-accessory.
+**Assumption, to be stated with every number from ESCI**: E, S, C, I -> 4, 3, 2, 1 keeps ESCI's order but is not the
+paper's definition of its grades. A substitute (S) can be close to a Mismatch, and a complement (C) is an accessory.
 
 Choices: a category list becomes "A > B > C". `product_color` and the bullet points go into `attributes` ("colour:
 Blue; feature: ..."). Titles, bullet points and descriptions are unescaped ("&amp;" -> "&"), the latter two lose their
@@ -24,17 +23,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from taosr1.data.bad_rows import BadRows, shorten
-from taosr1.data.rows import clean_value
-
-if TYPE_CHECKING:
-    from taosr1.data.judgements import Judgement
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.jsonl import clean_value
+from taosr1.task.judgement import Judgement
 
 ESCI_COLUMNS = (
-    "esci_label", "product_id", "product_locale", "product_title", "product_brand", "product_color", "product_color_name", "product_bullet_point",
-    "product_description", "product_category", "product_price",
+    "esci_label", "product_id", "product_locale", "product_title", "product_brand", "product_color",
+    "product_color_name", "product_bullet_point", "product_description", "product_category", "product_price",
 )  # fmt: skip
 GRADE_OF_ESCI = {"E": 4, "S": 3, "C": 2, "I": 1}
 # The KDD Cup files spell the labels out.
@@ -43,13 +40,12 @@ _LONG_LABELS = {"EXACT": "E", "SUBSTITUTE": "S", "COMPLEMENT": "C", "IRRELEVANT"
 _BLANK = re.compile(r"\s+")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--[^<>]*-->")
 _NEGATION = re.compile(r"\b(?:without|not|no)\b", re.IGNORECASE)
-_QUESTION = re.compile(
-    r"\s*(?:how|what|whats|which|who|whose|where|when|why|can|could|do|does|is|are|should)\b", re.IGNORECASE
-)
+_QUESTION_WORDS = "how|what|whats|which|who|whose|where|when|why|can|could|do|does|is|are|should"
+_QUESTION = re.compile(rf"\s*(?:{_QUESTION_WORDS})\b", re.IGNORECASE)
 
 
 def is_esci(row: dict) -> bool:
-    """Whether a row is ESCI-shaped: its labels or product columns are there and our own `title` is not."""
+    """Whether a row has ESCI's labels or product columns, and not our own `title`."""
     return "title" not in row and ("esci_label" in row or "product_title" in row)
 
 
@@ -61,16 +57,16 @@ def query_kind(query: str) -> str:
 
 
 def plain_text(text: str, *, tags: bool = True) -> str:
-    """Text of a product page on one line: entities unescaped, HTML tags replaced by a space (unless `tags` is False).
+    """Text of a product page on one line: entities unescaped, HTML tags replaced by a space (if `tags`).
 
-    Unescaping comes first because shops often store their tags escaped ("&lt;br&gt;"). "<10 inch" is no tag and stays.
+    Unescaping comes first because shops often store tags escaped ("&lt;br&gt;"). "<10 inch" is not a tag and stays.
     """
     text = html.unescape(text)
     return _BLANK.sub(" ", _TAG.sub(" ", text) if tags else text).strip()
 
 
 def esci_row(row: dict) -> dict:
-    """One ESCI row under our own column names, beside its original columns.
+    """One ESCI row with our own column names added to its original ones.
 
     Raises: ValueError naming the field, for an unknown label or a row of labels without product columns.
     """
@@ -103,14 +99,15 @@ def esci_row(row: dict) -> dict:
 
 
 def keep_split(rows: Sequence[Judgement], split: str) -> list[Judgement]:
-    """The judgements whose `split` column says `split` ("train" or "test" in ESCI).
+    """The judgements whose `split` column is `split` ("train" or "test" in ESCI).
 
-    Raises: ValueError naming the splits there are, where none fits.
+    Raises: ValueError naming the splits that exist, if no row has this one.
     """
     kept = [row for row in rows if row.extra.get("split") == split]
     if not kept:
         found = sorted({str(row.extra["split"]) for row in rows if row.extra.get("split") not in (None, "")})
-        raise ValueError(f"no row has split {split!r}: " + (f"the data has {shorten(str(found), 200)}" if found else "no 'split' column"))
+        has = f"the data has {shorten(str(found), 200)}" if found else "no 'split' column"
+        raise ValueError(f"no row has split {split!r}: {has}")
     return kept
 
 
@@ -149,7 +146,7 @@ def _grade(label: Any) -> int | None:
     return grade
 
 
-# ---- parquet (needs the [data] extra) -------------------------------------------------------------------------------
+# --- Parquet (needs the [data] extra) ---------------------------------------------------------------------------------
 
 
 def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
@@ -158,15 +155,15 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
     `path` is one parquet file, or ESCI's examples file, or the folder that holds it and the products file. Examples
     keep their order; only the products they name are held in memory.
 
-    Raises: ModuleNotFoundError without pyarrow; FileNotFoundError; ValueError naming the file that is damaged, for a product
-        that is there twice and differs, and for an example whose product is missing (`bad_rows` may skip it).
+    Raises: ModuleNotFoundError without pyarrow; FileNotFoundError; ValueError naming the file that is damaged, for a
+        product that occurs twice and differs, and for an example whose product is missing (`bad_rows` may skip it).
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file at {path}: check --data")
     examples = _one_file(path, "*examples*.parquet") if path.is_dir() else path
     bad_rows = bad_rows or BadRows(examples)
-    bad_rows.path = examples  # the file whose rows are counted, also where `path` is the folder
+    bad_rows.path = examples  # the file whose rows are counted, even if `path` is the folder
     columns = _parquet(examples).schema_arrow.names
     try:
         if "product_title" in columns or "esci_label" not in columns:
@@ -174,12 +171,12 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
                 bad_rows.rows += 1
                 yield number, row
         else:
-            yield from _joined(examples, _one_file(examples.parent, "*products*.parquet"), bad_rows)
+            yield from _join_products(examples, _one_file(examples.parent, "*products*.parquet"), bad_rows)
     finally:
         bad_rows.summarise()
 
 
-def _joined(examples: Path, products: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
+def _join_products(examples: Path, products: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
     keys = [name for name in ("product_id", "product_locale") if name in _parquet(examples).schema_arrow.names]
     wanted = {tuple(str(row[key]) for key in keys) for row in _parquet_rows(examples, columns=keys)}
     catalogue: dict[tuple, dict] = {}
@@ -209,25 +206,25 @@ def _parquet(path: Path) -> Any:
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f"reading {path.name} needs pyarrow: pip install 'taosr1[data]'") from None
-    with _naming(path):
+    with _naming_file(path):
         return parquet.ParquetFile(path)
 
 
 def _parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
     batches = _parquet(path).iter_batches(batch_size=4096, columns=columns)
     while True:
-        with _naming(path):
+        with _naming_file(path):
             batch = next(batches, None)
             rows = [] if batch is None else [clean_value(row) for row in batch.to_pylist()]
         if batch is None:
             return
         for row in rows:
-            yield {name: _plain(value) for name, value in row.items()}
+            yield {name: _json_value(value) for name, value in row.items()}
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """What pyarrow says about damaged data, with the file's name: its errors are ValueErrors, OSErrors and TypeErrors without one."""
+def _naming_file(path: Path) -> Iterator[None]:
+    """Turn pyarrow's errors about damaged data, of many types and without the file's name, into one that names it."""
     try:
         yield
     except (ValueError, OSError, TypeError, KeyError) as problem:
@@ -236,12 +233,12 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: not a readable parquet file ({shorten(str(problem), 200)})") from None
 
 
-def _plain(value: Any) -> Any:
-    """A parquet value as a JSON value: NaN (how pandas stores a gap) is null, dates and decimals are their text."""
+def _json_value(value: Any) -> Any:
+    """A parquet value as a JSON value: NaN (pandas' missing value) becomes null, dates and decimals their text."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _json_value(item) for name, item in value.items()}
     return value if value is None or isinstance(value, (str, int, float)) else str(value)

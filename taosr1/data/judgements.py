@@ -1,48 +1,23 @@
-"""Judgements: one query, one product, and (where known) the grade a person gave. Read from JSONL or CSV."""
+"""Reads and writes files of judgements: JSON Lines, CSV, TSV or parquet rows become checked `Judgement`s."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from taosr1.data.bad_rows import BadRows, shorten
+from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
-from taosr1.data.rows import check_file, read_csv, read_jsonl, write_jsonl
-from taosr1.data.text import BYTE_ORDER_MARK
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.jsonl import read_jsonl, write_jsonl
+from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
 from taosr1.task.grades import GRADES, grade_name
-
-COT_STEPS = ("Query", "Item", "Category", "Attributes", "Decision")
-MAX_COT_CHARS = 10_000  # of the five lines together, where they are learned: more is no explanation, and costs seconds a row
+from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 _READERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One query-product pair. Every text field is untrusted: it is only ever encoded as plain text."""
-
-    query: str
-    title: str
-    brand: str = ""
-    attributes: str = ""  # "name: value; name: value"
-    category: str = ""
-    description: str = ""
-    price: str = ""
-    grade: int | None = None  # 1-4, or None where nobody has judged
-    query_kind: str = ""  # plain, negation, affordable, question, knowledge, or the data's own word
-    query_id: str = ""
-    item_id: str = ""
-    cot: str = ""  # the five-line chain of thought of a reasoned pair
-    extra: dict = field(default_factory=dict)  # every other input column, verbatim
-
-
-COLUMNS = tuple(item.name for item in fields(Judgement) if item.name != "extra")
-PRODUCT_TEXT = ("title", "brand", "attributes", "category", "description")
 
 
 def read_judgements(
@@ -55,13 +30,13 @@ def read_judgements(
 ) -> list[Judgement]:
     """Read judgements from .jsonl, .json, .csv, .tsv (each also .gz) or .parquet; ESCI rows are recognised.
 
-    Text stays as it is, to the character (but see `rows.py` on NUL and lone surrogates; of a chain of thought line ends
-    become LF, and spaces at its lines' ends are dropped). A number in a text column becomes its text, null becomes "",
-    a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other names are kept
-    in `extra`, verbatim. `split` keeps the rows whose `split` column says so.
+    Text is kept exactly (but see `taosr1/runtime/jsonl.py` on NUL and lone surrogates; in a chain of thought line ends
+    become LF, and spaces at the ends of its lines are dropped). A number in a text column becomes its text, null
+    becomes "", a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other
+    names are kept in `extra`, verbatim. `split` keeps the rows with this value in their `split` column.
 
-    Bad rows beside those that cannot be read: a name like "Grade" or " grade" where `grade` is missing, and ids that
-    contradict an earlier row (`Duplicates`). How many rows were skipped, and why, is said once at the end, on stderr.
+    Rows that can be read but count as bad: a name like "Grade" or " grade" where `grade` is missing, and ids that
+    contradict an earlier row (`Duplicates`). The number of skipped rows, by kind, is printed at the end, on stderr.
 
     Raises: FileNotFoundError; ValueError naming file, line and field for a bad row beyond the first `max_bad_rows`
         (those are skipped and printed to stderr), for a damaged file, and for a file without a single row.
@@ -77,9 +52,9 @@ def read_judgements(
 def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
-    """`read_judgements`, one row at a time: for files that do not fit into memory. An empty file yields nothing."""
+    """`read_judgements` one row at a time, for files that do not fit into memory. An empty file yields nothing."""
     bad_rows = bad_rows or BadRows(path)
-    repeats = Duplicates(bad_rows)
+    duplicates = Duplicates(bad_rows)
     for line, row in read_rows(path, bad_rows):
         try:
             judgement = parse_judgement(row)
@@ -87,7 +62,7 @@ def iter_judgements(
                 raise ValueError("field 'grade' is missing, expected 1-4")
             if need_cot:
                 check_cot(judgement.cot)
-            repeats.add(line, judgement)
+            duplicates.add(line, judgement)
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
@@ -103,9 +78,8 @@ def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tup
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
     if kind not in _READERS:
-        raise ValueError(
-            f"{path}: unknown file type {kind!r}, expected {', '.join(_READERS)} (text also .gz): check --data"
-        )
+        expected = ", ".join(_READERS)
+        raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected} (text also .gz): check --data")
     if _READERS[kind] == "parquet":
         return read_parquet(path, bad_rows)
     if _READERS[kind] == "csv":
@@ -135,30 +109,8 @@ def parse_judgement(row: dict) -> Judgement:
     return Judgement(**text, grade=_grade(row.get("grade")), extra=extra)
 
 
-def check_cot(cot: str) -> None:
-    """Raise ValueError unless a chain of thought has its five lines, each with its name in front, and no more."""
-    if not cot:
-        raise ValueError("field 'cot' is missing, expected the five lines Query: to Decision:")
-    if len(cot) > MAX_COT_CHARS:
-        raise ValueError(f"field 'cot' has {len(cot)} characters, expected five lines of at most {MAX_COT_CHARS} together")
-    lines = cot.split("\n")
-    if len(lines) != len(COT_STEPS):
-        raise ValueError(f"field 'cot' has {len(lines)} lines, expected {len(COT_STEPS)}: {', '.join(COT_STEPS)}")
-    for line, step in zip(lines, COT_STEPS):
-        if not is_cot_line(line, step):
-            raise ValueError(
-                f"field 'cot' has the line {line[:40]!r}, expected it to begin with '{step}: ' and to be one line, without spaces around its text"
-            )
-
-
-def is_cot_line(line: str, step: str) -> bool:
-    """Whether a line is exactly "Step: text": with text, no space around it, and no other line break (CR, U+2028) in it."""
-    text = line.removeprefix(f"{step}: ")
-    return text != line and text == text.strip() and text.splitlines() == [text]
-
-
 def judgement_to_dict(judgement: Judgement) -> dict:
-    """A judgement as a flat row: every column, empty or not, then its `extra` ones. `parse_judgement` turns it back."""
+    """A judgement as a flat row: every column, empty or not, then its `extra` ones. Inverse of `parse_judgement`."""
     clash = sorted(set(judgement.extra) & set(COLUMNS))
     if clash:
         raise ValueError(f"extra columns {clash} have the names of a judgement's own fields")
@@ -166,10 +118,10 @@ def judgement_to_dict(judgement: Judgement) -> dict:
 
 
 def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
-    """Write judgements as JSON Lines, gzipped where the name ends in .gz; complete or not at all.
+    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none.
 
     Returns: the number of rows.
-    Raises: ValueError for a name that promises another format.
+    Raises: ValueError for a file name of another format.
     """
     if not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", Path(path).name.lower()):
         raise ValueError(f"{path}: judgements are written as JSON Lines, expected a name ending in .jsonl or .jsonl.gz")
@@ -177,45 +129,48 @@ def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
 
 
 def _text(name: str, value: Any) -> str:
-    """A text column's value as text; lists and objects only where they have a plain meaning."""
+    """A text column's value as text; lists and objects only in the columns where they have a clear meaning."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if (isinstance(value, list) and name in _JOINERS) or (isinstance(value, dict) and name == "attributes"):
-        parts = [_attribute(part) for part in (value.items() if isinstance(value, dict) else value)]
+        texts = [_attribute(item) for item in (value.items() if isinstance(value, dict) else value)]
         if name == "attributes":
-            parts = [part.replace(";", ",") for part in parts]
-        return _JOINERS[name].join(part for part in parts if part)
+            texts = [text.replace(";", ",") for text in texts]
+        return _JOINERS[name].join(filter(None, texts))
     if isinstance(value, float):
         if abs(value) >= 2**53:  # two ids of so many digits can be the same float
-            raise ValueError(f"field {name!r} is {value}, too large for a number with a point or exponent to be exact: write it as text")
-        # 123.0 is what an integer column with a gap becomes in many tools.
+            raise ValueError(
+                f"field {name!r} is {value}, too large for a number with a point or exponent to be exact: "
+                "write it as text"
+            )
+        # Many tools write the integers of a column with missing values as 123.0.
         return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"field {name!r} is {_short(value)}, expected text")
+    raise ValueError(f"field {name!r} is {shorten(repr(value))}, expected text")
 
 
 _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}
 
 
-def _attribute(part: Any) -> str:
+def _attribute(item: Any) -> str:
     """One element of a list or object of attributes: text, a (name, value) pair or {"name": ..., "value": ...}."""
-    if isinstance(part, dict) and set(part) == {"name", "value"}:
-        part = (part["name"], part["value"])
-    if isinstance(part, tuple):
-        name, value = part
-        value = ", ".join(_scalar(item) for item in value) if isinstance(value, list) else _scalar(value)
+    if isinstance(item, dict) and set(item) == {"name", "value"}:
+        item = (item["name"], item["value"])
+    if isinstance(item, tuple):
+        name, value = item
+        value = ", ".join(_scalar(entry) for entry in value) if isinstance(value, list) else _scalar(value)
         return f"{_scalar(name)}: {value}" if value else ""
-    return _scalar(part)
+    return _scalar(item)
 
 
 def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (dict, list)):
-        raise ValueError(f"a list or object holds {_short(value)}, expected text in it")
+        raise ValueError(f"a list or object holds {shorten(repr(value))}, expected text in it")
     return _text("attributes", value)
 
 
@@ -230,21 +185,17 @@ def _grade(value: Any) -> int | None:
                 return grade
     elif not isinstance(value, bool) and isinstance(value, (int, float)) and value in GRADES:
         return int(value)
-    raise ValueError(f"field 'grade' is {_short(value)}, expected 1-4")
-
-
-def _short(value: Any) -> str:
-    return shorten(repr(value))
+    raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
 
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:
-    """Raise ValueError for a column that would silently not be read: "Grade" or " grade" where there is no "grade"."""
+    """Raise ValueError for a column that would be ignored without notice: "Grade" or " grade", and no "grade"."""
     for name in row:
-        plain = _plain_name(name)
-        if plain != name and plain in columns and plain not in row:
-            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {plain!r}, rename it")
+        expected = _normalised_name(name)
+        if expected != name and expected in columns and expected not in row:
+            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it")
 
 
 @lru_cache(maxsize=4096)
-def _plain_name(name: str) -> str:
+def _normalised_name(name: str) -> str:
     return name.strip().strip(BYTE_ORDER_MARK).strip().lower()

@@ -1,11 +1,12 @@
-"""`--data`: a file of judgements, or a pool of the embedded shop ("synthetic:labelled")."""
+"""`--data`: a file of judgements, or a pool of the synthetic shop ("synthetic:labelled")."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from taosr1.data.judgements import Judgement, check_cot, read_judgements
+from taosr1.data.judgements import read_judgements
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
+from taosr1.task.judgement import Judgement, check_cot
 
 SYNTHETIC = "synthetic:"
 OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of that time keep working
@@ -21,38 +22,52 @@ def load_rows(
     need_grade: bool = False,
     need_cot: bool = False,
 ) -> list[Judgement]:
-    """The judgements behind `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows;
-    "synthetic:labelled*500" draws a pool of that size. Each source has its own `max_bad_rows`, and ids are compared inside one source only: the
-    pseudo-labels of a pool may stand beside its own grades.
+    """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
-    Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError where a pool
-    of the world lacks what is needed.
+    "synthetic:labelled*500" draws a pool of that size. `max_bad_rows` applies to each source, and ids are compared
+    inside one source only: the pseudo-labels of a pool may stand beside its own grades.
+
+    Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError for a pool
+        that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
+    needs = {"need_grade": need_grade, "need_cot": need_cot}
     if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
-        parts = [part.strip() for part in spec.split(",")]
-        settings = {"seed": seed, "split": split, "max_bad_rows": max_bad_rows, "need_grade": need_grade, "need_cot": need_cot}
-        rows = [row for part in parts for row in load_rows(part, **settings)]
-        return rows[:limit] if limit else rows
-    if spec.startswith(OLD_SPELLING):
-        spec = SYNTHETIC + spec.removeprefix(OLD_SPELLING)
-    if not spec.startswith(SYNTHETIC):
-        rows = read_judgements(spec, max_bad_rows=max_bad_rows, need_grade=need_grade, need_cot=need_cot, split=split or None)
-        return rows[:limit] if limit else rows
-    pool, _, size = spec[len(SYNTHETIC) :].partition("*")
-    pools = (*POOL_SIZES, EXPLAINED)
+        sources = [source.strip() for source in spec.split(",")]
+        settings = {"seed": seed, "split": split, "max_bad_rows": max_bad_rows, **needs}
+        rows = [row for source in sources for row in load_rows(source, **settings)]
+    elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
+        return _load_pool(spec.partition(":")[2], seed=seed, limit=limit, **needs)
+    else:
+        rows = read_judgements(spec, max_bad_rows=max_bad_rows, split=split or None, **needs)
+    return rows[:limit] if limit else rows
+
+
+def _load_pool(name: str, *, seed: int, limit: int, need_grade: bool, need_cot: bool) -> list[Judgement]:
+    """`load_rows` for a pool of the synthetic shop: "labelled", or "labelled*500" for another size."""
+    spec, pools = SYNTHETIC + name, (*POOL_SIZES, EXPLAINED)
+    pool, _, size = name.partition("*")
     if pool not in pools or (size and not size.isdigit()):
-        raise ValueError(f"{spec}: no such pool of the embedded shop, expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools)}")
+        raise ValueError(
+            f"{spec}: no such pool of the synthetic shop, expected synthetic:NAME or synthetic:NAME*SIZE, "
+            f"NAME one of {', '.join(pools)}"
+        )
     rows = read_pool(pool, int(size) if size else None, seed)
     rows = rows[:limit] if limit else rows
     if not rows:
         raise ValueError(f"{spec}: no rows")
     if need_grade and rows[0].grade is None:
-        raise ValueError(f"{spec}: its pairs have no grade; use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py")
+        raise ValueError(
+            f"{spec}: its pairs have no grade; use synthetic:labelled or synthetic:reasoned, "
+            "or grade them with train/label_pool.py"
+        )
     if need_cot:
         try:
             check_cot(rows[0].cot)
         except ValueError as error:
-            raise ValueError(f"{spec}: {error}; use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py") from error
+            raise ValueError(
+                f"{spec}: {error}; use synthetic:reasoned or synthetic:explained, "
+                "or write them with train/label_pool.py"
+            ) from error
     return rows

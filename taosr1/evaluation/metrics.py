@@ -1,7 +1,7 @@
-"""How good the grades are: every metric of counts is a function of one confusion matrix, so all can be bootstrapped.
+"""Metrics of grades. Each is a function of confusion counts, so that all of them can be bootstrapped over queries.
 
-Numbers and arrays only: no model, no file, no print. Grades are 1..4; a prediction that could not be parsed is None or
-0 and is an outcome of its own: it is wrong for its gold grade's recall and lands in the fifth, "unparsable" column.
+Grades are 1..4. A prediction that could not be parsed is None or 0 and is counted in a fifth column, "unparsable": it
+lowers the recall of its gold grade and no precision. Arrays and numbers only.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
+from taosr1.task.grades import GOOD_TIER, GRADES, TIER_INDEX, TIERS
 
 NUM_GRADES = len(GRADES)
-_TIER_INDEX = np.array([TIERS.index(TIER_OF_GRADE[grade]) for grade in GRADES])  # (4,): [g - 1] is the tier of grade g
+LEVEL = 0.95  # of every interval
 
 
-# ---- grades in, counts out -------------------------------------------------------------------------------------------
+# ---- from grades to counts -------------------------------------------------------------------------------------------
 
 
 def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
-    """Checks grades and returns them as int64 (N,), with None as 0.
+    """Grades as int64 (N,), None as 0.
 
-    Raises: ValueError naming the row, where a value is not a whole number 1-4 (or 0/None where `unparsable` allows it).
+    Raises: ValueError naming the row of a value that is not an integer 1-4 (0 and None too where `unparsable`).
     """
     if hasattr(values, "tolist"):
         values = values.tolist()
@@ -53,10 +53,9 @@ def _column(predicted: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(gold: Sequence, predicted: Sequence) -> np.ndarray:
-    """Counts rows by gold grade and predicted grade.
+    """Number of rows of each gold and predicted grade.
 
-    Shapes: gold (N,), predicted (N,).
-    Returns: int64 (4, 5): [g - 1, p - 1] counts gold g predicted p; column 4 counts unparsable predictions.
+    Shapes: gold (N,), predicted (N,) -> int64 (4, 5); [g - 1, p - 1] is gold g predicted as p, column 4 unparsable.
     """
     gold, predicted = _grade_pair(gold, predicted)
     cells = (gold - 1) * (NUM_GRADES + 1) + _column(predicted)
@@ -67,7 +66,7 @@ def confusion_matrix(gold: Sequence, predicted: Sequence) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Elementwise division where 0/0 is NaN, silently."""
+    """Elementwise division; NaN where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
 
@@ -94,31 +93,20 @@ def accuracy_of(counts: np.ndarray) -> np.ndarray:
     return _ratio(np.diagonal(counts, axis1=-2, axis2=-1).sum(-1), counts.sum((-2, -1)))
 
 
-def macro_f1(gold: Sequence, predicted: Sequence) -> float:
-    """Unweighted mean F1 over the four grades, 0..1.
-
-    Choice: a grade that occurs in neither gold nor predictions has no F1 (0/0) and leaves the mean, as in scikit-learn
-    without `labels`; counting it as 0 would punish a small slice for a grade nobody could have found. A grade that
-    occurs in gold and is never predicted, or the reverse, counts 0.
-    """
-    return float(macro_f1_of(confusion_matrix(gold, predicted)))
-
-
 def tier_counts(counts: np.ndarray) -> np.ndarray:
-    """Merges grade counts (..., 4, 5) into tier counts (..., 3, 4): Good, Mid, Bad, then unparsable."""
+    """Grade counts (..., 4, 5) summed into tier counts (..., 3, 4): Good, Mid, Bad, and a column of unparsable."""
     merge = np.zeros((NUM_GRADES + 1, len(TIERS) + 1))
-    merge[np.arange(NUM_GRADES), _TIER_INDEX] = 1
-    merge[NUM_GRADES, len(TIERS)] = 1
+    merge[range(NUM_GRADES + 1), [*TIER_INDEX, len(TIERS)]] = 1
     return merge[:NUM_GRADES, : len(TIERS)].T @ counts @ merge
 
 
 def good_f1_of(counts: np.ndarray) -> np.ndarray:
     """F1 of "the item is Good" (grades 3 and 4 together)."""
-    return f1_of(tier_counts(counts))[..., TIERS.index("Good")]
+    return f1_of(tier_counts(counts))[..., TIERS.index(GOOD_TIER)]
 
 
 def tier_accuracy_of(counts: np.ndarray) -> np.ndarray:
-    """Share of rows in the right one of Good, Mid, Bad."""
+    """Share of rows whose tier is right; an unparsable prediction is wrong."""
     return accuracy_of(tier_counts(counts))
 
 
@@ -128,7 +116,7 @@ def tier_macro_f1_of(counts: np.ndarray) -> np.ndarray:
 
 
 def quadratic_kappa_of(counts: np.ndarray) -> np.ndarray:
-    """Cohen's kappa with squared grade distance as weight, over the parsed rows; NaN where no chance disagrees."""
+    """Cohen's kappa over the parsed rows, weighted by squared distance; NaN where only one grade occurs."""
     parsed = np.asarray(counts[..., :NUM_GRADES], dtype=np.float64)
     grade = np.arange(NUM_GRADES)
     distance = (grade[:, None] - grade[None, :]) ** 2  # the usual 1/(C - 1)^2 cancels
@@ -137,7 +125,7 @@ def quadratic_kappa_of(counts: np.ndarray) -> np.ndarray:
 
 
 def signed_bias_of(counts: np.ndarray) -> np.ndarray:
-    """Mean of predicted minus gold grade over the parsed rows: above 0 is optimism, the usual fault of LLMs."""
+    """Mean of predicted minus gold grade over the parsed rows; above 0 the judge is too generous."""
     parsed = counts[..., :NUM_GRADES]
     grade = np.arange(NUM_GRADES)
     return _ratio((parsed * (grade[None, :] - grade[:, None])).sum((-2, -1)), parsed.sum((-2, -1)))
@@ -148,7 +136,7 @@ def parse_failure_rate_of(counts: np.ndarray) -> np.ndarray:
     return _ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1)))
 
 
-# Every metric of grade counts (..., 4, 5) by the name that reports use; all of them can be bootstrapped.
+# Metrics of grade counts (..., 4, 5) -> (...), by the names that reports use.
 COUNT_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "macro_f1": macro_f1_of,
     "accuracy": accuracy_of,
@@ -161,53 +149,27 @@ COUNT_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-# ---- the same, from rows ---------------------------------------------------------------------------------------------
+# ---- from grades -----------------------------------------------------------------------------------------------------
 
 
-def per_grade_f1(gold: Sequence, predicted: Sequence) -> dict[int, float]:
-    """F1 of each grade; NaN for a grade in neither gold nor predictions."""
-    return dict(zip(GRADES, f1_of(confusion_matrix(gold, predicted)).tolist()))
+def macro_f1(gold: Sequence, predicted: Sequence) -> float:
+    """Unweighted mean F1 over the four grades, 0..1.
 
-
-def accuracy(gold: Sequence, predicted: Sequence) -> float:
-    """Share of rows whose grade is right; an unparsable prediction is wrong."""
-    return float(accuracy_of(confusion_matrix(gold, predicted)))
-
-
-def good_f1(gold: Sequence, predicted: Sequence) -> float:
-    """F1 of "the item is Good" (grades 3 and 4 together)."""
-    return float(good_f1_of(confusion_matrix(gold, predicted)))
-
-
-def tier_accuracy(gold: Sequence, predicted: Sequence) -> float:
-    """Share of rows in the right one of Good, Mid, Bad; an unparsable prediction is wrong."""
-    return float(tier_accuracy_of(confusion_matrix(gold, predicted)))
-
-
-def quadratic_kappa(gold: Sequence, predicted: Sequence) -> float:
-    """Cohen's kappa with squared grade distance as weight, over the parsed rows."""
-    return float(quadratic_kappa_of(confusion_matrix(gold, predicted)))
-
-
-def signed_bias(gold: Sequence, predicted: Sequence) -> float:
-    """Mean of predicted minus gold grade over the parsed rows."""
-    return float(signed_bias_of(confusion_matrix(gold, predicted)))
-
-
-def parse_failure_rate(predicted: Sequence) -> float:
-    """Share of predictions that could not be parsed (None or 0)."""
-    predicted = grade_array(predicted, "predicted", unparsable=True)
-    return float(_ratio((predicted == 0).sum(), len(predicted)))
+    Choice: a grade in neither gold nor predictions has no F1 (0/0) and is left out of the mean, as in scikit-learn
+    without `labels`: as 0 it would lower the score of a small slice for a grade that does not occur in it. A grade that
+    occurs on one side only counts 0.
+    """
+    return float(macro_f1_of(confusion_matrix(gold, predicted)))
 
 
 def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> dict[str, float]:
-    """Discriminative hallucination: the reasoning says one grade, the emitted label another.
+    """How often the reasoning and the emitted label disagree, over the rows where both were parsed.
 
-    Shapes: gold (N,), labels (N,), stated (N,): the grade the chain of thought states on its Decision line, or the
-    grade its steps imply under the rules. Only rows whose label and stated grade were both parsed count.
+    Shapes: gold (N,), labels (N,), stated (N,): the grade on the Decision line of the chain of thought, or the grade
+        that its steps imply under the rules.
     Returns: `disagrees`, share with stated != label; `right_but_label_wrong`, share with stated = gold and
-    label != gold; `rows`, how many rows counted. The shares are NaN where no row does.
-    Source: arXiv 2508.12365 names the second "discriminative hallucination".
+        label != gold; `rows`, the number of rows. The shares are NaN without rows.
+    Source: arXiv 2508.12365 calls the second "discriminative hallucination".
     """
     gold, labels = _grade_pair(gold, labels)
     stated = grade_array(stated, "stated", unparsable=True)
@@ -222,12 +184,12 @@ def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> d
     }
 
 
-# ---- intervals: whole queries are resampled, since the items of one query share its difficulty -----------------------
+# ---- intervals: queries are resampled, not rows, since the items of one query share its difficulty -------------------
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric on all rows and its bootstrap percentile interval; NaN where the metric is undefined."""
+    """A metric on all rows and its bootstrap percentile interval; NaN where undefined."""
 
     value: float
     low: float
@@ -235,7 +197,7 @@ class Interval:
 
 
 def query_counts(gold: Sequence, predicted: Sequence, query_ids: Sequence) -> np.ndarray:
-    """One confusion matrix per query, (Q, 4, 5), queries in sorted order so that the order of rows does not matter."""
+    """One confusion matrix per query, (Q, 4, 5); queries are sorted, so the order of rows does not matter."""
     gold, predicted = _grade_pair(gold, predicted)
     if len(query_ids) != len(gold):
         raise ValueError(f"gold has {len(gold)} rows, query_ids has {len(query_ids)}: they must be parallel")
@@ -246,64 +208,58 @@ def query_counts(gold: Sequence, predicted: Sequence, query_ids: Sequence) -> np
 
 
 def resampled_counts(per_query: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Total counts of `samples` draws of Q queries with replacement: (Q, 4, 5) -> (samples, 4, 5).
+    """Total counts of `samples` resamples of Q queries with replacement: (Q, 4, 5) -> (samples, 4, 5).
 
-    A draw is a row of multinomial weights over queries, so a resample is a product with the per-query counts and no
-    row is ever touched again. The same seed and Q give the same draws, which is what makes differences paired.
+    A resample is a row of multinomial weights over queries, multiplied with the per-query counts. The same seed and Q
+    give the same resamples, which pairs the two sides of a difference.
     """
     queries = len(per_query)
     generator = np.random.default_rng(seed)
     flat = per_query.reshape(queries, -1).astype(np.float64)
     rows_per_chunk = max(1, 4_000_000 // queries)  # bounds the (rows, Q) weights to 32 MB
-    totals = []
+    totals = [np.zeros((0, flat.shape[1]))]
     for start in range(0, samples, rows_per_chunk):
         rows = min(rows_per_chunk, samples - start)
         drawn = generator.integers(queries, size=(rows, queries)) + np.arange(rows)[:, None] * queries
         weights = np.bincount(drawn.reshape(-1), minlength=rows * queries).reshape(rows, queries)
         totals.append(weights.astype(np.float64) @ flat)
-    return np.concatenate([np.zeros((0, flat.shape[1])), *totals]).reshape(samples, *per_query.shape[1:])
+    return np.concatenate(totals).reshape(samples, *per_query.shape[1:])
 
 
-def percentile_interval(value: float, resamples: np.ndarray, level: float = 0.95) -> Interval:
-    """The central `level` share of the resampled values; a resample in which the metric is undefined is left out."""
+def percentile_interval(value: float, resamples: np.ndarray) -> Interval:
+    """The central `LEVEL` of the resampled values; resamples in which the metric is undefined are left out."""
     known = resamples[~np.isnan(resamples)]
     if len(known) == 0:
         return Interval(float(value), float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(value), float(low), float(high))
 
 
-def _count_metric(metric: str | Callable) -> Callable[[np.ndarray], np.ndarray]:
-    if callable(metric):
-        return metric
-    if metric not in COUNT_METRICS:
-        raise ValueError(f"metric is {metric!r}, expected one of {', '.join(COUNT_METRICS)} or a function of counts")
-    return COUNT_METRICS[metric]
-
-
 def bootstrap_interval(
-    metric: str | Callable, gold: Sequence, predicted: Sequence, query_ids: Sequence,
-    samples: int = 1000, seed: int = 0, level: float = 0.95,
-) -> Interval:  # fmt: skip
-    """Percentile bootstrap over queries (clusters), not rows.
-
-    `metric` is a name in `COUNT_METRICS` or a function from counts (..., 4, 5) to (...).
-    """
-    metric = _count_metric(metric)
+    metric: str, gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int = 1000, seed: int = 0
+) -> Interval:
+    """A metric of `COUNT_METRICS` with its percentile bootstrap interval over queries (clusters of rows)."""
+    metric_of = _count_metric(metric)
     counts = query_counts(gold, predicted, query_ids)
-    return percentile_interval(metric(counts.sum(0)), metric(resampled_counts(counts, samples, seed)), level)
+    return percentile_interval(metric_of(counts.sum(0)), metric_of(resampled_counts(counts, samples, seed)))
 
 
 def bootstrap_difference(
-    metric: str | Callable, gold: Sequence, before: Sequence, after: Sequence, query_ids: Sequence,
-    samples: int = 1000, seed: int = 0, level: float = 0.95,
+    metric: str, gold: Sequence, before: Sequence, after: Sequence, query_ids: Sequence,
+    samples: int = 1000, seed: int = 0,
 ) -> Interval:  # fmt: skip
-    """Interval of metric(after) - metric(before) on the same rows, paired: both sides see the same resampled queries.
+    """Interval of metric(after) - metric(before) on the same rows, both sides on the same resampled queries.
 
-    It is narrower than comparing two separate intervals, because the two models find the same queries hard.
+    Pairing makes it narrower than the difference of two separate intervals: both models find the same queries hard.
     """
-    metric = _count_metric(metric)
+    metric_of = _count_metric(metric)
     first, second = (query_counts(gold, predicted, query_ids) for predicted in (before, after))
-    value = metric(second.sum(0)) - metric(first.sum(0))
-    resamples = metric(resampled_counts(second, samples, seed)) - metric(resampled_counts(first, samples, seed))
-    return percentile_interval(value, resamples, level)
+    value = metric_of(second.sum(0)) - metric_of(first.sum(0))
+    resamples = metric_of(resampled_counts(second, samples, seed)) - metric_of(resampled_counts(first, samples, seed))
+    return percentile_interval(value, resamples)
+
+
+def _count_metric(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    if name not in COUNT_METRICS:
+        raise ValueError(f"metric is {name!r}, expected one of {', '.join(COUNT_METRICS)}")
+    return COUNT_METRICS[name]

@@ -1,10 +1,12 @@
-"""Training curves of one or more runs: what their metrics.jsonl holds, over optimizer steps, as small multiples.
+"""Training curves of one or more runs: the metrics in their metrics.jsonl over optimizer steps, one panel each.
 
     python -m taosr1.evaluation.plot runs/thinker-grpo                        # -> runs/thinker-grpo/curves.png
-    python -m taosr1.evaluation.plot runs/a runs/b --smooth 10 --out ab.png   # several runs overlaid
+    python -m taosr1.evaluation.plot runs/a runs/b --smooth 10 --out ab.png   # several runs in the same panels
+    python -m taosr1.evaluation.plot runs/thinker-grpo --metric dev_macro_f1 --out grpo.svg   # one small picture
 
-A panel is drawn for every metric of `PANELS` that some run logged. The legend names each run with its seed, commit and
-machine. A run that is still going, or was killed in the middle of a line, is drawn as far as it got, with a note.
+A panel is drawn for every metric of `PANELS` that some run logged, or only for those that --metric names. The legend
+gives each run's seed, commit and machine. An unfinished run is drawn as far as it got. The same metrics give the same
+SVG, byte by byte; its text stays text, so that the file is small.
 """
 
 from __future__ import annotations
@@ -22,25 +24,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.jsonl"
-# In the order of the panels: the name in metrics.jsonl, and what it says.
+# The name in metrics.jsonl and the title, in the order of the panels.
 PANELS = {
     "loss": "the step's loss",
     "dev_macro_f1": "macro-F1 on dev",
     "dev_ece": "calibration error on dev (ECE)",
-    "reward_balanced": "share of right replies, grades alike",
+    "reward_balanced": "share of right replies, mean over grades",
     "kept_frac": "share of groups trained on",
     "kept_cv": "imbalance of their grades (CV)",
     "entropy": "entropy of the next token (nats)",
     "kl": "distance to the starting model",
     "approx_kl": "distance to the sampling weights",
-    "clip_ratio/region_mean": "share of tokens the clip stopped",
-    "rewards/margins": "chosen above rejected, times beta",
+    "clip_ratio/region_mean": "share of clipped tokens",
+    "rewards/margins": "margin of chosen over rejected, times beta",
     "rewards/accuracies": "share of pairs with chosen above",
     "grad_norm": "gradient norm before clipping",
-    "lr_factor": "learning rate, of its peak",
+    "lr_factor": "learning rate relative to its peak",
     "completions/mean_length": "tokens per sampled reply",
 }
-NEVER_SMOOTHED = ("dev_macro_f1", "dev_ece", "lr_factor")  # scores of few checkpoints, and what is known exactly
+NEVER_SMOOTHED = ("dev_macro_f1", "dev_ece", "lr_factor")  # few points, or no noise
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 4
 MARKED_POINTS = 30  # curves with fewer points show each of them
@@ -56,7 +58,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """A run folder as far as it can be read. `origin` is its seed, commit and machine; `notes` say what was left out."""
+    """The readable curves of a run folder; `origin`: seed, commit and machine; `notes`: what was left out, and why."""
 
     folder: Path
     curves: dict[str, Curve]
@@ -64,11 +66,11 @@ class RunCurves:
     notes: tuple[str, ...]
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- read ------------------------------------------------------------------------------------------------------------
 
 
 def read_run(folder: str | Path) -> RunCurves:
-    """The curves of a run folder. Nothing that is missing or broken is an error here: `notes` tells it."""
+    """The curves of a run folder. Missing or broken files are no errors: `notes` names them."""
     folder = Path(folder)
     rows, notes = read_metrics(folder / METRICS_FILE)
     curves, left_out = curves_of(rows)
@@ -79,7 +81,7 @@ def read_run(folder: str | Path) -> RunCurves:
 
 
 def read_metrics(path: Path) -> tuple[list[dict], list[str]]:
-    """The lines of metrics.jsonl that are objects with a step, and a note for whatever else there was."""
+    """The lines of metrics.jsonl that are objects with a step, and a note for everything else."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -95,20 +97,19 @@ def read_metrics(path: Path) -> tuple[list[dict], list[str]]:
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)
+        elif number == len(lines):  # every complete line ends with a line break
+            notes.append(f"{path}:{number}: left out, the run was stopped while it wrote this line, or still writes it")
         else:
-            torn = number == len(lines)  # every whole line ends with a line break
-            why = "the run was stopped while it wrote this line, or still writes it" if torn else "not a JSON object with a step"
-            notes.append(f"{path}:{number}: left out, {why}")
+            notes.append(f"{path}:{number}: left out, not a JSON object with a step")
     if not rows and not notes:
         notes.append(f"{path}: nothing is logged yet")
     return rows, notes
 
 
 def curves_of(rows: Sequence[dict]) -> tuple[dict[str, Curve], dict[str, int]]:
-    """Rows of metrics.jsonl as one curve per metric, and how many values of which metric were not finite.
+    """One curve per metric of the rows of metrics.jsonl, and the number of values of each metric that are not finite.
 
-    A step has a line of its training metrics and, where it was evaluated, another of its scores. Where a metric stands
-    twice for one step, the later line counts.
+    Of several values of a metric for one step the last counts. (The scores of a step are on a line of their own.)
     """
     points: dict[str, dict[int, float]] = {}
     left_out: dict[str, int] = {}
@@ -124,90 +125,93 @@ def curves_of(rows: Sequence[dict]) -> tuple[dict[str, Curve], dict[str, int]]:
 
 
 def _origin(folder: Path) -> str:
-    """ "seed 0, 97e0ece, x86_64": of config.json and env.json, as far as they are there."""
+    """ "seed 0, 97e0ece, x86_64": from config.json and env.json, as far as they can be read."""
     config, environment = (_read_object(folder / name) for name in ("config.json", "env.json"))
     seed = f"seed {config['seed']}" if "seed" in config else ""
     machine = environment.get("cuda") or environment.get("machine")
-    return ", ".join(str(part) for part in (seed, environment.get("commit"), machine) if part)
+    return ", ".join(str(fact) for fact in (seed, environment.get("commit"), machine) if fact)
 
 
 def _read_object(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # a legend without its origin is still a legend
+        return {}  # the legend then lacks it
     return value if isinstance(value, dict) else {}
 
 
-# ---- grouping --------------------------------------------------------------------------------------------------------
+# ---- arrange ---------------------------------------------------------------------------------------------------------
 
 
-def panels_of(runs: Sequence[RunCurves]) -> list[str]:
-    """The metrics of `PANELS` that at least one run has, in that order."""
-    return [name for name in PANELS if any(name in run.curves for run in runs)]
+def panels_of(runs: Sequence[RunCurves], metrics: Sequence[str] = ()) -> list[str]:
+    """The metrics of `PANELS` that at least one run has, in that order; if `metrics` is not empty, only those in it."""
+    return [name for name in PANELS if name in (metrics or PANELS) and any(name in run.curves for run in runs)]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Each folder's shortest ending that no other folder shares: a and b, or x/run and y/run."""
-    parts = [folder.absolute().parts for folder in folders]
-    longest = max(map(len, parts), default=1)
-    for depth in range(1, longest + 1):
-        names = ["/".join(path[-depth:]) for path in parts]
-        if len(set(names)) == len(set(parts)):
+    """The shortest end of each path that differs for all of them: a and b, or x/run and y/run."""
+    paths = [folder.absolute().parts for folder in folders]
+    names: list[str] = []
+    for depth in range(1, 1 + max(map(len, paths), default=0)):
+        names = ["/".join(path[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
             break
-    return names if parts else []
+    return names
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to window - 1 before it: no point knows what came later, as in the run itself.
+    """The mean of each value and up to window - 1 values before it.
 
     Raises: ValueError for a window below 1.
     """
     if window < 1:
         raise ValueError(f"--smooth is {window}, expected at least 1 (1: as logged)")
-    parts = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
-    return [math.fsum(part) / len(part) for part in parts]
+    windows = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
+    return [math.fsum(values) / len(values) for values in windows]
 
 
-# ---- drawing ---------------------------------------------------------------------------------------------------------
+# ---- draw ------------------------------------------------------------------------------------------------------------
 
 
-def figure_of(runs: Sequence[RunCurves], smooth: int = 1) -> Figure:
-    """The panels of these runs as a matplotlib figure, one colour a run; smoothed curves have the logged ones behind them.
+def figure_of(runs: Sequence[RunCurves], smooth: int = 1, metrics: Sequence[str] = ()) -> Figure:
+    """A matplotlib figure with the panels of these runs (`panels_of`), one colour a run, all over the same steps.
 
-    All panels span the same steps.
-
+    Where a curve is smoothed, the logged values are drawn behind it.
     Raises: ValueError where no run has a metric to draw; ModuleNotFoundError without matplotlib.
     """
-    panels = panels_of(runs)
+    panels = panels_of(runs, metrics)
     if not panels:
-        raise ValueError(f"nothing to draw: no run has one of {', '.join(PANELS)}")
+        raise ValueError(f"nothing to draw: no run has one of {', '.join(metrics or PANELS)}")
     try:
-        from matplotlib.figure import Figure  # without pyplot: no window, no state that stays behind
+        from matplotlib.figure import Figure  # not pyplot: it opens windows and keeps global state
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ModuleNotFoundError('plots need matplotlib: pip install -c constraints.txt -e ".[plot]"') from error
     columns = min(COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.4 * lines + 0.5 + 0.22 * len(runs)), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    rows = math.ceil(len(panels) / columns)
+    width, height, font = (6.4, 2.8, 9) if len(panels) == 1 else (3.4, 2.4, 7)
+    figure = Figure(figsize=(width * columns, height * rows + 0.5 + 0.22 * len(runs)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     last = max(run.curves[name].steps[-1] for name in panels for run in runs if name in run.curves)
     for axes, name in zip(grid, panels):
         for number, run in enumerate(runs):
             if name in run.curves:
                 _draw(axes, run.curves[name], number, 1 if name in NEVER_SMOOTHED else smooth)
-        axes.set_title(f"{name}\n{PANELS[name]}", fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.set_title(f"{name}\n{PANELS[name]}", fontsize=font + 1)
+        axes.tick_params(labelsize=font)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.set_xlim(0, 1.03 * max(last, 1))
-        axes.set_xlabel("step", fontsize=7)
+        axes.set_xlabel("step", fontsize=font)
     for axes in grid[len(panels) :]:
         axes.remove()
-    handles = [_draw(grid[0], None, number) for number in range(len(runs))]
-    labels = [f"{name} ({run.origin})" if run.origin else name for name, run in zip(names_of([run.folder for run in runs]), runs)]
-    note = f"smoothed: mean of {smooth} logged values (not {' and '.join(NEVER_SMOOTHED)})" if smooth > 1 else None
-    figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=8, title=note, title_fontsize=8, alignment="left")
+    lines = [_draw(grid[0], None, number) for number in range(len(runs))]
+    names = zip(names_of([run.folder for run in runs]), runs)
+    labels = [f"{name} ({run.origin})" if run.origin else name for name, run in names]
+    note = f"smoothed: mean of {smooth} logged values (not {', '.join(NEVER_SMOOTHED)})" if smooth > 1 else None
+    legend = figure.legend(lines, labels, loc="outside lower left", frameon=False, fontsize=font + 1, title=note)
+    legend.set_alignment("left")
+    legend.get_title().set_fontsize(font + 1)
     return figure
 
 
@@ -222,13 +226,27 @@ def _draw(axes, curve: Curve | None, number: int, smooth: int = 1):
     return axes.plot(curve.steps, smoothed(curve.values, smooth), **style, **marker)[0]
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a .png, .svg or .pdf file, into a new folder where needed."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None  # no date: equal curves give equal files
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "taosr1"}):  # no embedded fonts, no random ids
+        figure.savefig(path, dpi=140, metadata=metadata)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m taosr1.evaluation.plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder (it holds metrics.jsonl)")
-    parser.add_argument("--out", metavar="FILE", help="picture to write: .png, .svg or .pdf (default: curves.png in the first run that can be drawn)")
-    parser.add_argument("--smooth", metavar="N", type=int, default=1, help="draw the mean of N logged values at a time (default: 1, as logged)")
+        prog="python -m taosr1.evaluation.plot", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="run folder (it holds metrics.jsonl)")
+    add("--out", metavar="FILE", help="picture: .png, .svg or .pdf (default: curves.png in the first run drawn)")
+    add("--smooth", metavar="N", type=int, default=1, help="draw the mean of N logged values at a time (default: 1)")
+    add("--metric", metavar="NAME", action="append", default=[], choices=list(PANELS),
+        help=f"draw only this metric; may be repeated. One of {', '.join(PANELS)}")  # fmt: skip
     return parser
 
 
@@ -241,15 +259,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [read_run(folder) for folder in args.runs]
         for note in (note for run in runs for note in run.notes):
             print(f"note: {note}", file=sys.stderr)
-        drawn = [run for run in runs if panels_of([run])]
-        figure = figure_of(drawn, args.smooth)
+        drawn = [run for run in runs if panels_of([run], args.metric)]
+        figure = figure_of(drawn, args.smooth, args.metric)
         out = Path(args.out) if args.out else drawn[0].folder / "curves.png"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=140)
+        save_figure(figure, out)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(panels_of(drawn))} panels of {len(drawn)} of {len(runs)} runs -> {out}")
+    print(f"{len(panels_of(drawn, args.metric))} panels of {len(drawn)} of {len(runs)} runs -> {out}")
     return 0
 
 

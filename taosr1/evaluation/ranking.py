@@ -1,4 +1,4 @@
-"""How good the probabilities and the ordering are: calibration (ECE, Brier), AUC and nDCG. Arrays and numbers only."""
+"""Quality of probabilities and of the ordering: calibration (ECE, Brier), AUC, nDCG. Arrays and numbers only."""
 
 from __future__ import annotations
 
@@ -7,24 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from taosr1.evaluation.metrics import grade_array
-from taosr1.task.grades import GRADES, TIER_OF_GRADE
-from taosr1.task.probabilities import checked_probs
+from taosr1.task.grades import GOOD_TIER, GRADES, TIER_OF_GRADE, TIERS
+from taosr1.task.probabilities import checked_probs, checked_probs_and_grades
 
-# ESCI's published gains, with E, S, C, I on grades 4, 3, 2, 1. Its training code and its qrels file disagree on which
-# of S and C is worth 0.1 (amazon-science/esci-data issues 9 and 18), so both are here and a report names its
-# own.
+# ESCI's published gains, with E, S, C, I as grades 4, 3, 2, 1. Its training code and its qrels file disagree on whether
+# S or C has gain 0.1 (amazon-science/esci-data issues 9 and 18), so reports show both.
 ESCI_GAINS = {4: 1.0, 3: 0.1, 2: 0.01, 1: 0.0}
 ESCI_GAINS_SWAPPED = {4: 1.0, 3: 0.01, 2: 0.1, 1: 0.0}
-
-
-def _scored(scores: Sequence, gold: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    scores, gold = np.asarray(scores, dtype=np.float64), grade_array(gold, "gold", unparsable=False)
-    if scores.shape != gold.shape:
-        raise ValueError(f"scores has shape {scores.shape}, gold has {len(gold)} rows: they must be parallel")
-    if not np.isfinite(scores).all():
-        row = int((~np.isfinite(scores)).argmax())
-        raise ValueError(f"scores[{row}] is {scores[row]}, expected a finite number")
-    return scores, gold
 
 
 def expected_grade(probs) -> np.ndarray:
@@ -35,31 +24,19 @@ def expected_grade(probs) -> np.ndarray:
 # ---- calibration -----------------------------------------------------------------------------------------------------
 
 
-def _probs_and_gold(probs, gold: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    probs, gold = checked_probs(probs), grade_array(gold, "gold", unparsable=False)
-    if len(probs) != len(gold):
-        raise ValueError(f"probs has {len(probs)} rows, gold has {len(gold)}: they must be parallel")
-    if len(gold) == 0:
-        raise ValueError("no rows to evaluate: probs and gold are empty")
-    return probs, gold
-
-
 def reliability_bins(probs, gold: Sequence, bins: int = 15) -> list[dict[str, float]]:
     """The non-empty equal-width bins of top-label confidence: `low`, `high`, `rows`, `confidence`, `accuracy`.
 
-    A bin holds its upper edge, not its lower (Guo et al. 2017). Where two grades tie for the top, the lower one is
-    taken, as argmax does.
+    A bin includes its upper edge (Guo et al. 2017). Of equally probable grades the lower one is the prediction.
     """
-    probs, gold = _probs_and_gold(probs, gold)
+    probs, gold = checked_probs_and_grades(probs, gold)
     confidence, right = probs.max(-1), probs.argmax(-1) + 1 == gold
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     table = []
     for b in np.unique(index):
         inside = index == b
-        table.append(
-            {"low": b / bins, "high": (b + 1) / bins, "rows": int(inside.sum()),
-             "confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
-        )  # fmt: skip
+        means = {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
+        table.append({"low": b / bins, "high": (b + 1) / bins, "rows": int(inside.sum()), **means})
     return table
 
 
@@ -69,13 +46,12 @@ def expected_calibration_error(probs, gold: Sequence, bins: int = 15) -> float:
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, with their 15 bins.
     """
     table = reliability_bins(probs, gold, bins)
-    gaps = sum(part["rows"] * abs(part["accuracy"] - part["confidence"]) for part in table)
-    return gaps / sum(part["rows"] for part in table)
+    return sum(row["rows"] * abs(row["accuracy"] - row["confidence"]) for row in table) / len(gold)
 
 
 def brier_score(probs, gold: Sequence) -> float:
     """Multi-class Brier score: mean over rows of sum over grades (p - [grade is gold])^2, from 0 (perfect) to 2."""
-    probs, gold = _probs_and_gold(probs, gold)
+    probs, gold = checked_probs_and_grades(probs, gold)
     return float(((probs - np.eye(len(GRADES))[gold - 1]) ** 2).sum(-1).mean())
 
 
@@ -83,31 +59,31 @@ def brier_score(probs, gold: Sequence) -> float:
 
 
 def auc(scores: Sequence, positive: Sequence[bool]) -> float:
-    """P(a positive outscores a negative), ties counting one half; NaN where either side is empty."""
+    """P(a positive has a higher score than a negative), ties counting one half; NaN where either side is empty."""
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if positives == 0 or negatives == 0:
         return float("nan")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # ties share the mean of their ranks, from 1
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # from 1; ties have the mean of their ranks
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def good_auc(scores: Sequence, gold: Sequence, *, against: Sequence[str] = ("Bad",)) -> float:
-    """AUC of the rows whose gold tier is Good against those whose gold tier is in `against`, without the others."""
+def good_auc(scores: Sequence, gold: Sequence, *, against: Sequence[str] = TIERS[-1:]) -> float:
+    """AUC of rows whose gold tier is Good against rows whose gold tier is in `against`; other rows are left out."""
     scores, gold = _scored(scores, gold)
-    tiers = np.array([TIER_OF_GRADE[int(grade)] for grade in gold], dtype=object)
-    kept = (tiers == "Good") | np.isin(tiers.astype(str), list(against))
-    return auc(scores[kept], (tiers == "Good")[kept])
+    tiers = np.array([TIER_OF_GRADE[int(grade)] for grade in gold], dtype=str)
+    kept = np.isin(tiers, [GOOD_TIER, *against])
+    return auc(scores[kept], (tiers == GOOD_TIER)[kept])
 
 
 def ndcg_by_query(
     scores: Sequence, gold: Sequence, query_ids: Sequence, k: int | None = None, gains: Mapping[int, float] = ESCI_GAINS
 ) -> dict[str, float]:
-    """nDCG@k of each query that has anything to find; `k` None is the whole list.
+    """nDCG@k of each query with a gain above 0; `k` None is the complete list.
 
-    DCG is sum gain / log2(rank + 1). Choice: items with equal scores share the mean gain of the ranks they hold, so
-    that the order of a file cannot lift a metric; a query whose gains are all zero has no nDCG (0/0) and is left out.
+    DCG is sum gain / log2(rank + 1). Choice: each of several items with equal scores counts with their mean gain, so
+    that the order of rows in a file changes nothing; a query without any gain has no nDCG (0/0) and is left out.
     Returns: {query id: nDCG}, queries in sorted order.
     """
     if k is not None and k < 1:
@@ -125,16 +101,8 @@ def ndcg_by_query(
     return {str(names[q]): float(found[q] / ideal[q]) for q in np.flatnonzero(ideal > 0)}
 
 
-def ndcg_at_k(
-    scores: Sequence, gold: Sequence, query_ids: Sequence, k: int | None = None, gains: Mapping[int, float] = ESCI_GAINS
-) -> float:
-    """Mean of `ndcg_by_query` over its queries; NaN where there is none."""
-    per_query = ndcg_by_query(scores, gold, query_ids, k, gains)
-    return float(np.mean(list(per_query.values()))) if per_query else float("nan")
-
-
 def _dcg(scores: np.ndarray, gain: np.ndarray, query: np.ndarray, queries: int, k: int | None) -> np.ndarray:
-    """Expected DCG@k (queries,) when items with equal scores are ordered at random."""
+    """Expected DCG@k of each query, (queries,), where items with equal scores are in random order."""
     if len(query) == 0:
         return np.zeros(queries)
     order = np.lexsort((-scores, query))
@@ -149,3 +117,13 @@ def _dcg(scores: np.ndarray, gain: np.ndarray, query: np.ndarray, queries: int, 
     tie = np.cumsum(new_tie) - 1
     mean_gain = np.bincount(tie, weights=gain) / np.bincount(tie)
     return np.bincount(query, weights=mean_gain[tie] * discount, minlength=queries)
+
+
+def _scored(scores: Sequence, gold: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    scores, gold = np.asarray(scores, dtype=np.float64), grade_array(gold, "gold", unparsable=False)
+    if scores.shape != gold.shape:
+        raise ValueError(f"scores has shape {scores.shape}, gold has {len(gold)} rows: they must be parallel")
+    if not np.isfinite(scores).all():
+        row = int((~np.isfinite(scores)).argmax())
+        raise ValueError(f"scores[{row}] is {scores[row]}, expected a finite number")
+    return scores, gold

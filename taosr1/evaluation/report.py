@@ -1,4 +1,4 @@
-"""Everything worth knowing about one set of predictions: as a JSON-ready dict, and as a table a person reads."""
+"""The report on one set of predictions: a JSON-ready dict, and the same as a text of tables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taosr1.data.judgements import Judgement
 from taosr1.evaluation.metrics import (
     COUNT_METRICS,
+    LEVEL,
     Interval,
     bootstrap_difference,
     confusion_matrix,
@@ -32,22 +32,22 @@ from taosr1.evaluation.ranking import (
     ndcg_by_query,
     reliability_bins,
 )
-from taosr1.task.grades import GRADES, TIERS, grade_name
+from taosr1.task.grades import GOOD_TIER, GRADES, GRADES_OF_TIER, TIERS, grade_name
+from taosr1.task.judgement import Judgement
 from taosr1.task.probabilities import checked_probs
 
 NDCG_K = 10
-# A grade of each tier, so that tiers can be counted by the functions that count grades.
-_GRADE_OF_TIER = {"Good": 4, "Mid": 2, "Bad": 1}
+TIER_METRICS = ("tier_accuracy", "tier_macro_f1", "good_f1")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a judge said about one pair. Everything may be None: a reply may not parse, a rival may have no `probs`.
+    """A judge's prediction for one pair. Every field may be None: replies may not parse, baselines lack most fields.
 
     grade: 1-4, or None where the reply could not be parsed (counted as wrong). probs: P(grade 1..4). label_mass:
-    full-vocabulary probability of the four labels. decision: grade named by the chain of thought's Decision line.
-    implied: grade that its steps imply under the rules. tier: Good, Mid or Bad from a tiering rule such as CumPT
-    (argmax tiers follow from `probs`).
+    full-vocabulary probability of the four labels. decision: grade on the Decision line of the chain of thought.
+    implied: grade that its steps imply under the rules. tier: Good, Mid or Bad by a tiering rule such as CumPT (argmax
+    tiers follow from `probs`).
     """
 
     grade: int | None = None
@@ -68,15 +68,13 @@ def evaluate_predictions(
 ) -> dict:
     """Measures predictions against gold grades; the result is JSON-serialisable, undefined numbers are None.
 
-    `bootstrap` is the number of resamples over queries (0: no intervals). A query is a `query_id`, or the query's text
-    where that is empty. `beta` is the CumPT knob behind `Prediction.tier`, recorded as given; tiers are made by the
-    caller (`taosr1.serving.tiering`), since evaluation knows no deployment.
-
+    bootstrap: number of resamples over queries (0: no intervals). A query is a `query_id`, or the query's text where
+        that is empty.
+    beta: the CumPT parameter behind `Prediction.tier`, recorded as given: the caller makes the tiers.
     Returns: `rows`, `queries`, `bootstrap`, `metrics` {name: {value, low, high}}, `grades`, `confusion` (4 x 5),
-    `by_kind`, `ranking`, and where predictions have what it takes `calibration`, `hallucination` and `tiering`, else
-    None.
+        `by_kind`, `ranking`; `calibration`, `hallucination` and `tiering` are None where predictions lack their fields.
     Raises: ValueError for no rows, lists of different length, a judgement without a grade, or a bad prediction, naming
-    the row.
+        the row.
     """
     gold, grades, queries = _checked(judgements, predictions)
     draw = {"samples": bootstrap, "seed": seed}
@@ -84,8 +82,8 @@ def evaluate_predictions(
     report = {
         "rows": len(gold),
         "queries": len(set(queries)),
-        "bootstrap": {**draw, "level": 0.95, "over": "queries"},
-        "metrics": _intervals(gold, grades, queries, tuple(COUNT_METRICS), draw),
+        "bootstrap": {**draw, "level": LEVEL, "over": "queries"},
+        "metrics": _intervals(gold, grades, queries, COUNT_METRICS, draw),
         "grades": _per_grade(counts),
         "confusion": counts.tolist(),
         "by_kind": _by_kind(judgements, gold, grades, queries, draw),
@@ -98,27 +96,27 @@ def evaluate_predictions(
 
 
 def _checked(judgements: Sequence[Judgement], predictions: Sequence[Prediction]) -> tuple[list[int], list, list[str]]:
+    """Gold grades, predicted grades and query names."""
     if len(judgements) != len(predictions):
         raise ValueError(f"{len(judgements)} judgements, {len(predictions)} predictions: they must be parallel")
     if not judgements:
         raise ValueError("no rows to evaluate: judgements is empty")
-    for row, judgement in enumerate(judgements):
+    for row, (judgement, prediction) in enumerate(zip(judgements, predictions)):
         if judgement.grade is None:
             raise ValueError(f"judgements[{row}] has no grade: evaluate graded rows only (query {judgement.query!r})")
-    for row, prediction in enumerate(predictions):
-        if prediction.tier is not None and prediction.tier not in TIERS:
+        if prediction.tier not in (None, *TIERS):
             raise ValueError(f"predictions[{row}].tier is {prediction.tier!r}, expected one of {', '.join(TIERS)}")
-    # A query's text and another's id must not fall together, hence the prefixes.
+    # The prefixes keep a query's text apart from an equal query_id.
     queries = [f"id {j.query_id}" if j.query_id else f"text {j.query}" for j in judgements]
     return [j.grade for j in judgements], [p.grade for p in predictions], queries
 
 
 def _jsonable(value):
-    """NaN is no JSON, and numpy's scalars are no Python numbers."""
+    """NaN as None, and numpy's numbers as Python's."""
     if isinstance(value, dict):
-        return {str(key): _jsonable(part) for key, part in value.items()}
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(part) for part in value]
+        return [_jsonable(inner) for inner in value]
     if isinstance(value, Interval):
         return _jsonable({"value": value.value, "low": value.low, "high": value.high})
     if isinstance(value, (float, np.floating)):
@@ -126,16 +124,15 @@ def _jsonable(value):
     return int(value) if isinstance(value, np.integer) else value
 
 
-# ---- the parts -------------------------------------------------------------------------------------------------------
+# ---- sections of the report ------------------------------------------------------------------------------------------
 
 
 def _intervals(
     gold: Sequence, grades: Sequence, queries: Sequence, names: Sequence[str], draw: dict
 ) -> dict[str, Interval]:
-    """Every named metric with its interval, all from one set of resamples."""
+    """Each named metric with its interval, all from the same resamples."""
     per_query = query_counts(gold, grades, queries)
-    total = per_query.sum(0)
-    resamples = resampled_counts(per_query, **draw)
+    total, resamples = per_query.sum(0), resampled_counts(per_query, **draw)
     return {name: percentile_interval(COUNT_METRICS[name](total), COUNT_METRICS[name](resamples)) for name in names}
 
 
@@ -157,14 +154,14 @@ def _per_grade(counts: np.ndarray) -> dict:
 def _by_kind(
     judgements: Sequence[Judgement], gold: Sequence, grades: Sequence, queries: Sequence, draw: dict
 ) -> dict[str, dict]:
-    kinds: dict[str, list[int]] = {}
+    rows_of: dict[str, list[int]] = {}
     for row, judgement in enumerate(judgements):
-        kinds.setdefault(judgement.query_kind or "(none)", []).append(row)
+        rows_of.setdefault(judgement.query_kind or "(none)", []).append(row)
+    names = ("macro_f1", "accuracy", "tier_accuracy", "parse_failure_rate")
     table = {}
-    for kind, rows in sorted(kinds.items()):
-        part = [[values[row] for row in rows] for values in (gold, grades, queries)]
-        names = ("macro_f1", "accuracy", "tier_accuracy", "parse_failure_rate")
-        table[kind] = {"rows": len(rows), "queries": len(set(part[2])), **_intervals(*part, names, draw)}
+    for kind, rows in sorted(rows_of.items()):
+        columns = [[values[row] for row in rows] for values in (gold, grades, queries)]
+        table[kind] = {"rows": len(rows), "queries": len(set(columns[2])), **_intervals(*columns, names, draw)}
     return table
 
 
@@ -178,7 +175,7 @@ def _ranking(gold: Sequence, predictions: Sequence[Prediction], queries: Sequenc
     table = {
         "scored_by": scored_by,
         "auc_good_vs_bad": good_auc(scores, gold),
-        "auc_good_vs_rest": good_auc(scores, gold, against=("Mid", "Bad")),
+        "auc_good_vs_rest": good_auc(scores, gold, against=[tier for tier in TIERS if tier != GOOD_TIER]),
         "ndcg": {},
     }
     for name, gains in (("esci", ESCI_GAINS), ("esci_swapped", ESCI_GAINS_SWAPPED)):
@@ -199,7 +196,7 @@ def _calibration(gold: Sequence, predictions: Sequence[Prediction]) -> dict | No
         "ece": expected_calibration_error(probs, known),
         "brier": brier_score(probs, known),
         "label_mass_mean": float(np.mean(masses)) if masses else math.nan,
-        "label_mass_min": float(np.min(masses)) if masses else math.nan,
+        "label_mass_min": min(masses, default=math.nan),
         "bins": reliability_bins(probs, known),
     }
 
@@ -207,8 +204,8 @@ def _calibration(gold: Sequence, predictions: Sequence[Prediction]) -> dict | No
 def _hallucination(gold: Sequence, predictions: Sequence[Prediction]) -> dict | None:
     labels = [prediction.grade for prediction in predictions]
     stated = {"decision": [p.decision for p in predictions], "implied": [p.implied for p in predictions]}
-    parts = {name: hallucination_rates(gold, labels, grades) for name, grades in stated.items() if any(grades)}
-    return parts or None
+    rates = {name: hallucination_rates(gold, labels, grades) for name, grades in stated.items() if any(grades)}
+    return rates or None
 
 
 def _tiering(
@@ -218,47 +215,54 @@ def _tiering(
     rows = [row for row, p in enumerate(predictions) if p.probs is not None and p.tier is not None]
     if not rows:
         return None
-    known, of = [gold[row] for row in rows], [queries[row] for row in rows]
+    known, names = [gold[row] for row in rows], [queries[row] for row in rows]
     argmax = checked_probs([predictions[row].probs for row in rows]).argmax(-1) + 1
-    given = [_GRADE_OF_TIER[predictions[row].tier] for row in rows]
-    names = ("tier_accuracy", "tier_macro_f1", "good_f1")
+    # Any grade of a tier: tiers are counted by the functions that count grades.
+    given = [GRADES_OF_TIER[predictions[row].tier][0] for row in rows]
     return {
         "beta": beta,
         "rows": len(rows),
-        "argmax": _intervals(known, argmax, of, names, draw),
-        "cumpt": _intervals(known, given, of, names, draw),
-        "difference": {name: bootstrap_difference(name, known, argmax, given, of, **draw) for name in names},
+        "argmax": _intervals(known, argmax, names, TIER_METRICS, draw),
+        "cumpt": _intervals(known, given, names, TIER_METRICS, draw),
+        "difference": {name: bootstrap_difference(name, known, argmax, given, names, **draw) for name in TIER_METRICS},
         "confusion_argmax": tier_counts(confusion_matrix(known, argmax))[:, : len(TIERS)].astype(int).tolist(),
         "confusion_cumpt": tier_counts(confusion_matrix(known, given))[:, : len(TIERS)].astype(int).tolist(),
     }
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+# ---- as text ---------------------------------------------------------------------------------------------------------
 
 _TITLES = {
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
-    "good_f1": "Good F1",
+    "good_f1": f"{GOOD_TIER} F1",
     "tier_accuracy": "tier accuracy",
     "tier_macro_f1": "tier macro-F1",
     "quadratic_kappa": "quadratic kappa",
     "signed_bias": "signed bias (grades)",
     "parse_failure_rate": "unparsable",
 }
-_PLAIN = ("quadratic_kappa", "signed_bias")  # not shares of 100
+_NO_SHARES = ("quadratic_kappa", "signed_bias")  # shown as they are, not times 100
 
 
 def render_report(report: dict) -> str:
-    """The result of `evaluate_predictions` as text: aligned tables, shares and F1 times 100, "-" where undefined."""
-    resamples = report["bootstrap"]
+    """The result of `evaluate_predictions` as aligned tables; shares and F1 times 100, "-" where undefined."""
+    draw = report["bootstrap"]
     head = f"{report['rows']:,} pairs, {report['queries']:,} queries. F1 and shares x 100."
-    if resamples["samples"]:
-        head += f" [95 % intervals: {resamples['samples']:,} bootstrap resamples of queries, seed {resamples['seed']}]"
+    if draw["samples"]:
+        head += f" [95 % intervals: {draw['samples']:,} bootstrap resamples of queries, seed {draw['seed']}]"
     metrics = [[_TITLES[name], *_shown(name, value)] for name, value in report["metrics"].items()]
-    parts = [head, _table(["metric", "value", "interval"], metrics), _render_grades(report), _render_kinds(report)]
-    for section in (_render_calibration, _render_tiering, _render_hallucination, _render_ranking):
-        parts.append(section(report))
-    return "\n\n".join(part for part in parts if part) + "\n"
+    sections = [head, _table(["metric", "value", "interval"], metrics), _render_grades(report)]
+    sections.append(_render_kinds(report["by_kind"]))
+    for name, render in (
+        ("calibration", _render_calibration),
+        ("tiering", _render_tiering),
+        ("hallucination", _render_hallucination),
+        ("ranking", _render_ranking),
+    ):
+        if report[name] is not None:
+            sections.append(render(report[name]))
+    return "\n\n".join(sections) + "\n"
 
 
 def _number(value: float | None, scale: float = 100.0, digits: int = 2) -> str:
@@ -266,24 +270,23 @@ def _number(value: float | None, scale: float = 100.0, digits: int = 2) -> str:
 
 
 def _shown(name: str, interval: dict) -> list[str]:
-    scale, digits = (1.0, 3) if name in _PLAIN else (100.0, 2)
+    scale, digits = (1.0, 3) if name in _NO_SHARES else (100.0, 2)
     value, low, high = (_number(interval[key], scale, digits) for key in ("value", "low", "high"))
     return [value, f"[{low}, {high}]" if low != "-" else ""]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column flush left, the others flush right, columns no wider than they must be."""
-    lines = [[str(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    shown = []
-    for first, *rest in lines:
+    """Columns as wide as their longest cell; the first is aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    lines = []
+    for first, *rest in (header, *rows):
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:]))]
-        shown.append("  ".join(cells).rstrip())
-    return "\n".join(shown)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _render_grades(report: dict) -> str:
-    """Per-grade scores beside the confusion matrix, best grade first."""
+    """Scores of each grade beside its row of the confusion matrix, best grade first."""
     best_first = GRADES[::-1]
     header = ["gold grade", "F1", "precision", "recall", "pairs", "|", *(f"as {g}" for g in best_first), "unparsable"]
     rows = []
@@ -295,64 +298,53 @@ def _render_grades(report: dict) -> str:
     return _table(header, rows)
 
 
-def _render_kinds(report: dict) -> str:
+def _render_kinds(by_kind: dict) -> str:
     header = ["query kind", "pairs", "queries", "macro-F1", "interval", "accuracy", "tier accuracy", "unparsable"]
     rows = [
-        [kind, f"{part['rows']:,}", f"{part['queries']:,}", *_shown("macro_f1", part["macro_f1"])]
-        + [_number(part[name]["value"]) for name in ("accuracy", "tier_accuracy", "parse_failure_rate")]
-        for kind, part in report["by_kind"].items()
+        [kind, f"{scores['rows']:,}", f"{scores['queries']:,}", *_shown("macro_f1", scores["macro_f1"])]
+        + [_number(scores[name]["value"]) for name in ("accuracy", "tier_accuracy", "parse_failure_rate")]
+        for kind, scores in by_kind.items()
     ]
     return _table(header, rows)
 
 
-def _render_calibration(report: dict) -> str:
-    part = report["calibration"]
-    if part is None:
-        return ""
+def _render_calibration(calibration: dict) -> str:
     header = ["label probabilities", "ECE", "Brier", "mean label mass", "lowest label mass"]
-    shown = [_number(part["ece"]), _number(part["brier"], 1.0, 4)]
-    masses = [_number(part[name], 1.0, 4) for name in ("label_mass_mean", "label_mass_min")]
-    table = _table(header, [[f"{part['rows']:,} pairs", *shown, *masses]])
+    shown = [_number(calibration[name], 1.0, 4) for name in ("brier", "label_mass_mean", "label_mass_min")]
+    table = _table(header, [[f"{calibration['rows']:,} pairs", _number(calibration["ece"]), *shown]])
     bins = [
-        [f"{bin['low']:.2f} - {bin['high']:.2f}", f"{bin['rows']:,}", _number(bin["confidence"]), _number(bin["accuracy"])]
-        for bin in part["bins"]
+        [f"{b['low']:.2f} - {b['high']:.2f}", f"{b['rows']:,}", _number(b["confidence"]), _number(b["accuracy"])]
+        for b in calibration["bins"]
     ]
-    return table + "\n\n" + _table(["sure of its grade", "pairs", "mean sureness", "of them right"], bins)
+    return table + "\n\n" + _table(["confidence", "pairs", "mean confidence", "accuracy"], bins)
 
 
-def _render_tiering(report: dict) -> str:
-    part = report["tiering"]
-    if part is None:
-        return ""
-    names = ("tier_accuracy", "tier_macro_f1", "good_f1")
-    header = ["tiers"] + [cell for name in names for cell in (_TITLES[name], "interval")]
-    beta = "" if part["beta"] is None else f" (beta {part['beta']:.4g})"
+def _render_tiering(tiering: dict) -> str:
+    header = ["tiers"] + [cell for name in TIER_METRICS for cell in (_TITLES[name], "interval")]
+    beta = "" if tiering["beta"] is None else f" (beta {tiering['beta']:.4g})"
     titles = {"argmax": "argmax", "cumpt": f"CumPT{beta}", "difference": "CumPT - argmax, paired"}
-    rows = [[title, *(c for name in names for c in _shown(name, part[key][name]))] for key, title in titles.items()]
+    rows = [[title, *(cell for name in TIER_METRICS for cell in _shown(name, tiering[key][name]))]
+            for key, title in titles.items()]  # fmt: skip
     return _table(header, rows)
 
 
-def _render_hallucination(report: dict) -> str:
-    part = report["hallucination"]
-    if part is None:
-        return ""
+def _render_hallucination(hallucination: dict) -> str:
     titles = {"decision": "its Decision line", "implied": "the grade its steps imply"}
     header = ["reasoning against label", "pairs", "disagrees", "reasoning right, label wrong"]
     rows = [
         [titles[name], f"{rates['rows']:,}", _number(rates["disagrees"]), _number(rates["right_but_label_wrong"])]
-        for name, rates in part.items()
+        for name, rates in hallucination.items()
     ]
     return _table(header, rows)
 
 
-def _render_ranking(report: dict) -> str:
-    part = report["ranking"]
-    header = [f"ranking by {part['scored_by']}", "value", "over"]
+def _render_ranking(ranking: dict) -> str:
+    good, worst = GOOD_TIER, TIERS[-1]
     rows = [
-        ["AUC, Good against Bad", _number(part["auc_good_vs_bad"]), "pairs"],
-        ["AUC, Good against the rest", _number(part["auc_good_vs_rest"]), "pairs"],
+        [f"AUC, {good} against {worst}", _number(ranking["auc_good_vs_bad"]), "pairs"],
+        [f"AUC, {good} against the rest", _number(ranking["auc_good_vs_rest"]), "pairs"],
     ]
-    for ndcg in part["ndcg"].values():
+    for ndcg in ranking["ndcg"].values():
         gains = " ".join(f"{grade}={ndcg['gains'][str(grade)]:g}" for grade in GRADES[::-1])
         rows.append([f"nDCG@{ndcg['k']}, gains {gains}", _number(ndcg["value"]), f"{ndcg['queries']:,} queries"])
-    return _table(header, rows)
+    return _table([f"ranking by {ranking['scored_by']}", "value", "over"], rows)

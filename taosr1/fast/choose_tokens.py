@@ -43,7 +43,7 @@ def choose_tokens(
 
 
 def invert_cdf(logits: Tensor, top: Tensor, uniform: Tensor, row_of: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The first token where the running sum of e^(logit - top) exceeds `uniform` times the total; never a masked one.
+    """The first token where the running sum of e^(logit - top) exceeds `uniform` times its total; never a masked one.
 
     The block of BLOCK tokens is found first, by the sums of the blocks, and then the token in it: the exponentials of a
     whole vocabulary are not kept, and their running sum, a chain of V dependent additions, is never computed.

@@ -26,9 +26,9 @@ from taosr1.engine import PLAIN, Engine
 from taosr1.judge import fast_dtype
 from taosr1.learning.batches import Sized
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.weights import weights_into
+from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters
-from taosr1.runtime.distributed import gather, join, local_device, share, this_rank
+from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
 
 T = TypeVar("T")
 NEEDS_TORCHRUN = "--fsdp shards a model over the ranks of a job: start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
@@ -45,7 +45,7 @@ def init_distributed(device: str, *, deterministic: bool = False, fsdp: bool = F
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return local_device(device, join(device))
+    return local_device(device, init_process_group(device))
 
 
 class Root(nn.Module):
@@ -178,7 +178,7 @@ def _shard(root: Root, device: torch.device | str) -> None:
         fully_shard(part, mesh=mesh, reshard_after_forward=True, shard_placement_fn=_placement)
     if on_meta:
         model.to_empty(device=device)
-        weights_into(model, model.source)
+        load_weights(model, model.source)
 
 
 def _placement(parameter: nn.Parameter):

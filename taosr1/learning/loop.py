@@ -26,12 +26,12 @@ from typing import NamedTuple
 import torch
 
 from taosr1.learning.batches import halved
+from taosr1.learning.checkpoint_weights import read_weights, write_weights
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.losses import LossSum
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.folders import BEST_FILE, read_best
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.runtime.checkpoint import load_checkpoint, prune, save_checkpoint
+from taosr1.runtime.checkpoint import BEST_FILE, load_checkpoint, prune, read_best, save_checkpoint
 from taosr1.runtime.cli import progress
 from taosr1.runtime.distributed import gather, on_rank_zero, this_rank
 from taosr1.runtime.files import write_checksummed, write_json
@@ -122,16 +122,16 @@ def train(
     """
     team = team or DistributedModel(model)
     step, cursor, skipped, last = 0, {}, 0, {}
-    save = partial(_save, run, model, tokenizer, prompt, optimizers, team)
+    save = partial(_save, run, optimizers, partial(write_weights, model, tokenizer, prompt))
     with closing(run), StopRequests() as asked:
         if run.start:
-            step, cursor, skipped = load_checkpoint(run.start[1], model, optimizers, team)
+            step, cursor, skipped = load_checkpoint(run.start[1], optimizers, read_weights=partial(read_weights, model))
             print(f"{description}: continuing from step {step} ({run.start[1]})")
             own = run.start[1].resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
             if own and schedule.evaluates(step) and evaluate and read_best(run.checkpoints).get("evaluated_through", 0) < step:
                 last = _evaluate(run, step, evaluate, score)
             on_rank_zero(lambda: prune(run.checkpoints, schedule.keep_last))
-        bar = progress(total=schedule.steps, initial=step, desc=description, unit="step", disable=not team.ranks.first)
+        bar = progress(total=schedule.steps, initial=step, desc=description, unit="step", disable=not team.ranks.is_rank_zero)
         while step < schedule.steps:
             started = time.perf_counter()
             # What draws from the global generators (dropout) repeats itself in a resumed run, on any device.
@@ -196,9 +196,9 @@ def _attempt(model: Decoder, make_batches: Callable[[], Sequence[object]], loss_
     return _Attempt(metrics, grad_norm, "" if finite else f"loss {metrics['loss']}, gradient norm {grad_norm}", batches)
 
 
-def _save(run: Run, model: Decoder, tokenizer: Tokenizer, prompt: PromptConfig, optimizers, team: DistributedModel, step: int, cursor: dict, skipped: int) -> None:
+def _save(run: Run, optimizers, write: Callable[[Path], None], step: int, cursor: dict, skipped: int) -> None:
     run.sync()
-    save_checkpoint(run.checkpoints, step, model, tokenizer, prompt, optimizers, cursor, team, skipped)
+    save_checkpoint(run.checkpoints, step, optimizers, cursor, skipped, write_weights=write)
 
 
 BAR_METRICS = ("loss", "reward_balanced", "kept_frac", "kl", "rewards/accuracies", "dev_macro_f1")

@@ -15,15 +15,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
     """softmax(Q K^T / sqrt(D)) V for grouped queries: H query heads share K key heads, H / K each.
 
     Shapes: query (B, T, H, D), key and value (B, K, S, D), mask (B or 1, 1, T, S) bool, True where a query attends
-        to a key (at least one key for every query) -> (B, T, H * D). The softmax is taken in float32 or wider.
+        to a key (at least one key for every query) -> (B, T, H * D). Scores and softmax are float32 or wider.
     Source: 1706.03762, section 3.2.1; grouped queries: 2305.13245.
     """
     rows, length, heads, size = query.shape
     query = query.transpose(1, 2)  # (B, H, T, D)
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))  # (B, H, S, D)
-    scores = query @ key.transpose(-1, -2) * size**-0.5  # (B, H, T, S)
-    scores = scores.masked_fill(~mask, -torch.inf)
-    probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):  # rounded scores would make gradients visibly worse
+        scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * size**-0.5  # (B, H, T, S)
+    probs = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype)
     return (probs @ value).transpose(1, 2).reshape(rows, length, -1)
 
 

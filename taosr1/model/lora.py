@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, 2106.09685) by hand: y = W x + (alpha / rank) B A x, W frozen, A and B trained.
 
-An adapter is a second, small opinion on top of frozen weights. Switched off (`adapters_off`) the model is the one that
-training began with: DPO's and GRPO's reference policy without a second copy. How adapters are stored: `adapter_files.py`.
+An adapter is a low-rank change on top of frozen weights. Switched off (`adapters_off`) the model is the one that
+training began with: DPO's and GRPO's reference policy without a second copy. Files: `io/adapters.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank: columns of A and B. alpha: their product is scaled by alpha / rank. targets: last names of the layers adapted."""
+    """rank: rows of A and columns of B. alpha: their product is scaled by alpha / rank. targets: names of the layers."""
 
     rank: int
     alpha: float
@@ -30,7 +30,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))  # one order, so that configs can be compared
+        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))  # sorted, so that configs compare equal
         problems = []
         if type(self.rank) is not int or self.rank < 1:
             problems.append(f"rank is {self.rank!r}, expected an integer >= 1")
@@ -45,16 +45,17 @@ class LoraConfig:
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with an adapter. It keeps the layer's own `weight` and `bias`, so their names in files stay the same."""
+    """A linear layer with an adapter. It keeps the layer's `weight` and `bias`, so their names in files stay."""
 
     def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator | None = None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         device = base.weight.device
-        self.lora_A = nn.Linear(self.in_features, config.rank, bias=False, device=device)  # float32, whatever the frozen type
+        # float32, whatever the type of the frozen weights
+        self.lora_A = nn.Linear(self.in_features, config.rank, bias=False, device=device)
         self.lora_B = nn.Linear(config.rank, self.out_features, bias=False, device=device)
-        bound = 1 / math.sqrt(self.in_features)  # PEFT's start: A uniform, B zero, so an adapter begins as no change at all
+        bound = 1 / math.sqrt(self.in_features)  # as PEFT: A uniform, B zero, so an adapter starts as no change
         with torch.no_grad():
             self.lora_A.weight.copy_((torch.rand(config.rank, self.in_features, generator=generator) * 2 - 1) * bound)
             self.lora_B.weight.zero_()
@@ -74,7 +75,7 @@ class LoraLinear(nn.Linear):
         return F.linear(x, weight, bias)
 
     def merged(self) -> nn.Linear:
-        """The plain layer with W + scale * B A, computed in float32 and rounded once. It takes W over: this layer is spent."""
+        """A linear layer of W + scale * B A, computed in float32 and rounded once; it reuses W, so drop this layer."""
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         with torch.no_grad():
@@ -86,15 +87,17 @@ class LoraLinear(nn.Linear):
 def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator | None = None) -> Decoder:
     """Freeze the model and put an adapter on every linear layer whose last name is a target; returns the model.
 
-    Raises: ValueError where the model has adapters already, or a target names no linear layer (stacked experts are none).
+    Raises: ValueError if the model has adapters already, or a target names no linear layer (stacked experts do not).
     """
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first (`merge_adapters`)")
     model.requires_grad_(False)
-    places = [(module, name) for module in model.modules() for name, child in module.named_children() if _takes_adapter(child)]
+    modules = list(model.modules())
+    places = [(module, name) for module in modules for name, child in module.named_children() if _takes_adapter(child)]
     unknown = set(config.targets) - {name for _, name in places}
     if unknown:
-        raise ValueError(f"LoRA targets {', '.join(sorted(unknown))} name no linear layer of this model (stacked experts take no adapter)")
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"LoRA targets {names} name no linear layer of this model (stacked experts take no adapter)")
     for module, name in places:
         if name in config.targets:
             setattr(module, name, LoraLinear(getattr(module, name), config, generator))
@@ -112,7 +115,7 @@ def adapters(model: nn.Module) -> list[LoraLinear]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is the frozen one below its adapters: the reference policy. Without adapters nothing changes."""
+    """A context in which the adapters are off: the model is the frozen one below them, the reference policy."""
     found = adapters(model)
     for layer in found:
         layer.active = False

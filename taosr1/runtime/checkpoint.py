@@ -1,116 +1,109 @@
-"""Checkpoints that are complete or absent: written aside, with a manifest, fsynced, then renamed (`taosr1/runtime/files.py`).
+"""A run's checkpoints: RUN/checkpoints/step-NNNNNN, each of them complete or absent, and best.json beside them.
 
-A checkpoint is a Hugging Face folder, or a PEFT folder where adapters are trained (so the next stage loads it by path), plus what a resume needs:
-`optimizer.safetensors` (moments and RNG state; of a sharded model a folder `optimizer/`, a file a rank) and `state.json` (step, cursor,
-optimizer settings). Any number of ranks reads what any number wrote. No pickle anywhere.
+A checkpoint is written under another name, with a manifest of all its files, forced to disk, and then renamed
+(`taosr1/runtime/files.py`). It holds the weights, as a folder that any later stage loads by its path, and what a resume
+needs: `optimizer.safetensors` (moments and RNG state; of a sharded model the folder `optimizer/`, one file a rank) and
+`state.json` (step, cursor, optimizer settings). Any number of ranks reads what any other number wrote. No pickle.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from taosr1.learning.distributed_model import DistributedModel
-from taosr1.model.decoder import Decoder
-from taosr1.model.io.adapters import load_adapters, read_adapter_config
-from taosr1.model.io.folders import ADAPTER_CONFIG, BEST_FILE, checkpoints, read_best, weights_fingerprint
-from taosr1.model.io.hf_config import from_hf_config
-from taosr1.model.io.shards import cause_of, read_sharded, stored_shapes, write_sharded
-from taosr1.model.io.weights import load_weights, save_descriptions, save_pretrained, save_weights_sharded, weights_into
-from taosr1.model.lora import adapters
-from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.distributed import on_rank_zero, this_rank
 from taosr1.runtime.files import (
     DAMAGED,
-    LEAVING,
+    DELETING,
+    MANIFEST_FILE,
     STATE_FILE,
-    TEMPORARY,
+    WRITING,
     DamagedError,
-    commit,
-    open_aside,
+    begin_folder,
+    finish_folder,
+    read_checksummed,
     read_json,
     remove_folder,
     verify,
     write_checksummed,
     write_json,
 )
-from taosr1.task.prompt import PromptConfig
+from taosr1.runtime.shards import cause_of, is_sharded, read_sharded, stored_shapes, write_sharded
 
+BEST_FILE = "best.json"
 OPTIMIZER_FILE, OPTIMIZER_FOLDER = "optimizer.safetensors", "optimizer"
+_STEP_FOLDER = re.compile(r"step-(\d{6,})")
+
+Optimizers = Sequence[torch.optim.Optimizer]
+
+
+# ---- Saving and loading ----------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: Decoder,
-    tokenizer: Tokenizer,
-    prompt: PromptConfig,
-    optimizers: Sequence[torch.optim.Optimizer],
+    optimizers: Optimizers,
     cursor: dict,
-    team: DistributedModel | None = None,
     skipped: int = 0,
+    *,
+    write_weights: Callable[[Path], None],
 ) -> Path:
-    """Save everything a resume and the next stage need into `folder/step-NNNNNN`; returns that path. All ranks call it.
+    """Save everything that a resume and the next stage need to `folder`/step-NNNNNN; returns that path.
 
-    Raises: OSError naming the folder where it cannot be written (a full disk, say); what was there before is untouched.
+    Every rank calls it. write_weights(path) writes the model; every rank calls it too.
+    Raises: OSError naming the folder where it cannot be written (a full disk, say); earlier checkpoints are untouched.
     """
     path = folder / f"step-{step:06d}"
     groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
     state = {"step": step, "cursor": cursor, "skipped": skipped, "optimizers": groups}
     tensors = {"rng": torch.get_rng_state()}
     for index, optimizer in enumerate(optimizers):
-        tensors |= _flatten(f"{index}.", optimizer)
-    sharded = bool(team and team.sharded)
-    aside = on_rank_zero(lambda: open_aside(path))
+        tensors |= _optimizer_tensors(f"{index}.", optimizer)
+    unfinished = on_rank_zero(lambda: begin_folder(path))
     try:
+        write_weights(unfinished)
+        sharded = is_sharded(_parameters(optimizers).values())
         if sharded:
-            save_weights_sharded(model, aside)
-            write_sharded(tensors, aside / OPTIMIZER_FOLDER)
+            write_sharded(tensors, unfinished / OPTIMIZER_FOLDER)
 
         def finish() -> None:
-            if sharded:
-                save_descriptions(model, tokenizer, aside)
-            else:
-                save_pretrained(model, tokenizer, aside)
-                save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(aside / OPTIMIZER_FILE))
-            prompt.save(aside)
-            write_json(aside / STATE_FILE, state)
-            commit(aside, path)
+            if not sharded:
+                on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
+                save_file(on_cpu, str(unfinished / OPTIMIZER_FILE))
+            write_json(unfinished / STATE_FILE, state)
+            finish_folder(unfinished, path)
 
         on_rank_zero(finish)
     except BaseException as error:
-        if this_rank().first:
-            shutil.rmtree(aside, ignore_errors=True)
+        if this_rank().is_rank_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)) or type(error).__name__ == "CheckpointException":
-            kept = [str(older) for _, older in checkpoints(folder)]
-            raise OSError(f"{path} could not be written ({cause_of(error)}); {f'the newest checkpoint is {kept[-1]}' if kept else 'there is no checkpoint yet'}") from error
+            earlier = [str(path) for _, path in checkpoints(folder)]
+            hint = f"the newest checkpoint is {earlier[-1]}" if earlier else "there is no checkpoint yet"
+            raise OSError(f"{path} could not be written ({cause_of(error)}); {hint}") from error
         raise
     return path
 
 
-def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer], team: DistributedModel | None = None) -> tuple[int, dict, int]:
-    """Put a checkpoint's weights, optimizers and RNG back in place, sharded or not, whoever wrote it. Its files are taken as verified.
+def load_checkpoint(
+    path: Path, optimizers: Optimizers, *, read_weights: Callable[[Path], None]
+) -> tuple[int, dict, int]:
+    """Restore a checkpoint's weights, optimizers and RNG, sharded or not. Its files must have been verified.
 
-    Returns: its step, its cursor, and how many steps in a row had been skipped before it.
-    Raises: ValueError naming the file where it does not belong to this model and these optimizers.
+    read_weights(path) restores the model.
+    Returns: its step, its cursor, and how many steps in a row were skipped before it.
+    Raises: ValueError naming the file where the checkpoint belongs to another model or other optimizers.
     """
     state = read_json(path / STATE_FILE)
-    if adapters(model):
-        _check_adapters(path, model)
-        load_adapters(model, path)
-    else:
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{path}: holds no whole weights, but this run trains them all (no --lora-rank)")
-        stored = from_hf_config(read_json(path / "config.json"))
-        if stored != model.config:
-            raise ValueError(f"{path}: holds a model of another shape ({stored}) than --model ({model.config})")
-        weights_into(model, path) if team and team.sharded else load_weights(model, path)
+    read_weights(path)
     sizes = [[len(group["params"]) for group in groups] for groups in state["optimizers"]]
     expected = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
     if sizes != expected:
@@ -127,44 +120,7 @@ def load_checkpoint(path: Path, model: Decoder, optimizers: Sequence[torch.optim
     return state["step"], state["cursor"], state["skipped"]
 
 
-def _read_optimizers(path: Path, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """Every stored tensor, those with a weight's shape sharded as that weight is."""
-    sharded = any(hasattr(p, "full_tensor") for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    if not sharded and (path / OPTIMIZER_FILE).is_file():
-        with safe_open(str(path / OPTIMIZER_FILE), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    folder = path / OPTIMIZER_FOLDER if (path / OPTIMIZER_FOLDER).is_dir() else path
-    weights = {
-        f"{number}.{index}": parameter
-        for number, optimizer in enumerate(optimizers)
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
-    }
-    tensors = {"rng": torch.get_rng_state()}
-    for name, shape in stored_shapes(folder).items():
-        weight = weights.get(".".join(name.split(".")[:2]))
-        if weight is None:
-            continue  # a model's own tensors lie in the same folder
-        tensors[name] = torch.zeros_like(weight.detach()) if shape == tuple(weight.shape) else torch.zeros(shape)
-    read_sharded(tensors, folder)
-    return tensors
-
-
-def _check_adapters(path: Path, model: Decoder) -> None:
-    """Adapters mean nothing on another base or at another scale."""
-    if not (path / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{path}: holds whole weights, but this run trains adapters (--lora-rank)")
-    config, base = read_adapter_config(path)
-    if config != adapters(model)[0].lora:
-        raise ValueError(f"{path}: holds adapters with {config}, this run has {adapters(model)[0].lora}")
-    if base == model.source:
-        return
-    if not Path(base).is_dir():  # moved, with the project perhaps: what it held, identity.json has compared
-        print(f"note: {path} stands on {base}, which is not there any more; taking {model.source} for it", file=sys.stderr)
-    elif weights_fingerprint(base) != weights_fingerprint(model.source):
-        raise ValueError(f"{path}: holds adapters that stand on {base}, but --model is now {model.source}")
-
-
-def _flatten(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as {"<prefix><parameter index>.<name>": tensor}."""
     return {
         f"{prefix}{index}.{name}": value.detach().contiguous() if torch.is_tensor(value) else torch.tensor(value)
@@ -173,32 +129,108 @@ def _flatten(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.T
     }
 
 
-# --- Which checkpoints there are --------------------------------------------------------------------------------------
-def newest_valid(folder: Path) -> tuple[int, Path] | None:
-    """(step, path) of the newest checkpoint whose files are what was written; None where there is none.
+def _parameters(optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """The trained parameters, named as `_optimizer_tensors` begins: {"<optimizer>.<parameter index>": tensor}."""
+    return {
+        f"{number}.{index}": parameter
+        for number, optimizer in enumerate(optimizers)
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
 
-    A damaged one is said aloud and moved out of the way (damaged-step-NNNNNN), so that its step can be made again.
+
+def _read_optimizers(path: Path, optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """Every stored tensor; those of a sharded weight's shape are sharded like it."""
+    parameters = _parameters(optimizers)
+    if not is_sharded(parameters.values()) and (path / OPTIMIZER_FILE).is_file():
+        with safe_open(str(path / OPTIMIZER_FILE), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    folder = path / OPTIMIZER_FOLDER if (path / OPTIMIZER_FOLDER).is_dir() else path
+    tensors = {"rng": torch.get_rng_state()}
+    for name, shape in stored_shapes(folder).items():
+        parameter = parameters.get(".".join(name.split(".")[:2]))
+        if parameter is None:
+            continue  # a tensor of the model, whose files are in the same folder
+        same_shape = shape == tuple(parameter.shape)
+        tensors[name] = torch.zeros_like(parameter.detach()) if same_shape else torch.zeros(shape)
+    read_sharded(tensors, folder)
+    return tensors
+
+
+# ---- Which checkpoints there are -------------------------------------------------------------------------------------
+
+
+def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in a folder, oldest first.
+
+    An unfinished checkpoint never has such a name; damage is found by `verify`.
+    """
+    found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in Path(folder).glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+
+
+def read_best(folder: str | Path) -> dict:
+    """best.json of a folder of checkpoints: step and score of the best one; {} where nothing was evaluated yet.
+
+    Raises: DamagedError naming the file, where its checksum does not match.
+    """
+    path = Path(folder) / BEST_FILE
+    try:
+        return read_checksummed(path) if path.exists() else {}
+    except DamagedError as error:
+        hint = "without it the newest checkpoint counts as the best, and the next evaluation writes it again"
+        raise DamagedError(f"{error}; {hint}") from error
+
+
+def best_checkpoint(run: str | Path) -> Path | None:
+    """The best checkpoint of a run folder (the newest where nothing was evaluated); None for any other path.
+
+    Raises: FileNotFoundError for a run without a complete checkpoint, or whose best checkpoint is missing;
+        DamagedError for a checkpoint without its manifest.
+    """
+    folder = Path(run) / "checkpoints"
+    if not folder.is_dir():
+        return None
+    steps = dict(checkpoints(folder))
+    if not steps:
+        raise FileNotFoundError(
+            f"--model {run}: the run has no complete checkpoint yet; run its script again to continue it"
+        )
+    best = read_best(folder).get("step", max(steps))
+    if best not in steps:
+        raise FileNotFoundError(
+            f"--model {run}: {folder / BEST_FILE} names step {best}, which is not there; "
+            f"give one of {', '.join(map(str, steps.values()))}"
+        )
+    if not (steps[best] / MANIFEST_FILE).is_file():
+        raise DamagedError(f"--model {run}: {steps[best] / MANIFEST_FILE} is missing, so nothing can be verified")
+    return steps[best]
+
+
+def newest_valid(folder: Path) -> tuple[int, Path] | None:
+    """(step, path) of the newest checkpoint whose files match its manifest; None where there is none.
+
+    A damaged one is reported and renamed (damaged-step-NNNNNN), so that its step can be saved again.
     """
     for step, path in reversed(checkpoints(folder)):
         try:
             verify(path, required=True)
             return step, path
         except DamagedError as error:
-            aside = path.with_name(DAMAGED + path.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            print(f"warning: {error}. It is now {aside}; going back to the checkpoint before it", file=sys.stderr)
+            renamed = path.with_name(DAMAGED + path.name)
+            shutil.rmtree(renamed, ignore_errors=True)
+            path.rename(renamed)
+            print(f"warning: {error}. It is now {renamed}; going back to the checkpoint before it", file=sys.stderr)
     return None
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what an interrupted save or deletion left behind."""
-    for path in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"{LEAVING}*"), *folder.glob(".*.tmp")):
+    for path in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*"), *folder.glob(".*.tmp")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def rewind(folder: Path, step: int, metrics: Iterable[dict] = ()) -> None:
-    """Forget the checkpoints after `step`. Where best.json knows of later evaluations it is made anew from the earlier ones.
+    """Remove the checkpoints after `step`; where best.json knows of later evaluations, make it again without them.
 
     metrics: the rows of metrics.jsonl.
     """
@@ -209,19 +241,20 @@ def rewind(folder: Path, step: int, metrics: Iterable[dict] = ()) -> None:
     if best.get("evaluated_through", 0) <= step:
         return
     score = next(iter(best.keys() - {"step", "evaluated_through"}), "")
-    there = dict(checkpoints(folder))
+    kept = dict(checkpoints(folder))
     known = [row for row in metrics if row["step"] <= step and score in row]
-    candidates = [row for row in known if row["step"] in there]
+    candidates = [row for row in known if row["step"] in kept]
     if candidates:
-        first_best = max(candidates, key=lambda row: row[score])  # of equals the earliest, as when they were evaluated
-        best = {"step": first_best["step"], score: first_best[score], "evaluated_through": max(row["step"] for row in known)}
+        first = max(candidates, key=lambda row: row[score])  # of equal scores the earliest, as when they were evaluated
+        evaluated = max(row["step"] for row in known)
+        best = {"step": first["step"], score: first[score], "evaluated_through": evaluated}
         write_checksummed(folder / BEST_FILE, best)
     else:
         (folder / BEST_FILE).unlink()
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Keep the newest `keep_last` checkpoints and the one that `best.json` names."""
+    """Keep the newest `keep_last` checkpoints and the one that best.json names; remove the others."""
     best = read_best(folder).get("step")
     for step, path in checkpoints(folder)[:-keep_last]:
         if step != best:

@@ -1,4 +1,4 @@
-"""Finished chunks of rows as lines with checksums, in files that are only appended to: what `parts.py` keeps on disk."""
+"""Finished chunks of rows on disk: one line with a checksum for each, in files that are only appended to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LINE = re.compile(rb'\{"chunk": (\d+), "crc32": "([0-9a-f]{8})", "answers": (.*
 
 
 class ChunkFiles:
-    """The files of finished chunks in a folder, one a rank: any of them can be read, one's own appended to.
+    """The files of finished chunks in a folder, one for each rank: all can be read, this rank's own is appended to.
 
-    place: of each finished chunk its file, and offset and length of its line there.
+    place: for each finished chunk its file, and the offset and length of its line there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +29,8 @@ class ChunkFiles:
         self._own: IO[bytes] | None = None
 
     def scan(self) -> None:
-        """Find the chunks that were finished since the last look. What is there twice counts once; what is damaged is said and not counted."""
+        """Find the chunks that were finished since the last call. A chunk found twice counts once; a damaged line is
+        reported and does not count."""
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             offset, lines = self._scanned.get(path, (0, 0))
             with open(path, "rb") as file:
@@ -37,16 +38,17 @@ class ChunkFiles:
                 for line in file:
                     if not line.endswith(b"\n"):  # being written, or torn
                         break
-                    found, lines = parse_part(line), lines + 1
+                    found, lines = parse_line(line), lines + 1
                     if found is None:
-                        print(f"warning: {path}:{lines} is damaged (its checksum does not fit): its chunk is done again", file=sys.stderr)
+                        problem = f"{path}:{lines} is damaged (its checksum does not match): its chunk is done again"
+                        print(f"warning: {problem}", file=sys.stderr)
                     else:
                         self.place.setdefault(found[0], (path, offset, len(line)))
                     offset += len(line)
             self._scanned[path] = offset, lines
 
     def open_own(self, path: Path) -> None:
-        """Append to this file from now on. A last line without its end is what a crash left: it is cut off."""
+        """Append to this file from now on. A last line without a line end was left by a crash and is cut off."""
         self._own = file = open(path, "ab", buffering=0)
         end, _ = self._scanned.get(path, (0, 0))
         if file.tell() > end:
@@ -62,14 +64,14 @@ class ChunkFiles:
         Raises: OSError where the disk is full, ValueError for NaN; what was added before stays.
         """
         assert self._own is not None
-        line, end = part_line(number, json.dumps(answers, allow_nan=False).encode()), self._own.tell()
+        line, end = chunk_line(number, json.dumps(answers, allow_nan=False).encode()), self._own.tell()
         try:
             left = memoryview(line)
-            while left:  # an unbuffered write may take less than it was given
+            while left:  # an unbuffered write may write less than it was given
                 left = left[self._own.write(left) :]
             os.fsync(self._own.fileno())
         except OSError as error:
-            with suppress(OSError):  # where this fails too, the next start does it
+            with suppress(OSError):  # if this fails too, the next start does it
                 self._own.truncate(end)
             raise OSError(error.errno, error.strerror, self._own.name) from error
         self.place[number] = Path(self._own.name), end, len(line)
@@ -77,14 +79,16 @@ class ChunkFiles:
     def read(self, number: int) -> Any:
         """The answers of a finished chunk.
 
-        Raises: ValueError for a line that was damaged since it was written.
+        Raises: ValueError for a line that was damaged since it was found.
         """
         path, offset, length = self.place[number]
         with open(path, "rb") as file:
             file.seek(offset)
-            found = parse_part(file.read(length))
+            found = parse_line(file.read(length))
         if found is None or found[0] != number:
-            raise ValueError(f"{path}: damaged at byte {offset} since it was written; the same command does that chunk again")
+            raise ValueError(
+                f"{path}: damaged at byte {offset} since it was written; the same command does that chunk again"
+            )
         return json.loads(found[1])
 
     def forget(self) -> None:
@@ -98,13 +102,13 @@ class ChunkFiles:
             self._own.close()
 
 
-def part_line(number: int, payload: bytes) -> bytes:
-    """A finished chunk as one line: its number, a checksum, and its answers, which are JSON already."""
+def chunk_line(number: int, payload: bytes) -> bytes:
+    """A finished chunk as one line: its number, a checksum, and its answers, which are JSON text."""
     return b'{"chunk": %d, "crc32": "%s", "answers": %s}\n' % (number, _checksum(number, payload), payload)
 
 
-def parse_part(line: bytes) -> tuple[int, bytes] | None:
-    """Number and answers of such a line, or None where it is not what was written."""
+def parse_line(line: bytes) -> tuple[int, bytes] | None:
+    """Number and answers (JSON text) of such a line, or None where it is damaged."""
     match = _LINE.fullmatch(line)
     if match is None or match[2] != _checksum(int(match[1]), match[3]):
         return None
@@ -112,5 +116,5 @@ def parse_part(line: bytes) -> tuple[int, bytes] | None:
 
 
 def _checksum(number: int, payload: bytes) -> bytes:
-    """Of the chunk's number too: a flipped bit in it must not give the answers to other rows."""
+    """Covers the chunk's number too: a flipped bit in it must not give the answers to other rows."""
     return b"%08x" % zlib.crc32(payload, zlib.crc32(b"%d" % number))

@@ -1,46 +1,97 @@
-"""Long jobs in finished parts: killed at any moment they continue where they were, and several ranks share one without a message.
+"""Long jobs in chunks: a job that was killed continues where it was, and several ranks share one without messages.
 
-    chunks = chunks_of(len(rows), 1024)
-    with ChunkedJob("out.jsonl", job_identity("score", config, rows), chunks, this_rank()) as parts:
-        for chunk in parts.missing():                     # this rank's, without those that are done
-            parts.add(chunk, [answer(row) for row in rows[chunk.start : chunk.stop]])
-        if parts.to_merge():                              # all are done, and it falls to this rank to write the output
-            write_jsonl("out.jsonl", (row for answers in parts.answers() for row in answers))
+    def work(rows, start):                                 # one chunk; `start` is the number of its first row
+        return [{"grade": grade(row)} for row in rows]     # answers are JSON objects
 
-Ranks meet in files only. They may be torchrun's or shells started by hand, at one time or one after another, on any machines that
-share a file system with file locks. Beside OUT stand, while the job is unfinished,
+    identity = job_identity("score", config, rows)
+    with run_in_chunks("out.jsonl", identity, rows, 1024, work, "score") as answers:
+        if answers is not None:                            # all chunks are finished, and this rank writes the output
+            write_jsonl("out.jsonl", answers)
 
-    OUT.parts/job.json            what its answers depend on: a job that differs is refused, and told in what
-    OUT.parts/rank-00000.jsonl    the chunks that rank 0 has finished, one a line, each with its checksum and forced to disk
-    OUT.parts/rank-00000.lock     locked while rank 0 lives, so that nobody else is rank 0
-    OUT.parts/gate.lock           locked while somebody comes or goes, and by the one that merges
+Ranks share nothing but files. They may be started by torchrun or by hand, at the same time or one after another, on any
+machines that share a file system with file locks. While the job is unfinished, these files are beside OUT:
 
-and after a job of several ranks OUT.done.json: by it a rank that comes late, when the parts are gone, knows that its job is done.
-Rank r of n does the chunks r, r + n, ... that are in nobody's file yet, so a restart may have another number of ranks.
+    OUT.parts/job.json            what the answers depend on: another job is refused, and the difference is named
+    OUT.parts/rank-00000.jsonl    the finished chunks of rank 0, one a line, each with its checksum and forced to disk
+    OUT.parts/rank-00000.lock     locked while a process works as rank 0, so that no second one does
+    OUT.parts/gate.lock           the directory's lock: held while a rank starts or ends, and while OUT is written
+
+and after a job of several ranks OUT.done.json, which tells a rank that starts after the end that its job is finished.
+Rank r of n does those of the chunks r, r + n, ... that are in no file yet: a restart may have another number of ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
 from taosr1 import __version__
-from taosr1.data.rows import clean_value, read_jsonl, write_jsonl
 from taosr1.runtime.chunk_files import ChunkFiles
-from taosr1.runtime.distributed import Ranks, unmute_stdout
-from taosr1.runtime.files import can_lock, delete, is_at, locked, sha256
+from taosr1.runtime.cli import progress
+from taosr1.runtime.distributed import Ranks, this_rank, unmute_stdout
+from taosr1.runtime.files import DamagedError, can_lock, delete, read_json, replace_file, sha256
+from taosr1.runtime.job_locks import RankLock, locked_directory
 
-# They say where things are and how a job is executed. What they lead to is in the digests of rows and judge.
+T = TypeVar("T")
+FORMAT = 2  # of stored answers: JSON objects. Before there was a number they were lists
+# Settings that say where things are and how a job is executed. What they lead to is in the digests of rows and judge.
 FREE_SETTINGS = ("model", "data", "out", "device", "batch_tok", "split", "limit", "max_bad_rows")
+
+
+class NothingToWriteError(ValueError):
+    """The answers lead to no output. Raised while they are merged, it removes them: a restart would only repeat it."""
+
+
+@contextmanager
+def run_in_chunks(
+    out: str | Path,
+    identity: dict[str, Any],
+    rows: list[T],
+    size: int,
+    work: Callable[[list[T], int], list[dict]],
+    description: str,
+    *,
+    boundary: int = 0,
+) -> Iterator[Iterable[dict] | None]:
+    """Answer rows in chunks. Yields all answers in order, or None on a rank that leaves the output to another.
+
+    The answers can be iterated over several times. `out` must be written inside the context: when that ends, the stored
+    answers are removed. After an exception they stay, and the same command continues.
+    out: "" keeps the answers in memory; then one process does everything, and begins again where it was killed.
+    identity: as `job_identity` makes it, the same on every rank.
+    work: work(rows of a chunk, number of the first) returns any number of JSON objects.
+    boundary: no chunk holds rows from both sides of this row number.
+    Raises: ValueError where OUT.parts holds another job or other processes work as these ranks, for NaN in an answer,
+        and for several ranks without `out`; OSError where the disk is full.
+    """
+    ranks = this_rank()
+    chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
+    if not out:
+        if ranks.world > 1:
+            raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
+        found: list[dict] = []
+        bar = progress(total=len(rows), desc=description, unit="row")
+        for chunk in chunks:
+            found += work(rows[chunk.start : chunk.stop], chunk.start)
+            bar.update(len(chunk))
+        bar.close()
+        yield found
+        return
+    with ChunkedJob(out, identity, chunks, ranks) as job:
+        bar = progress(total=job.total, initial=job.done, desc=description, unit="row")
+        for chunk in job.missing():
+            job.add(chunk, work(rows[chunk.start : chunk.stop], chunk.start))
+            bar.update(len(chunk))
+        bar.close()
+        yield job if job.to_merge() else None
 
 
 def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
@@ -49,7 +100,7 @@ def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
 
 
 def job_identity(job: str, config: Any, rows: Iterable[object], **facts: object) -> dict[str, Any]:
-    """What a job's answers depend on: its settings (a dataclass), the content of its rows (dicts or dataclasses), other facts."""
+    """What a job's answers depend on: its settings (a dataclass), its rows (dicts or dataclasses), and other facts."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     digest = hashlib.sha256()
     for row in rows:
@@ -58,97 +109,96 @@ def job_identity(job: str, config: Any, rows: Iterable[object], **facts: object)
 
 
 class ChunkedJob:
-    """The finished chunks of one job, on disk, seen from one of its ranks."""
+    """The stored chunks of one job, as one of its ranks works on them."""
 
     def __init__(self, out: str | Path, identity: dict[str, Any], chunks: Sequence[range], ranks: Ranks) -> None:
-        """chunks: row numbers, as `chunks_of` cuts them. identity: as `job_identity` makes it, the same on every rank."""
+        """chunks: row numbers, as `chunks_of` cuts them. identity: the same on every rank."""
         self.out, self.chunks, self.ranks = Path(out), list(chunks), ranks
         self.folder, self.record = Path(f"{out}.parts"), Path(f"{out}.done.json")
-        sizes = {"rows": sum(map(len, chunks)), "chunks": len(chunks), "rows of a chunk": max(map(len, chunks), default=0)}
-        self.identity: dict[str, Any] = json.loads(json.dumps(clean_value(identity | sizes)))  # as it is read back
+        self.job_file = self.folder / "job.json"
+        lengths = [len(chunk) for chunk in chunks]
+        sizes = {"rows": sum(lengths), "chunks": len(chunks), "rows of a chunk": max(lengths, default=0)}
+        self.identity: dict[str, Any] = json.loads(json.dumps({**identity, **sizes, "format": FORMAT}))  # as read back
+        self._name = f"rank {ranks.rank} of {ranks.world}"
         self._number = {chunk.start: number for number, chunk in enumerate(chunks)}
         self._own = range(ranks.rank, len(chunks), ranks.world)
         self._files = ChunkFiles(self.folder)
-        self._lock: IO[bytes] | None = None  # this rank's
-        self._gate = ExitStack()  # holds the gate while this rank merges
+        self._lock = RankLock(self.folder, ranks)
+        self._directory_lock = ExitStack()  # held while this rank merges
         self._merging = False
-        self._over = False  # somebody has merged the parts, or taken them away
+        self._over = False  # the stored chunks were merged, or removed
 
-    # ---- what a script does --------------------------------------------------------------------------------------------
+    # ---- The chunks --------------------------------------------------------------------------------------------------
 
     @property
     def total(self) -> int:
-        """Rows that are this rank's."""
+        """Number of this rank's rows."""
         return sum(len(self.chunks[number]) for number in self._own)
 
     @property
     def done(self) -> int:
-        """Those of them that are done."""
+        """Number of this rank's rows in finished chunks."""
         return sum(len(self.chunks[number]) for number in self._own if self._over or number in self._files.place)
 
     def missing(self) -> Iterator[range]:
-        """This rank's chunks that nobody has finished."""
+        """This rank's chunks that are in no file yet."""
         for number in self._own:
             if not self._over and number not in self._files.place:
                 yield self.chunks[number]
 
-    def add(self, chunk: range, answers: Any) -> None:
-        """Store a finished chunk's answers (JSON values) durably.
+    def add(self, chunk: range, answers: list[dict]) -> None:
+        """Store a finished chunk's answers durably.
 
         Raises: OSError where the disk is full, ValueError for NaN; what was added before stays.
         """
         self._files.add(self._number[chunk.start], answers)
 
     def to_merge(self) -> bool:
-        """Whether it falls to this rank to write the output: all chunks are done and nobody has merged them.
+        """Whether this rank has to write the output: all chunks are finished, and no rank has written it. Ask once.
 
-        True holds the other ranks off until the `with` ends; by then OUT must be written, and the parts are removed. To be asked once.
-        Raises: ValueError where the parts were taken away under this rank.
+        True makes the other ranks wait until the `with` ends; by then OUT must be written, and the chunks are removed.
+        Raises: ValueError where the folder was removed while this rank was working.
         """
         if self._over:
-            self._say(f"{self._who()} comes late, the job is done ({self.record}); to do it again, delete {self.out}")
+            self._report(f"{self._name} finds the job done ({self.record}); to do it again, delete {self.out}")
             return False
-        there = self._gate.enter_context(self._at_the_gate())
-        ours = there and is_at(self._lock, self._lock_path())  # else the folder was removed, or is another job's by now
-        if not (ours and self._job_file().exists()):
-            self._see_it_gone(ours)
+        exists = self._directory_lock.enter_context(locked_directory(self.folder))
+        ours = exists and self._lock.is_held()
+        if not (ours and self.job_file.exists()):
+            self._check_merged(ours)
             return False
         self._files.scan()
         missing = [number for number in range(len(self.chunks)) if number not in self._files.place]
         if missing:
-            self._say_who_is_missing(missing)
+            self._report_missing(missing)
             return False
         self._merging = True
-        self._remove_torn_outputs()
+        self._remove_unfinished_outputs()
         unmute_stdout()
         return True
 
-    def answers(self) -> Iterator[Any]:
-        """What was added for every chunk, in the order of the rows; read from disk one at a time, as often as wanted.
+    def __iter__(self) -> Iterator[dict]:
+        """The answers of all chunks in the order of the rows, read from disk chunk by chunk.
 
-        Raises: ValueError for a line that was damaged since it was found whole.
+        Raises: ValueError for a line that was damaged since `to_merge`.
         """
-        assert self._merging, "only who merges reads"
-        return map(self._files.read, range(len(self.chunks)))
+        assert self._merging, "only the rank that merges can read the answers"
+        return chain.from_iterable(map(self._files.read, range(len(self.chunks))))
 
-    def discard(self) -> None:
-        """Throw the parts away while merging: they lead to no output, and the same command would only say so again."""
-        assert self._merging
-        self._remove()
-
-    # ---- coming --------------------------------------------------------------------------------------------------------
+    # ---- Start -------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> ChunkedJob:
-        """Take this rank's place in the job: begin it, or continue it.
+        """Begin the job, or continue it.
 
-        Raises: ValueError where OUT.parts holds another job, this rank is at work already, or ranks of another number are.
+        Raises: ValueError where OUT.parts holds another job, or other processes work as this rank or as other ranks of
+            another number.
         """
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder, expected a file name to write: check --out")
         if self.ranks.world > 1 and not can_lock():
             raise ValueError("several ranks need POSIX file locks, which this system lacks: run one process")
         try:
-            with self._at_the_gate(create=True):
+            with locked_directory(self.folder, create=True):
                 self._begin_or_continue()
         except BaseException:
             self._close()
@@ -156,116 +206,89 @@ class ChunkedJob:
         return self
 
     def _begin_or_continue(self) -> None:
-        others, stored = self._others(), self._stored_identity()
-        self._refuse_strangers(others)
+        others, stored = self._lock.others(), self._stored_identity()
+        self._lock.refuse_conflicts(others, self.out)
         if stored is None and self.ranks.world > 1 and self._is_recorded():
             self._over = True
             self._remove()
             return
         if stored is None and others:
-            raise ValueError(f"{self._job_file()} is missing, though {_described(others[0])} is at work: end that process first")
-        self._lock = self._take_place()
+            raise ValueError(f"{self.job_file} is missing, although {others[0]} is working: end that process first")
+        self._lock.take()
         self._files.scan()
         if stored is not None and stored != self.identity and (others or self._files.place):
             raise ValueError(self._refusal(stored))
-        if stored != self.identity:  # a new job; parts without a job.json are what a crash left of a removal
+        if stored != self.identity:  # a new job; chunks without a job.json are left from a removal that was interrupted
             self._files.forget()
-            write_jsonl(self._job_file(), [self.identity])
-        self._files.open_own(self._lock_path().with_suffix(".jsonl"))
+            _write(self.job_file, self.identity)
+        self._files.open_own(self._lock.path.with_suffix(".jsonl"))
         if self._files.place:
-            self._say(f"{self._who()} continues, {self._progress()}")
-
-    def _others(self) -> list[dict]:
-        """Who else is at work, by the locks that are held."""
-        found = []
-        for path in sorted(self.folder.glob("rank-*.lock")):
-            if path != self._lock_path() or self._lock is None or self._lock.closed:  # our own lock is ours
-                with open(path, "rb+") as file:
-                    if not locked(file, wait=False):
-                        found.append(_holder(file))
-        return found
-
-    def _refuse_strangers(self, others: list[dict]) -> None:
-        """Raises: ValueError where one of the others has our number, or they are not as many as we are said to be."""
-        for other in others:
-            if (other["rank"], other["world"]) == (self.ranks.rank, self.ranks.world):
-                raise ValueError(f"--out {self.out}: {_described(other)} is at work on it already: end that process, or give this one another RANK")
-            if other["world"] != self.ranks.world:
-                raise ValueError(f"--out {self.out}: {_described(other)} is at work on it: end it or let it finish, then continue as {self._who()}")
-
-    def _take_place(self) -> IO[bytes]:
-        """This rank's lock, and who we are written into it. It is free: `_others` has looked, and we are at the gate."""
-        file = open(self._lock_path(), "ab+")
-        assert locked(file, wait=False)
-        me = {"rank": self.ranks.rank, "world": self.ranks.world, "pid": os.getpid(), "host": socket.gethostname()}
-        file.truncate(0)
-        file.write(json.dumps(me).encode())
-        file.flush()
-        return file
+            self._report(f"{self._name} continues, {self._progress()}")
 
     def _stored_identity(self) -> dict | None:
-        if not self._job_file().exists():
-            return None
         try:
-            return next(read_jsonl(self._job_file()))[1]
-        except (ValueError, StopIteration) as problem:
-            raise ValueError(f"{self._job_file()} is damaged ({problem}): delete the folder {self.folder} to begin anew") from problem
+            return read_json(self.job_file) if self.job_file.exists() else None
+        except DamagedError as error:
+            raise ValueError(f"{error}: delete the folder {self.folder} to begin again") from error
 
     def _refusal(self, stored: dict) -> str:
-        now, names = self.identity, sorted(stored.keys() | self.identity.keys())
-        changed = [f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}" for name in names if stored.get(name) != now.get(name)]
-        return (
-            f"{self.folder} holds an unfinished job with other settings or input ({'; '.join(changed)}): finish it as it was begun, choose "
-            "another --out, or delete that folder to begin anew"
-        )
+        names = [name for name in sorted(stored | self.identity) if stored.get(name) != self.identity.get(name)]
+        changed = [f"{name} was {stored.get(name)!r} and is now {self.identity.get(name)!r}" for name in names]
+        what, finish = f"with other settings or input ({'; '.join(changed)})", "as it was begun"
+        if stored.get("format") != FORMAT:
+            what, finish = "of another version of taosr1", "with that version"
+        way_out = f"finish it {finish}, choose another --out, or delete that folder to begin again"
+        return f"{self.folder} holds an unfinished job {what}: {way_out}"
 
-    # ---- going ---------------------------------------------------------------------------------------------------------
+    # ---- End ---------------------------------------------------------------------------------------------------------
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            if kind is None and self._merging:
-                self._seal()
+            if self._merging and isinstance(error, NothingToWriteError):
+                self._remove()
+            elif self._merging and kind is None:
+                self._finish()
             elif kind is not None and self._files.place and not self._over and self.folder.exists():
-                with suppress(OSError):  # only to say how much the others have done meanwhile
+                with suppress(OSError):  # only to count what the other ranks have finished meanwhile
                     self._files.scan()
-                self._say(f"stopped; {self._progress()} and kept in {self.folder}: the same command continues")
+                self._report(f"stopped; {self._progress()} and kept in {self.folder}: the same command continues")
         finally:
             self._close()
         if not (self._files.place or self._over):
-            self._leave_nothing_behind()
+            self._remove_unused()
 
-    def _see_it_gone(self, ours: bool) -> None:
-        """The parts were taken away under this rank. That is well where another rank has merged them, else an error."""
+    def _check_merged(self, ours: bool) -> None:
+        """The folder was removed while this rank was working: an error unless another rank has written OUT."""
         if not self._is_recorded():
             raise ValueError(
-                f"{self.folder} was removed while {self._who()} was at work: another rank gave up (and says why), or somebody deleted it; "
-                "the same command begins anew"
+                f"{self.folder} was removed while {self._name} was working: another rank gave up and printed why, "
+                "or somebody deleted it; the same command begins again"
             )
-        self._say("another rank has merged the parts")
+        self._report("another rank has written the output")
         self._over = True
-        if ours:  # that rank was killed while it removed them
+        if ours:  # that rank was killed while it removed the folder
             self._remove()
 
-    def _seal(self) -> None:
-        """OUT is whole: say whose it is, where a late rank can ask, and remove the parts. A crash in here repeats the merge, at most."""
+    def _finish(self) -> None:
+        """OUT is complete: record it for ranks that start later, remove the chunks. A crash here repeats the merge."""
         if self.ranks.world > 1:
-            write_jsonl(self.record, [{"job": self.identity, "sha256 of the output": sha256(self.out)}])
+            _write(self.record, {"job": self.identity, "sha256 of the output": sha256(self.out)})
         else:
             delete([self.record])
         self._remove()
 
     def _is_recorded(self) -> bool:
-        """Whether OUT is this very job's output, merged by one of several ranks and unchanged since."""
+        """Whether OUT is this job's output, written by one of several ranks and unchanged since."""
         if not (self.record.is_file() and self.out.is_file()):
             return False
         try:
-            stored = next(read_jsonl(self.record))[1]
-        except (ValueError, StopIteration):
+            stored = read_json(self.record)
+        except DamagedError:
             return False  # no proof, so the job is done again
         return stored.get("job") == self.identity and stored.get("sha256 of the output") == sha256(self.out)
 
     def _remove(self) -> None:
-        """Remove the folder. job.json goes first: what is left without it is no job's, and the next start sweeps it away."""
+        """Remove the folder, job.json first: chunks without it belong to no job, and the next start deletes them."""
         self._over = True
         self._close_files()  # network file systems keep the names of removed files while they are open
         for pattern in ("job.json", ".job.json.*.tmp", "rank-*.jsonl", "rank-*.lock", "gate.lock"):
@@ -273,119 +296,51 @@ class ChunkedJob:
         self._remove_empty_folder()
 
     def _remove_empty_folder(self) -> None:
-        with suppress(OSError):  # not empty: somebody has come in between, and it is theirs
+        with suppress(OSError):  # not empty: another rank has started in between
             self.folder.rmdir()
 
-    def _remove_torn_outputs(self) -> None:
-        """What a merge that was killed left of OUT and its companions. Nobody is writing them: we are at the gate."""
+    def _remove_unfinished_outputs(self) -> None:
+        """Delete the temporary files of a merge that was killed. No rank writes them now: the directory is locked."""
         name = re.compile(rf"\.{re.escape(self.out.name)}(\.(done|counts)\.json)?\.\d+\.tmp")
         delete(path for path in self.out.parent.glob(".*.tmp") if name.fullmatch(path.name))
 
-    def _leave_nothing_behind(self) -> None:
-        """A start that came to nothing leaves no trace, unless another rank is at work or has finished a chunk."""
-        with self._at_the_gate() as there:
-            if there and not self._others():
+    def _remove_unused(self) -> None:
+        """Remove the folder again where no chunk was finished and no other rank is working."""
+        with locked_directory(self.folder) as exists:
+            if exists and not self._lock.others():
                 self._files.scan()
                 if not self._files.place:
                     self._remove()
 
     def _close(self) -> None:
         self._close_files()
-        self._gate.close()
+        self._directory_lock.close()
         if self._over:
             self._remove_empty_folder()
 
     def _close_files(self) -> None:
         self._files.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.release()
 
-    # ---- small things --------------------------------------------------------------------------------------------------
+    # ---- Messages ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _at_the_gate(self, create: bool = False) -> Iterator[bool]:
-        """Hold the gate, so that the folder can be read and changed in one go; False where there is no folder."""
-        path = self.folder / "gate.lock"
-        while True:
-            try:
-                if create:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                file = open(path, "ab" if create else "rb+")
-            except (FileNotFoundError, FileExistsError):  # the folder goes away at this very moment
-                if self.folder.is_file() or self.folder.is_symlink():
-                    raise
-                if create:
-                    continue
-                yield False
-                return
-            with file:
-                locked(file, wait=True)
-                if is_at(file, path):  # else it was removed while we waited for it
-                    yield True
-                    return
-
-    def _say_who_is_missing(self, missing: list[int]) -> None:
-        text = f"{self._who()} has done its share, {self._progress()}"
-        working = {other["rank"] for other in self._others()}
+    def _report_missing(self, missing: list[int]) -> None:
+        text = f"{self._name} has done its share, {self._progress()}"
+        working = {other.rank for other in self._lock.others()}
         idle = [str(rank) for rank in sorted({number % self.ranks.world for number in missing}) if rank not in working]
         if idle:
-            self._say(f"{text}; nobody is at work yet on those of rank {', '.join(idle)}: start it, or give the command to one process, which does the rest")
+            text += f"; no process works on those of rank {', '.join(idle)}: start it, or let one process do the rest"
         else:
-            self._say(f"{text}; the rank that finishes last writes the output")
+            text += "; the rank that finishes last writes the output"
+        self._report(text)
 
     def _progress(self) -> str:
         return f"{len(self._files.place)} of {len(self.chunks)} chunks are done"
 
-    def _who(self) -> str:
-        return f"rank {self.ranks.rank} of {self.ranks.world}"
-
-    def _job_file(self) -> Path:
-        return self.folder / "job.json"
-
-    def _lock_path(self) -> Path:
-        return self.folder / f"rank-{self.ranks.rank:05}.lock"
-
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         print(f"{self.out}: {text}", file=sys.stderr)
 
 
-class InMemory:
-    """`ChunkedJob` for a job without an output file: one process, which keeps its answers to itself and starts over when killed."""
-
-    def __init__(self, chunks: Sequence[range], ranks: Ranks) -> None:
-        """Raises: ValueError for several ranks, who would have nowhere to meet."""
-        if ranks.world > 1:
-            raise ValueError(f"--out is missing: that file is where the {ranks.world} ranks meet")
-        self.chunks, self.total, self.done = list(chunks), sum(map(len, chunks)), 0
-        self._answers: dict[int, Any] = {}
-
-    def __enter__(self) -> InMemory:
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-    def missing(self) -> Iterator[range]:
-        yield from self.chunks
-
-    def add(self, chunk: range, answers: Any) -> None:
-        self._answers[chunk.start] = answers
-
-    def to_merge(self) -> bool:
-        return True
-
-    def answers(self) -> Iterator[Any]:
-        return (self._answers[chunk.start] for chunk in self.chunks)
-
-
-def _holder(file: IO[bytes]) -> dict:
-    """Who holds a lock, as it wrote down."""
-    unknown = {"rank": "?", "world": "?", "pid": "?", "host": "?"}
-    try:
-        return unknown | json.loads(file.read())
-    except ValueError:
-        return unknown
-
-
-def _described(other: dict) -> str:
-    return f"rank {other['rank']} of {other['world']} (process {other['pid']} on {other['host']})"
+def _write(path: Path, value: dict) -> None:
+    """Write a JSON object durably, as ASCII: a setting may hold half a surrogate pair, which UTF-8 cannot."""
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(value) + "\n"))

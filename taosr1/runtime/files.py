@@ -1,7 +1,7 @@
-"""Writing a file, or a folder, so that a reader finds the old one or the new one, whole, whatever happens in between.
+"""Files and folders that a reader finds old or new, but always complete, whatever happens while they are written.
 
-A folder written by `new_folder` carries a manifest: size and SHA-256 of each of its files. Reading such a folder checks it, so a
-file that was cut, lengthened, exchanged, or lost a single bit on the way is an error that names it, never a silently worse model.
+A folder written by `new_folder` has a manifest with the size and SHA-256 of each of its files, which `verify` checks: a
+file that was cut, lengthened, exchanged, or lost a single bit is an error that names it, never a silently worse model.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ except ImportError:  # not a POSIX system: one process works there, unlocked
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST_FILE = "manifest.json"
-STATE_FILE = "state.json"  # in a checkpoint only: what makes a folder one
-TEMPORARY, LEAVING, DAMAGED = ".writing-", ".deleting-", "damaged-"  # how folders are called that are no checkpoints yet, or any more
+STATE_FILE = "state.json"  # in checkpoints only
+WRITING, DELETING, DAMAGED = ".writing-", ".deleting-", "damaged-"  # prefixes of folders that are not complete
 
 
 class DamagedError(ValueError):
-    """A file is not what was written."""
+    """A file does not hold what was written."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there is forced to disk and takes its place, or vanishes on an exception.
+    """A temporary path beside `path`; its file is forced to disk and replaces `path`, or is deleted on an exception.
 
-    The rename also keeps memory maps of the old file intact, where writing into it would change tensors in use.
+    The rename keeps memory maps of the old file intact: writing into that file would change tensors in use.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors leaves its files readable by their owner alone
+        temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
         fsync(temporary)
         os.replace(temporary, path)
     finally:
@@ -49,17 +49,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """`replacing` for what is written in one go: `write(temporary path)`."""
+    """`replacing` for a file that one call writes: `write(temporary path)`."""
     with replacing(path) as temporary:
         write(temporary)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ValueError: naming the file, where it is not UTF-8, not JSON or not an object.
-    """
+    """The JSON object in a file. Raises: DamagedError naming the file, where it is not UTF-8, JSON or an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # covers UnicodeDecodeError and JSONDecodeError
@@ -76,21 +72,22 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:
-    """`write_json` with a checksum of the rest under "seal": for small files outside a manifest that decide what is loaded."""
-    write_json(path, value | {"seal": _seal(value)})
+    """`write_json` with a checksum of the rest under "seal": for small files that no manifest covers."""
+    write_json(path, value | {"seal": _checksum(value)})
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """What `write_checksummed` wrote. Raises: DamagedError naming the file, where it is anything else."""
+    """What `write_checksummed` wrote. Raises: DamagedError naming the file, where one byte of it is different."""
     value = read_json(path)
-    as_written = path.read_text(encoding="utf-8") == _json_text(value)  # not one blank more
-    seal = value.pop("seal", None)
-    if seal != _seal(value) or not as_written:
-        raise DamagedError(f"{path} is not as it was written (its seal does not fit): it was changed or damaged on disk")
+    as_written = path.read_text(encoding="utf-8") == _json_text(value)  # not one space more
+    stored = value.pop("seal", None)
+    if stored != _checksum(value) or not as_written:
+        problem = "its checksum 'seal' does not match: it was changed or damaged on disk"
+        raise DamagedError(f"{path} is not as it was written ({problem})")
     return value
 
 
-def _seal(value: dict[str, Any]) -> str:
+def _checksum(value: dict[str, Any]) -> str:
     return hashlib.sha256(_json_text(value).encode()).hexdigest()[:16]
 
 
@@ -100,7 +97,7 @@ def _json_text(value: dict[str, Any]) -> str:
 
 def fsync(path: Path) -> None:
     """Force a file, or a folder's list of names, to disk."""
-    if os.name != "posix" and path.is_dir():  # there a folder cannot be opened, and its names are durable by themselves
+    if os.name != "posix" and path.is_dir():  # Windows cannot open a folder, and keeps its names by itself
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -119,19 +116,21 @@ def sha256(path: Path) -> str:
 
 
 def delete(paths: Iterable[Path]) -> None:
-    """Delete files, where they are still there."""
+    """Delete files; those that do not exist are passed over."""
     for path in list(paths):
         path.unlink(missing_ok=True)
 
 
-# --- Locks, which end with their process ------------------------------------------------------------------------------
+# ---- Locks, which the system releases when their process ends --------------------------------------------------------
+
+
 def can_lock() -> bool:
-    """Whether this system has locks that keep processes apart."""
+    """Whether this system has file locks."""
     return fcntl is not None
 
 
 def locked(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock a file for as long as it is open; False where another process has it and we do not wait."""
+    """Lock a file until it is closed; False where another process has the lock and `wait` is False."""
     if fcntl is None:
         return True
     try:
@@ -139,75 +138,79 @@ def locked(file: IO[bytes], *, wait: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: --out must be on a file system with file locks", file.name) from error
+        problem = f"{error.strerror}: --out must be on a file system with file locks"
+        raise OSError(error.errno, problem, file.name) from error
     return True
 
 
 def is_at(file: IO[bytes] | None, path: Path) -> bool:
-    """Whether an open file still has its name: a lock on a removed file keeps nobody out."""
+    """Whether an open file is still the one at `path`: a lock on a removed file excludes no other process."""
     try:
         return file is not None and os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-# --- Folders ----------------------------------------------------------------------------------------------------------
+# ---- Folders ---------------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def new_folder(path: Path, *, manifest: bool = True) -> Iterator[Path]:
-    """Write a folder that appears complete or not at all: aside first, its manifest last, all on disk, then one rename.
+    """Write a folder that appears complete or not at all; yields the path to write its files to.
 
-    manifest: False for a folder that is its owner's to edit.
+    manifest: False for a folder whose files may be edited.
     Raises: FileExistsError for an existing folder of that name.
     """
-    aside = open_aside(path)
+    unfinished = begin_folder(path)
     try:
-        yield aside
-        commit(aside, path, manifest=manifest)
+        yield unfinished
+        finish_folder(unfinished, path, manifest=manifest)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
-def open_aside(path: Path) -> Path:
-    """An empty folder beside `path`, for `commit`."""
+def begin_folder(path: Path) -> Path:
+    """A new, empty folder beside `path`, for `finish_folder`. Raises: FileExistsError where `path` exists."""
     if path.exists():
         raise FileExistsError(f"{path} already exists")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{TEMPORARY}{path.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    return aside
+    unfinished = path.parent / f"{WRITING}{path.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    return unfinished
 
 
-def commit(aside: Path, path: Path, *, manifest: bool = True) -> None:
-    """Give a folder its manifest, force all of it to disk, and only then its name."""
-    files = {str(file.relative_to(aside).as_posix()): file for file in sorted(aside.rglob("*")) if file.is_file()}
+def finish_folder(unfinished: Path, path: Path, *, manifest: bool = True) -> None:
+    """Write a folder's manifest, force all its files to disk, and only then rename it to `path`."""
+    inside = sorted(unfinished.rglob("*"))
     if manifest:
-        write_checksummed(aside / MANIFEST_FILE, {"files": {name: _facts(file) for name, file in files.items()}})
-    for place in (*files.values(), *(folder for folder in aside.rglob("*") if folder.is_dir()), aside):
+        files = {file.relative_to(unfinished).as_posix(): _facts(file) for file in inside if file.is_file()}
+        write_checksummed(unfinished / MANIFEST_FILE, {"files": files})
+    for place in (*inside, unfinished):
         fsync(place)
-    os.replace(aside, path)
+    os.replace(unfinished, path)
     fsync(path.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that half of it is never found under its name."""
-    aside = path.parent / f"{LEAVING}{path.name}"
-    os.replace(path, aside)
-    shutil.rmtree(aside)
+    """Delete a folder; renamed first, so that an incomplete one never has its name."""
+    renamed = path.parent / f"{DELETING}{path.name}"
+    os.replace(path, renamed)
+    shutil.rmtree(renamed)
 
 
 def verify(folder: Path, *, without: str = "", required: bool = False) -> None:
-    """Check a folder's files against its manifest. One that has none, and is no checkpoint, is left alone unless it is `required`.
+    """Check a folder's files against its manifest; files that it does not list (added later) are not checked.
 
-    without: files whose names begin so are not read, because nobody wants them now. Files that the manifest does not know (a beta
-        that was stored beside the weights later) are left alone too.
-    Raises: DamagedError naming every file that is not what was written, and why.
+    A folder without a manifest passes, unless it is a checkpoint or the manifest is `required`.
+    without: files whose names begin with this are not needed now and not read.
+    Raises: DamagedError naming every file that differs, and how.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
         if required or (folder / STATE_FILE).exists():
-            raise DamagedError(f"{path} is missing, so nothing says whether this checkpoint is whole")
+            raise DamagedError(f"{path} is missing, so this checkpoint cannot be verified")
         return
     problems = []
     for name, facts in _read_manifest(path).items():
@@ -217,16 +220,18 @@ def verify(folder: Path, *, without: str = "", required: bool = False) -> None:
         if not file.is_file():
             problems.append(f"{file} is missing")
         elif file.stat().st_size != facts["bytes"]:
-            problems.append(f"{file} has {file.stat().st_size} bytes, but {MANIFEST_FILE} says {facts['bytes']}: it was cut, lengthened or exchanged")
+            sizes = f"{file.stat().st_size} bytes, but {MANIFEST_FILE} says {facts['bytes']}"
+            problems.append(f"{file} has {sizes}: it was cut, lengthened or exchanged")
         elif _facts(file) != facts:
-            problems.append(f"{file} has another SHA-256 than {MANIFEST_FILE} says: it was changed, exchanged or damaged on disk")
+            expected = f"another SHA-256 than {MANIFEST_FILE} says"
+            problems.append(f"{file} has {expected}: it was changed, exchanged or damaged on disk")
     if problems:
         raise DamagedError("; ".join(problems))
 
 
 def _read_manifest(path: Path) -> dict[str, dict]:
-    files = read_checksummed(path).get("files")
-    if not (isinstance(files, dict) and all(isinstance(facts, dict) and facts.keys() == {"bytes", "sha256"} for facts in files.values())):
+    files, keys = read_checksummed(path).get("files"), {"bytes", "sha256"}
+    if not (isinstance(files, dict) and all(isinstance(fact, dict) and fact.keys() == keys for fact in files.values())):
         raise DamagedError(f"{path}: expected 'files' with 'bytes' and 'sha256' of each")
     return files
 

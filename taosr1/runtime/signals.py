@@ -6,13 +6,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from taosr1.runtime.distributed import lost_contact, mute_stdout, part, this_rank
+from taosr1.runtime.distributed import lost_contact, mute_stdout, shutdown, this_rank
+
+CONTINUES = "the same command continues from"
 
 
 class Stopped(Exception):
-    """A run was asked to stop, finished its step and saved it. `code` is what the program exits with."""
+    """A run was asked to stop, finished its step and saved it. `code` is the program's exit code."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -20,9 +23,9 @@ class Stopped(Exception):
 
 
 class StopRequests:
-    """A context in which SIGTERM and Ctrl-C ask for a stop instead of stopping: `signum` says which came, 0 none.
+    """A context in which SIGTERM and Ctrl-C only ask for a stop: `signum` is the signal that came, 0 for none.
 
-    A second Ctrl-C is not to be argued with. Signals reach the main thread only; elsewhere nothing is asked.
+    A second Ctrl-C stops at once. Signals reach the main thread only; in any other one nothing is ever asked.
     """
 
     def __init__(self) -> None:
@@ -42,15 +45,15 @@ class StopRequests:
         if number == self.signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = number
-        if this_rank().first:
+        if this_rank().is_rank_zero:
             print("stopping after this step; its checkpoint is written first", file=sys.stderr, flush=True)
 
 
-def run_main(main) -> None:
-    """Run a script's `main` from the command line: wrong input ends with its message, not with a traceback.
+def run_main(main: Callable[[], object]) -> None:
+    """Run a script's `main` from the command line; errors that are explained end with a message, not a traceback.
 
-    Exit codes: 0 done, 1 an error that is explained, 2 a wrong flag, 130 Ctrl-C, 143 SIGTERM. After the last two the same
-    command continues. Of several ranks the first speaks for all; another's own trouble begins with its rank.
+    Exit codes: 0 done, 1 an error that is explained, 2 a wrong flag, 130 Ctrl-C, 143 SIGTERM; after the last two the
+    same command continues. With several ranks, rank 0 prints for all; an error of one rank begins with its number.
     """
     try:
         rank = this_rank()
@@ -62,29 +65,32 @@ def run_main(main) -> None:
     mute_stdout(rank)
     try:
         main()
-        part(0)
+        shutdown(0)
     except Stopped as stop:
-        if rank.first:
+        if rank.is_rank_zero:
             print(stop, file=sys.stderr)
-        part(stop.code)
+        shutdown(stop.code)
         sys.exit(stop.code)
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {who}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"{who}stopped by Ctrl-C; the same command continues from what is saved", file=sys.stderr)
+        print(f"{who}stopped by Ctrl-C; {CONTINUES} what is saved", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
+        first_line = next(iter(str(error).splitlines()), "")
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            print(f"error: {who}{str(error).splitlines()[0][:300]}; try a smaller --micro-batch-tok or batch, or --activation-checkpointing", file=sys.stderr)
+            hint = "try a smaller --micro-batch-tok or batch, or --activation-checkpointing"
+            print(f"error: {who}{first_line[:300]}; {hint}", file=sys.stderr)
             sys.exit(1)
         if not lost_contact(error):
             raise
-        print(f"error: {who}another rank is gone ({str(error).splitlines()[0][:200]}); the same command continues from the newest checkpoint", file=sys.stderr)
+        problem = f"another rank is gone ({first_line[:200]})"
+        print(f"error: {who}{problem}; {CONTINUES} the newest checkpoint", file=sys.stderr)
         os._exit(1)  # not sys.exit: a process group with a dead member may wait for it
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    """SIGTERM outside of training: end like Ctrl-C does, so that files written aside are removed."""
-    print("stopped by SIGTERM; the same command continues from what is saved", file=sys.stderr, flush=True)
+    """SIGTERM outside of training: end as after Ctrl-C, so that unfinished files are removed."""
+    print(f"stopped by SIGTERM; {CONTINUES} what is saved", file=sys.stderr, flush=True)
     sys.exit(128 + number)

@@ -83,7 +83,7 @@ def label_probabilities(
                 samples = uniform.shape[1]
                 repeated, draws = logits.repeat_interleave(samples, dim=0), uniform[rows].flatten().to(device)
                 tokens, _ = choose_token(repeated, draws, temperature=temperature)
-                found.first_tokens[rows] = tokens.view(-1, samples).cpu()
+                found.first_tokens[rows] = tokens.view(len(batch), samples).cpu()
             bar.update(len(batch))
     return found.checked()
 

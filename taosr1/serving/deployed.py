@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from taosr1.judge import Judge, check_device, load_judge
-from taosr1.model.io.folders import checkpoints, model_folder
+from taosr1.model.io.folders import model_folder
+from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
@@ -34,16 +35,18 @@ def open_judge(
     decodes: bool = False,
     plain: bool = False,
 ) -> tuple[str, Judge]:
-    """(name, judge) behind `--model`, for inference; where that is empty, the furthest trained of the scripts' own runs.
+    """(name, judge) behind `--model`, for inference; without one, the last stage's run among the scripts' own.
 
-    `thinkers` False leaves out those that reason first when it looks for a run; a thinker named by `--model` is loaded
-    all the same, and the caller says what it cannot do. `decodes`: it will write many tokens, see `Engine.prepack`.
+    thinkers: False leaves out runs that reason first when it looks for one; a thinker named by `--model` is loaded all
+        the same, and the caller says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     check_device(device)
     name = spec or newest_run(thinkers=thinkers)
-    if name.startswith(RUNS) and not Path(name).is_dir():  # reads like a hub id, but nobody means one
-        raise FileNotFoundError(f"--model {name}: no such run here; give the folder of a run, a Hugging Face folder or a hub id")
+    if name.startswith(RUNS) and not Path(name).is_dir():  # looks like a hub id, but is meant as a run
+        raise FileNotFoundError(
+            f"--model {name}: no such run here; give the folder of a run, a Hugging Face folder or a hub id"
+        )
     try:
         judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain)
     except (FileNotFoundError, ValueError) as error:
@@ -62,8 +65,10 @@ def newest_run(*, thinkers: bool = True) -> str:
     for run in runs:
         if checkpoints(Path(run) / "checkpoints"):
             return run
-    commands = [f"`{command}` makes {what}" for what, command in HOW_TO_TRAIN.items() if thinkers or "thinker" not in what]
-    raise FileNotFoundError(f"no --model given and none trained yet ({', '.join(runs)}): {', '.join(commands)}; or give --model FOLDER")
+    makes = [f"`{command}` makes {what}" for what, command in HOW_TO_TRAIN.items() if thinkers or "thinker" not in what]
+    raise FileNotFoundError(
+        f"no --model given and none trained yet ({', '.join(runs)}): {', '.join(makes)}; or give --model FOLDER"
+    )
 
 
 def stored_temperature(model: str) -> float | None:
@@ -91,7 +96,8 @@ def chosen_temperature(model: str, scaling: str) -> float:
     temperature = (stored_temperature(model) if scaling == "stored" else None) or 1.0
     if temperature != 1:
         print(
-            f"note: label probabilities are scaled by temperature {temperature:.4g} ({CALIBRATION_FILE}); --temperature-scaling off leaves them",
+            f"note: label probabilities are scaled by temperature {temperature:.4g} ({CALIBRATION_FILE}); "
+            "--temperature-scaling off leaves them",
             file=sys.stderr,
         )
     return temperature
@@ -122,8 +128,8 @@ def stored_beta(model: str, temperature: float = 1.0) -> float | None:
         raise ValueError(f"{path}: beta is {beta!r}, expected a number in (0, 1]: fit it again or give --beta")
     if fitted_at != temperature:
         raise ValueError(
-            f"{path}: beta was fitted on probabilities at temperature {fitted_at}, these are at {temperature}: fit it again "
-            "(infer/evaluate.py --dev DEV --save-beta) or give --beta"
+            f"{path}: beta was fitted on probabilities at temperature {fitted_at}, these are at {temperature}: "
+            "fit it again (infer/evaluate.py --dev DEV --save-beta) or give --beta"
         )
     return float(beta)
 

@@ -35,8 +35,8 @@ def score_prompts(
     """Scores every prompt by one prefill, in input order; the prompts of a judge that answers first.
 
     Choice: beta = 0.5 ("Good where Good is likelier than not") until `tiering.fit_beta` has seen a dev set; the paper's
-    is unpublished. Equal probabilities go to the lower grade. `temperature` scales the probabilities before anything reads
-    them (`calibration.apply_temperature`): it moves tiers, never grades. The label mass is not scaled.
+    is unpublished. Equal probabilities go to the lower grade. `temperature` scales the probabilities first
+    (`calibration.apply_temperature`): it moves tiers, never grades. The label mass is not scaled.
     Shapes: prompts is P lists of token ids, each ending where the reply would begin.
     Raises: ValueError as `label_probabilities`, `apply_temperature` and `cumulative_tier`.
     """

@@ -9,46 +9,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
-from taosr1.task.probabilities import checked_fit, checked_probs
-
-_TIER_INDEX = np.array([TIERS.index(TIER_OF_GRADE[grade]) for grade in GRADES])  # (4,): [g - 1] is the tier of grade g
-
-
-# ---- CumPT: one knob -------------------------------------------------------------------------------------------------
-
-
-def _check_beta(beta: float) -> float:
-    if not 0.0 < float(beta) <= 1.0:
-        raise ValueError(f"beta is {beta}, expected a number in (0, 1]")
-    return float(beta)
-
-
-def _from_the_top(probs: np.ndarray) -> np.ndarray:
-    """Cumulated probability of grades 4, 4-3, 4-2, 4-1: (N, 4), the last column exactly 1 whatever rounding says."""
-    cumulated = np.minimum(np.cumsum(probs[:, ::-1], axis=-1), 1.0)
-    cumulated[:, -1] = 1.0
-    return cumulated
+from taosr1.task.grades import GRADES, GRADES_OF_TIER, TIER_INDEX, TIER_OF_GRADE, TIERS
+from taosr1.task.probabilities import checked_probs, checked_probs_and_grades
 
 
 def cumulative_grade(probs, beta: float) -> np.ndarray:
-    """The grade k at which the probability cumulated from grade 4 down first reaches beta.
+    """The grade k at which the probability accumulated from grade 4 down first reaches beta.
 
-    Shapes: probs (N, 4).
-    Returns: int64 (N,) of grades 1..4. Grade 1 always decides in the end, so that rounding (a sum of 0.9999999 against
-    beta = 1) never leaves a row without a grade.
+    Shapes: probs (N, 4) -> int64 (N,) of grades 1..4.
     Raises: ValueError for beta outside (0, 1], and naming the first row that is not a probability vector.
     """
-    beta = _check_beta(beta)
-    reached = _from_the_top(checked_probs(probs)) >= beta
+    if not 0.0 < float(beta) <= 1.0:
+        raise ValueError(f"beta is {beta}, expected a number in (0, 1]")
+    reached = _cumulative(checked_probs(probs)) >= float(beta)
     return GRADES[-1] - reached.argmax(-1)
 
 
 def cumulative_tier(probs, beta: float) -> list[str]:
-    """CumPT: the tier of each row, where k from `cumulative_grade` decides: 4 and 3 are Good, 2 is Mid, 1 is Bad.
+    """CumPT: the tier of the grade k from `cumulative_grade`: 4 and 3 are Good, 2 is Mid, 1 is Bad.
 
-    A smaller beta is more generous: raising it can only move a row down. At beta -> 0 every row with P(4) > 0 is Good.
+    A smaller beta is more generous: raising it can only lower a row's tier. As beta -> 0 every row with P(4) > 0 is
+    Good.
     Shapes: probs (N, 4).
+    Raises: ValueError as `cumulative_grade`.
     Source: arXiv 2508.12365, section 5.
     """
     return [TIER_OF_GRADE[int(grade)] for grade in cumulative_grade(probs, beta)]
@@ -57,116 +40,68 @@ def cumulative_tier(probs, beta: float) -> list[str]:
 def fit_beta(probs, grades: Sequence[int]) -> float:
     """The beta with the best macro-F1 over Good, Mid and Bad, by exact search.
 
-    The tiers change only where beta passes some row's P(4)+P(3) or P(4)+P(3)+P(2), so trying one beta between each two
-    neighbours among those values tries them all. Choice: the paper names no objective; macro-F1 is its headline
-    metric, here over tiers, since tiers are what is decided. Among ties, the middle of the widest stretch of best
-    betas: the farthest from any row changing its tier.
+    A row's tier changes only where beta passes its P(4)+P(3) or P(4)+P(3)+P(2), so one beta between each two
+    neighbours of all these values is a complete search. Choice: the paper names no objective; macro-F1 is its headline
+    metric, here over tiers, since tiers are the decision. Of equally good betas, the middle of the widest interval:
+    the farthest from changing any row's tier.
 
     Shapes: probs (N, 4), grades (N,).
     Raises: ValueError for no rows, a wrong grade or a row that is not a probability vector.
     """
-    probs, grades = checked_fit(probs, grades)
-    gold = _TIER_INDEX[grades - 1]
-    cumulated = _from_the_top(probs)
-    good_from, mid_from = cumulated[:, 1], cumulated[:, 2]  # Good up to the first, Mid up to the second, then Bad
-    edges = np.unique(np.concatenate([[0.0], good_from, mid_from, [1.0]]))  # tiers are constant in (edge, next edge]
-    counts = np.zeros((len(edges) - 1, len(TIERS), len(TIERS)))  # [candidate, gold tier, predicted tier]
+    probs, grades = checked_probs_and_grades(probs, grades)
+    gold = np.array(TIER_INDEX)[grades - 1]
+    # (N, 2): a row is Good for beta up to its first number, Mid up to its second, then Bad.
+    until = _cumulative(probs)[:, [GRADES[-1] - GRADES_OF_TIER[tier][-1] for tier in TIERS[:-1]]]
+    # Tiers are constant for beta in (edge, next edge].
+    edges = np.unique(np.concatenate([[0.0], until.reshape(-1), [1.0]]))
+    counts = np.zeros((len(edges) - 1, len(TIERS), len(TIERS)))  # [interval of beta, gold tier, predicted tier]
     for tier in range(len(TIERS)):
-        inside = gold == tier
-        below_good = np.searchsorted(np.sort(good_from[inside]), edges[1:], side="left")  # rows that are not Good
-        below_mid = np.searchsorted(np.sort(mid_from[inside]), edges[1:], side="left")  # rows that are Bad
-        counts[:, tier] = np.stack([inside.sum() - below_good, below_good - below_mid, below_mid], axis=-1)
+        limits = np.sort(until[gold == tier], axis=0)
+        below = [np.searchsorted(column, edges[1:], side="left") for column in limits.T]  # rows below Good, below Mid
+        bounds = np.stack([np.full(len(counts), len(limits)), *below, np.zeros(len(counts))], axis=-1)
+        counts[:, tier] = bounds[:, :-1] - bounds[:, 1:]
     low, high = _widest_best(_macro_f1(counts), edges)
     middle = (low + high) / 2
-    return float(middle if middle > low else high)  # neighbouring floats have no middle; the stretch is (low, high]
-
-
-# ---- the threshold cascade: four knobs -------------------------------------------------------------------------------
+    return float(middle if middle > low else high)  # neighbouring floats have no middle; the interval is (low, high]
 
 
 def threshold_tier(probs, thresholds: Sequence[float]) -> list[str]:
-    """The baseline CumPT replaces: from grade 4 down, the first grade k with P(k) >= its own threshold decides.
+    """The baseline that CumPT replaces: from grade 4 down, the first grade k with P(k) >= its own threshold decides.
 
     Choice: the paper says only "four or more thresholds"; this is the plainest rule with four. Where no grade reaches
-    its threshold, the most probable one decides, so four thresholds of 1 are argmax.
-    Shapes: probs (N, 4); thresholds (4,), in column order (grades 1..4), each in [0, 1].
+    its threshold, the most probable one decides, so four thresholds of 1 give argmax.
+    Shapes: probs (N, 4); thresholds (4,), of grades 1..4, each in [0, 1].
     Raises: ValueError for thresholds that are not four numbers in [0, 1], and for rows that are not probability
-    vectors.
+        vectors.
     """
     limits = np.asarray(thresholds, dtype=np.float64)
     if limits.shape != (len(GRADES),) or not ((limits >= 0) & (limits <= 1)).all():
         raise ValueError(f"thresholds is {thresholds}, expected {len(GRADES)} numbers in [0, 1], one per grade 1..4")
-    return [TIERS[index] for index in _threshold_index(checked_probs(probs), limits)]
+    probs = checked_probs(probs)
+    reached = probs >= limits
+    first = GRADES[-1] - reached[:, ::-1].argmax(-1)
+    grades = np.where(reached.any(-1), first, probs.argmax(-1) + 1)
+    return [TIER_OF_GRADE[int(grade)] for grade in grades]
 
 
-def _threshold_index(probs: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Tier indices (..., N) of probs (N, 4) under limits (..., 4)."""
-    reached = probs >= limits[..., None, :]  # (..., N, 4)
-    first = GRADES[-1] - 1 - reached[..., ::-1].argmax(-1)
-    return _TIER_INDEX[np.where(reached.any(-1), first, probs.argmax(-1))]
-
-
-def fit_thresholds(probs, grades: Sequence[int], *, steps: int = 50, sweeps: int = 10) -> tuple[float, ...]:
-    """Thresholds with a locally best macro-F1 over Good, Mid and Bad, by coordinate search on `steps` + 1 values.
-
-    Each remove_leftovers sets one threshold after another to its best value given the others, until nothing improves. It starts
-    from argmax (all 1) and from all 0.5 and keeps the better end, so it is never worse than argmax on the rows it was
-    fitted on.
-    Shapes: probs (N, 4), grades (N,).
-    Returns: four thresholds, for grades 1..4.
-    """
-    probs, grades = checked_fit(probs, grades)
-    gold = _TIER_INDEX[grades - 1]
-    grid = np.linspace(0.0, 1.0, steps + 1)
-    ends = [_climb(probs, gold, np.full(len(GRADES), start), grid, sweeps) for start in (1.0, 0.5)]
-    _, best = max(ends, key=lambda end: end[0])  # the first wins a tie
-    return tuple(best.tolist())
-
-
-def _climb(
-    probs: np.ndarray, gold: np.ndarray, limits: np.ndarray, grid: np.ndarray, sweeps: int
-) -> tuple[float, np.ndarray]:
-    """Coordinate ascent from `limits`: the best score and its thresholds."""
-    best = float(_macro_f1(_tier_table(gold, _threshold_index(probs, limits))))
-    for _ in range(sweeps):
-        before = best
-        for column in reversed(range(len(GRADES))):
-            tried = np.repeat(limits[None], len(grid), axis=0)
-            tried[:, column] = grid
-            scores = np.array([_macro_f1(_tier_table(gold, _threshold_index(probs, one))) for one in tried])
-            if scores.max() > best:
-                best = float(scores.max())
-                limits = tried[_middle_of_first_run(scores == best)]
-        if best == before:
-            break
-    return best, limits
-
-
-def _middle_of_first_run(chosen: np.ndarray) -> int:
-    start = int(chosen.argmax())
-    length = int(np.append(chosen[start:], False).argmin())
-    return start + (length - 1) // 2
-
-
-# ---- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _tier_table(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Tier counts (3, 3), gold by predicted."""
-    return np.bincount(gold * len(TIERS) + predicted, minlength=len(TIERS) ** 2).reshape(len(TIERS), len(TIERS))
+def _cumulative(probs: np.ndarray) -> np.ndarray:
+    """P(4), P(4)+P(3), P(4)+P(3)+P(2) and exactly 1, (N, 4): grade 1 always decides, however the sum was rounded."""
+    cumulated = np.minimum(np.cumsum(probs[:, ::-1], axis=-1), 1.0)
+    cumulated[:, -1] = 1.0
+    return cumulated
 
 
 def _macro_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 of counts (..., 3, 3) over the tiers that occur in gold or predictions."""
+    """Mean F1 of counts (..., 3, 3), gold by predicted, over the tiers that occur in either."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     both = counts.sum(-1) + counts.sum(-2)
     return (2 * hits / np.maximum(both, 1)).sum(-1) / (both > 0).sum(-1)
 
 
 def _widest_best(scores: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
-    """The widest run of neighbouring intervals (edges[i], edges[i + 1]] whose scores are all the maximum."""
-    # Equal count tables give bit-equal scores, but a tie between different tables may differ in the last bit.
+    """The widest run of neighbouring intervals (edges[i], edges[i + 1]] with the best score; the lowest of equals."""
+    # Equal counts give bit-equal scores; a tie between different counts may differ in the last bit.
     best = np.concatenate([[False], scores >= scores.max() - 1e-12, [False]])
     starts, ends = np.flatnonzero(best[1:] & ~best[:-1]), np.flatnonzero(best[:-1] & ~best[1:])
-    widest = int((edges[ends] - edges[starts]).argmax())  # the lowest of equally wide ones
+    widest = int((edges[ends] - edges[starts]).argmax())
     return float(edges[starts[widest]]), float(edges[ends[widest]])

@@ -1,1 +1,1 @@
-"""The embedded shop: invented products and queries with known grades."""
+"""The synthetic shop: invented products and queries with known grades, from which every stage can run offline."""

@@ -1,4 +1,4 @@
-"""The embedded shop's vocabulary: what can be sold, what can be asked, and how people say it.
+"""The synthetic shop's vocabulary: its products, what queries ask for, and the words of both.
 
 Plain data, no code. `shop.py` draws products and queries from it; the rule book (`rules.jsonl`) decides the grades.
 Brand names are invented.
@@ -6,10 +6,10 @@ Brand names are invented.
 
 from __future__ import annotations
 
-# --- Products -------------------------------------------------------------------------------------------------------
-# group -> type -> (synonyms as titles and queries say them, accessory words, base price in dollars). The first synonym
-# is the canonical name a chain of thought uses. Types stand in pairs: neighbours 0-1 and 2-3 share a shelf and are substitutes
-# for each other, any other two types of a group are siblings, types of different groups have nothing to do with each other.
+# --- Products ---------------------------------------------------------------------------------------------------------
+# group -> type -> (synonyms in titles and queries, accessory words, base price in dollars). The first synonym is the
+# canonical name used in a chain of thought. Types stand in pairs: neighbours 0-1 and 2-3 share a shelf and are
+# substitutes for each other, any other two types of a group are "sibling"s, types of two groups are "different".
 TYPES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...], int]]] = {
     "footwear": {
         "hiking boots": (("hiking boots", "trekking boots"), ("laces", "wax"), 60),
@@ -49,7 +49,7 @@ TYPES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...], int]]] = {
     },
 }
 
-# The two shelves of each group; a shelf holds two types that can stand in for each other.
+# The two shelves of each group; a shelf holds two types that are substitutes for each other.
 SHELVES: dict[str, tuple[str, str]] = {
     "footwear": ("sport", "leisure"),
     "clothing": ("tops", "bottoms"),
@@ -69,21 +69,11 @@ BRANDS: dict[str, tuple[str, ...]] = {
 }
 TIER_PRICE_FACTOR = (0.5, 1.0, 2.0, 4.0)
 
-# Values that stand close to each other share a family: a near value is a soft violation, another family a hard one.
-COLOUR_FAMILIES = (
-    ("red", "crimson"),
-    ("blue", "navy"),
-    ("green", "olive"),
-    ("black", "charcoal"),
-    ("white", "ivory"),
-)
+# Similar values share a family: a value of the demanded family is "near", one of another family "missed".
+COLOUR_FAMILIES = (("red", "crimson"), ("blue", "navy"), ("green", "olive"), ("black", "charcoal"), ("white", "ivory"))
 MATERIAL_FAMILIES = (
-    ("leather", "suede"),
-    ("cotton", "linen"),
-    ("wool", "fleece"),
-    ("steel", "aluminum"),
-    ("wood", "bamboo"),
-)
+    ("leather", "suede"), ("cotton", "linen"), ("wool", "fleece"), ("steel", "aluminum"), ("wood", "bamboo"),
+)  # fmt: skip
 MATERIALS: dict[str, tuple[str, ...]] = {
     "footwear": ("leather", "suede", "cotton", "wool"),
     "clothing": ("cotton", "linen", "wool", "fleece", "leather"),
@@ -114,9 +104,10 @@ USES: dict[str, tuple[str, ...]] = {
     "outdoor": ("travel", "camping", "gym"),
     "home": ("reading", "work", "camping"),
 }
+VALUES = {"material": MATERIALS, "size": SIZES, "feature": FEATURES, "use": USES}
 FLUFF = ("new", "classic", "pro", "original", "deluxe", "2 pack", "bestseller", "series 2")
 
-# --- Queries --------------------------------------------------------------------------------------------------------
+# --- Queries ----------------------------------------------------------------------------------------------------------
 # Need phrases name a type without saying it ("question" queries).
 NEEDS: dict[str, tuple[str, ...]] = {
     "hiking boots": ("climb a rocky trail", "walk up a muddy mountain"),
@@ -155,29 +146,31 @@ CONCEPTS: tuple[tuple[tuple[str, ...], tuple[str, str, bool]], ...] = (
     (("in the shade of ripe tomatoes", "in fire engine paint", "in stop sign tones"), ("colour", "red", False)),
     (("in the shade of the deep sea", "in sailor uniform tones", "like the midnight sky"), ("colour", "navy", False)),
     (("that will not show coffee stains", "hiding every smudge", "safe near mud"), ("colour", "white", True)),
-    (("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"), ("material", "steel", False)),
+    (("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"),
+     ("material", "steel", False)),
 )
 
-# Query templates by kind. {t} is the type, {d} a positive demand (may be empty), {x} the excluded value, {b} the brand to
-# undercut, {n} a need phrase, {c} a knowledge phrase. The second list is held out: only dev and test ask that way, and even
-# without a demand none of its templates spells what one of the first list does.
+# Query templates by kind. {t} is the type, {d} a positive demand (may be empty), {x} the excluded value, {b} the brand
+# that the item must be cheaper than, {n} a need phrase, {c} a knowledge phrase. The second list is held out: only dev
+# and test use it, and even without a demand none of its templates gives the same text as one of the first list.
 TEMPLATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain": (
         ("{t} {d}", "{d} {t}", "i want {d} {t}", "best {t} {d}", "looking for {t} {d}", "good {d} {t} please"),
         ("i want {t} {d} please", "looking for the best {d} {t}", "good {t} {d}"),
     ),
     "negation": (
-        ("{d} {t} not {x}", "{t} {d} no {x}", "{d} {t} without {x}", "i want {t} {d} but not {x}", "{t} , no {x} please , {d}"),
+        ("{d} {t} not {x}", "{t} {d} no {x}", "{d} {t} without {x}", "i want {t} {d} but not {x}",
+         "{t} , no {x} please , {d}"),
         ("{t} {d} but no {x}", "i want {d} {t} without {x}", "{d} {t} , not {x} please"),
     ),
     "affordable": (
-        ("{d} {t} cheaper than {b}", "cheaper than {b} {t} {d}", "{t} {d} like {b} but cheaper", "affordable alternative to {b} {d} {t}",
-         "{d} {t} less expensive than {b}"),
+        ("{d} {t} cheaper than {b}", "cheaper than {b} {t} {d}", "{t} {d} like {b} but cheaper",
+         "affordable alternative to {b} {d} {t}", "{d} {t} less expensive than {b}"),
         ("{t} {d} alternative to {b} but cheaper", "less expensive than {b} {t} {d}", "affordable {d} {t} like {b}"),
     ),
     "question": (
-        ("what do i need to {n} {d}", "what should i buy to {n} {d}", "something {d} to {n}", "which {d} thing helps me {n}",
-         "what helps to {n} {d}"),
+        ("what do i need to {n} {d}", "what should i buy to {n} {d}", "something {d} to {n}",
+         "which {d} thing helps me {n}", "what helps to {n} {d}"),
         ("what {d} thing do i need to {n}", "which thing should i buy to {n} {d}", "something {d} that helps to {n}"),
     ),
     "knowledge": (
@@ -185,7 +178,7 @@ TEMPLATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("i want the best {t} {c} {d}", "{t} {d} {c} please", "looking for good {d} {t} {c}"),
     ),
 }
-# How a query spells a positive demand, by attribute.
+# A positive demand in the words of a query, by attribute.
 DEMAND_PHRASES: dict[str, tuple[str, ...]] = {
     "brand": ("{v}", "by {v}"),
     "colour": ("{v}", "in {v}"),
@@ -194,5 +187,5 @@ DEMAND_PHRASES: dict[str, tuple[str, ...]] = {
     "feature": ("{v}",),
     "use": ("for {v}",),
 }
-# How a query spells an excluded value, by attribute.
+# An excluded value in the words of a query, by attribute.
 EXCLUSION_PHRASES: dict[str, str] = {"brand": "{v}", "colour": "{v}", "material": "{v}", "feature": "{v}"}

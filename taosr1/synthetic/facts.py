@@ -1,6 +1,6 @@
-"""What is true of a (query, item) pair of the embedded shop, and the chain of thought that says it.
+"""The facts about a (query, item) pair of the synthetic shop, and the chain of thought that states them.
 
-Facts are what the rule book reads: how the categories relate, and one outcome per demand. `shop.py` draws the pairs.
+Facts are the input of the rule book: how the categories relate, and one outcome per demand. `shop.py` draws the pairs.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from taosr1.synthetic import catalogue as shop
+from taosr1.synthetic import catalogue
 from taosr1.task.rules import decide, load_rules
 from taosr1.task.teacher import write_cot
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One thing the query asks of the item. `attribute` "price" means: cheaper than brand `value`."""
+    """One thing that the query asks for. `attribute` "price" means: cheaper than brand `value`."""
 
     attribute: str
     value: str
@@ -23,14 +23,14 @@ class Demand:
 
     @property
     def fact(self) -> str:
-        """The rule book's name of this demand: "colour", or "no-colour" where the colour is excluded."""
+        """The rule book's name of this demand: "colour", or "no-colour" if the colour is excluded."""
         return f"no-{self.attribute}" if self.excluded else self.attribute
 
 
 @dataclass(frozen=True)
 class Query:
     kind: str
-    type: str  # canonical type name, whether or not the text says it
+    type: str  # canonical type name, even if the text does not name it
     demands: tuple[Demand, ...]
     template: str
     text: str
@@ -50,20 +50,20 @@ class Item:
     price: str = ""
 
 
-GROUP_OF = {kind: group for group, types in shop.TYPES.items() for kind in types}
-TIER_OF_BRAND = {brand: tier for tier, brands in shop.BRANDS.items() for brand in brands}
+GROUP_OF = {kind: group for group, types in catalogue.TYPES.items() for kind in types}
+TIER_OF_BRAND = {brand: tier for tier, brands in catalogue.BRANDS.items() for brand in brands}
 ALL_BRANDS = tuple(TIER_OF_BRAND)
-_FAMILY = {value: family for family in shop.COLOUR_FAMILIES + shop.MATERIAL_FAMILIES for value in family}
+_FAMILY = {value: family for family in catalogue.COLOUR_FAMILIES + catalogue.MATERIAL_FAMILIES for value in family}
 
 
 def category_path(type_name: str) -> tuple[str, str, str]:
-    """Group, shelf and type, as a shop files its products: ("kitchen", "drinkware", "travel mug")."""
+    """Group, shelf and type of a product: ("kitchen", "drinkware", "travel mug")."""
     group = GROUP_OF[type_name]
-    return group, shop.SHELVES[group][list(shop.TYPES[group]).index(type_name) // 2], type_name
+    return group, catalogue.SHELVES[group][list(catalogue.TYPES[group]).index(type_name) // 2], type_name
 
 
 def category_fact(query_type: str, item: Item) -> str:
-    """How the item's category relates to the wanted one: same, substitute, accessory, sibling or different."""
+    """Relation of the item's category to the wanted one: same, substitute, accessory, sibling or different."""
     if GROUP_OF[query_type] != GROUP_OF[item.type]:
         return "different"
     if item.accessory:
@@ -74,7 +74,7 @@ def category_fact(query_type: str, item: Item) -> str:
 
 
 def item_value(item: Item, demand: Demand) -> str:
-    """What the item has where the query demands something: a value, "none" (no such feature) or "unknown"."""
+    """The item's value of the demanded attribute, "none" (it lacks the feature) or "unknown"."""
     if demand.attribute == "price":
         return TIER_OF_BRAND[item.brand]
     if demand.attribute == "feature":
@@ -92,33 +92,32 @@ def outcome(item: Item, demand: Demand) -> str:
 
 
 def relation(item: Item, demand: Demand) -> str:
-    """How the item's value stands to the demanded one, before "not" is looked at; "" where the item has none to compare.
+    """Relation of the item's value to the demanded one, without regard to "not"; "" if the item has no such value.
 
-    One easy step before the outcome: "not red: red same missed" and "red: red same met" share the comparison.
+    An easy step before the outcome: "not red: red same missed" and "red: red same met" share the comparison.
     """
     value = item_value(item, demand)
     if value in ("none", "unknown"):
         return ""
-    plain = replace(demand, excluded=False)
-    result = outcome(item, plain)
+    result = outcome(item, replace(demand, excluded=False))
     if demand.attribute == "price":
         return {"met": "lower", "near": "same", "missed": "higher"}[result] if item.brand != demand.value else "itself"
     return {"met": "same", "near": "near", "missed": "other"}[result]
 
 
 def compare(demand: Demand, value: str | None, item_type: str) -> str:
-    """The outcome of a demand where the item has `value` ("price": where it is of brand `value`)."""
+    """The outcome of a demand if the item has `value` ("price": if it is of brand `value`)."""
     if value in (None, "unknown"):
         return "unknown"
     if demand.attribute == "price":
-        gap = shop.TIERS.index(TIER_OF_BRAND[demand.value]) - shop.TIERS.index(TIER_OF_BRAND[value])
+        gap = catalogue.TIERS.index(TIER_OF_BRAND[demand.value]) - catalogue.TIERS.index(TIER_OF_BRAND[value])
         if value == demand.value or gap < 0:
             return "missed"
         return "met" if gap > 0 else "near"
     if value == demand.value:
         return "missed" if demand.excluded else "met"
     if demand.attribute == "size":
-        sizes = shop.SIZES.get(GROUP_OF[item_type], ())
+        sizes = catalogue.SIZES.get(GROUP_OF[item_type], ())
         near = demand.value in sizes and abs(sizes.index(value) - sizes.index(demand.value)) == 1
     else:
         near = demand.attribute == "use" or value in _FAMILY.get(demand.value, ())
@@ -133,23 +132,25 @@ def facts_of(query: Query, item: Item) -> dict[str, str]:
 
 
 def item_line(item: Item) -> str:
-    """What the product is, in one normalised order: type, price tier, brand, then what the title says of the rest.
+    """The product in one normalised order: type, price tier, brand, then its other attributes.
 
-    Everything is listed, whether or not the query asks for it: a line that held only the demanded attributes would
-    teach to copy the query's value, which is right more often than not.
+    Attributes that the query does not ask for are listed too: a line with the demanded ones alone would teach the
+    model to copy the query's value, which is right in most cases.
     """
-    parts = (TIER_OF_BRAND[item.brand], item.brand, item.colour, item.material, item.size, *sorted(item.features), item.use)
+    values = (TIER_OF_BRAND[item.brand], item.brand, item.colour, item.material, item.size)
     category = " ".join(category_path(item.type)) + (" accessory" if item.accessory else "")
-    return f"{category}; " + " ".join(part for part in parts if part)
+    return f"{category}; " + " ".join(filter(None, (*values, *sorted(item.features), item.use)))
 
 
 def cot_of(query: Query, item: Item, facts: dict[str, str], grade: int) -> str:
-    """The five-line chain of thought for these facts (which may be wrong ones) and the grade they lead to."""
-    asked = [f"{'not ' if d.excluded else ''}{_asked_value(d)}" for d in query.demands]
-    wanted = [" ".join(category_path(query.type))]
-    wanted += [f"{d.attribute} {words}" + (f" {d.value}" if d.attribute == "price" else "") for d, words in zip(query.demands, asked)]
-    outcomes = [(d.fact, facts[d.fact]) for d in query.demands]
-    evidence = [" ".join(f"{words}: {item_value(item, d)} {relation(item, d)}".split()) for d, words in zip(query.demands, asked)]
+    """The five-line chain of thought for these facts (which may be wrong ones) and the grade that follows from them."""
+    wanted, outcomes, evidence = [" ".join(category_path(query.type))], [], []
+    for demand in query.demands:
+        words = f"{'not ' if demand.excluded else ''}{_asked_value(demand)}"
+        brand = f" {demand.value}" if demand.attribute == "price" else ""
+        wanted.append(f"{demand.attribute} {words}{brand}")
+        outcomes.append((demand.fact, facts[demand.fact]))
+        evidence.append(f"{words}: {item_value(item, demand)} {relation(item, demand)}".rstrip())
     return write_cot("; ".join(wanted), item_line(item), facts["category"], outcomes, grade, evidence)
 
 
@@ -158,14 +159,14 @@ def _asked_value(demand: Demand) -> str:
 
 
 def wrong_facts(rng: random.Random, query: Query, facts: dict[str, str], grade: int) -> tuple[dict[str, str], int]:
-    """One wrong step that the verdict follows: facts with one entry changed so that the rule book decides otherwise."""
+    """Facts with one entry changed so that the rule book gives another grade, and that grade."""
     rules = load_rules()
     options = [("category", value) for value in ("same", "substitute", "sibling", "different")]
     options += [(demand.fact, value) for demand in query.demands for value in ("met", "near", "missed")]
     rng.shuffle(options)
     for name, value in options:
         changed = facts | {name: value}
-        verdict = decide(changed, rules)[0]
-        if verdict != grade:
-            return changed, verdict
-    raise AssertionError("changing the category always changes some verdict")
+        decided = decide(changed, rules)[0]
+        if decided != grade:
+            return changed, decided
+    raise AssertionError("some change of the category always changes the grade")

@@ -1,8 +1,8 @@
-"""The embedded shop: a deterministic shop whose grades follow from the rule book, so that every stage runs offline.
+"""The synthetic shop: deterministic query-product pairs, graded by the rule book, so that every stage runs offline.
 
-Five pools, as in a real shop: a few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only,
-many with neither; and dev and test pairs whose products, query templates and a share of whose (kind, value)
-combinations no training pool contains. Grades follow from `facts.py`. `read_pool("reasoned")` is the one entry point the scripts use.
+It has five pools, as a real shop would: few pairs with a grade and a (noisy) teacher's chain of thought, more with a
+grade only, many with neither; and dev and test pairs whose products, query templates and a share of whose (kind,
+value) combinations occur in no training pool. Grades follow from `facts.py`. Scripts call `read_pool("reasoned")`.
 
 Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
 paper's; everything else here is ours.
@@ -15,8 +15,7 @@ import zlib
 from dataclasses import replace
 from functools import lru_cache
 
-from taosr1.data.judgements import Judgement
-from taosr1.synthetic import catalogue as shop
+from taosr1.synthetic import catalogue
 from taosr1.synthetic.facts import (
     ALL_BRANDS,
     GROUP_OF,
@@ -30,27 +29,34 @@ from taosr1.synthetic.facts import (
     facts_of,
     wrong_facts,
 )
+from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
 
 POOL_SIZES = {"reasoned": 3000, "labelled": 9000, "unlabelled": 40000, "dev": 3000, "test": 4000}
-EXPLAINED = "explained"  # "labelled" with the true reasons
-# Products are split by a hash of what they are; each pool owns some of sixteen buckets.
-POOL_BUCKETS = {"test": (0, 1), "dev": (2, 3), "reasoned": (4, 5), "labelled": (6, 7, 8), "unlabelled": tuple(range(9, 16))}
+EXPLAINED = "explained"  # the pairs of "labelled" with a correct chain of thought
+# Products are split by a hash of their attributes into sixteen buckets, each of which belongs to one pool.
+POOL_BUCKETS = {
+    "test": (0, 1),
+    "dev": (2, 3),
+    "reasoned": (4, 5),
+    "labelled": (6, 7, 8),
+    "unlabelled": tuple(range(9, 16)),
+}
 HELD_OUT_POOLS = ("dev", "test")
 KIND_SHARES = {"plain": 0.40, "negation": 0.15, "affordable": 0.15, "question": 0.15, "knowledge": 0.15}
 GRADE_SHARES = {4: 0.50, 3: 0.05, 2: 0.36, 1: 0.09}
-ITEMS_PER_QUERY = {"dev": 2, "test": 2}  # one elsewhere: so many distinct queries teach more
+ITEMS_PER_QUERY = {"dev": 2, "test": 2}  # one in the other pools: more distinct queries teach more
 HELD_OUT_COMBINATIONS = 0.20  # share of (kind, attribute, value) combinations that training queries never use
 TEACHER_NOISE = 0.20  # share of reasoned pairs whose chain of thought has one wrong step
-NEAR_MISS_SHARE = 0.70  # share of Mismatch items that miss a demand, though they are of the wanted type or its substitute
-OUTCOME_MIX = ("met", "met", "near", "missed")  # what becomes of the demands that do not decide a pair's grade
+NEAR_MISS_SHARE = 0.70  # share of Mismatch items of the wanted type, or its substitute, that miss a demand
+OUTCOME_MIX = ("met", "met", "near", "missed")  # outcomes of demands that do not decide a pair's grade
 
 
 # --- Drawing queries --------------------------------------------------------------------------------------------------
 def is_held_out(kind: str, demand: Demand) -> bool:
-    """True for the (kind, attribute, value) combinations that training queries never spell out.
+    """True for the (kind, attribute, value) combinations that training queries never name.
 
-    What a knowledge phrase stands for is exempt: only training can teach its meaning.
+    The demand behind a knowledge phrase is exempt: only training can teach its meaning.
     """
     key = f"{kind}|{demand.fact}|{demand.value}"
     return zlib.crc32(key.encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
@@ -60,15 +66,16 @@ def _values(group: str, attribute: str) -> tuple[str, ...]:
     if attribute in ("brand", "price"):
         return ALL_BRANDS
     if attribute == "colour":
-        return tuple(value for family in shop.COLOUR_FAMILIES for value in family)
-    table = {"material": shop.MATERIALS, "size": shop.SIZES, "feature": shop.FEATURES, "use": shop.USES}[attribute]
-    return table.get(group, ())
+        return tuple(value for family in catalogue.COLOUR_FAMILIES for value in family)
+    return catalogue.VALUES[attribute].get(group, ())
 
 
-def _draw_demand(rng: random.Random, kind: str, group: str, attribute: str, excluded: bool, held_out: bool) -> Demand | None:
-    """A demand this pool may use, or None where the attribute means nothing for the group."""
+def _draw_demand(
+    rng: random.Random, kind: str, group: str, attribute: str, excluded: bool, held_out: bool
+) -> Demand | None:
+    """A demand that this pool may use, or None if the group has no such attribute."""
     options = [Demand(attribute, value, excluded) for value in _values(group, attribute)]
-    if attribute == "price":  # undercutting the cheapest tier is impossible
+    if attribute == "price":  # nothing is cheaper than the cheapest tier
         options = [demand for demand in options if TIER_OF_BRAND[demand.value] != "budget"]
     if not held_out:
         options = [demand for demand in options if not is_held_out(kind, demand)]
@@ -76,46 +83,41 @@ def _draw_demand(rng: random.Random, kind: str, group: str, attribute: str, excl
 
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
-    if kind == "plain":
-        count = rng.choices((0, 1, 2), (0.10, 0.65, 0.25))[0]
-    else:
-        count = rng.choices((0, 1), (0.7, 0.3))[0]
-    attributes = [a for a in ("brand", "colour", "material", "size", "feature", "use") if a not in taken]
-    demands = []
-    for attribute in rng.sample(attributes, min(count, len(attributes))):
-        demand = _draw_demand(rng, kind, group, attribute, False, held_out)
-        if demand:
-            demands.append(demand)
-    return demands
+    numbers, shares = ((0, 1, 2), (0.10, 0.65, 0.25)) if kind == "plain" else ((0, 1), (0.7, 0.3))
+    count = rng.choices(numbers, shares)[0]
+    attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
+    drawn = rng.sample(attributes, min(count, len(attributes)))
+    demands = [_draw_demand(rng, kind, group, attribute, False, held_out) for attribute in drawn]
+    return [demand for demand in demands if demand]
 
 
 def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
-    """One query of a kind, in the words of the training templates or of the held-out ones."""
+    """One query of a kind, worded by a training template or by a held-out one."""
     type_name = rng.choice(list(GROUP_OF))
     group = GROUP_OF[type_name]
-    words = {"t": rng.choice(shop.TYPES[group][type_name][0])}
+    words = {"t": rng.choice(catalogue.TYPES[group][type_name][0])}
     special: Demand | None = None
     if kind == "negation":
-        attribute = rng.choice(list(shop.EXCLUSION_PHRASES))
+        attribute = rng.choice(list(catalogue.EXCLUSION_PHRASES))
         special = _draw_demand(rng, kind, group, attribute, True, held_out)
         if special is None:
             return draw_query(rng, kind, held_out)
-        words["x"] = shop.EXCLUSION_PHRASES[attribute].format(v=special.value)
+        words["x"] = catalogue.EXCLUSION_PHRASES[attribute].format(v=special.value)
     elif kind == "affordable":
         special = _draw_demand(rng, kind, group, "price", False, held_out)
         words["b"] = special.value
     elif kind == "knowledge":
-        phrases, demand = rng.choice(shop.CONCEPTS)
+        phrases, demand = rng.choice(catalogue.CONCEPTS)
         special = Demand(*demand)
         if special.value not in _values(group, special.attribute):
             return draw_query(rng, kind, held_out)
         words["c"] = rng.choice(phrases)
     elif kind == "question":
-        words["n"] = rng.choice(shop.NEEDS[type_name])
+        words["n"] = rng.choice(catalogue.NEEDS[type_name])
     taken = {special.attribute, "brand"} if special else set()
     positive = _positive_demands(rng, kind, group, taken, held_out)
-    words["d"] = " ".join(rng.choice(shop.DEMAND_PHRASES[d.attribute]).format(v=d.value) for d in positive)
-    template = rng.choice(shop.TEMPLATES[kind][1 if held_out else 0])
+    words["d"] = " ".join(rng.choice(catalogue.DEMAND_PHRASES[d.attribute]).format(v=d.value) for d in positive)
+    template = rng.choice(catalogue.TEMPLATES[kind][1 if held_out else 0])
     text = " ".join(template.format(**words).split()).strip(" ,")
     return Query(kind, type_name, tuple(positive) + ((special,) if special else ()), template, text)
 
@@ -125,7 +127,7 @@ def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
     group = GROUP_OF[type_name]
     brand, colour = rng.choice(ALL_BRANDS), rng.choice(_values(group, "colour"))
     if accessory:
-        return Item(type_name, brand, colour, None, None, (), None, rng.choice(shop.TYPES[group][type_name][1]))
+        return Item(type_name, brand, colour, None, None, (), None, rng.choice(catalogue.TYPES[group][type_name][1]))
     sizes = _values(group, "size")
     return Item(
         type=type_name,
@@ -140,32 +142,32 @@ def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
 
 
 def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -> Item | None:
-    """The item with the demanded attribute changed so that its outcome is the wanted one, or None where it cannot be."""
+    """The item with the demanded attribute changed so that its outcome is `wanted`; None if no value gives it."""
     group = GROUP_OF[item.type]
     if demand.attribute == "feature":
-        present = wanted == ("missed" if demand.excluded else "met")
-        if item.accessory or wanted not in ("met", "missed") or (present and demand.value not in _values(group, "feature")):
+        present, known = wanted == ("missed" if demand.excluded else "met"), _values(group, "feature")
+        if item.accessory or wanted not in ("met", "missed") or (present and demand.value not in known):
             return None
-        others = [feature for feature in _values(group, "feature") if feature != demand.value]
+        others = [feature for feature in known if feature != demand.value]
         features = [demand.value, rng.choice(others)] if present else rng.sample(others, rng.choice((1, 2)))
         rng.shuffle(features)
         return replace(item, features=tuple(features))
     field = "brand" if demand.attribute == "price" else demand.attribute
     if item.accessory and field not in ("brand", "colour"):
-        return None  # its title could not say it
+        return None  # the title of an accessory names no other attribute
     values: tuple[str | None, ...] = _values(group, field) + ((None,) if field in ("size", "use") else ())
     options = [value for value in values if compare(demand, value, item.type) == wanted]
     return replace(item, **{field: rng.choice(options)}) if options else None
 
 
 def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
-    """An item meant to get `grade` for this query; None where the draw cannot work (the caller draws again)."""
+    """An item intended to get `grade` for this query; None if the draw failed (the caller draws again)."""
     group = GROUP_OF[query.type]
-    types = list(shop.TYPES[group])
+    types = list(catalogue.TYPES[group])
     partner = types[types.index(query.type) ^ 1]
     wanted = {demand: "met" for demand in query.demands}
     type_name, accessory = query.type, False
-    decisive = query.demands  # the demands whose outcome has to be as wanted, where the category alone does not decide
+    decisive = query.demands  # demands whose outcome must be as wanted; none if the category alone decides
     if grade == 1:
         decisive = ()
         type_name = rng.choice([t for t in GROUP_OF if GROUP_OF[t] != group])
@@ -198,15 +200,18 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
 
 
 def _title(rng: random.Random, item: Item) -> str:
-    names, _, _ = shop.TYPES[GROUP_OF[item.type]][item.type]
+    names, _, _ = catalogue.TYPES[GROUP_OF[item.type]][item.type]
     name = rng.choice(names)
     if item.accessory:
-        forms = (f"{item.brand} {item.accessory} for {name} {item.colour}", f"{item.colour} {name} {item.accessory} by {item.brand}")
+        forms = (
+            f"{item.brand} {item.accessory} for {name} {item.colour}",
+            f"{item.colour} {name} {item.accessory} by {item.brand}",
+        )
         return rng.choice(forms)
     features = " ".join(item.features)
     use = f"for {item.use}" if item.use else ""
     size = f"size {item.size}" if item.size else ""
-    fluff = rng.choice(shop.FLUFF) if rng.random() < 0.3 else ""
+    fluff = rng.choice(catalogue.FLUFF) if rng.random() < 0.3 else ""
     forms = (
         f"{item.brand} {fluff} {features} {name} {item.material} {item.colour} {size} {use}",
         f"{item.brand} {name} {use} {features} {item.colour} {item.material} {fluff} {size}",
@@ -217,18 +222,21 @@ def _title(rng: random.Random, item: Item) -> str:
 
 
 def _price(rng: random.Random, item: Item) -> str:
-    base = shop.TYPES[GROUP_OF[item.type]][item.type][2] * shop.TIER_PRICE_FACTOR[shop.TIERS.index(TIER_OF_BRAND[item.brand])]
+    _, _, base = catalogue.TYPES[GROUP_OF[item.type]][item.type]
+    base *= catalogue.TIER_PRICE_FACTOR[catalogue.TIERS.index(TIER_OF_BRAND[item.brand])]
     return f"${max(3, round(base * rng.uniform(0.85, 1.15) * (0.2 if item.accessory else 1.0)))}"
 
 
 def item_bucket(item: Item) -> int:
-    """Which of sixteen buckets owns this product. Depends on what the product is, not on how its title is worded."""
-    key = (item.type, item.brand, item.colour, item.material, item.size, sorted(item.features), item.use, item.accessory)
+    """The bucket (0..15) of this product; depends on its attributes, not on the wording of its title."""
+    plain = (item.type, item.brand, item.colour, item.material, item.size)
+    key = (*plain, sorted(item.features), item.use, item.accessory)
     return zlib.crc32(repr(key).encode()) % 16
 
 
 def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, ...], tries: int = 400) -> Item | None:
-    """An item of these buckets that the rule book grades `grade` for this query, titled and priced; None if none is found."""
+    """An item of these buckets, with title and price, that the rule book gives `grade` for this query; None if none
+    is found in `tries` draws."""
     rules = load_rules()
     for _ in range(tries):
         item = _item_for(rng, query, grade)
@@ -240,17 +248,18 @@ def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, 
 # --- Pools ------------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=8)
 def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, Judgement], ...]:
-    """`size` pairs of one pool with everything known about each: the query, the item, and the judgement scripts see.
+    """`size` pairs of one pool: the query, the item, and the judgement that scripts use.
 
     Returns: the same pairs for the same arguments, on every machine. Judgements of "unlabelled" have no grade, only
     those of "reasoned" have a chain of thought.
     Raises: ValueError for an unknown pool or a negative size.
     """
     if pool not in POOL_BUCKETS or size < 0:
-        raise ValueError(f"world pool is {pool!r} of size {size}, expected one of {', '.join(POOL_SIZES)} and a size >= 0")
+        names = ", ".join(POOL_SIZES)
+        raise ValueError(f"synthetic pool is {pool!r} of size {size}, expected one of {names} and a size >= 0")
     rng = random.Random(f"{seed}/{pool}")
     held_out = pool in HELD_OUT_POOLS
-    # Kinds come from shuffled decks of twenty, so that every pool holds each kind at its quota.
+    # Kinds come from shuffled decks of twenty, so that every pool has the same share of each kind.
     deck = [kind for kind, share in KIND_SHARES.items() for _ in range(round(20 * share))]
     rows: list[tuple[Query, Item, Judgement]] = []
     queries = 0
@@ -260,37 +269,40 @@ def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, J
         query = draw_query(rng, deck[queries % len(deck)], held_out)
         pairs = [_draw_pair(rng, query, pool) for _ in range(min(ITEMS_PER_QUERY.get(pool, 1), size - len(rows)))]
         if None in pairs:
-            continue  # no item gets this grade for this query: another query of its kind takes its place
+            continue  # no item found with this grade: draw another query of the same kind
         queries += 1
         for item, grade, cot in pairs:
-            rows.append((query, item, Judgement(
-                query=query.text, title=item.title, brand=item.brand, price=item.price,
-                category=" > ".join(category_path(item.type)), grade=None if pool == "unlabelled" else grade,
-                query_kind=query.kind, query_id=f"{pool}-q{queries}", item_id=f"{pool}-{len(rows)}", cot=cot)))
+            row = Judgement(
+                query.text, item.title, item.brand, price=item.price, category=" > ".join(category_path(item.type)),
+                grade=None if pool == "unlabelled" else grade, query_kind=query.kind,
+                query_id=f"{pool}-q{queries}", item_id=f"{pool}-{len(rows)}", cot=cot,
+            )  # fmt: skip
+            rows.append((query, item, row))
     return tuple(rows)
 
 
 def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, str] | None:
-    """An item for the query, its grade, and for a reasoned pair the teacher's chain of thought; None if no item was found."""
+    """An item for the query, its grade, and the teacher's chain of thought (reasoned pairs); None if none is found."""
     grade = rng.choices(list(GRADE_SHARES), list(GRADE_SHARES.values()))[0]
     item = draw_item(rng, query, grade, POOL_BUCKETS[pool])
-    if item is None or pool != "reasoned":
-        return item and (item, grade, "")
-    facts, verdict = facts_of(query, item), grade
+    if item is None:
+        return None
+    if pool != "reasoned":
+        return item, grade, ""
+    facts, decided = facts_of(query, item), grade
     if rng.random() < TEACHER_NOISE:
-        facts, verdict = wrong_facts(rng, query, facts, grade)
-    return item, grade, cot_of(query, item, facts, verdict)
+        facts, decided = wrong_facts(rng, query, facts, grade)
+    return item, grade, cot_of(query, item, facts, decided)
 
 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
-    """The judgements of one pool of the embedded shop (see `POOL_SIZES` for the default sizes).
+    """The judgements of one pool of the synthetic shop (default sizes: `POOL_SIZES`).
 
-    "explained" are the pairs of "labelled" with the true chain of thought, which no teacher wrote: what the reward for steps compares
-    with.
+    "explained" are the pairs of "labelled", each with its correct chain of thought: the reference of the reward for
+    steps.
     """
-    explained = pool == EXPLAINED
-    pool = "labelled" if explained else pool
-    rows = make_pool(pool, POOL_SIZES.get(pool, 0) if size is None else size, seed)
-    if not explained:
-        return [row[2] for row in rows]
-    return [replace(judgement, cot=cot_of(query, item, facts_of(query, item), judgement.grade)) for query, item, judgement in rows]
+    drawn = "labelled" if pool == EXPLAINED else pool
+    pairs = make_pool(drawn, POOL_SIZES.get(drawn, 0) if size is None else size, seed)
+    if pool != EXPLAINED:
+        return [row for _, _, row in pairs]
+    return [replace(row, cot=cot_of(query, item, facts_of(query, item), row.grade)) for query, item, row in pairs]

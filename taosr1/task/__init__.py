@@ -1,1 +1,1 @@
-"""What is judged: grades, judgements, prompts, the rule book, the teacher and the embedded shop."""
+"""What is judged: grades, judgements, prompts and replies, the rule book and the teacher's words."""

@@ -1,4 +1,4 @@
-"""What a row of label probabilities is: four numbers, columns in grade order 1..4, that sum to 1."""
+"""Checks label probabilities: four numbers a row, columns in grade order 1..4, that sum to 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUM_TOLERANCE = 1e-3
 
 
 def checked_probs(probs, name: str = "probs") -> np.ndarray:
-    """Checks label probabilities and returns them as float64 (N, 4).
+    """Check label probabilities and return them as float64 (N, 4).
 
     Shapes: probs (N, 4), an array, a tensor or nested sequences; no rows give (0, 4).
     Raises: ValueError naming the first row that is not finite, is negative, or does not sum to 1 within
@@ -38,8 +38,8 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
     return rows
 
 
-def checked_fit(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the rows that something is fitted on: probabilities as float64 (N, 4), gold grades as int64 (N,).
+def checked_probs_and_grades(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Check label probabilities and gold grades of the same rows; return float64 (N, 4) and int64 (N,).
 
     Raises: ValueError as `checked_probs`; for no rows, lists of different length, or a grade that is not 1-4, by row.
     """
@@ -48,7 +48,7 @@ def checked_fit(probs, grades: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     if len(gold) != len(probs):
         raise ValueError(f"probs has {len(probs)} rows, grades has {len(gold)}: they must be parallel")
     if len(gold) == 0:
-        raise ValueError("no rows to fit on: probs and grades are empty")
+        raise ValueError("no rows: probs and grades are empty")
     wrong = ~np.isin(gold, GRADES)
     if wrong.any():
         row = int(wrong.argmax())

@@ -1,6 +1,6 @@
-"""The prompt and the reply: a judgement becomes token ids, a reply becomes a grade and five steps.
+"""The prompt and the reply: encodes a judgement as token ids, and reads a reply as a grade and five steps.
 
-Three orders of the reply: `label` ("4"), `pre-cot` (the chain of thought, whose Decision line is the label) and
+A reply has one of three orders: `label` ("4"), `pre-cot` (the chain of thought, whose Decision line is the label) and
 `post-cot` ("4", then the chain of thought: the first generated token is the label, so serving needs one prefill).
 
 Query and product text is untrusted. The chat template is rendered around placeholders, its pieces and the untrusted
@@ -9,14 +9,16 @@ texts are encoded separately, and only ids are joined: no product title can beco
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from taosr1.data.judgements import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
-from taosr1.task.grades import LABELS, grade_name
+from taosr1.task.grades import GRADES, LABELS, grade_name
+from taosr1.task.judgement import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
 
 ORDERS = ("label", "pre-cot", "post-cot")
 STYLES = ("brief", "full")
@@ -31,27 +33,31 @@ INSTRUCTIONS = """You judge how well a product answers a shopping query.
 1-Irrelevant: nothing to do with the query."""
 FORMATS = {
     "label": "Answer with the grade's digit alone: 1, 2, 3 or 4.",
-    "pre-cot": "Reason in five lines, 'Query:', 'Item:', 'Category:' (same, related or different), 'Attributes:' (each demand met, near, "
-    "missed or unknown) and 'Decision:' (such as 4-Excellent).",
-    "post-cot": "Answer with the grade's digit on the first line, then explain it in five lines: 'Query:', 'Item:', 'Category:' (same, related "
-    "or different), 'Attributes:' (each demand met, near, missed or unknown) and 'Decision:' (such as 4-Excellent).",
+    "pre-cot": "Reason in five lines, 'Query:', 'Item:', 'Category:' (same, related or different), 'Attributes:' (each "
+    "demand met, near, missed or unknown) and 'Decision:' (such as 4-Excellent).",
+    "post-cot": "Answer with the grade's digit on the first line, then explain it in five lines: 'Query:', 'Item:', "
+    "'Category:' (same, related or different), 'Attributes:' (each demand met, near, missed or unknown) and "
+    "'Decision:' (such as 4-Excellent).",
 }
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How a model is asked. It travels with the checkpoint (prompt.json), so that serving asks as training did.
+    """How a model is asked. Saved with every checkpoint (prompt.json), so that serving asks as training did.
 
-    style: "brief" is the query, a line break and the product (what the bundled tiny model reads); "full" adds the
-    instructions and names each field (for pre-trained language models).
+    style: "brief" is the query, a line break and the product (for the bundled tiny model); "full" adds the
+        instructions and names each field (for pre-trained language models).
     fields: the product fields shown, in this order; empty ones are left out.
     max_chars: every field is cut to this many characters before it is tokenised (1 MB of text takes over a second).
+    wording_sha256: identifies the wording that this code renders for these settings, see the function of that name.
+        Computed, never given. It is part of `repr`, so every identity made from a PromptConfig includes it.
     """
 
     order: str = "post-cot"
     style: str = "full"
     fields: tuple[str, ...] = ITEM_FIELDS
     max_chars: int = 600
+    wording_sha256: str = field(init=False, compare=False, default="")
 
     def __post_init__(self) -> None:
         problems = []
@@ -66,28 +72,47 @@ class PromptConfig:
             problems.append(f"max_chars is {self.max_chars}, expected at least 1")
         if problems:
             raise ValueError("prompt: " + "; ".join(problems))
+        object.__setattr__(self, "wording_sha256", wording_sha256(self))  # the dataclass is frozen
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / PROMPT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(folder: str | Path) -> PromptConfig | None:
-        """The configuration stored beside a checkpoint, or None for a folder that never met taosr1."""
+        """The configuration stored in a checkpoint folder; None if there is none (a folder of another project).
+
+        Prints a warning on stderr if the model was trained with another wording than this code renders.
+        Raises: ValueError naming the file if it is damaged.
+        """
         path = Path(folder) / PROMPT_FILE
         if not path.exists():
             return None
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            return PromptConfig(**{**stored, "fields": tuple(stored["fields"])})
-        except (TypeError, KeyError, ValueError) as error:
+            trained = stored.pop("wording_sha256", None)  # absent until version 0.1
+            config = PromptConfig(**{**stored, "fields": tuple(stored["fields"])})
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a prompt configuration ({error})") from error
+        if trained not in (None, config.wording_sha256):
+            print(
+                f"warning: {path}: the model was trained with another wording of the prompt (wording_sha256 {trained}, "
+                f"this code renders {config.wording_sha256}): its grades may be worse. Undo the change in "
+                "taosr1/task/prompt.py, or train again.",
+                file=sys.stderr,
+            )
+        return config
 
 
 # --- Prompt -----------------------------------------------------------------------------------------------------------
-def item_texts(judgement: Judgement, config: PromptConfig) -> list[tuple[str, str]]:
-    """(field, text) of the product fields that are shown: not empty, cut to `max_chars`."""
-    shown = ((name, getattr(judgement, name).strip()[: config.max_chars]) for name in config.fields)
-    return [(name, text) for name, text in shown if text]
+def _shown_fields(judgement: Judgement, config: PromptConfig) -> tuple[str, ...]:
+    """Names of the product fields that the prompt shows: the configured ones that are not empty."""
+    return tuple(name for name in config.fields if getattr(judgement, name).strip())
+
+
+def _untrusted_texts(judgement: Judgement, names: tuple[str, ...], config: PromptConfig) -> list[str]:
+    """The texts that fill the placeholders: the query and the shown fields, cut to `max_chars`."""
+    texts = [getattr(judgement, name).strip()[: config.max_chars] for name in ("query", *names)]
+    return [" " + text for text in texts]  # the space: a word is the same token wherever it stands
 
 
 def _user_message(names: tuple[str, ...], config: PromptConfig) -> str:
@@ -106,24 +131,39 @@ def _slot(index: int) -> str:
 
 @lru_cache(maxsize=256)
 def _template_pieces(tokenizer, names: tuple[str, ...], config: PromptConfig) -> tuple[tuple[int, ...], ...]:
-    """Ids of the trusted text before, between and after the untrusted ones; the same for every row with these fields."""
+    """Ids of the trusted text before, between and after the untrusted texts; equal for all rows with these fields."""
     rendered = tokenizer.render_prompt([{"role": "user", "content": _user_message(names, config)}])
     parts = re.split("\ue000\\d+\ue001", rendered)
     if len(parts) != len(names) + 2:
-        raise ValueError(f"the chat template shows the user's message {(len(parts) - 1) / (len(names) + 1):g} times, expected once")
+        shown = (len(parts) - 1) / (len(names) + 1)
+        raise ValueError(f"the chat template shows the user's message {shown:g} times, expected once")
     return tuple(tuple(tokenizer.encode_trusted(part, start=index == 0)) for index, part in enumerate(parts))
 
 
 def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[int]:
     """Token ids of the prompt, up to where the reply begins (the generation prompt of the chat template included)."""
-    shown = item_texts(judgement, config)
-    pieces = _template_pieces(tokenizer, tuple(name for name, _ in shown), config)
-    texts = [judgement.query.strip()[: config.max_chars]] + [text for _, text in shown]
+    names = _shown_fields(judgement, config)
+    pieces = _template_pieces(tokenizer, names, config)
     ids = list(pieces[0])
-    for text, piece in zip(texts, pieces[1:]):
-        ids += tokenizer.encode_text(" " + text)  # the space: a word is the same token wherever it stands
+    for text, piece in zip(_untrusted_texts(judgement, names, config), pieces[1:]):
+        ids += tokenizer.encode_text(text)
         ids += piece
     return ids
+
+
+def wording_sha256(config: PromptConfig) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a fixed pair's prompt and reply, as `config` renders them.
+
+    Any change of the instruction's wording, the layout, the order or the names of grades and steps changes it. A run
+    must not resume, and a half-finished job must not continue, under another value: put `repr(config)`, which includes
+    it, into their identity. The chat template is not covered: it belongs to the tokenizer, and so does its checksum.
+    """
+    sample = Judgement(query="query", **{name: name for name in ITEM_FIELDS})
+    message = _user_message(config.fields, config)
+    for index, text in enumerate(_untrusted_texts(sample, config.fields, config)):
+        message = message.replace(_slot(index), text)
+    cot = "\n".join(f"{step}: {grade_name(4)}" for step in COT_STEPS)
+    return hashlib.sha256(f"{message}\n{reply_text(config.order, 4, cot)}".encode()).hexdigest()[:16]
 
 
 # --- Reply ------------------------------------------------------------------------------------------------------------
@@ -135,7 +175,9 @@ def reply_text(order: str, grade: int, cot: str = "") -> str:
     if order == "label":
         return LABELS[grade - 1]
     if not cot:
-        raise ValueError(f"order {order!r} needs a chain of thought for every row (column 'cot'); --order label does not")
+        raise ValueError(
+            f"order {order!r} needs a chain of thought for every row (column 'cot'); --order label does not"
+        )
     return cot if order == "pre-cot" else f"{LABELS[grade - 1]}\n{cot}"
 
 
@@ -145,13 +187,16 @@ def encode_reply(tokenizer, text: str) -> list[int]:
     Raises: ValueError for a text too long to be a reply, before it is tokenised: unlike a title it cannot be cut.
     """
     if len(text) > MAX_REPLY_CHARS:
-        raise ValueError(f"a reply of {len(text)} characters ({text[:40]!r}...), expected at most {MAX_REPLY_CHARS}: shorten its chain of thought")
+        raise ValueError(
+            f"a reply of {len(text)} characters ({text[:40]!r}...), expected at most {MAX_REPLY_CHARS}: "
+            "shorten its chain of thought"
+        )
     return tokenizer.encode_text(text) + [tokenizer.eos_ids[0]]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a reply says. `grade` is the label (None: unparsable), `decision` the grade its Decision line names."""
+    """The parts of a reply. `grade` is the label (None: unparsable), `decision` the grade its Decision line names."""
 
     grade: int | None
     query: str = ""
@@ -159,14 +204,14 @@ class Reply:
     category: str = ""
     attributes: str = ""
     decision: int | None = None
-    well_formed: bool = False  # exactly the lines this order asks for, in order, as `check_cot` wants them
+    well_formed: bool = False  # exactly the lines of this order, each as `check_cot` requires
 
 
-_DECISION = {grade_name(grade): grade for grade in (1, 2, 3, 4)}
+_DECISION = {grade_name(grade): grade for grade in GRADES}
 
 
 def parse_reply(text: str, order: str) -> Reply:
-    """Read a reply. Never raises on what a model wrote: what cannot be read is None or "" and not well formed."""
+    """Read a reply. Never raises for a model's text: what cannot be read is None or "", and not well formed."""
     lines = text.rstrip("\n").split("\n")
     label = None
     if order != "pre-cot":
@@ -183,7 +228,8 @@ def parse_reply(text: str, order: str) -> Reply:
     grade = label if order == "post-cot" else decision
     in_order = len(lines) == len(COT_STEPS) and all(map(is_cot_line, lines, COT_STEPS))
     well_formed = in_order and None not in (grade, decision)
-    return Reply(grade, steps.get("Query", ""), steps.get("Item", ""), steps.get("Category", ""), steps.get("Attributes", ""), decision, well_formed)
+    texts = [steps.get(name, "") for name in COT_STEPS[:-1]]
+    return Reply(grade, *texts, decision=decision, well_formed=well_formed)
 
 
 def label_of_cot(cot: str) -> int | None:

@@ -1,15 +1,15 @@
-"""The rule book: atomic relevance rules, the grade they decide, and retrieval of those that concern a pair.
+"""The rule book: atomic relevance rules, the grade that follows from them, and retrieval of those about a pair.
 
 The paper cuts its business rules into atomic rules, keeps them in a knowledge base and retrieves those relevant to a
 pair (section 3.2). Its rules are not public; ours are `rules.jsonl` beside this file, one rule a line, meant to be
-read and edited. Two sorts of rule live there:
+read and edited. There are two sorts of rule:
 
-- decision rules carry `when` (facts about a pair) and `grade`. `decide` takes the lowest grade among those that fire.
-- definition rules (`when` empty, `grade` null) say what the facts mean: "suede is near to leather". People, teachers
-  and full prompts read them; `decide` does not.
+- decision rules have `when` (facts about a pair) and `grade`. `decide` takes the lowest grade of those that match.
+- definition rules (`when` empty, `grade` null) explain the facts: "suede is near to leather". They are for people,
+  teachers and full prompts; `decide` ignores them.
 
 Facts are words. `category` is one of `CATEGORY_FACTS`; each demand of the query (`DEMANDS`, with the prefix "no-"
-where the query excludes instead of wants) has one of `OUTCOMES`. A rule book of your own uses these same words.
+if the query excludes it) has one of `OUTCOMES`. A rule book of your own uses the same words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taosr1.data.rows import read_jsonl
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.task.grades import GRADES
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ OUTCOMES = ("met", "near", "missed", "unknown")
 DEMANDS = ("brand", "colour", "material", "size", "feature", "use", "price")
 EXCLUSIONS = ("no-brand", "no-colour", "no-material", "no-feature")
 FACT_VALUES = {"category": CATEGORY_FACTS, **{demand: OUTCOMES for demand in DEMANDS + EXCLUSIONS}}
-# Worst first: where one demand is listed twice, the worse outcome stands (every rule grades it no higher).
+# If one demand is listed twice, the worse outcome counts: every rule grades it no higher.
 _WORST_FIRST = ("missed", "near", "unknown", "met")
 
-# How a shop's category path names the groups that rules apply to. A group's own name always counts too.
+# Words in a shop's category path that mean a group of the rule book, beside the group's own name.
 GROUP_WORDS = {
     "footwear": ("shoes", "shoe", "boots", "sandals", "slippers", "sneakers"),
     "clothing": ("clothes", "apparel", "fashion"),
@@ -53,14 +53,14 @@ GROUP_WORDS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One atomic rule: where `condition` holds, `consequence` follows."""
+    """One atomic rule: if `condition` holds, `consequence` follows."""
 
     id: str
     applies_to: tuple[str, ...]  # category groups, or ("any",)
     condition: str
     consequence: str
     when: dict[str, str] = field(default_factory=dict, hash=False)  # fact -> value; empty in a definition rule
-    grade: int | None = None  # the highest grade left once the rule fires; None in a definition rule
+    grade: int | None = None  # the highest grade possible once the rule matches; None in a definition rule
     example: dict = field(default_factory=dict, hash=False)  # {"query", "title", "grade"}
 
     @property
@@ -77,8 +77,7 @@ class Rule:
 def load_rules(path: str | Path | None = None) -> list[Rule]:
     """Read a rule book (the bundled one by default).
 
-    Raises: ValueError naming file, line and field for a rule that breaks the format, repeats an id or uses an unknown
-    fact.
+    Raises: ValueError naming file, line and field for a malformed rule, a repeated id or an unknown fact.
     """
     return list(_bundled_rules() if path is None else _read_rules(Path(path)))
 
@@ -125,8 +124,7 @@ def _parse_rule(row: dict) -> Rule:
         raise ValueError(f"field 'when' is {when!r}, expected an object of facts")
     for fact, value in when.items():
         if value not in FACT_VALUES.get(fact, ()):
-            allowed = "|".join(FACT_VALUES.get(fact, ())) or f"a fact out of {', '.join(FACT_VALUES)}"
-            raise ValueError(f"field 'when' says {fact!r}: {value!r}, expected {allowed}")
+            raise ValueError(f"field 'when' says {fact!r}: {value!r}, expected {_allowed(fact)}")
     if not _is_grade(grade) and grade is not None:
         raise ValueError(f"field 'grade' is {grade!r}, expected 1-4 or null")
     if bool(when) != (grade is not None):
@@ -146,43 +144,41 @@ def _check_example(example: object, grade: int | None) -> None:
         raise ValueError(f"field 'example.grade' is {example['grade']}, above the rule's own grade {grade}")
 
 
+def _allowed(fact: str) -> str:
+    return "|".join(FACT_VALUES.get(fact, ())) or f"a fact out of {', '.join(FACT_VALUES)}"
+
+
 def _is_grade(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value in GRADES
 
 
 def decide(facts: dict[str, str], rules: Iterable[Rule]) -> tuple[int, tuple[str, ...]]:
-    """The grade the rules give to a pair: the lowest of those that fire, 4 when none does.
+    """The grade the rules give to a pair: the lowest of those that match, 4 if none does.
 
-    Returns: (grade, ids of every decision rule that fired, in rule-book order).
-    Raises: ValueError for a fact or value outside `FACT_VALUES`, or where the category fact is missing.
+    Returns: (grade, ids of all decision rules that match, in rule-book order).
+    Raises: ValueError for a fact or value outside `FACT_VALUES`, or if the category fact is missing.
     """
     if "category" not in facts:
         raise ValueError(f"facts without 'category': {facts!r}; expected one of {'|'.join(CATEGORY_FACTS)}")
     for fact, value in facts.items():
         if value not in FACT_VALUES.get(fact, ()):
-            allowed = "|".join(FACT_VALUES.get(fact, ())) or f"a fact out of {', '.join(FACT_VALUES)}"
-            raise ValueError(f"fact {fact!r} is {value!r}, expected {allowed}")
-    grade, fired = 4, []
-    held = facts.items()
-    for rule in rules:
-        if rule.grade is not None and rule.when.items() <= held:
-            grade = min(grade, rule.grade)
-            fired.append(rule.id)
-    return grade, tuple(fired)
+            raise ValueError(f"fact {fact!r} is {value!r}, expected {_allowed(fact)}")
+    matching = [rule for rule in rules if rule.grade is not None and rule.when.items() <= facts.items()]
+    return min([4, *(rule.grade for rule in matching)]), tuple(rule.id for rule in matching)
 
 
-# ---- what a chain of thought says -----------------------------------------------------------------------------------
+# --- The facts in a chain of thought ----------------------------------------------------------------------------------
 
 _CATEGORY = re.compile(r"(same|different|related\s+(?:substitute|accessory|sibling))\b", re.IGNORECASE)
 
 
 def facts_from_cot(reply: Reply) -> dict[str, str] | None:
-    """The facts a chain of thought states in its own Category and Attributes lines; None where they cannot be read.
+    """The facts in the Category and Attributes lines of a chain of thought; None if these cannot be read.
 
     The Query line says which demands are exclusions ("material not plastic"): the n-th `material` of the Attributes
     line belongs to the n-th `material` of the Query line. A demand listed twice under one key keeps its worse outcome.
-    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature, so that it cannot
-    be ignored in silence.
+    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature, so that it is not
+    lost.
     """
     category = _CATEGORY.match(_text(reply.category).strip())
     attributes = _text(reply.attributes).strip().rstrip(".")
@@ -192,17 +188,16 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
     if attributes.lower() == "none":
         return facts
     negations = _negations(_text(reply.query))
-    for part in filter(None, (piece.strip() for piece in attributes.split(";"))):
-        *words, outcome = part.lower().replace(":", " ").split() or [""]
+    for entry in filter(None, (text.strip() for text in attributes.split(";"))):
+        *words, outcome = entry.lower().replace(":", " ").split() or [""]
         if not words or outcome not in OUTCOMES:
             return None
-        # "colour red: navy near" names what was asked and what the item has between demand and outcome.
+        # In "colour red: navy near", what was asked and what the item has stand between demand and outcome.
         name = (words[0] if words[0].removeprefix("no-") in DEMANDS else " ".join(words)).removeprefix("no-")
         demand = name if name in DEMANDS else "feature"
         excluded = negations[name].pop(0) if negations.get(name) else words[0].startswith("no-")
         key = f"no-{demand}" if excluded and f"no-{demand}" in EXCLUSIONS else demand
-        worse = min(outcome, facts.get(key, outcome), key=_WORST_FIRST.index)
-        facts[key] = worse
+        facts[key] = min(outcome, facts.get(key, outcome), key=_WORST_FIRST.index)
     return facts
 
 
@@ -211,29 +206,28 @@ def _text(value: object) -> str:
 
 
 def _negations(query_line: str) -> dict[str, list[bool]]:
-    """Per demand named in a Query line ("travel mug; material not plastic"), in order: is it an exclusion?"""
+    """For each demand of a Query line ("travel mug; material not plastic"), in order: whether it is an exclusion."""
     found: dict[str, list[bool]] = {}
-    for part in query_line.split(";")[1:]:
-        words = part.lower().split()
+    for entry in query_line.split(";")[1:]:
+        words = entry.lower().split()
         if words:
             found.setdefault(words[0], []).append("not" in words[1:2])
     return found
 
 
 def implied_grade(reply: Reply, rules: Sequence[Rule]) -> int | None:
-    """The grade that follows from the chain of thought's own steps, whatever label or decision it ends with.
+    """The grade that follows from the steps of a chain of thought, whatever its label and its decision are.
 
-    Set beside the emitted label it measures discriminative hallucination: right reasoning, wrong label (paper, 4.3).
-    Returns: 1-4, or None where the Category or Attributes line cannot be read. Never raises on a reply's text.
+    Compared with the emitted label it measures discriminative hallucination: right reasoning, wrong label (paper, 4.3).
+    Returns: 1-4, or None if the Category or Attributes line cannot be read. Never raises for a reply's text.
     """
     facts = facts_from_cot(reply)
     return None if facts is None else decide(facts, rules)[0]
 
 
-# ---- retrieval ------------------------------------------------------------------------------------------------------
+# --- Retrieval --------------------------------------------------------------------------------------------------------
 
-# One token per CJK sign: those scripts write no spaces, so a whole phrase would otherwise be one word that never
-# matches.
+# One token per CJK character: without spaces a phrase would otherwise be one word that never matches.
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 _STOP_WORDS = frozenset("a an and are as at by for from in is it its of on or that the this to with".split())
@@ -279,7 +273,7 @@ def _rule_words(rule: Rule) -> str:
 
 
 def category_groups(category: str, groups: Iterable[str]) -> set[str]:
-    """Which of the rule book's groups a category text names, by the group's name or one of its `GROUP_WORDS`."""
+    """The rule book's groups that a category text names, by the group's name or one of its `GROUP_WORDS`."""
     words = set(_TOKEN.findall(category.lower()))
     return {group for group in groups if words & {group.lower(), *GROUP_WORDS.get(group, ())}}
 
@@ -290,11 +284,11 @@ def _index(rules: tuple[Rule, ...]) -> RuleIndex:
 
 
 def retrieve(query: str, title: str, category: str, rules: Sequence[Rule], k: int) -> list[Rule]:
-    """The k rules that concern a pair, best first: category filter, then BM25 on query and title.
+    """The k rules most relevant to a pair, best first: category filter, then BM25 on query and title.
 
-    A rule passes the filter if it applies to "any" or to a group the category names; with an empty category, which
-    tells nothing, all rules pass. Equal scores keep rule-book order, so the result never varies; where fewer than k
-    rules share a word with the pair, the book's first rules (the general ones) fill up.
+    A rule passes the filter if it applies to "any" or to a group that the category names; with an empty category all
+    rules pass. Equal scores keep rule-book order, so the result never varies; if fewer than k rules share a word with
+    the pair, the first rules of the book (the general ones) are added.
 
     Returns: at most k rules.
     Raises: ValueError for a negative k.
@@ -305,8 +299,7 @@ def retrieve(query: str, title: str, category: str, rules: Sequence[Rule], k: in
     allowed = {"any"} | category_groups(category, {group for rule in index.rules for group in rule.applies_to})
     passes = [not category.strip() or not allowed.isdisjoint(rule.applies_to) for rule in index.rules]
     scores = index.scores(f"{query} {title}")
+    rows = [row for row, keep in enumerate(passes) if keep]
     # Rounded: two sums of the same terms in another order must not differ by the last bit of a float.
-    order = sorted(
-        (row for row, keep in enumerate(passes) if keep), key=lambda row: (-round(float(scores[row]), 9), row)
-    )
-    return [index.rules[row] for row in order[:k]]
+    rows.sort(key=lambda row: (-round(float(scores[row]), 9), row))
+    return [index.rules[row] for row in rows[:k]]

@@ -7,9 +7,9 @@ import tracemalloc
 
 import pytest
 
-from taosr1.data.bad_rows import BadRows
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, write_judgements
+from taosr1.runtime.bad_rows import BadRows
 from taosr1.synthetic.shop import read_pool
 
 ONE = {"query": "red boots", "title": "Boots, red", "grade": 4, "query_id": "q1", "item_id": "i1"}
@@ -25,13 +25,20 @@ def save(tmp_path, *rows):
 def test_an_exact_repeat_is_kept_counted_and_said_once(tmp_path, capsys):
     path = save(tmp_path, ONE, OTHER, {**ONE, "price": "$9"}, ONE)
     assert len(read_judgements(path)) == 4
-    assert capsys.readouterr().err == f"{path}: 2 rows repeated an earlier pair, and were kept, first at {path}:3 (as line 1)\n"
+    assert (
+        capsys.readouterr().err
+        == f"{path}: 2 rows repeated an earlier pair, and were kept, first at {path}:3 (as line 1)\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grade": 2}, "repeated ids: field 'grade' is 2, but it was 4 in line 1 for query_id 'q1' and item_id 'i1'; give one grade a pair"),
+        (
+            {"grade": 2},
+            "repeated ids: field 'grade' is 2, but it was 4 in line 1 for query_id 'q1' and item_id 'i1'; "
+            "give one grade a pair",
+        ),
         ({"title": "Boots, blue"}, "repeated ids: query_id 'q1' and item_id 'i1' had another query or title in line 1"),
         ({"query": "blue boots"}, "repeated ids: query_id 'q1' and item_id 'i1' had another query or title in line 1"),
     ],
@@ -64,7 +71,10 @@ def test_rows_without_both_ids_are_not_compared(tmp_path, capsys, missing):
 
 
 def test_ids_are_compared_as_a_pair_and_a_number_is_its_text(tmp_path, capsys):
-    apart = [{**OTHER, "query_id": a, "item_id": b, "title": f"{a}-{b}"} for a, b in (("a", "bc"), ("ab", "c"), ("1", "23"), ("12", "3"), ("7", "07"), ("07", "7"))]
+    apart = [
+        {**OTHER, "query_id": a, "item_id": b, "title": f"{a}-{b}"}
+        for a, b in (("a", "bc"), ("ab", "c"), ("1", "23"), ("12", "3"), ("7", "07"), ("07", "7"))
+    ]
     assert len(read_judgements(save(tmp_path, *apart))) == 6 and capsys.readouterr().err == ""
     with pytest.raises(ValueError, match=":2: repeated ids"):
         read_judgements(save(tmp_path, {**ONE, "query_id": 7}, {**OTHER, "query_id": "7"}))
@@ -80,13 +90,15 @@ def test_what_is_held_of_a_pair_does_not_grow_with_its_text():
     repeats = Duplicates(BadRows("rows.jsonl"))
     tracemalloc.start()
     for number in range(count):
-        repeats.add(number + 1, Judgement("q" * 2000, "t" * 2000, query_id=f"{'query' * 20}-{number}", item_id=f"item-{number}"))
+        repeats.add(
+            number + 1, Judgement("q" * 2000, "t" * 2000, query_id=f"{'query' * 20}-{number}", item_id=f"item-{number}")
+        )
     held = tracemalloc.get_traced_memory()[0] / count
     tracemalloc.stop()
     assert held < 180
 
 
-def test_pools_of_the_world_and_what_is_written_of_them_have_each_pair_once(tmp_path, capsys):
+def test_the_synthetic_pools_and_their_files_have_each_pair_once(tmp_path, capsys):
     for pool in ("reasoned", "labelled", "unlabelled", "dev", "test", "explained"):
         rows = read_pool(pool, 400)
         write_judgements(tmp_path / "pool.jsonl", rows)
@@ -95,10 +107,17 @@ def test_pools_of_the_world_and_what_is_written_of_them_have_each_pair_once(tmp_
 
 
 def test_any_sequence_of_rows_is_kept_but_for_its_contradictions(tmp_path):
-    hypothesis = pytest.importorskip("hypothesis", reason="property tests need the [dev] extra: pip install -e '.[dev]'")
+    hypothesis = pytest.importorskip(
+        "hypothesis", reason="property tests need the [dev] extra: pip install -e '.[dev]'"
+    )
     few = hypothesis.strategies.sampled_from
     row = hypothesis.strategies.builds(
-        Judgement, query=few(["a", "b"]), title=few(["x", "y"]), grade=few([None, 1, 4]), query_id=few(["", "1", "2"]), item_id=few(["", "1", "2"])
+        Judgement,
+        query=few(["a", "b"]),
+        title=few(["x", "y"]),
+        grade=few([None, 1, 4]),
+        query_id=few(["", "1", "2"]),
+        item_id=few(["", "1", "2"]),
     )
 
     @hypothesis.settings(max_examples=80, deadline=None)
@@ -108,7 +127,11 @@ def test_any_sequence_of_rows_is_kept_but_for_its_contradictions(tmp_path):
         kept = read_judgements(tmp_path / "any.jsonl", max_bad_rows=12)
         expected: list[Judgement] = []
         for row in rows:  # the same rule, written as it is said
-            same = [other for other in expected if row.query_id and row.item_id and (other.query_id, other.item_id) == (row.query_id, row.item_id)]
+            same = [
+                other
+                for other in expected
+                if row.query_id and row.item_id and (other.query_id, other.item_id) == (row.query_id, row.item_id)
+            ]
             agrees = all((other.query, other.title) == (row.query, row.title) for other in same)
             grades = {other.grade for other in [*same, row]} - {None}
             expected += [row] if agrees and len(grades) < 2 else []

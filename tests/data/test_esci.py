@@ -126,8 +126,16 @@ def test_another_label_is_refused(label):
 
 
 def test_a_column_of_our_own_in_an_esci_row_is_kept_and_a_prediction_is_no_label():
-    row = parse_judgement({**ROW, "brand": "Ours", "query_kind": "knowledge", "item_id": "i9", "category": "", "grade": 1})
-    assert (row.brand, row.query_kind, row.item_id, row.category, row.grade) == ("Ours", "knowledge", "i9", "Home & Kitchen > Bedding", 3)
+    row = parse_judgement(
+        {**ROW, "brand": "Ours", "query_kind": "knowledge", "item_id": "i9", "category": "", "grade": 1}
+    )
+    assert (row.brand, row.query_kind, row.item_id, row.category, row.grade) == (
+        "Ours",
+        "knowledge",
+        "i9",
+        "Home & Kitchen > Bedding",
+        3,
+    )
     assert parse_judgement({**ROW, "esci_label": None, "grade": 1}).grade == 1
 
 
@@ -201,7 +209,7 @@ def test_esci_rows_in_csv_read_like_esci_rows_in_jsonl(tmp_path):
     assert read_judgements(tmp_path / "esci.csv.gz") == read_judgements(tmp_path / "esci.jsonl")
 
 
-# ---- parquet --------------------------------------------------------------------------------------------------------
+# --- parquet ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -282,7 +290,7 @@ def test_without_pyarrow_the_error_says_what_to_install(monkeypatch, tmp_path):
         read_judgements(tmp_path / "data.parquet")
 
 
-# ---- the real slice -------------------------------------------------------------------------------------------------
+# --- the real slice ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

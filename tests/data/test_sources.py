@@ -1,4 +1,4 @@
-"""`--data`: files and pools behind one spelling, and what is said where they lack something."""
+"""`--data`: files and synthetic pools, and the messages about what they lack."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ def reasoned():
     return read_pool("reasoned", 6)
 
 
-def test_a_pool_of_the_world_has_the_size_that_is_asked_for(reasoned):
+def test_a_synthetic_pool_has_the_size_that_is_asked_for_under_either_spelling(reasoned):
     assert load_rows("synthetic:reasoned*6") == reasoned
+    assert load_rows("world:reasoned*6") == reasoned  # the spelling until version 0.1
     assert load_rows("synthetic:reasoned*6", limit=2) == reasoned[:2]
     assert load_rows("synthetic:reasoned*6", seed=3) == read_pool("reasoned", 6, 3)
 
 
 def test_the_explained_pool_is_the_labelled_one_with_true_reasons():
-    labelled, explained = load_rows("synthetic:labelled*200", seed=2), load_rows("synthetic:explained*200", seed=2, need_cot=True)
+    labelled, explained = (
+        load_rows("synthetic:labelled*200", seed=2),
+        load_rows("synthetic:explained*200", seed=2, need_cot=True),
+    )
     assert [replace(row, cot="") for row in explained] == labelled
     assert all(label_of_cot(row.cot) == row.grade for row in explained)
 
@@ -53,16 +57,27 @@ def test_split_keeps_the_rows_that_say_so(tmp_path):
     assert len(load_rows(str(path))) == 2
 
 
-@pytest.mark.parametrize("spec", ["world:", "synthetic:train", "synthetic:dev*x", "synthetic:dev*-3", "synthetic:dev*1.5"])
+@pytest.mark.parametrize(
+    "spec", ["world:", "synthetic:train", "synthetic:dev*x", "synthetic:dev*-3", "synthetic:dev*1.5"]
+)
 def test_an_unknown_pool_or_size_names_what_is_allowed(spec):
-    with pytest.raises(ValueError, match="expected synthetic:NAME or synthetic:NAME\\*SIZE, NAME one of reasoned, labelled, unlabelled, dev, test"):
+    with pytest.raises(
+        ValueError,
+        match="expected synthetic:NAME or synthetic:NAME\\*SIZE, NAME one of reasoned, labelled, unlabelled, dev, test",
+    ):
         load_rows(spec)
 
 
 def test_what_a_pool_lacks_is_said_with_the_way_out():
-    with pytest.raises(ValueError, match="no grade; use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py"):
+    with pytest.raises(
+        ValueError,
+        match="no grade; use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py",
+    ):
         load_rows("synthetic:unlabelled*2", need_grade=True)
-    with pytest.raises(ValueError, match="'cot' is missing.*use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"):
+    with pytest.raises(
+        ValueError,
+        match="'cot' is missing.*use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py",
+    ):
         load_rows("synthetic:labelled*2", need_cot=True)
     with pytest.raises(ValueError, match=r"synthetic:dev\*0: no rows"):
         load_rows("synthetic:dev*0")
@@ -72,7 +87,9 @@ def test_a_missing_file_a_wrong_grade_an_empty_file_and_a_negative_limit_are_nam
     with pytest.raises(FileNotFoundError, match="no file at .*gone.jsonl: check --data"):
         load_rows(str(tmp_path / "gone.jsonl"))
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"query": "a", "title": "b", "grade": 4}\n{"query": "a", "title": "b", "grade": 5}\n', encoding="utf-8")
+    path.write_text(
+        '{"query": "a", "title": "b", "grade": 4}\n{"query": "a", "title": "b", "grade": 5}\n', encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: field 'grade' is 5, expected 1-4"):
         load_rows(str(path))
     assert len(load_rows(str(path), max_bad_rows=1)) == 1

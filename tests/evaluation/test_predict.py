@@ -12,7 +12,6 @@ import torch
 from taosr1.data.judgements import Judgement
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
-from taosr1.fast.label_probs import label_probabilities
 from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import save_pretrained
@@ -37,8 +36,9 @@ def parrot(tokenizer) -> Callable[..., Judge]:
 
     def make(order: str, text: str | None = None) -> Judge:
         size = tokenizer.vocab_size + tokenizer.vocab_size % 2
-        shape = {"intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2}
-        model = Decoder(DecoderConfig(size, hidden_size=size, **shape, tie_word_embeddings=False, max_position_embeddings=128))
+        shape = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
+        shape |= {"hidden_size": size, "intermediate_size": 2, "head_dim": 2, "max_position_embeddings": 128}
+        model = Decoder(DecoderConfig(size, **shape, tie_word_embeddings=False))
         start = tokenizer.encode_trusted("<|assistant|>")
         chain = start + encode_reply(tokenizer, SENTENCES[order] if text is None else text)
         assert len(set(chain)) == len(chain), "a token twice"
@@ -59,8 +59,9 @@ def parrot(tokenizer) -> Callable[..., Judge]:
 def test_a_label_first_judge_answers_from_one_prefill(parrot, order):
     judge = parrot(order)
     found, cost = predict_with_cost(judge, ROWS)
-    scored = label_probabilities(judge.model, judge.tokenizer, judge.prompts(ROWS))
-    assert [prediction.grade for prediction in found] == [int(SENTENCES[order][0])] * 6 and cost == Cost(prefills=6, decoded_tok=0)
+    scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(ROWS))
+    assert [prediction.grade for prediction in found] == [int(SENTENCES[order][0])] * 6
+    assert cost == Cost(prefills=6, decoded_tok=0)
     assert [list(prediction.probs) for prediction in found] == scored.probs.tolist()
     assert [prediction.label_mass for prediction in found] == scored.label_mass.tolist()
     assert {prediction.decision for prediction in found} == {prediction.implied for prediction in found} == {None}
@@ -69,7 +70,8 @@ def test_a_label_first_judge_answers_from_one_prefill(parrot, order):
 def test_explaining_decodes_the_reasons_beside_the_probabilities(parrot):
     judge = parrot("post-cot")
     found, cost = predict_with_cost(judge, ROWS, explain=True)
-    assert {(prediction.grade, prediction.decision, prediction.implied) for prediction in found} == {(2, 1, 1)}  # label against reasons
+    # The label says 2, the reasoning 1.
+    assert {(prediction.grade, prediction.decision, prediction.implied) for prediction in found} == {(2, 1, 1)}
     assert [prediction.probs for prediction in found] == [prediction.probs for prediction in predict(judge, ROWS)]
     assert cost == Cost(prefills=12, decoded_tok=6 * len(encode_reply(judge.tokenizer, SENTENCES["post-cot"])))
     label_only, cost = predict_with_cost(parrot("label"), ROWS, explain=True)
@@ -79,7 +81,7 @@ def test_explaining_decodes_the_reasons_beside_the_probabilities(parrot):
 def test_a_judge_that_thinks_first_is_decoded_and_has_no_probabilities(parrot):
     judge = parrot("pre-cot")
     found, cost = predict_with_cost(judge, ROWS)
-    assert {(prediction.grade, prediction.decision, prediction.implied, prediction.probs) for prediction in found} == {(1, 1, 1, None)}
+    assert {(p.grade, p.decision, p.implied, p.probs) for p in found} == {(1, 1, 1, None)}
     assert cost == Cost(6, 6 * len(encode_reply(judge.tokenizer, COT)))
     replies, rollouts = greedy_replies(judge, judge.prompts(ROWS), 96)
     assert all(reply.well_formed and reply.item == "mug" for reply in replies) and bool(rollouts.finished.all())
@@ -100,8 +102,9 @@ def test_dev_scores_tell_how_calibrated_a_judge_is_that_answers_first(parrot):
     judge = parrot("post-cot")
     probs, gold = [prediction.probs for prediction in predict(judge, ROWS)], [row.grade for row in ROWS]
     scores = dev_scores(judge, ROWS)
-    assert scores["dev_ece"] == pytest.approx(expected_calibration_error(probs, gold)) and scores["dev_ece"] > 0.5  # always 2, and sure of it
-    assert scores["dev_brier"] == pytest.approx(brier_score(probs, gold)) and scores["dev_brier"] > 1
+    assert scores["dev_ece"] == pytest.approx(expected_calibration_error(probs, gold))
+    assert scores["dev_brier"] == pytest.approx(brier_score(probs, gold))
+    assert scores["dev_ece"] > 0.5 and scores["dev_brier"] > 1  # always 2, with a high probability
 
 
 def test_no_rows_cost_nothing(parrot):
@@ -119,8 +122,9 @@ def test_before_and_after_compares_the_start_with_the_best_checkpoint_and_writes
     later = parrot("pre-cot", "none")  # the weights at the end of the run, which are not its best
     rows = [row for row in ROWS if row.grade == 2]
     found = before_and_after(Judge(later.model, judge.tokenizer, judge.prompt), start, str(tmp_path), rows)
-    assert (found["test_macro_f1_start"], found["test_macro_f1_result"]) == (0.0, pytest.approx(found["test_high_result"]))
-    assert found["test_macro_f1_result"] > 0 and json.loads((tmp_path / "test.json").read_text(encoding="utf-8")) == found
+    assert found["test_macro_f1_start"] == 0.0
+    assert found["test_macro_f1_result"] == pytest.approx(found["test_high_result"]) and found["test_high_result"] > 0
+    assert json.loads((tmp_path / "test.json").read_text(encoding="utf-8")) == found
     assert "test macro-F1 of the start: 0.0" in capsys.readouterr().out
     cut = before_and_after(judge, start, str(tmp_path), rows, max_new_tokens=3)
     assert cut["test_macro_f1_result"] == 0.0  # replies are as long as the stage allowed

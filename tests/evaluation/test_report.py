@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from taosr1.data.judgements import Judgement
-from taosr1.evaluation.metrics import accuracy, bootstrap_interval, macro_f1
+from taosr1.evaluation.metrics import accuracy_of, bootstrap_interval, confusion_matrix, macro_f1
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.serving.tiering import cumulative_tier
+from taosr1.task.judgement import Judgement
 
 KINDS = ("plain", "negation", "question")
 
@@ -20,18 +20,13 @@ def judged(rows: int = 240, seed: int = 0) -> tuple[list[Judgement], list[Predic
     """Rows with everything a report can show; every twentieth reply is unparsable."""
     rng = np.random.default_rng(seed)
     gold = rng.integers(1, 5, rows)
-    probs = (
-        rng.dirichlet(np.ones(4), rows) * 0.4
-        + 0.6 * np.eye(4)[np.where(rng.random(rows) < 0.7, gold, gold % 4 + 1) - 1]
-    )
+    likely = np.where(rng.random(rows) < 0.7, gold, gold % 4 + 1)
+    probs = 0.6 * np.eye(4)[likely - 1] + 0.4 * rng.dirichlet(np.ones(4), rows)
     judgements, predictions = [], []
     for row in range(rows):
-        query = row // 4
-        judgements.append(
-            Judgement(
-                f"query {query}", "title", grade=int(gold[row]), query_kind=KINDS[query % 3], query_id=f"q{query}"
-            )
-        )
+        query, grade = row // 4, int(gold[row])
+        kind = KINDS[query % 3]
+        judgements.append(Judgement(f"query {query}", "title", grade=grade, query_kind=kind, query_id=f"q{query}"))
         grade = None if row % 20 == 0 else int(probs[row].argmax()) + 1
         tier = cumulative_tier(probs[row : row + 1], 0.5)[0]
         predictions.append(Prediction(grade, tuple(probs[row].tolist()), 0.9, grade, int(gold[row]), tier))
@@ -52,7 +47,7 @@ def test_report_numbers_are_the_metrics():
     assert (report["rows"], report["queries"]) == (240, 60)
     alone = bootstrap_interval("macro_f1", gold, grades, [j.query_id for j in judgements], samples=100, seed=5)
     assert report["metrics"]["macro_f1"]["value"] == alone.value == macro_f1(gold, grades)
-    assert report["metrics"]["accuracy"]["value"] == accuracy(gold, grades)
+    assert report["metrics"]["accuracy"]["value"] == accuracy_of(confusion_matrix(gold, grades))
     assert report["metrics"]["macro_f1"]["low"] == pytest.approx(alone.low, abs=0.02)
     assert report["metrics"]["parse_failure_rate"]["value"] == pytest.approx(1 / 20)
     assert sum(map(sum, report["confusion"])) == 240
@@ -63,7 +58,7 @@ def test_report_by_kind_covers_every_row_once():
     judgements, predictions = judged()
     report = evaluate_predictions(judgements, predictions, bootstrap=20)
     assert list(report["by_kind"]) == sorted(KINDS)
-    assert sum(part["rows"] for part in report["by_kind"].values()) == 240
+    assert sum(kind["rows"] for kind in report["by_kind"].values()) == 240
     plain = [row for row, judgement in enumerate(judgements) if judgement.query_kind == "plain"]
     alone = evaluate_predictions([judgements[r] for r in plain], [predictions[r] for r in plain], bootstrap=20)
     assert report["by_kind"]["plain"]["macro_f1"] == alone["metrics"]["macro_f1"]
@@ -86,7 +81,7 @@ def test_report_hallucination_counts_decision_and_implied_grade_apart():
     assert report["implied"] == {"disagrees": 0.5, "right_but_label_wrong": 0.5, "rows": 2}
 
 
-def test_grades_alone_make_a_report_without_the_parts_that_need_more():
+def test_grades_alone_make_a_report_without_the_sections_that_need_more():
     judgements, predictions = judged(40)
     bare = [Prediction(prediction.grade) for prediction in predictions]
     report = evaluate_predictions(judgements, bare, bootstrap=20)
@@ -96,14 +91,14 @@ def test_grades_alone_make_a_report_without_the_parts_that_need_more():
     assert "ECE" not in text and "CumPT" not in text and "macro-F1" in text
 
 
-def test_rendered_table_lines_up_and_shows_every_part():
+def test_rendered_tables_are_aligned_and_show_every_section():
     text = render_report(evaluate_predictions(*judged(), bootstrap=50, seed=7, beta=0.5))
-    for part in (
+    for words in (
         "240 pairs, 60 queries", "seed 7", "macro-F1", "4-Excellent", "1-Irrelevant", "unparsable", "negation", "ECE",
         "Brier", "CumPT (beta 0.5)", "paired", "its Decision line", "AUC", "nDCG@10, gains 4=1 3=0.1 2=0.01 1=0",
         "3=0.01 2=0.1",
     ):  # fmt: skip
-        assert part in text, part
+        assert words in text, words
     for table in text.split("\n\n")[1:4]:
         assert len({len(line) for line in table.splitlines()}) == 1, table
     assert "nan" not in text and "None" not in text
@@ -139,11 +134,11 @@ def test_wrong_input_is_named():
         evaluate_predictions(judgements, [dataclasses.replace(predictions[0], tier="good"), *predictions[1:]])
 
 
-def test_the_text_shows_how_sure_the_judge_is_beside_how_often_it_is_right():
-    """Two rows 0.9 sure, one of them right; one row 0.4 sure and right; a prediction without probabilities is left out."""
+def test_the_text_shows_confidence_beside_accuracy():
+    """Two rows at 0.9, one of them right; one row at 0.4, right; a prediction without probabilities is left out."""
     rows = [Judgement(f"q{n}", "t", grade=4) for n in range(4)]
-    sure, unsure = (0.03, 0.03, 0.04, 0.9), (0.2, 0.2, 0.2, 0.4)
-    predictions = [Prediction(4, sure), Prediction(1, sure[::-1]), Prediction(4, unsure), Prediction(4)]
+    high, low = (0.03, 0.03, 0.04, 0.9), (0.2, 0.2, 0.2, 0.4)
+    predictions = [Prediction(4, high), Prediction(1, high[::-1]), Prediction(4, low), Prediction(4)]
     text = render_report(evaluate_predictions(rows, predictions))
-    table = text[text.index("sure of its grade") :].splitlines()[1:3]
-    assert [line.split() for line in table] == [["0.33", "-", "0.40", "1", "40.00", "100.00"], ["0.87", "-", "0.93", "2", "90.00", "50.00"]]
+    table = [line.split() for line in text[text.index("confidence ") :].splitlines()[1:3]]
+    assert table == [["0.33", "-", "0.40", "1", "40.00", "100.00"], ["0.87", "-", "0.93", "2", "90.00", "50.00"]]

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taosr1.fast.onednn_linear import plain_paths
 from taosr1.fast import fused_ops as pointwise
 from taosr1.fast import triton_support as on_gpu
+from taosr1.fast.onednn_linear import plain_paths
 
 
 @pytest.fixture

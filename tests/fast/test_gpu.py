@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from taosr1.fast import cuda_graph as decode_step
+from taosr1.fast import generate as sampler
 from taosr1.fast.generate import generate, invert_cdf
 from taosr1.fast.label_probs import label_probabilities
 from taosr1.fast.onednn_linear import Linear, plain_paths
@@ -14,8 +16,6 @@ from taosr1.fast.quantize import Float8Linear, Rounding, quantize, quantize_to_f
 from taosr1.fast.shared_prefix_cache import ConcatCache
 from taosr1.fast.static_cache import StaticCache
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.fast import cuda_graph as decode_step
-from taosr1.fast import generate as sampler
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 LABELS = SimpleNamespace(label_ids=(5, 6, 7, 8))

@@ -8,9 +8,9 @@ import torch
 from taosr1.fast.shared_prompts import attends, pack_rows, pays, shared_with_above
 from taosr1.fast.varlen_prompts import lay_flat
 from taosr1.learning.batches import Example, collate, group_batches
+from taosr1.model.config import Llama3Scaling
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.logprobs import completion_logp
-from taosr1.model.config import Llama3Scaling
 
 SHAPE = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip

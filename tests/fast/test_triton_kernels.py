@@ -13,12 +13,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is part of the [dev] extra): no kernels to test")
 
+from taosr1.fast import fused_ops as pointwise
+from taosr1.fast import triton_kernels as kernels
 from taosr1.fast.onednn_linear import plain_paths
 from taosr1.fast.quantize import quantize_to_float8
 from taosr1.fast.static_cache import StaticCache, decode_attention_plain
 from taosr1.fast.varlen import VarlenPrefixes, VarlenRows, VarlenSuffixes, prefix_attention_plain
-from taosr1.fast import fused_ops as pointwise
-from taosr1.fast import triton_kernels as kernels
 from taosr1.model.decoder import DecoderConfig, RMSNorm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,7 @@
-"""What a damaged file spells, for tests/faults/fuzz.py, by code that shares nothing with the package: zlib, json line by line, a CSV
-parser of its own, and what a judgement may say of a raw row."""
+"""The rows of a damaged file, for tests/faults/fuzz.py, read by code that shares nothing with the package.
+
+It uses zlib, json line by line and a CSV parser of its own, and checks a judgement against its raw row.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,20 @@ class Wrong(Exception):
     """The verdict FAILURE, in words."""
 
 
-# ---- the oracle: what a damaged file spells, by code that shares nothing with the package --------------------------------------
-
-
 @dataclass
 class Spelled:
-    """What the bytes of a file say."""
+    """The content of a file, as its bytes spell it."""
 
     rows: dict[int, dict | None]  # line on which it begins -> the row; None: no reader may make a row of it
-    whole: bool = True  # False: the file as a whole is damaged, so no reader may come to its end without an error
-    replaced: set[int] = field(default_factory=set)  # lines with a NUL or half a surrogate pair that the reader has to replace, and to say so
+    sound: bool = True  # False: the file as a whole is damaged, so every reader must end with an error
+    replaced: set[int] = field(default_factory=set)  # lines with a NUL or half a surrogate pair, to replace and report
 
 
 def oracle(data: bytes, form: str, *, named_gz: bool) -> Spelled:
-    """What a file of this format (jsonl, csv, tsv) says."""
-    whole = True
+    """The content of a file of this format (jsonl, csv, tsv)."""
+    sound = True
     if data[:2] == b"\x1f\x8b":
-        data, whole = unpacked(data)
+        data, sound = unpacked(data)
     elif named_gz and not is_sound(data):
         return Spelled({}, False)
     if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
@@ -45,8 +44,8 @@ def oracle(data: bytes, form: str, *, named_gz: bool) -> Spelled:
     if not lines[-1]:
         lines.pop()
     if form != "jsonl":
-        return csv_rows(lines, "\t" if form == "tsv" else ",", whole)
-    spelled = Spelled({}, whole)
+        return csv_rows(lines, "\t" if form == "tsv" else ",", sound)
+    spelled = Spelled({}, sound)
     for number, line in enumerate(lines, start=1):
         if line.decode("utf-8", "replace").strip():
             row = json_row(line)
@@ -59,7 +58,9 @@ def unpacked(data: bytes) -> tuple[bytes, bool]:
     """(what gzip data holds, whether it is sound). Members follow each other; zero bytes behind them are padding."""
     out = b""
     while data:
-        data = data[:3] + bytes(flags & 0x1F for flags in data[3:4]) + data[4:]  # zlib minds the reserved flags, gzip readers need not
+        data = (
+            data[:3] + bytes(flags & 0x1F for flags in data[3:4]) + data[4:]
+        )  # zlib minds the reserved flags, gzip readers need not
         member = zlib.decompressobj(wbits=31)
         try:
             out += member.decompress(data)
@@ -113,7 +114,7 @@ def leaves(value) -> Iterator[object]:
         yield value
 
 
-def csv_rows(lines: list[bytes], delimiter: str, whole: bool) -> Spelled:
+def csv_rows(lines: list[bytes], delimiter: str, sound: bool) -> Spelled:
     header, rows = None, {}
     for start, cells in csv_records(lines, delimiter):
         if header is None:
@@ -123,13 +124,13 @@ def csv_rows(lines: list[bytes], delimiter: str, whole: bool) -> Spelled:
             header = names
         else:
             rows[start] = dict(zip(header, cells)) if cells is not None and len(cells) == len(header) else None
-    return Spelled(rows, whole)
+    return Spelled(rows, sound)
 
 
 def csv_records(lines: list[bytes], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
-    """(first line, cells) of every record that is no blank line, by RFC 4180; cells are None where the record breaks its rules.
+    """(first line, cells) of every record that is not a blank line, by RFC 4180; cells are None for a malformed record.
 
-    A quote inside a cell that does not begin with one is a character. After a broken record reading goes on in the next line.
+    A quote inside a cell that does not begin with one is a character. A malformed record ends with its line.
     """
     pieces = re.compile(rf'[^"\r\n{delimiter}]+|.', re.DOTALL)
     state, start, cells, cell, sound, head = "end", 1, [], [], True, ""
@@ -142,7 +143,14 @@ def csv_records(lines: list[bytes], delimiter: str) -> Iterator[tuple[int, list[
             if state == "end" and piece not in "\r\n" or state == "closing" and piece not in f'"\r\n{delimiter}':
                 state = "error"
                 break
-            if state == "quoted" and piece != '"' or state == "closing" and piece == '"' or state != "quoted" and piece not in f'"\r\n{delimiter}':
+            if (
+                state == "quoted"
+                and piece != '"'
+                or state == "closing"
+                and piece == '"'
+                or state != "quoted"
+                and piece not in f'"\r\n{delimiter}'
+            ):
                 cell.append(piece)
                 state = "quoted" if state in ("quoted", "closing") else "bare"
             elif piece == '"':
@@ -161,14 +169,16 @@ def csv_records(lines: list[bytes], delimiter: str) -> Iterator[tuple[int, list[
         yield start, None
 
 
-# ---- what a judgement may say of a raw row -----------------------------------------------------------------------------------
+# --- A judgement against its raw row ----------------------------------------------------------------------------------
 
 
 def check_judgement(row: Judgement, raw: dict, line: int) -> None:
-    """Raise Wrong where a judgement says something else than its raw row."""
+    """Raise Wrong if a judgement differs from its raw row."""
     esci = "title" not in raw
-    named = {"title": "product_title", "brand": "product_brand", "category": "product_category", "price": "product_price", "item_id": "product_id",
-             "attributes": None, "description": "product_description", "query_kind": None} if esci else {}  # fmt: skip
+    named = {
+        "title": "product_title", "brand": "product_brand", "category": "product_category", "price": "product_price",
+        "item_id": "product_id", "attributes": None, "description": "product_description", "query_kind": None,
+    } if esci else {}  # fmt: skip
     for name in COLUMNS:
         told = getattr(row, name)
         source = name if raw.get(name) not in (None, "") else named.get(name, name)
@@ -207,7 +217,11 @@ def spelled_as_text(value: object, told: str, name: str) -> str:
     if isinstance(value, float):
         return told if float(told) == value else repr(value)
     if isinstance(value, (list, dict)):
-        words = [str(leaf).replace(";", ",") if name == "attributes" else str(leaf) for leaf in leaves(value) if isinstance(leaf, (str, int)) and not isinstance(leaf, bool)]
+        words = [
+            str(leaf).replace(";", ",") if name == "attributes" else str(leaf)
+            for leaf in leaves(value)
+            if isinstance(leaf, (str, int)) and not isinstance(leaf, bool)
+        ]
         return told if all(word in told for word in words) else repr(value)
     return str(value)
 

@@ -27,7 +27,7 @@ from taosr1.learning.losses import grpo_loss
 from taosr1.learning.rollout_group import RolloutSettings
 from taosr1.learning.rollouts import Sampler
 from taosr1.model.logprobs import completion_logp
-from taosr1.runtime.distributed import gather, part
+from taosr1.runtime.distributed import gather, shutdown
 from taosr1.synthetic.shop import read_pool
 
 HANG_S = 60
@@ -41,9 +41,9 @@ def main(model: str, runs: int, seed: int, kind: str, report: str) -> None:
         signal.alarm(HANG_S)
         found.append(one_run(start, random.Random(seed * 10_000 + number), kind == "fsdp"))
         signal.alarm(0)
-    if DistributedModel(start.model).ranks.first:
+    if DistributedModel(start.model).ranks.is_rank_zero:
         Path(report).write_text(json.dumps(found))
-    part()
+    shutdown()
 
 
 def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.io.folders import checkpoints
 from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
+from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.signals import run_main
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig

@@ -18,7 +18,7 @@ import harness
 import pytest
 
 from taosr1.judge import load_judge
-from taosr1.model.io.folders import checkpoints
+from taosr1.runtime.checkpoint import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, which this system cannot do")
 

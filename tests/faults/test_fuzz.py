@@ -1,4 +1,4 @@
-"""A few hundred of the files of tests/faults/fuzz.py, and proof that it would notice a reader that lies."""
+"""A few hundred of the files of tests/faults/fuzz.py, and proof that it detects readers with a bug."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fuzz
-from fuzz_files import OPERATORS, make
+from fuzz_damage import OPERATORS, make
 
-from taosr1.data import bad_rows, duplicates, judgements, rows, text
+from taosr1.data import csv_rows, duplicates, judgements
+from taosr1.runtime import bad_rows, jsonl, text_lines
 
-pytestmark = pytest.mark.skipif(not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not")
+pytestmark = pytest.mark.skipif(
+    not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not"
+)
 
 
 def test_no_damaged_file_crashes_a_reader_or_silently_changes_a_row():
@@ -31,12 +34,13 @@ def test_a_file_depends_on_its_seed_and_number_alone():
 
 
 def strip_text(monkeypatch):
-    monkeypatch.setattr(rows, "clean_text", str.strip)
+    monkeypatch.setattr(jsonl, "clean_text", str.strip)
 
 
 def lose_the_last_line(monkeypatch):
-    read = text.read_lines
-    monkeypatch.setattr(rows, "read_lines", lambda path: iter(list(read(path))[:-1]))
+    read = text_lines.read_lines
+    for reader in (csv_rows, jsonl):
+        monkeypatch.setattr(reader, "read_lines", lambda path: iter(list(read(path))[:-1]))
 
 
 def skip_in_silence(monkeypatch):
@@ -50,7 +54,7 @@ def take_what_was_unpacked(monkeypatch):
         except Exception:
             return b""
 
-    monkeypatch.setattr(text, "_next_line", next_line)
+    monkeypatch.setattr(text_lines, "_next_line", next_line)
 
 
 def believe_repeated_ids(monkeypatch):
@@ -62,20 +66,25 @@ def crash_on_a_bad_grade(monkeypatch):
 
 
 def replace_broken_bytes(monkeypatch):
-    monkeypatch.setattr(rows, "damage_in", lambda text: "")
+    for reader in (csv_rows, jsonl):
+        monkeypatch.setattr(reader, "damage_in", lambda text: "")
 
 
 def forget_a_column(monkeypatch):
     parse = judgements.parse_judgement
-    monkeypatch.setattr(judgements, "parse_judgement", lambda row: parse({name: row[name] for name in row if name != "sku"}))
+    monkeypatch.setattr(
+        judgements, "parse_judgement", lambda row: parse({name: row[name] for name in row if name != "sku"})
+    )
 
 
-TWINS = [strip_text, lose_the_last_line, skip_in_silence, take_what_was_unpacked, believe_repeated_ids, crash_on_a_bad_grade, replace_broken_bytes,
-         forget_a_column]  # fmt: skip
+TWINS = [
+    strip_text, lose_the_last_line, skip_in_silence, take_what_was_unpacked, believe_repeated_ids, crash_on_a_bad_grade,
+    replace_broken_bytes, forget_a_column,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.__name__)
-def test_a_reader_that_lies_is_found(monkeypatch, twin, tmp_path):
+def test_a_reader_with_a_bug_is_found(monkeypatch, twin, tmp_path):
     twin(monkeypatch)
     found = []
     for first in range(0, 300, 20):

@@ -208,7 +208,7 @@ def test_ranks_that_were_interrupted_report_what_one_process_does(taught_judge, 
 
 def test_ranks_need_a_file_to_meet_in_and_scores_need_no_ranks(fresh_judge, eight_rows_file, tmp_path, as_rank):
     judge = ["--model", fresh_judge("post-cot"), "--data", eight_rows_file]
-    with pytest.raises(ValueError, match="--out is missing: that file is where the 2 ranks meet"):
+    with pytest.raises(ValueError, match="--out is missing: the 2 ranks share their answers through files beside it"):
         as_rank(0, 2, main, [*judge, *QUICK])
     score([*judge, "--out", str(tmp_path / "scored.jsonl")])
     with pytest.raises(ValueError, match="--scores is read by one process, this is one of 2: start it without torchrun"):

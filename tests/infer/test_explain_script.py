@@ -9,7 +9,7 @@ import pytest
 
 from infer.explain import main, notes, visible
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import read_jsonl
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import open_judge, store_temperature
 from taosr1.serving.scorer import score_prompts
@@ -20,7 +20,7 @@ PAIR = ["boots not leather", "Norvell suede hiking boots"]
 def test_a_pair_on_the_command_line_is_judged_as_the_scorer_judges_it(fresh_judge, capsys):
     (found,) = main([*PAIR, "--price", "$19", "--model", fresh_judge("post-cot"), "--max-new-tokens", "8"])
     _, judge = open_judge(fresh_judge("post-cot"))  # as the scorer opens it: packed weights round in another order
-    score = score_prompts(judge.model, judge.tokenizer, judge.prompts([Judgement(*PAIR, price="$19")]))[0]
+    score = score_prompts(judge, judge.prompts([Judgement(*PAIR, price="$19")]))[0]
     assert (found["grade"], found["tier"], tuple(found["probs"])) == (score.grade, score.tier, score.probs)
     assert (found["query"], found["title"], found["price"]) == (*PAIR, "$19")
     assert found["reply"].startswith(f"{found['grade']}")  # the reasons are those for the grade that is shown

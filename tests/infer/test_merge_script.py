@@ -30,6 +30,16 @@ def test_a_run_becomes_one_folder_with_what_was_fitted_for_serving(taught_judge,
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_the_wording_that_a_model_was_trained_with_is_kept(taught_judge, tmp_path, capsys):
+    merge(["--model", taught_judge("post-cot"), "--out", str(tmp_path / "model")])
+    prompt = tmp_path / "model/prompt.json"
+    changed = json.loads(prompt.read_text(encoding="utf-8")) | {"wording_sha256": "of another wording"}
+    prompt.write_text(json.dumps(changed), encoding="utf-8")
+    merge(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out/prompt.json").read_text())["wording_sha256"] == "of another wording"
+    assert "the model was trained with another wording" in capsys.readouterr().err
+
+
 def test_wrong_input_leaves_nothing_behind(tmp_path, capsys):
     with pytest.raises(SystemExit):
         merge([])

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from infer.score import main
-from taosr1.data.rows import read_jsonl
 from taosr1.judge import load_judge
+from taosr1.runtime.jsonl import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import store_beta, store_temperature
 from taosr1.serving.scorer import score_prompts
 from taosr1.serving.tiering import cumulative_tier
+from taosr1.task.prompt import PromptConfig
 
 # What real catalogues hold. `query_id` is a number and `tags` a list: both must come back as they are.
 ODD_ROWS = [
@@ -65,13 +66,14 @@ def test_every_odd_row_comes_back_in_order_with_its_columns_and_a_score(scored):
         assert after["grade"] in (1, 2, 3, 4) and after["tier"] in ("Good", "Mid", "Bad")
         assert sum(after["probs"]) == pytest.approx(1, abs=1e-5) and 0 < after["label_mass"] <= 1
         assert after["grade"] == after["probs"].index(max(after["probs"])) + 1
+        assert after["prompt_sha"] == PromptConfig(style="brief", fields=("title", "price")).wording_sha256
     assert [row.get("gold_grade") for row in rows] == [4, 2] + [None] * 6
     assert "gold_grade" not in rows[2]
 
 
 def test_scores_are_those_of_the_scorer_whatever_the_batches(scored, fresh_judge, eight_rows, eight_rows_file):
     judge = load_judge(fresh_judge("post-cot"))
-    direct = score_prompts(judge.model, judge.tokenizer, judge.prompts(eight_rows), beta=0.3)
+    direct = score_prompts(judge, judge.prompts(eight_rows), beta=0.3)
     for budget in ("50", "16384"):
         _, rows = scored(eight_rows_file, "--batch-tok", budget, "--beta", "0.3")
         for row, score in zip(rows, direct):
@@ -202,7 +204,7 @@ def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(fresh_judge, 
     assert as_rank(0, 2, main, [*command, str(out)]) == one
     assert out.read_bytes() == (tmp_path / "one.jsonl.gz").read_bytes()
     assert capsys.readouterr().out == printed.replace("one.jsonl.gz", "two.jsonl.gz")  # the summary, once
-    assert as_rank(1, 2, main, [*command, str(out)]) == {} and "the job is done" in capsys.readouterr().err
+    assert as_rank(1, 2, main, [*command, str(out)]) == {} and "finds the job done" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "one.jsonl.gz", "two.jsonl.gz", "two.jsonl.gz.done.json"}
 
 
@@ -213,7 +215,7 @@ def test_scores_of_other_rows_another_judge_or_another_beta_are_never_mixed(fres
     as_rank(0, 1, main, command, after=1)
     with pytest.raises(ValueError, match=r"unfinished job with other settings or input \(beta was 0.5 and is now 0.4\)"):
         main([*command, "--beta", "0.4"])
-    with pytest.raises(ValueError, match=r"\(judge was '\w{64}' and is now '\w{64}'\)"):
+    with pytest.raises(ValueError, match=r"\(judge was '\w{64}' and is now '\w{64}'; prompt_wording was '\w{16}'"):
         main([*command, "--model", fresh_judge("label")])
     write(tmp_path / "rows.jsonl", [{**ODD_ROWS[0], "price": 19.0}, *ODD_ROWS[1:]])
     with pytest.raises(ValueError, match=r"\(digest of the rows was '\w{64}' and is now '\w{64}'\)"):
@@ -286,5 +288,5 @@ def test_help_teaches_and_the_script_runs_from_anywhere(tmp_path):
     script = Path(__file__).parents[2] / "infer" / "score.py"
     answer = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0
-    for word in ("python infer/score.py --data", "label_mass", "--batch-tok", "tiering.json", "calibration.json"):
+    for word in ("python infer/score.py --data", "label_mass", "prompt_sha", "--batch-tok", "tiering.json", "calibration.json"):
         assert word in answer.stdout

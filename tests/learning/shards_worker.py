@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -12,6 +13,7 @@ import torch
 
 from taosr1.judge import load_judge
 from taosr1.learning.batches import Example, collate
+from taosr1.learning.checkpoint_weights import read_weights, write_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed, whole_tensor
 from taosr1.learning.loop import accumulate, make_optimizers
 from taosr1.learning.losses import sft_loss
@@ -19,7 +21,7 @@ from taosr1.learning.selection import keyed_generator
 from taosr1.model.io.weights import load_decoder
 from taosr1.model.logprobs import completion_logp
 from taosr1.runtime.checkpoint import load_checkpoint, save_checkpoint
-from taosr1.runtime.distributed import on_rank_zero, part
+from taosr1.runtime.distributed import on_rank_zero, shutdown
 
 
 def loss_fn(model, batch):
@@ -83,13 +85,15 @@ def accumulate_alone(model, optimizer, seed: int, count: int, dtype: torch.dtype
 
 def through_a_checkpoint(judge, team: DistributedModel, optimizer, folder: Path):
     """Save, spoil everything, and load: the steps that follow must not notice. The saved folder must load in one process as well."""
-    path = save_checkpoint(folder, 2, team.model, judge.tokenizer, judge.prompt, [optimizer], {"drawn": 3}, team)
+    path = save_checkpoint(
+        folder, 2, [optimizer], {"drawn": 3}, write_weights=partial(write_weights, team.model, judge.tokenizer, judge.prompt)
+    )
     weights = [whole_tensor(parameter.detach()).clone() for parameter in team.model.parameters()]
     with torch.no_grad():
         for parameter in team.model.parameters():
             parameter.mul_(0)
     fresh = make_optimizers(team.model, 1e-3)
-    assert load_checkpoint(path, team.model, fresh, team) == (2, {"drawn": 3}, 0)
+    assert load_checkpoint(path, fresh, read_weights=partial(read_weights, team.model)) == (2, {"drawn": 3}, 0)
     loaded = on_rank_zero(lambda: {name: tensor for name, tensor in load_decoder(path).named_parameters()})
     for (name, parameter), weight in zip(team.model.named_parameters(), weights):
         assert torch.equal(whole_tensor(parameter.detach()), weight) and torch.equal(loaded[name].detach(), weight), name
@@ -103,4 +107,4 @@ if __name__ == "__main__":
         for dtype, recompute in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
             check(folder, dtype, recompute)
             print(folder, dtype, recompute, "the same", flush=True)
-    part()
+    shutdown()

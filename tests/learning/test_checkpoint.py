@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
 
-from taosr1.runtime import files
+from taosr1.learning import checkpoint_weights
+from taosr1.learning.checkpoint_weights import read_weights, write_weights
 from taosr1.learning.loop import make_optimizers
-from taosr1.model.io.folders import checkpoints, model_folder, read_best
+from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import load_pretrained
-from taosr1.runtime import checkpoint
-from taosr1.runtime.checkpoint import load_checkpoint, prune, remove_leftovers, rewind, save_checkpoint
+from taosr1.runtime import checkpoint, files
+from taosr1.runtime.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    prune,
+    read_best,
+    remove_leftovers,
+    rewind,
+    save_checkpoint,
+)
 from taosr1.runtime.files import new_folder, write_checksummed, write_json
 from taosr1.task.prompt import PromptConfig
 
@@ -32,7 +42,12 @@ def step(judge, optimizers, seed: int) -> None:
 
 
 def save(folder, judge, optimizers, number: int = 3, cursor: dict | None = None):
-    return save_checkpoint(folder, number, judge.model, judge.tokenizer, judge.prompt, optimizers, cursor or {})
+    write = partial(write_weights, judge.model, judge.tokenizer, judge.prompt)
+    return save_checkpoint(folder, number, optimizers, cursor or {}, write_weights=write)
+
+
+def load(path, judge, optimizers) -> tuple[int, dict, int]:
+    return load_checkpoint(path, optimizers, read_weights=partial(read_weights, judge.model))
 
 
 def state(judge, optimizers) -> list[torch.Tensor]:
@@ -62,7 +77,7 @@ def test_weights_optimizers_cursor_and_rng_come_back_bit_for_bit(make_judge, tmp
 
     other = make_judge(seed=1)
     others = make_optimizers(other.model, 1e-3, muon_lr=muon_lr)
-    assert load_checkpoint(path, other.model, others) == (3, {"drawn": {"4": 7}, "survival": {"4": 0.1 + 0.2}}, 0)
+    assert load(path, other, others) == (3, {"drawn": {"4": 7}, "survival": {"4": 0.1 + 0.2}}, 0)
     assert_equal_bits(state(other, others), saved)
     assert torch.equal(torch.rand(3), drawn)
     for seed in range(3, 5):
@@ -73,7 +88,7 @@ def test_weights_optimizers_cursor_and_rng_come_back_bit_for_bit(make_judge, tmp
 def test_a_checkpoint_before_the_first_step_is_one_too(make_judge, tmp_path):
     judge = make_judge()
     path = save(tmp_path, judge, make_optimizers(judge.model, 1e-3), number=0)
-    assert path.name == "step-000000" and load_checkpoint(path, judge.model, make_optimizers(judge.model, 1e-3)) == (0, {}, 0)
+    assert path.name == "step-000000" and load(path, judge, make_optimizers(judge.model, 1e-3)) == (0, {}, 0)
 
 
 def test_a_checkpoint_is_a_model_folder_with_exactly_these_files(make_judge, tmp_path):
@@ -90,7 +105,10 @@ def test_a_checkpoint_is_a_model_folder_with_exactly_these_files(make_judge, tmp
 def test_a_save_that_fails_anywhere_leaves_nothing_and_can_be_repeated(make_judge, tmp_path, monkeypatch, failing):
     judge = make_judge()
     optimizers = make_optimizers(judge.model, 1e-3)
-    owner, name = {"os.replace": (os, "replace"), "fsync": (files, "fsync")}.get(failing, (checkpoint, failing))
+    owner, name = {
+        "save_pretrained": (checkpoint_weights, "save_pretrained"), "save_file": (checkpoint, "save_file"),
+        "fsync": (files, "fsync"), "os.replace": (os, "replace"),
+    }[failing]  # fmt: skip
     work, calls = getattr(owner, name), []
 
     def fail(*arguments, **given):
@@ -147,9 +165,9 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(make_judg
     path = save(tmp_path, judge, make_optimizers(judge.model, 1e-3))
     wider = make_judge(intermediate_size=32)
     with pytest.raises(ValueError, match="step-000003: holds a model of another shape"):
-        load_checkpoint(path, wider.model, make_optimizers(wider.model, 1e-3))
+        load(path, wider, make_optimizers(wider.model, 1e-3))
     with pytest.raises(ValueError, match=r"state\.json: holds optimizers over \[\[\d+, \d+\]\] parameters, this run has \[\[\d+\], \[\d+\]\]"):
-        load_checkpoint(path, judge.model, make_optimizers(judge.model, 1e-3, muon_lr=0.1))
+        load(path, judge, make_optimizers(judge.model, 1e-3, muon_lr=0.1))
 
 
 def test_moments_come_from_the_checkpoint_but_learning_rates_from_the_run(make_judge, tmp_path):
@@ -158,7 +176,7 @@ def test_moments_come_from_the_checkpoint_but_learning_rates_from_the_run(make_j
     step(judge, optimizers, 0)
     path = save(tmp_path, judge, optimizers)
     (other,) = make_optimizers(judge.model, 7e-5, weight_decay=0.3)
-    load_checkpoint(path, judge.model, [other])
+    load(path, judge, [other])
     assert {group["peak_lr"] for group in other.param_groups} == {7e-5} and other.param_groups[1]["weight_decay"] == 0.3
     assert len(other.state) == len(list(judge.model.parameters()))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from taosr1.fast.onednn_linear import plain_paths
-from taosr1.fast.prepack import can_prepack
+from taosr1.engine import PLAIN
+from taosr1.judge import fast_dtype
 from taosr1.learning import distributed_model as parallel
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.trainee import MemoryFlags, memory_problems
@@ -52,7 +52,7 @@ def test_what_samples_has_the_weights_of_this_step_in_the_type_of_training_and_l
         sampler = team.for_sampling(dtype)
         assert sampler is not judge.model and not any(parameter.requires_grad for parameter in sampler.parameters())
         found, expected = sampler(ids), deepcopy(judge.model).to(dtype)(ids)
-        assert found.dtype == dtype or not can_prepack(dtype)
+        assert found.dtype == dtype or fast_dtype() != "bfloat16"
         torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=1e-5)
         with torch.no_grad():
             for parameter in judge.model.parameters():
@@ -67,7 +67,7 @@ def test_what_a_processor_or_a_type_cannot_do_well_is_sampled_in_float32(make_ju
     """float16's largest number is 65,504; training's residual stream, in float32, may be beyond it."""
     team = DistributedModel(make_judge().model)
     assert next(team.for_sampling(torch.float16).parameters()).dtype == torch.float32
-    monkeypatch.setattr(parallel, "can_prepack", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(parallel, "fast_dtype", lambda: "float32")
     assert next(team.for_sampling(torch.bfloat16).parameters()).dtype == torch.float32
 
 
@@ -75,8 +75,7 @@ def test_what_samples_shares_what_it_need_not_change_and_adapters_sample_as_they
     judge = make_judge()
     sampler = DistributedModel(judge.model).for_sampling(torch.float32)
     assert sampler.model.embed_tokens.weight.data_ptr() == judge.model.model.embed_tokens.weight.data_ptr()
-    with plain_paths():
-        sampler = DistributedModel(judge.model).for_sampling(torch.float32)
+    sampler = DistributedModel(judge.model, PLAIN).for_sampling(torch.float32)
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(sampler.parameters(), judge.model.parameters(), strict=True))
     add_adapters(judge.model, LoraConfig(2, 4))
     assert DistributedModel(judge.model).for_sampling(torch.float32) is judge.model

@@ -18,8 +18,8 @@ from taosr1.learning.loop import Schedule, accumulate, make_optimizers, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.rewards import NonFiniteRewardError
 from taosr1.learning.selection import keyed_generator
-from taosr1.model.io.folders import checkpoints, read_best
 from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.runtime.checkpoint import checkpoints, read_best
 from taosr1.runtime.run_folder import Run
 from taosr1.runtime.signals import Stopped
 
@@ -285,8 +285,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(make_judge, tmp_path,
     go(tmp_path / "whole", whole, evaluate)
     save = loop.save_checkpoint
 
-    def stopping_save(folder, step, *rest):
-        save(folder, step, *rest)
+    def stopping_save(folder, step, *rest, **given):
+        save(folder, step, *rest, **given)
         if step == stopped_at and stopped_in == "save":
             raise KeyboardInterrupt
 

@@ -1,72 +1,53 @@
-"""Attention over a shared prefix against the plain way, in which every row has a copy of the prefix."""
+"""Plain attention: values worked out by hand, masks, and grouped heads."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
-from taosr1.model.attention import PrefixGrouping, shared_attention, shared_attention_plain
-
-HEADS, SIZE = 6, 8
+from taosr1.model.attention import attention, causal_mask
 
 
-def case(prefix_of, lengths, *, kv_heads: int = 2, length: int = 1, own: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32):
-    """Arguments up to `mask`, and prefix_of; prefixes of different lengths, padded with garbage."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, prefixes, longest = len(prefix_of), len(lengths), max(lengths)
-    query = torch.randn(rows, length, HEADS, SIZE, generator=generator)
-    prefix = torch.randn(2, prefixes, kv_heads, longest, SIZE, generator=generator)
-    mine = torch.randn(2, rows, kv_heads, own + length, SIZE, generator=generator)
-    real = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    prefix[:, ~real[:, None].expand(-1, kv_heads, -1)] = 50.0
-    mask = None
-    if length > 1:
-        columns = torch.arange(own + length)
-        mask = (columns <= columns[own:, None])[None, None]
-    return [query.to(dtype), *prefix.to(dtype), None if bool(real.all()) else real, *mine.to(dtype), mask], torch.tensor(prefix_of)
+def test_one_query_over_two_keys_worked_out_by_hand():
+    """D = 4, so scores are divided by 2. Query (2, 0, 0, 0), keys (1, ..) and (0, ..): scores 1 and 0, weights
+    e / (e + 1) and 1 / (e + 1); values 10 and 20."""
+    query = torch.tensor([2.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4)
+    key = torch.tensor([[1.0, 0, 0, 0], [0.0, 0, 0, 0]]).view(1, 1, 2, 4)
+    value = torch.tensor([[10.0] * 4, [20.0] * 4]).view(1, 1, 2, 4)
+    everything = torch.ones(1, 1, 1, 2, dtype=torch.bool)
+    expected = (10 * math.e + 20) / (math.e + 1)
+    assert attention(query, key, value, everything)[0, 0, 0].item() == pytest.approx(expected, rel=1e-6)
+    first_only = torch.tensor([True, False]).view(1, 1, 1, 2)
+    assert attention(query, key, value, first_only)[0, 0, 0].item() == 10.0
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("length", [1, 4])
-@pytest.mark.parametrize(
-    ("prefix_of", "lengths"),
-    [([0], [5]), ([0, 0, 0], [5]), ([0, 0, 1, 1], [4, 4]), ([0, 0, 0, 1, 2, 2], [3, 7, 5]), ([1, 1, 3], [3, 4, 6, 2])],
-)
-def test_shared_equals_copied(prefix_of, lengths, length, kv_heads):
-    arguments, of = case(prefix_of, lengths, length=length, kv_heads=kv_heads)
-    got = shared_attention(*arguments, PrefixGrouping(of, len(lengths)))
-    torch.testing.assert_close(got, shared_attention_plain(*arguments, of), rtol=1e-5, atol=1e-5)
-    assert got.shape == (len(prefix_of), length, HEADS * SIZE)
+def test_query_heads_share_key_heads_in_order():
+    """Four query heads over two key heads: heads 0 and 1 use the first, 2 and 3 the second."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 3, 4, 8, generator=generator)
+    key, value = torch.randn(2, 2, 2, 3, 8, generator=generator)
+    mask = causal_mask(torch.arange(3)[None], 3, None)
+    grouped = attention(query, key, value, mask)
+    repeated = attention(query, key[:, [0, 0, 1, 1]], value[:, [0, 0, 1, 1]], mask)
+    assert torch.equal(grouped, repeated)
+    assert not torch.allclose(grouped, attention(query, key[:, [0, 1, 0, 1]], value[:, [0, 1, 0, 1]], mask))
 
 
-def test_wrong_twins_are_told_apart():
-    arguments, of = case([0, 0, 0, 1, 2, 2], [3, 7, 5], length=4)
-    right = shared_attention_plain(*arguments, of)
-    for place, wrong in ((3, None), (6, None)):  # without the prefix's mask, without the causal one
-        twin = shared_attention(*(wrong if i == place else x for i, x in enumerate(arguments)), PrefixGrouping(of, 3))
-        assert (twin - right).abs().max() > 0.05
-    other = shared_attention(*arguments, PrefixGrouping(torch.tensor([0, 0, 1, 1, 2, 2]), 3))  # a row behind another prefix
-    assert (other[2] - right[2]).abs().max() > 0.05 and torch.allclose(other[3:], right[3:], atol=1e-5)
+def test_masked_keys_change_nothing_whatever_they_hold():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 2, 8, generator=generator)
+    key, value = torch.randn(2, 1, 2, 4, 8, generator=generator)
+    mask = causal_mask(torch.arange(4)[None], 4, None)
+    before = attention(query, key, value, mask)
+    key[:, :, 3], value[:, :, 3] = 1e4, -1e4
+    assert torch.equal(attention(query, key, value, mask)[:, :3], before[:, :3])
 
 
-def test_masks_are_not_written_into_the_keys():
-    arguments, of = case([0, 1], [3, 5], length=4)
-    before = [x.clone() for x in arguments if x is not None]
-    shared_attention(*arguments, PrefixGrouping(of, 2))
-    assert all(torch.equal(x, y) for x, y in zip(before, [x for x in arguments if x is not None]))
-
-
-def test_bfloat16_scores_are_normalised_in_float32():
-    arguments, of = case([0, 0, 1], [300, 300], dtype=torch.bfloat16)
-    wide = [x.float() if x is not None and x.is_floating_point() else x for x in arguments]
-    torch.testing.assert_close(shared_attention(*arguments, PrefixGrouping(of, 2)).float(), shared_attention(*wide, PrefixGrouping(of, 2)), rtol=0, atol=0.02)
-
-
-@pytest.mark.parametrize("prefix_of", [[0], [0, 0, 1, 1], [0, 1, 1, 1, 3]])
-def test_a_grid_gives_rows_back_as_they_were(prefix_of):
-    grid, x = PrefixGrouping(torch.tensor(prefix_of), 4), torch.randn(len(prefix_of), 2, 3, 5)
-    there = grid.to_prefixes(x)
-    assert there.shape == (4, 2, grid.places * 3, 5) and torch.equal(grid.to_rows(there), x)
-    for row, prefix in enumerate(prefix_of):  # and each row does stand with its prefix
-        place = prefix_of[:row].count(prefix)
-        assert torch.equal(there[prefix, :, 3 * place : 3 * place + 3], x[row])
+def test_a_causal_mask_follows_positions_and_window():
+    positions = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    mask = causal_mask(positions, 6, None)
+    assert mask.shape == (2, 1, 3, 6)
+    assert mask.sum(-1).flatten().tolist() == [1, 2, 3, 4, 5, 6]
+    assert causal_mask(positions, 6, 2)[1, 0].int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]]

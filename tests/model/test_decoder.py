@@ -1,4 +1,7 @@
-"""The decoder against itself by other routes, and against committed numbers. Against transformers: test_parity.py."""
+"""The decoder against itself by other routes, and against committed numbers. Against transformers: test_parity.py.
+
+`make_model` gives the plain decoder; `any_model` runs a test with the fast modules too.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from taosr1.fast.fused_ops import GatedSiLU
-from taosr1.fast.onednn_linear import plain_paths
-from taosr1.model.decoder import Decoder, DecoderConfig, RMSNorm
+from taosr1.fast.decoder import use_fast_modules
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
 from taosr1.model.kv_cache import KVCache
+from taosr1.model.norm import RMSNorm
 
 LENGTHS = (7, 1, 12, 4)
 
@@ -23,8 +27,15 @@ def ragged(lengths=LENGTHS, *, vocab: int = 97, seed: int = 1) -> tuple[torch.Te
     return ids, torch.tensor(lengths)
 
 
-def test_cached_logits_equal_uncached_however_the_prompt_is_cut(family, make_model, assert_close):
-    model = make_model(family)
+@pytest.fixture(params=["plain", "fast"])
+def any_model(request, make_model):
+    if request.param == "plain":
+        return make_model
+    return lambda *family, **changes: use_fast_modules(make_model(*family, **changes))
+
+
+def test_cached_logits_equal_uncached_however_the_prompt_is_cut(family, any_model, assert_close):
+    model = any_model(family)
     ids, _ = ragged((12, 12, 12))
     with torch.no_grad():
         whole = model(ids)
@@ -36,8 +47,8 @@ def test_cached_logits_equal_uncached_however_the_prompt_is_cut(family, make_mod
             assert_close(torch.cat(parts, 1), whole)
 
 
-def test_every_row_of_a_ragged_batch_equals_the_row_alone(family, make_model, assert_close):
-    model = make_model(family)
+def test_every_row_of_a_ragged_batch_equals_the_row_alone(family, any_model, assert_close):
+    model = any_model(family)
     ids, lengths = ragged()
     with torch.no_grad():
         batch = model(ids)
@@ -46,9 +57,9 @@ def test_every_row_of_a_ragged_batch_equals_the_row_alone(family, make_model, as
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_cached_decoding_of_a_ragged_batch_equals_each_row_alone(chunk, family, make_model, assert_close):
+def test_cached_decoding_of_a_ragged_batch_equals_each_row_alone(chunk, family, any_model, assert_close):
     """After a right-padded prefill the next tokens go to each row's own positions, over what padding wrote there."""
-    model = make_model(family)
+    model = any_model(family)
     ids, lengths = ragged()
     new, _ = ragged((6,) * 4, seed=2)
     cache = KVCache(model.config, 4, 32)
@@ -65,8 +76,8 @@ def test_cached_decoding_of_a_ragged_batch_equals_each_row_alone(chunk, family, 
             assert_close(decoded[row], alone[0, length:])
 
 
-def test_ragged_chunks_after_a_ragged_prefill_equal_each_row_alone(make_model, assert_close):
-    model = make_model()
+def test_ragged_chunks_after_a_ragged_prefill_equal_each_row_alone(any_model, assert_close):
+    model = any_model()
     ids, lengths = ragged()
     more, more_lengths = ragged((2, 5, 1, 3), seed=4)
     last, _ = ragged((1,) * 4, seed=5)
@@ -81,8 +92,8 @@ def test_ragged_chunks_after_a_ragged_prefill_equal_each_row_alone(make_model, a
             assert_close(decoded[row, 0], model(text[None])[0, -1])
 
 
-def test_explicit_positions_equal_the_default_ones(make_model, assert_close):
-    model = make_model()
+def test_explicit_positions_equal_the_default_ones(any_model, assert_close):
+    model = any_model()
     ids, _ = ragged()
     positions = torch.arange(ids.shape[1]).expand(ids.shape)
     with torch.no_grad():
@@ -93,56 +104,8 @@ def test_explicit_positions_equal_the_default_ones(make_model, assert_close):
         assert (model(ids, positions=positions * 2) - expected).abs().max() > 0.1  # but spacing is not
 
 
-@pytest.mark.parametrize("route", ["causal", "cache", "second call of a cache", "attends"])
-def test_reading_some_columns_gives_the_same_hidden_states_and_gradients(route, family, make_model, assert_close):
-    """The last layer computes only what is read; in which way the mask comes about must not matter."""
-    model, (ids, _) = make_model(family), ragged()
-    read = torch.tensor([[6, 2], [0, 0], [11, 10], [3, 0]])
-    given, before = {}, None
-    if route == "attends":
-        given["attends"] = (torch.arange(12)[:, None] >= torch.arange(12)).expand(4, 1, 12, 12) & (torch.arange(12) != 1)
-        given["attends"] = given["attends"] | torch.eye(12, dtype=torch.bool)
-    elif route != "causal":
-        before = ids[:, :3] if route == "second call of a cache" else None
-    results = []
-    for plain in (True, False):
-        model.zero_grad()
-        with torch.set_grad_enabled("cache" not in route), plain_paths(plain):
-            if "cache" in route:
-                given["cache"] = KVCache(model.config, 4, 16)
-            if before is not None:
-                model.hidden(before, cache=given["cache"])
-                given["cache"].advance(3)
-            hidden = model.hidden(ids, read=read, **given)
-            full = model.hidden(ids, **{**given, **({"cache": refilled(model, before)} if "cache" in route else {})})
-        assert_close(hidden, full[torch.arange(4)[:, None], read])
-        results.append([hidden.detach()])
-        if hidden.requires_grad:
-            hidden.square().sum().backward()
-            results[-1] += [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-    for plain, fast in zip(*results):
-        assert_close(fast / plain.abs().max(), plain / plain.abs().max())
-
-
-def refilled(model: Decoder, before: torch.Tensor | None) -> KVCache:
-    cache = KVCache(model.config, 4, 16)
-    if before is not None:
-        model.hidden(before, cache=cache)
-        cache.advance(before.shape[1])
-    return cache
-
-
-def test_the_last_layer_runs_at_the_columns_that_are_read(make_model):
-    model, tokens = make_model(), []
-    for layer in model.model.layers:
-        layer.mlp.register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[:2].numel()))
-    with torch.no_grad():
-        model.hidden(ragged()[0], read=torch.tensor([[6], [0], [11], [3]]))
-    assert tokens == [48, 4]
-
-
-def test_a_later_token_never_changes_an_earlier_logit(make_model):
-    model = make_model()
+def test_a_later_token_never_changes_an_earlier_logit(any_model):
+    model = any_model()
     ids, _ = ragged((9,))
     changed = ids.clone()
     changed[0, 6] = (changed[0, 6] + 1) % 97
@@ -163,10 +126,10 @@ def golden_model(family: str, make_model) -> Decoder:
     return model
 
 
-def test_logits_equal_the_committed_ones(family, make_model, assert_close):
+def test_logits_equal_the_committed_ones(family, any_model, assert_close):
     golden = json.loads((Path(__file__).parent / "golden_logits.json").read_text())
     with torch.no_grad():
-        logits = golden_model(family, make_model)(torch.tensor([golden["ids"]]))[0]
+        logits = golden_model(family, any_model)(torch.tensor([golden["ids"]]))[0]
     assert_close(logits, torch.tensor(golden[family]))
 
 
@@ -179,16 +142,16 @@ def test_the_head_is_the_embedding_where_tied_and_its_own_matrix_where_not(make_
         assert torch.equal(model(ids), model.head(model.hidden(ids)))
 
 
-def test_gradients_reach_every_parameter(family, make_model):
-    model = make_model(family, tie_word_embeddings=family == "qwen2")
+def test_gradients_reach_every_parameter(family, any_model):
+    model = any_model(family, tie_word_embeddings=family == "qwen2")
     ids, _ = ragged()
     model(ids).logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for _, p in model.named_parameters())
 
 
-def test_activation_checkpointing_changes_no_gradient(family, make_model):
+def test_activation_checkpointing_changes_no_gradient(family, any_model):
     ids, _ = ragged()
-    model, grads = make_model(family), []
+    model, grads = any_model(family), []
     for model.activation_checkpointing in (False, True):
         model.zero_grad()
         model(ids).log_softmax(-1)[..., 3].mean().backward()
@@ -198,19 +161,8 @@ def test_activation_checkpointing_changes_no_gradient(family, make_model):
         assert torch.equal(model(ids, cache=KVCache(model.config, 4, 16)), model(ids, cache=KVCache(model.config, 4, 16)))
 
 
-def test_the_gated_silu_keeps_two_tensors_and_has_the_gradient_of_its_formula():
-    gate, up = (torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
-    assert torch.autograd.gradcheck(GatedSiLU.apply, (gate, up))
-    kept, plain = [], []
-    for found, function in ((kept, GatedSiLU.apply), (plain, lambda gate, up: torch.nn.functional.silu(gate) * up)):
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: found.append(tensor) or tensor, lambda tensor: tensor):  # noqa: B023
-            out = function(gate, up)
-        assert torch.equal(out, torch.nn.functional.silu(gate) * up)
-    assert len(kept) == 2 and len(plain) == 3
-
-
-def test_activation_checkpointing_keeps_one_tensor_a_layer(make_model):
-    model, ids = make_model(num_hidden_layers=6), torch.randint(97, (4, 48), generator=torch.Generator().manual_seed(0))
+def test_activation_checkpointing_keeps_one_tensor_a_layer(any_model):
+    model, ids = any_model(num_hidden_layers=6), torch.randint(97, (4, 48), generator=torch.Generator().manual_seed(0))
     kept = {}
     for model.activation_checkpointing in (False, True):
         sizes = []
@@ -220,10 +172,10 @@ def test_activation_checkpointing_keeps_one_tensor_a_layer(make_model):
     assert kept[True] < 0.35 * kept[False]
 
 
-def test_training_in_bfloat16_has_the_gradients_of_float32_to_bfloat16s_precision(family, make_model):
+def test_training_in_bfloat16_has_the_gradients_of_float32_to_bfloat16s_precision(family, any_model):
     ids, _ = ragged()
     # A rounded router may send a token elsewhere: with every expert chosen only weights can differ.
-    model, grads = make_model(family, **({"num_experts_per_tok": 6} if family == "qwen3_moe" else {})), []
+    model, grads = any_model(family, **({"num_experts_per_tok": 6} if family == "qwen3_moe" else {})), []
     for low in (False, True):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
@@ -255,22 +207,8 @@ def test_the_norm_of_a_low_precision_model_is_computed_in_float32():
     assert torch.equal(norm(x), expected)
 
 
-def test_rotary_tables_follow_dtype_length_and_inference_mode(make_model, assert_close):
-    """A model cast to bfloat16 and back, or first used under inference mode, must not keep spoiled tables."""
-    model, reference = make_model(max_position_embeddings=600), make_model(max_position_embeddings=600)
-    ids, _ = ragged((500,))
-    with torch.inference_mode():
-        model(ids[:, :5])
-    model.bfloat16()
-    model(ids[:, :5])
-    model.load_state_dict(reference.state_dict())
-    model.float().load_state_dict(reference.state_dict())
-    assert_close(model(ids), reference(ids))
-    model(ids[:, :5]).sum().backward()
-
-
-def test_bad_calls_say_what_is_wrong(make_model):
-    model = make_model()
+def test_bad_calls_say_what_is_wrong(any_model):
+    model = any_model()
     ids, _ = ragged()
     with pytest.raises(ValueError, match=r"max_position_embeddings=64"):
         model(torch.zeros(1, 65, dtype=torch.int64))

@@ -1,20 +1,22 @@
-"""The key/value cache: what is written where, who sees it, and what expand and select keep."""
+"""The key/value cache, plain and fast: what is written where, and what repeat_interleave and select keep."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from taosr1.fast.decoder import use_fast_modules
+from taosr1.fast.kv_cache import FastKVCache
 from taosr1.model.kv_cache import KVCache
 
 
-@pytest.fixture
-def filled(make_model):
+@pytest.fixture(params=[KVCache, FastKVCache], ids=["plain", "fast"])
+def filled(request, make_model):
     """A model and a cache holding three prompts of 2, 5 and 3 tokens, with those prompts."""
-    model = make_model()
+    model = make_model() if request.param is KVCache else use_fast_modules(make_model())
     ids = torch.randint(97, (3, 5), generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([2, 5, 3])
-    cache = KVCache(model.config, 3, 8)
+    cache = request.param(model.config, 3, 8)
     with torch.no_grad():
         model(ids, cache=cache)
     cache.lengths.copy_(lengths)
@@ -26,10 +28,10 @@ def next_logits(model, cache, tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens[:, None], cache=cache)[:, 0]
 
 
-def test_expanded_rows_decode_like_their_prompt(filled, assert_close):
+def test_repeated_rows_decode_like_their_prompt(filled, assert_close):
     model, cache, ids, lengths = filled
-    expanded = cache.expand(2, capacity=20)
-    assert (expanded.rows, expanded.capacity) == (6, 20)
+    expanded = cache.repeat_interleave(2)
+    assert (expanded.rows, expanded.capacity, type(expanded)) == (6, 8, type(cache))
     assert expanded.lengths.tolist() == [2, 2, 5, 5, 3, 3]
     tokens = torch.arange(6) + 10  # different first tokens for the samples of one prompt
     got = next_logits(model, expanded, tokens)
@@ -53,17 +55,19 @@ def test_selected_rows_keep_their_content_and_order(filled, assert_close):
 def test_a_copy_shares_nothing_with_its_source(filled):
     model, cache, _, _ = filled
     keys, lengths = cache.keys.clone(), cache.lengths.clone()
-    copy = cache.expand(1)
+    copy = cache.repeat_interleave(1)
     next_logits(model, copy, torch.tensor([1, 2, 3]))
     copy.lengths += 1
     assert torch.equal(cache.keys, keys) and torch.equal(cache.lengths, lengths)
 
 
 def test_only_slots_up_to_the_furthest_position_are_read(filled):
-    _, cache, _, _ = filled
-    mask = cache.place(torch.tensor([[2], [5], [3]]))
-    assert mask.shape == (3, 1, 1, 6)  # of 8
-    assert mask.sum(-1).flatten().tolist() == [3, 6, 4]  # a query at p sees slots 0..p
+    model, cache, _, _ = filled
+    keys = []
+    update = cache.update
+    cache.update = lambda *new: keys.append(update(*new)) or keys[-1]
+    next_logits(model, cache, torch.tensor([1, 2, 3]))
+    assert cache.used == 6 and all(key.shape[2] == value.shape[2] == 6 for key, value in keys)  # of 8
 
 
 def test_garbage_beyond_a_rows_position_is_never_seen(filled, assert_close):
@@ -82,7 +86,13 @@ def test_bad_use_says_what_is_wrong(filled):
     with pytest.raises(ValueError, match=r"positions run from 2 to 9 but the cache holds 0 to 7"):
         with torch.no_grad():
             model(ids, cache=cache)
-    with pytest.raises(ValueError, match="capacity 4 is smaller than the 5 slots"):
-        cache.expand(2, capacity=4)
     with pytest.raises(ValueError, match="rows >= 1"):
         KVCache(model.config, 0, 8)
+
+
+def test_a_fast_cache_can_be_repeated_with_another_capacity(make_model):
+    cache = FastKVCache(make_model().config, 2, 8)
+    cache.reserve(torch.tensor([[0, 1, 2, 3, 4]] * 2))
+    assert (cache.expand(3, capacity=20).rows, cache.expand(3, capacity=20).capacity) == (6, 20)
+    with pytest.raises(ValueError, match="capacity 4 is smaller than the 5 positions"):
+        cache.expand(2, capacity=4)

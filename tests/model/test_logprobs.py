@@ -1,4 +1,9 @@
-"""Log-probabilities: hand-worked values on a bigram table, and the real decoder against a full log-softmax."""
+"""Log-probabilities: hand-worked values on a bigram table, and the real decoder against a full log-softmax.
+
+Every test runs with the plain function and with the fast one.
+"""
+
+from __future__ import annotations
 
 import math
 from types import SimpleNamespace
@@ -7,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from taosr1.fast.generate import generate
-from taosr1.fast.onednn_linear import plain_paths
-from taosr1.model import logprobs
-from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.engine import PLAIN
+from taosr1.fast import FAST
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
+from taosr1.model.logprobs import sequence_logp
 
 
 class Bigram(nn.Module):
@@ -23,7 +28,7 @@ class Bigram(nn.Module):
         self.rows_at_head = []
         self.config = SimpleNamespace(vocab_size=len(self.table))
 
-    def hidden(self, ids):
+    def hidden(self, ids, **_):
         return nn.functional.one_hot(ids, len(self.table)).to(self.table.dtype)  # (B, T, C = V)
 
     def head(self, hidden):
@@ -31,8 +36,18 @@ class Bigram(nn.Module):
         return self.table[hidden.argmax(-1)]  # a product would make nan of 0 * -inf
 
 
+@pytest.fixture(params=[PLAIN, FAST], ids=lambda engine: engine.name)
+def engine(request):
+    return request.param
+
+
 @pytest.fixture
-def decoder():
+def completion_logp(engine):
+    return engine.completion_logp
+
+
+@pytest.fixture
+def decoder(engine):
     config = DecoderConfig(
         vocab_size=23,
         hidden_size=16,
@@ -48,7 +63,7 @@ def decoder():
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(20.0)
-    return model
+    return engine.prepare(model)
 
 
 def ragged(vocab_size=23, pad=0):
@@ -80,7 +95,7 @@ def same_gradients(model, ours, theirs):
         close(left, right, 1e-5 * max(1.0, right.abs().max().item()))
 
 
-def test_a_token_is_predicted_from_the_token_before_it():
+def test_a_token_is_predicted_from_the_token_before_it(completion_logp):
     """Table rows log(1/4, 3/4) and log(1/5, 4/5); ids 0 1 1 0 with a reply from t = 1.
 
     log p: t=1 from 0 to 1: log 3/4; t=2 from 1 to 1: log 4/5; t=3 from 1 to 0: log 1/5; t=0 is outside: 0.
@@ -95,7 +110,7 @@ def test_a_token_is_predicted_from_the_token_before_it():
     assert not torch.allclose(logp[0, 1:], too_early[1:])
 
 
-def test_temperature_divides_the_logits():
+def test_temperature_divides_the_logits(completion_logp):
     """Logits (log 3, 0): p = 3/4 at T = 1, 9/10 at T = 1/2, sqrt(3)/(1 + sqrt(3)) at T = 2."""
     model = Bigram(torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]))
     ids, mask = torch.tensor([[0, 0]]), torch.tensor([[False, True]])
@@ -103,18 +118,15 @@ def test_temperature_divides_the_logits():
         assert completion_logp(model, ids, mask, temperature=temperature)[0, 1].exp().item() == pytest.approx(expected)
 
 
-def test_only_masked_positions_reach_the_head():
+def test_only_masked_positions_reach_the_head(completion_logp):
     ids, mask = ragged()
     model = Bigram(torch.randn(23, 23))
     completion_logp(model, ids, mask)
     assert model.rows_at_head == [int(mask.sum())]
-    model.rows_at_head.clear()
-    completion_logp(model, ids, mask, chunk_tok=4)
-    assert model.rows_at_head == [4, 4, 1]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_equal_a_full_log_softmax(decoder, temperature):
+def test_values_and_gradients_equal_a_full_log_softmax(completion_logp, decoder, temperature):
     ids, mask = ragged()
     logp = completion_logp(decoder, ids, mask, temperature=temperature)
     expected = full_logp(decoder, ids, mask, temperature)
@@ -125,7 +137,7 @@ def test_values_and_gradients_equal_a_full_log_softmax(decoder, temperature):
     same_gradients(decoder, (logp * weights).sum(), (expected * weights).sum())
 
 
-def test_padding_content_is_irrelevant_and_a_batch_equals_its_rows(decoder):
+def test_padding_content_is_irrelevant_and_a_batch_equals_its_rows(completion_logp, decoder):
     ids, mask = ragged(pad=0)
     other, _ = ragged(pad=22)
     logp = completion_logp(decoder, ids, mask)
@@ -135,7 +147,7 @@ def test_padding_content_is_irrelevant_and_a_batch_equals_its_rows(decoder):
         close(alone[0], logp[row, :length])
 
 
-def test_later_tokens_do_not_change_earlier_log_probs(decoder):
+def test_later_tokens_do_not_change_earlier_log_probs(completion_logp, decoder):
     ids, mask = ragged()
     changed = ids.clone()
     changed[1, 5] = (ids[1, 5] + 1) % 23
@@ -143,10 +155,10 @@ def test_later_tokens_do_not_change_earlier_log_probs(decoder):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_rollout_log_probs_equal_training_log_probs(decoder, temperature):
+def test_rollout_log_probs_equal_training_log_probs(engine, completion_logp, decoder, temperature):
     """The sampler scores its own tokens through the cache; training scores them in one pass: the same numbers."""
     prompts = [[3, 1, 4], [1, 5], [9, 2, 6, 5]]
-    rollouts = generate(
+    rollouts = engine.generate(
         *(decoder, prompts),
         samples=4,
         max_new_tokens=6,
@@ -163,37 +175,7 @@ def test_rollout_log_probs_equal_training_log_probs(decoder, temperature):
         close(logp[0, len(prompt) :], rollouts.logp[row, : len(reply)])
 
 
-@pytest.mark.parametrize("numbers", [1, 30, 100])  # a row at a time, 2 of 13 columns each, 7
-@pytest.mark.parametrize("grad", [False, True])
-def test_passes_over_some_rows_at_a_time_change_nothing(monkeypatch, numbers, grad):
-    logits = torch.randn(9, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    logits[2, 3:5] = -torch.inf
-    model, tokens = SimpleNamespace(head=lambda hidden: hidden), torch.tensor([0, 1, 2, 3, 12, 5, 6, 7, 8])
-    results = []
-    for plain in (True, False):
-        monkeypatch.setattr(logprobs, "NUMBERS_AT_ONCE", numbers)
-        hidden = logits.clone().requires_grad_(grad)
-        with plain_paths(plain):
-            logp, entropy = logprobs._token_logp(model, hidden, tokens, 1.5, True)
-            if grad:
-                (logp * torch.linspace(-1, 1, 9)).sum().backward()
-        results.append([logp.detach(), entropy, *([hidden.grad] if grad else [])])
-        assert not entropy.requires_grad
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("chunk_tok", [1, 2, 4, 9])
-def test_chunks_change_neither_values_nor_gradients(decoder, chunk_tok):
-    ids, mask = ragged()
-    whole, whole_entropy = completion_logp(decoder, ids, mask, with_entropy=True)
-    chunked, entropy = completion_logp(decoder, ids, mask, with_entropy=True, chunk_tok=chunk_tok)
-    close(chunked, whole)
-    close(entropy, whole_entropy)
-    same_gradients(decoder, chunked.square().sum(), whole.square().sum())
-
-
-def test_entropy_is_that_of_the_tempered_distribution_and_has_no_gradient():
+def test_entropy_is_that_of_the_tempered_distribution_and_has_no_gradient(completion_logp):
     """Uniform over 4: log 4 at any T. (3/4, 1/4) at T = 1/2 is (9/10, 1/10): H = -.9 log .9 - .1 log .1. Banned tokens add 0."""
     ids, mask = torch.tensor([[0, 1]]), torch.tensor([[False, True]])
     uniform = Bigram(torch.zeros(4, 4))
@@ -207,7 +189,7 @@ def test_entropy_is_that_of_the_tempered_distribution_and_has_no_gradient():
 
 
 @pytest.mark.parametrize("low", [False, True])
-def test_log_probs_are_the_same_bits_whether_gradients_are_recorded_or_not(decoder, low):
+def test_log_probs_are_the_same_bits_whether_gradients_are_recorded_or_not(completion_logp, decoder, low):
     """Old and reference log-probs are measured without. At the first update the ratio is 1, and not 1 but for rounding."""
     ids, mask = ragged()
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
@@ -216,7 +198,7 @@ def test_log_probs_are_the_same_bits_whether_gradients_are_recorded_or_not(decod
         assert torch.equal(completion_logp(decoder, ids, mask).detach(), old)
 
 
-def test_half_precision_logits_are_normalised_in_float32():
+def test_half_precision_logits_are_normalised_in_float32(completion_logp):
     table = torch.randn(23, 23, generator=torch.Generator().manual_seed(3)).bfloat16()
     ids, mask = ragged()
     logp = completion_logp(Bigram(table), ids, mask)
@@ -224,7 +206,7 @@ def test_half_precision_logits_are_normalised_in_float32():
     close(logp, completion_logp(Bigram(table.double()), ids, mask))
 
 
-def test_float64_gradcheck():
+def test_float64_gradcheck(completion_logp):
     ids, mask = ragged(vocab_size=5)
     model = Bigram(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4)))
 
@@ -235,7 +217,7 @@ def test_float64_gradcheck():
     assert torch.autograd.gradcheck(logp_of, (model.table.detach().requires_grad_(),))
 
 
-def test_no_masked_position_gives_zeros_with_a_zero_gradient(decoder):
+def test_no_masked_position_gives_zeros_with_a_zero_gradient(completion_logp, decoder):
     ids, mask = ragged()
     logp, entropy = completion_logp(decoder, ids, torch.zeros_like(mask), with_entropy=True)
     assert (logp == 0).all() and (entropy == 0).all()
@@ -243,12 +225,12 @@ def test_no_masked_position_gives_zeros_with_a_zero_gradient(decoder):
     assert all((parameter.grad == 0).all() for parameter in decoder.parameters() if parameter.grad is not None)
 
 
-def test_an_empty_batch_is_defined():
+def test_an_empty_batch_is_defined(completion_logp):
     ids, mask = ragged()
     assert completion_logp(Bigram(torch.zeros(23, 23)), ids[:0], mask[:0]).shape == (0, 6)
 
 
-def test_wrong_inputs_are_named(decoder):
+def test_wrong_inputs_are_named(completion_logp, decoder):
     ids, mask = ragged()
     first = mask.clone()
     first[0, 0] = True
@@ -264,8 +246,6 @@ def test_wrong_inputs_are_named(decoder):
     for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="temperature"):
             completion_logp(decoder, ids, mask, temperature=temperature)
-    with pytest.raises(ValueError, match="chunk_tok"):
-        completion_logp(decoder, ids, mask, chunk_tok=0)
 
 
 def test_sequence_logp_sums_the_reply_and_nothing_else():
@@ -288,58 +268,3 @@ def test_sequence_logp_sums_the_reply_and_nothing_else():
             sequence_logp(logp, bad)
     with pytest.raises(ValueError, match="weights"):
         sequence_logp(logp, mask, weights=weights[:, 0])
-
-
-@pytest.mark.parametrize(("chunk_tok", "rows"), [(None, [9]), (9, [9]), (8, [8, 1, 1, 8])])
-def test_only_real_chunks_are_computed_twice(chunk_tok, rows):
-    """Nine reply tokens: one chunk that holds them all needs no second pass through the head in the backward pass."""
-    ids, mask = ragged()
-    model = Bigram(torch.randn(23, 23, generator=torch.Generator().manual_seed(6)))
-    completion_logp(model, ids, mask, chunk_tok=chunk_tok).sum().backward()
-    assert sorted(model.rows_at_head) == sorted(rows)
-
-
-def test_without_a_chunk_size_the_logits_alive_at_once_are_bounded(monkeypatch):
-    assert logprobs.LOGITS_AT_ONCE == 2**25
-    model = Bigram(torch.randn(23, 23, generator=torch.Generator().manual_seed(0)))
-    for numbers, rows in ((23 * 9, [9]), (23 * 4 + 22, [4, 4, 1]), (1, [1] * 9)):  # nine reply tokens
-        monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", numbers)
-        model.rows_at_head.clear()
-        with torch.no_grad():
-            completion_logp(model, *ragged())
-        assert model.rows_at_head == rows
-
-
-def test_a_shared_prompt_is_computed_once_unless_plain_is_asked_for(decoder):
-    """Two replies of 3 to a prompt of 12: 12 + 2 + 2 tokens in one row, or two rows of 14."""
-    ids = torch.randint(1, 23, (2, 15), generator=torch.Generator().manual_seed(2))
-    ids[1, :12] = ids[0, :12]
-    mask = torch.arange(15).expand(2, 15) >= 12
-    shapes, hidden = [], decoder.hidden
-    decoder.hidden = lambda ids, **given: shapes.append(tuple(ids.shape)) or hidden(ids, **given)
-    default, plain = completion_logp(decoder, ids, mask), completion_logp(decoder, ids, mask, plain=True)
-    assert shapes == [(1, 16), (2, 14)]
-    close(default, plain)
-    full = hidden(ids)
-    expected = decoder.head(full[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    close(plain[:, 1:], expected.masked_fill(~mask[:, 1:], 0.0))
-
-
-def test_the_gradient_written_out_is_autograds():
-    """In float64, with an impossible token and one that is certain among them."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 11, dtype=torch.float64, generator=generator) * 3
-    logits[2, 4], logits[3] = -torch.inf, -torch.inf
-    logits[3, 7] = 1.5
-    tokens, wanted = torch.tensor([0, 3, 5, 7, 1, 10]), torch.randn(6, dtype=torch.float64, generator=generator)
-    grads = []
-    for function in (logprobs._log_softmax_at, logprobs._LogSoftmaxAt.apply):
-        leaf = logits.clone().requires_grad_()
-        logp, normaliser = function(leaf, tokens)
-        torch.testing.assert_close(logp.detach(), logits.log_softmax(-1)[torch.arange(6), tokens])
-        torch.testing.assert_close(normaliser.detach(), logits.logsumexp(-1))
-        logp.backward(wanted)
-        grads.append(leaf.grad)
-    torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
-    finite = torch.randn(4, 7, dtype=torch.float64, generator=generator).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: logprobs._LogSoftmaxAt.apply(x, torch.tensor([0, 6, 3, 3]))[0], (finite,))

@@ -188,7 +188,7 @@ def test_broken_adapter_folders_are_named(base, tmp_path):
     folder = tmp_path / "adapters"
     save_pretrained(adapted(model), tokenizer, folder)
     edit(folder / "adapter_config.json", base_model_name_or_path=str(folder))
-    with pytest.raises(ValueError, match="which stands on these adapters itself"):
+    with pytest.raises(ValueError, match="whose own base are these adapters"):
         load_pretrained(folder)
     edit(folder / "adapter_config.json", base_model_name_or_path=str(base))
     whole = (folder / "adapter_model.safetensors").read_bytes()
@@ -199,7 +199,7 @@ def test_broken_adapter_folders_are_named(base, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors does not exist"):
         load_pretrained(folder)
     (folder / "model.safetensors").write_bytes(whole)
-    with pytest.raises(ValueError, match="holds both adapters .* and whole weights"):
+    with pytest.raises(ValueError, match="holds both adapters .* and a model.s weights"):
         load_pretrained(folder)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.fast.generate import generate
+from taosr1.engine import PLAIN
+from taosr1.fast import FAST
 from taosr1.model.io.weights import load_decoder
 from taosr1.model.kv_cache import KVCache
 
@@ -133,15 +134,19 @@ def test_greedy_replies_equal_those_of_transformers_over_200_tokens(case, make_p
     ids, mask = ragged()
     prompts = [row[real].tolist() for row, real in zip(ids, mask)]
     options = {"max_new_tokens": 200, "do_sample": False, "pad_token_id": 0}
-    replies = generate(ours, prompts, max_new_tokens=200, temperature=0.0, stop_ids=[97]).replies()  # which no model can write
+    settings = {"max_new_tokens": 200, "temperature": 0.0}
+    replies = PLAIN.generate(ours, prompts, **settings, stop_ids=[97]).replies()  # an id outside of the vocabulary
     for prompt, reply in zip(prompts, replies):
         assert theirs.generate(torch.tensor([prompt]), **options, eos_token_id=97)[0, len(prompt) :].tolist() == reply
         assert len(reply) == 200
     stop = replies[2][60]
-    together = theirs.generate(left_padded(ids, mask), attention_mask=left_padded(mask.long(), mask), **options, eos_token_id=stop)
-    stopped = generate(ours, prompts, max_new_tokens=200, temperature=0.0, stop_ids=[stop]).replies()
-    assert len(stopped[2]) <= 61
-    assert all(row[: len(reply)].tolist() == reply for row, reply in zip(together[:, ids.shape[1] :], stopped))
+    padded, real = left_padded(ids, mask), left_padded(mask.long(), mask)
+    together = theirs.generate(padded, attention_mask=real, **options, eos_token_id=stop)
+    for engine in (PLAIN, FAST):
+        stopped = engine.generate(engine.prepare(ours), prompts, **settings, stop_ids=[stop]).replies()
+        assert len(stopped[2]) <= 61
+        assert all(row[: len(reply)].tolist() == reply for row, reply in zip(together[:, ids.shape[1] :], stopped))
+    assert FAST.generate(ours, prompts, **settings).replies() == replies
 
 
 @torch.no_grad()

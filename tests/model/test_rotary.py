@@ -1,4 +1,4 @@
-"""Rotary tables: angles worked out by hand, and Llama 3's stretch of the slow ones."""
+"""Rotary positions: angles worked out by hand, and Llama 3's stretch of the slow ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import math
 import pytest
 import torch
 
-from taosr1.model.config import Llama3Scaling, rotary_tables, rotate
+from taosr1.model.config import Llama3Scaling
+from taosr1.model.rotary import rotary_cos_sin, rotate
 
 
 def test_a_pair_of_channels_turns_by_position_times_frequency(make_model):
     """Head of 8, base 10000: frequencies 1, 1/10, 1/100, 1/1000; channel i is paired with channel i + 4."""
-    cos, sin = rotary_tables(make_model().config, 4, torch.device("cpu"), torch.float32)
+    cos, sin = rotary_cos_sin(make_model().config, torch.tensor([[3]]), torch.float32)
     x = torch.zeros(1, 1, 1, 8)
     x[..., 1], x[..., 5] = 3.0, 4.0
-    turned = rotate(x, cos[3:4], sin[3:4]).flatten()
+    turned = rotate(x, cos, sin).flatten()
     angle = 3 * 0.1
     assert turned[1] == pytest.approx(3 * math.cos(angle) - 4 * math.sin(angle), abs=1e-6)
     assert turned[5] == pytest.approx(3 * math.sin(angle) + 4 * math.cos(angle), abs=1e-6)

@@ -170,8 +170,7 @@ def test_the_tiny_template_renders_a_conversation(tokenizer):
     assert tokenizer.render_prompt(turns) == "<|user|>mug<|assistant|>4<|end|><|user|>why<|assistant|>"
 
 
-def test_prompts_equal_those_of_transformers(edited, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
+def test_prompts_equal_those_of_transformers(transformers, edited, tmp_path):
     template = (
         "{%- for m in messages %}\n    {%- if loop.index > 9 %}{% break %}{% endif %}\n"
         "{{ '<|im_start|>' + m.role + '\\n' + m.content | trim }}{{ bos_token }}\n{% endfor %}\n"

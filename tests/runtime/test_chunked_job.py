@@ -1,4 +1,7 @@
-"""Jobs in parts: no row lost or doubled, whatever is killed, torn, flipped, changed or started twice. Most ranks here are real processes."""
+"""Jobs in chunks: no row lost or doubled, whatever is killed, cut, flipped, changed or started twice.
+
+Most ranks here are real processes.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import Judgement
-from taosr1.data.rows import write_jsonl
 from taosr1.runtime import chunked_job as module
-from taosr1.runtime.chunk_files import ChunkFiles, parse_part, part_line
-from taosr1.runtime.chunked_job import ChunkedJob, InMemory, chunks_of, job_identity
+from taosr1.runtime.chunk_files import ChunkFiles, chunk_line, parse_line
+from taosr1.runtime.chunked_job import ChunkedJob, NothingToWriteError, chunks_of, job_identity, run_in_chunks
 from taosr1.runtime.distributed import Ranks
+from taosr1.runtime.jsonl import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, SIZE = 23, 4  # six chunks, the last one short
@@ -30,53 +33,63 @@ def answer(row: int) -> dict:
     return {"row": row, "answer": f"№ {row * row}\n"}
 
 
+def job_of(out: Path, rank: int = 0, world: int = 1, rows: int = ROWS, **identity: object) -> ChunkedJob:
+    return ChunkedJob(out, {"job": "test", **identity}, chunks_of(rows, SIZE), Ranks(rank, world))
+
+
+def finish(job: ChunkedJob) -> list[range]:
+    """Answer this rank's missing chunks; returns them."""
+    did = []
+    for chunk in job.missing():
+        job.add(chunk, [answer(row) for row in chunk])
+        did.append(chunk)
+    return did
+
+
 def work(out: Path, rank: int = 0, world: int = 1, rows: int = ROWS, **identity: object) -> tuple[list[range], bool]:
     """Do a rank's share; returns the chunks it did and whether it merged."""
-    did = []
-    with ChunkedJob(out, {"job": "test", **identity}, chunks_of(rows, SIZE), Ranks(rank, world)) as parts:
-        for chunk in parts.missing():
-            parts.add(chunk, [answer(row) for row in chunk])
-            did.append(chunk)
-        merging = parts.to_merge()
+    with job_of(out, rank, world, rows, **identity) as job:
+        did = finish(job)
+        merging = job.to_merge()
         if merging:
-            write_jsonl(out, (row for answers in parts.answers() for row in answers))
+            write_jsonl(out, job)
     return did, merging
 
 
-# The same in a process of its own: WORKER OUT RANK SYNTHETIC, and how it comes to its end.
+# The same in a process of its own: OUT RANK WORLD ENDING, and after how many chunks it ends so.
 WORKER = f"""
 import os, resource, signal, sys, time
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
-from taosr1.data.rows import write_jsonl
-out, rank, world, fate, after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
-if fate == "full":
+from taosr1.runtime.jsonl import write_jsonl
+out, rank, world, ending, after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+if ending == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (after, after))
 def end():
     os.kill(os.getpid(), signal.SIGKILL)
-with ChunkedJob(out, {{"job": "test"}}, chunks_of({ROWS}, {SIZE}), Ranks(rank, world)) as parts:
-    for done, chunk in enumerate(parts.missing()):
-        if done == after and fate == "killed":
+with ChunkedJob(out, {{"job": "test"}}, chunks_of({ROWS}, {SIZE}), Ranks(rank, world)) as job:
+    for done, chunk in enumerate(job.missing()):
+        if done == after and ending == "killed":
             end()
-        if done == after and fate == "torn":
+        if done == after and ending == "torn":
             (out.with_name(out.name + ".parts") / f"rank-{{rank:05}}.jsonl").open("ab").write(b'{{"chunk": 3, "crc')
             end()
-        if done == after and fate == "sleeps":
+        if done == after and ending == "sleeps":
             print("asleep", flush=True)
             time.sleep(60)
-        parts.add(chunk, [{{"row": row, "answer": f"№ {{row * row}}\\n"}} for row in chunk])
-    if parts.to_merge():
-        if fate == "killed while merging":
-            parts._seal = end
-        write_jsonl(out, (row for answers in parts.answers() for row in answers))
+        job.add(chunk, [{{"row": row, "answer": f"№ {{row * row}}\\n"}} for row in chunk])
+    if job.to_merge():
+        if ending == "killed while merging":
+            job._finish = end
+        write_jsonl(out, job)
         print("merged", flush=True)
 """
 
 
-def worker(out: Path, rank: int = 0, world: int = 1, fate: str = "works", after: int = 0) -> subprocess.Popen:
-    command = [sys.executable, "-c", WORKER, str(out), str(rank), str(world), fate, str(after)]
+def worker(out: Path, rank: int = 0, world: int = 1, ending: str = "works", after: int = 0) -> subprocess.Popen:
+    command = [sys.executable, "-c", WORKER, str(out), str(rank), str(world), ending, str(after)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -109,13 +122,13 @@ def out(tmp_path) -> Path:
     return tmp_path / "runs" / "out.jsonl"
 
 
-def whole(out: Path, *beside: str) -> None:
+def check_complete(out: Path, *beside: str) -> None:
     """OUT holds every answer once, in order, and nothing else is left in its folder."""
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]] == [answer(row) for row in range(ROWS)]
     assert {path.name for path in out.parent.iterdir()} == {out.name, *beside}
 
 
-def part(out: Path, rank: int = 0) -> Path:
+def chunk_file(out: Path, rank: int = 0) -> Path:
     return out.parent / f"{out.name}.parts" / f"rank-{rank:05}.jsonl"
 
 
@@ -133,7 +146,7 @@ def test_chunks_cover_every_row_once():
 
 def test_one_process_does_all_in_order_and_leaves_only_the_output(out):
     assert work(out) == (chunks_of(ROWS, SIZE), True)
-    whole(out)
+    check_complete(out)
 
 
 def test_a_job_without_rows_is_done_at_once(tmp_path):
@@ -147,8 +160,8 @@ def test_ranks_that_run_one_after_another_share_the_chunks_and_the_last_merges(o
     results = [work(out, rank, world) for rank in reversed(range(world))]
     assert sorted((chunk for did, _ in results for chunk in did), key=lambda chunk: chunk.start) == chunks_of(ROWS, SIZE)
     assert [merged for _, merged in results] == [False] * (world - 1) + [True]
-    whole(out, DONE)
-    assert "nobody is at work yet on those of rank" in capsys.readouterr().err
+    check_complete(out, DONE)
+    assert "no process works on those of rank" in capsys.readouterr().err
 
 
 @posix
@@ -168,18 +181,18 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
-from taosr1.data.rows import write_jsonl
+from taosr1.runtime.jsonl import write_jsonl
 folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])
 for number in range({rounds}):
     out = folder / f"{{number}}.jsonl"
-    with ChunkedJob(out, {{}}, chunks_of(4, 1), Ranks(rank, 2)) as parts:
-        for chunk in parts.missing():
-            parts.add(chunk, [{{"row": row}} for row in chunk])
+    with ChunkedJob(out, {{}}, chunks_of(4, 1), Ranks(rank, 2)) as job:
+        for chunk in job.missing():
+            job.add(chunk, [{{"row": row}} for row in chunk])
         (folder / f"{{number}}-{{rank}}").touch()
         while not (folder / f"{{number}}-{{1 - rank}}").exists():
             pass
-        if parts.to_merge():
-            write_jsonl(out, (row for answers in parts.answers() for row in answers))
+        if job.to_merge():
+            write_jsonl(out, job)
             print(number)
 """
     ranks = [subprocess.Popen([sys.executable, "-c", program, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
@@ -187,7 +200,7 @@ for number in range({rounds}):
     assert [process.returncode for process in ranks] == [0, 0], found
     merged = [[int(number) for number in output.split()] for output, _ in found]
     assert sorted(merged[0] + merged[1]) == list(range(rounds))
-    assert sum(errors.count("another rank has merged the parts") for _, errors in found) == rounds
+    assert sum(errors.count("another rank has written the output") for _, errors in found) == rounds
     for number in range(rounds):
         assert (tmp_path / f"{number}.jsonl").read_text() == "".join(f'{{"row": {row}}}\n' for row in range(4))
     assert not list(tmp_path.glob("*.parts"))
@@ -197,14 +210,14 @@ for number in range({rounds}):
 
 
 @posix
-@pytest.mark.parametrize("fate", ["killed", "torn"])
-def test_what_was_done_before_kill_9_is_not_done_again(out, fate, capsys):
-    killed(out, 0, 1, fate, 2)
+@pytest.mark.parametrize("ending", ["killed", "torn"])
+def test_what_was_done_before_kill_9_is_not_done_again(out, ending, capsys):
+    killed(out, 0, 1, ending, 2)
     assert work(out) == (chunks_of(ROWS, SIZE)[2:], True)
-    whole(out)
+    check_complete(out)
     said = capsys.readouterr().err
     assert f"{out}: rank 0 of 1 continues, 2 of 6 chunks are done" in said
-    assert ("cut off an unfinished last line of 17 bytes" in said) is (fate == "torn")
+    assert ("cut off an unfinished last line of 17 bytes" in said) is (ending == "torn")
 
 
 @posix
@@ -214,49 +227,49 @@ def test_a_restart_may_have_another_number_of_ranks(out):
     killed(out, 1, 2, "torn", 2)  # 1 and 3
     assert work(out, 0, 2) == ([range(8, 12), range(16, 20)], False)
     assert work(out) == ([range(20, 23)], True)
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_a_line_cut_anywhere_costs_its_own_chunk_and_no_other(out):
     killed(out, 0, 1, "killed", 3)
-    before = part(out).read_bytes()
+    before = chunk_file(out).read_bytes()
     last = before.rstrip(b"\n").rindex(b"\n") + 1
     for end in range(last, len(before)):
-        part(out).write_bytes(before[:end])
-        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-            assert next(parts.missing()) == range(8, 12) and parts.done == 8
-        assert part(out).read_bytes() == before[:last]
+        chunk_file(out).write_bytes(before[:end])
+        with job_of(out) as job:
+            assert next(job.missing()) == range(8, 12) and job.done == 8
+        assert chunk_file(out).read_bytes() == before[:last]
     assert work(out) == (chunks_of(ROWS, SIZE)[2:], True)
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_a_flipped_bit_never_becomes_an_answer(out, capsys):
     """One bit in every byte of the finished chunks, line ends too: the damage is said, its chunks are done again, and OUT is right."""
     killed(out, 0, 1, "killed", 2)
-    before, header = part(out).read_bytes(), (part(out).parent / "job.json").read_bytes()
+    before, header = chunk_file(out).read_bytes(), (chunk_file(out).parent / "job.json").read_bytes()
     for place in range(0, len(before), 3):
-        part(out).parent.mkdir(exist_ok=True)
-        (part(out).parent / "job.json").write_bytes(header)
+        chunk_file(out).parent.mkdir(exist_ok=True)
+        (chunk_file(out).parent / "job.json").write_bytes(header)
         damaged = bytearray(before)
         damaged[place] ^= 1 << place % 8
-        part(out).write_bytes(damaged)
+        chunk_file(out).write_bytes(damaged)
         did, merged = work(out)
         assert merged and len(did) in (5, 6)
-        whole(out)
+        check_complete(out)
         said = capsys.readouterr().err
-        assert "is damaged (its checksum does not fit): its chunk is done again" in said or "cut off an unfinished last line" in said
+        assert "is damaged (its checksum does not match): its chunk is done again" in said or "cut off an unfinished last line" in said
         out.unlink()
 
 
 def test_every_single_flipped_bit_of_a_line_is_noticed():
-    line = part_line(37, b'[{"grade": 4, "probs": [0.25, 0.5]}]')
-    assert parse_part(line) == (37, b'[{"grade": 4, "probs": [0.25, 0.5]}]')
+    line = chunk_line(37, b'[{"grade": 4, "probs": [0.25, 0.5]}]')
+    assert parse_line(line) == (37, b'[{"grade": 4, "probs": [0.25, 0.5]}]')
     for place in range(8 * len(line)):
         damaged = bytearray(line)
         damaged[place // 8] ^= 1 << place % 8
-        assert parse_part(bytes(damaged)) is None
+        assert parse_line(bytes(damaged)) is None
 
 
 def test_another_chunk_in_a_chunks_place_is_noticed(tmp_path):
@@ -264,7 +277,7 @@ def test_another_chunk_in_a_chunks_place_is_noticed(tmp_path):
     files.open_own(path)
     files.add(0, [1])
     assert files.read(0) == [1]
-    path.write_bytes(part_line(5, b"[1]"))
+    path.write_bytes(chunk_line(5, b"[1]"))
     with pytest.raises(ValueError, match="damaged at byte 0"):
         files.read(0)
     files.close()
@@ -274,32 +287,31 @@ def test_damage_while_merging_is_an_error_that_keeps_the_old_output_and_the_othe
     out.parent.mkdir()
     out.write_text("old\n")
     with pytest.raises(ValueError, match=r"rank-00000.jsonl: damaged at byte \d+ since it was written; the same command does that chunk again"):
-        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-            for chunk in parts.missing():
-                parts.add(chunk, [answer(row) for row in chunk])
-            assert parts.to_merge()
-            part(out).write_bytes(part(out).read_bytes().replace(b"361", b"367"))
-            write_jsonl(out, (row for answers in parts.answers() for row in answers))
+        with job_of(out) as job:
+            finish(job)
+            assert job.to_merge()
+            chunk_file(out).write_bytes(chunk_file(out).read_bytes().replace(b"361", b"367"))
+            write_jsonl(out, job)
     assert out.read_text() == "old\n"
     assert work(out) == ([range(16, 20)], True)
-    whole(out)
+    check_complete(out)
 
 
 @posix
-def test_a_crash_between_the_new_output_and_the_end_of_the_parts_is_harmless(out):
+def test_a_crash_between_the_new_output_and_the_end_of_the_chunks_is_harmless(out):
     for world, beside in ((1, ()), (2, (DONE,))):
         if world == 2:
             work(out, 1, 2)
         killed(out, 0, world, "killed while merging")
         bytes_before = out.read_bytes()
-        assert part(out).exists()
+        assert chunk_file(out).exists()
         assert work(out, 0, world) == ([], True) and out.read_bytes() == bytes_before
-        whole(out, *beside)
+        check_complete(out, *beside)
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=posix)])
 @pytest.mark.parametrize("left", range(7))
-def test_a_crash_anywhere_in_the_removal_of_the_parts_is_harmless(out, world, left, monkeypatch):
+def test_a_crash_anywhere_in_the_removal_of_the_chunks_is_harmless(out, world, left, monkeypatch):
     """Killed when `left` of the folder's files are still there: what the next start finds is the done job, or no job."""
     if world == 2:
         work(out, 1, 2)
@@ -319,22 +331,21 @@ def test_a_crash_anywhere_in_the_removal_of_the_parts_is_harmless(out, world, le
     before = out.read_bytes()
     work(out, 0, world)
     assert out.read_bytes() == before
-    whole(out, *[DONE] * (world == 2))
+    check_complete(out, *[DONE] * (world == 2))
 
 
 @posix
 def test_a_rank_that_waits_for_a_removal_that_is_killed_finishes_it(out, monkeypatch, capsys):
-    """Rank 0 merged and died when job.json was deleted and the rest was not; rank 1 has done its share and comes to the gate."""
-    with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks(1, 2)) as parts:
-        for chunk in parts.missing():
-            parts.add(chunk, [answer(row) for row in chunk])
+    """Rank 0 merged and died when job.json was deleted and the rest was not; rank 1 has done its share and asks for the directory lock."""
+    with job_of(out, 1, 2) as job:
+        finish(job)
         with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
             patch.setattr(module, "delete", _dies_after_job_file)
             work(out, 0, 2)
-        assert part(out, 1).exists() and not (part(out).parent / "job.json").exists()
-        assert parts.to_merge() is False
-    whole(out, DONE)
-    assert "another rank has merged the parts" in capsys.readouterr().err
+        assert chunk_file(out, 1).exists() and not (chunk_file(out).parent / "job.json").exists()
+        assert job.to_merge() is False
+    check_complete(out, DONE)
+    assert "another rank has written the output" in capsys.readouterr().err
 
 
 def _dies_after_job_file(paths) -> None:
@@ -351,7 +362,7 @@ def test_a_merge_that_was_killed_leaves_no_torn_output_behind(out):
         (out.parent / torn).write_text("torn")
     (out.parent / ".out.jsonl.gz.123.tmp").write_text("somebody else's")
     work(out)
-    whole(out, ".out.jsonl.gz.123.tmp")
+    check_complete(out, ".out.jsonl.gz.123.tmp")
 
 
 @posix
@@ -365,12 +376,12 @@ def test_a_full_disk_is_an_error_that_keeps_the_old_output_and_the_finished_chun
     process = worker(out, 0, world, "full", bytes_free)
     said = process.communicate()[1]
     assert process.returncode == 1 and "OSError: [Errno 27] File too large" in said and out.read_text() == "old\n"
-    done = len(part(out).read_bytes().split(b"\n")) - 1
-    assert f"stopped; {done if world == 1 else 6} of 6 chunks are done and kept in {part(out).parent}: the same command continues" in said
-    assert 0 < done and part(out).read_bytes().endswith(b"\n")  # the torn line was taken back
+    done = len(chunk_file(out).read_bytes().split(b"\n")) - 1
+    assert f"stopped; {done if world == 1 else 6} of 6 chunks are done and kept in {chunk_file(out).parent}: the same command continues" in said
+    assert 0 < done and chunk_file(out).read_bytes().endswith(b"\n")  # the torn line was taken back
     did, merged = work(out, 0, world)
     assert merged and len(did) == (6 - done if when == "at work" else 0)
-    whole(out, *[DONE] * (world == 2))
+    check_complete(out, *[DONE] * (world == 2))
 
 
 # ---- another job, or the same one twice --------------------------------------------------------------------------------
@@ -378,61 +389,61 @@ def test_a_full_disk_is_an_error_that_keeps_the_old_output_and_the_finished_chun
 
 def test_another_job_is_refused_with_what_differs_and_begins_once_the_folder_is_gone(out, capsys):
     with pytest.raises(RuntimeError):
-        with ChunkedJob(out, {"job": "test", "beta": 0.5, "judge": "a1"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-            parts.add(next(parts.missing()), [1])
+        with job_of(out, beta=0.5, judge="a1") as job:
+            job.add(next(job.missing()), [1])
             raise RuntimeError
     with pytest.raises(ValueError) as caught:
         work(out, beta=0.4, judge="a1", rows=30)
     said = str(caught.value)
-    assert f"{out}.parts holds an unfinished job with other settings or input" in said and "delete that folder to begin anew" in said
+    assert f"{out}.parts holds an unfinished job with other settings or input" in said and "delete that folder to begin again" in said
     assert "(beta was 0.5 and is now 0.4; chunks was 6 and is now 8; rows was 23 and is now 30)" in said
-    for path in part(out).parent.iterdir():
+    for path in chunk_file(out).parent.iterdir():
         path.unlink()
     assert work(out, beta=0.4)[1]
 
 
 def test_a_job_of_which_nothing_was_finished_is_not_in_the_way_of_another(out, monkeypatch):
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(ChunkedJob, "_leave_nothing_behind", lambda self: None)  # killed
-        with ChunkedJob(out, {"job": "another"}, chunks_of(ROWS, SIZE), Ranks()):
+        patch.setattr(ChunkedJob, "_remove_unused", lambda self: None)  # killed
+        with job_of(out, beta=0.5):
             raise KeyboardInterrupt
-    assert (part(out).parent / "job.json").exists()
+    assert (chunk_file(out).parent / "job.json").exists()
     assert work(out)[1]
-    whole(out)
+    check_complete(out)
 
 
 def test_chunks_without_a_job_file_are_nobodys_and_not_used(out):
     """What a crash left of the removal of a job; another one begins."""
-    part(out).parent.mkdir(parents=True)
+    chunk_file(out).parent.mkdir(parents=True)
     for rank in (0, 3):
-        part(out, rank).write_bytes(part_line(1, b'[{"row": 4, "answer": "of another job"}]'))
+        chunk_file(out, rank).write_bytes(chunk_line(1, b'[{"row": 4, "answer": "of another job"}]'))
     assert work(out) == (chunks_of(ROWS, SIZE), True)
-    whole(out)
+    check_complete(out)
 
 
 def test_a_damaged_job_file_is_named(out):
-    part(out).parent.mkdir(parents=True)
-    (part(out).parent / "job.json").write_text("{")
-    with pytest.raises(ValueError, match=r"job.json is damaged \(.*:1: not JSON.*\): delete the folder .*out.jsonl.parts to begin anew"):
+    chunk_file(out).parent.mkdir(parents=True)
+    (chunk_file(out).parent / "job.json").write_text("{")
+    with pytest.raises(ValueError, match=r"job.json is not valid JSON: .*: delete the folder .*out.jsonl.parts to begin again"):
         work(out)
 
 
 @posix
 def test_the_same_rank_cannot_be_at_work_twice_until_it_is_dead(out, asleep):
     first = asleep(out, 0, 1, 2)
-    with pytest.raises(ValueError, match=rf"rank 0 of 1 \(process {first.pid} on .*\) is at work on it already: end that process"):
+    with pytest.raises(ValueError, match=rf"rank 0 of 1 \(process {first.pid} on .*\) is working on it already: end that process"):
         work(out)
     first.kill()
     first.wait()
     assert work(out) == (chunks_of(ROWS, SIZE)[2:], True)
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_ranks_of_another_number_cannot_join(out, asleep):
     other = asleep(out, 1, 2, 0)
     for rank, world in ((0, 1), (2, 3), (1, 3)):
-        with pytest.raises(ValueError, match=rf"rank 1 of 2 \(process {other.pid} on .*\) is at work on it: .* then continue as rank {rank} of {world}"):
+        with pytest.raises(ValueError, match=rf"rank 1 of 2 \(process {other.pid} on .*\) is working on it: .* then continue as rank {rank} of {world}"):
             work(out, rank, world)
     assert work(out, 0, 2)[1] is False
     with pytest.raises(ValueError, match="holds an unfinished job with other settings or input"):
@@ -445,83 +456,80 @@ def test_a_rank_that_comes_late_finds_its_job_done_and_deleting_the_output_does_
         work(out, rank, 2)
     before = out.stat().st_mtime_ns
     assert work(out, 0, 2) == ([], False) and work(out, 1, 2) == ([], False)
-    assert out.stat().st_mtime_ns == before and f"rank 1 of 2 comes late, the job is done ({out}.done.json)" in capsys.readouterr().err
-    whole(out, DONE)
+    assert out.stat().st_mtime_ns == before and f"rank 1 of 2 finds the job done ({out}.done.json)" in capsys.readouterr().err
+    check_complete(out, DONE)
     assert work(out, 0, 2, beta=1) == ([range(0, 4), range(8, 12), range(16, 20)], False)  # another job is not done
     assert work(out, 1, 2, beta=1)[1]
     out.write_text("something else\n")
     assert len(work(out, 0, 2, beta=1)[0]) == 3 and work(out, 1, 2, beta=1)[1]
-    whole(out, DONE)
+    check_complete(out, DONE)
     assert work(out, beta=1) == (chunks_of(ROWS, SIZE), True)  # a single process is nobody's late rank: it begins anew
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_a_rank_that_has_nothing_to_do_is_in_nobodys_way(out):
     """Two ranks, one chunk: whichever comes first, rank 0 does it and merges."""
-    assert work(out, 1, 2, rows=3) == ([], False) and not part(out).parent.exists()
+    assert work(out, 1, 2, rows=3) == ([], False) and not chunk_file(out).parent.exists()
     assert work(out, 0, 2, rows=3) == ([range(3)], True)
-    assert work(out, 1, 2, rows=3) == ([], False) and not part(out).parent.exists()
+    assert work(out, 1, 2, rows=3) == ([], False) and not chunk_file(out).parent.exists()
 
 
 @posix
 def test_a_folder_that_is_deleted_under_a_rank_is_an_error_not_a_success(out):
-    with pytest.raises(ValueError, match=r"out.jsonl.parts was removed while rank 0 of 1 was at work"):
-        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-            for chunk in parts.missing():
-                parts.add(chunk, [answer(row) for row in chunk])
-            for path in part(out).parent.iterdir():
+    with pytest.raises(ValueError, match=r"out.jsonl.parts was removed while rank 0 of 1 was working"):
+        with job_of(out) as job:
+            finish(job)
+            for path in chunk_file(out).parent.iterdir():
                 path.unlink()
-            part(out).parent.rmdir()
-            parts.to_merge()
+            chunk_file(out).parent.rmdir()
+            job.to_merge()
     assert list(out.parent.iterdir()) == []
     work(out)
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_a_rank_whose_folder_is_another_jobs_by_now_keeps_its_hands_off(out):
-    with pytest.raises(ValueError, match=r"out.jsonl.parts was removed while rank 0 of 1 was at work"):
-        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-            for chunk in parts.missing():
-                parts.add(chunk, [answer(row) for row in chunk])
-            for path in part(out).parent.iterdir():
+    with pytest.raises(ValueError, match=r"out.jsonl.parts was removed while rank 0 of 1 was working"):
+        with job_of(out) as job:
+            finish(job)
+            for path in chunk_file(out).parent.iterdir():
                 path.unlink()
             killed(out, 0, 1, "killed", 5)  # the other job
-            parts.to_merge()
+            job.to_merge()
     assert not out.exists() and work(out) == ([range(20, 23)], True)
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_who_comes_while_another_merges_waits_and_begins_anew(out):
-    with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-        for chunk in parts.missing():
-            parts.add(chunk, [answer(row) for row in chunk])
-        assert parts.to_merge()
+    with job_of(out) as job:
+        finish(job)
+        assert job.to_merge()
         newcomer = worker(out)
         time.sleep(0.3)
         assert newcomer.poll() is None
         write_jsonl(out, [])
     said = newcomer.communicate(timeout=30)
     assert said == ("merged\n", "")
-    whole(out)
+    check_complete(out)
 
 
 @posix
 def test_a_rank_that_comes_to_nothing_leaves_the_folder_to_one_that_is_at_work(out, asleep):
     asleep(out, 1, 2, 0)
-    before = sorted(part(out).parent.iterdir())
-    with pytest.raises(RuntimeError), ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks(0, 2)):
+    before = sorted(chunk_file(out).parent.iterdir())
+    with pytest.raises(RuntimeError), job_of(out, 0, 2):
         raise RuntimeError
-    assert set(before) < set(part(out).parent.iterdir())
+    assert set(before) < set(chunk_file(out).parent.iterdir())
 
 
 @posix
 def test_a_rank_that_waits_for_a_merge_that_is_killed_merges_itself(out):
-    """Rank 1 has finished and stands at the gate while rank 0 merges; rank 0 dies there, and rank 1 takes over."""
+    """Rank 1 has finished and waits for the directory lock while rank 0 merges; rank 0 dies there, and rank 1 takes over."""
     work(out, 1, 2)
-    program = WORKER.replace("parts._seal = end", "print('merging', flush=True); time.sleep(60)")
+    program = WORKER.replace("job._finish = end", "print('merging', flush=True); time.sleep(60)")
     first = subprocess.Popen([sys.executable, "-c", program, str(out), "0", "2", "killed while merging", "0"], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "merging\n"
     second = worker(out, 1, 2)
@@ -530,27 +538,25 @@ def test_a_rank_that_waits_for_a_merge_that_is_killed_merges_itself(out):
     first.kill()
     first.communicate()
     assert second.communicate(timeout=30)[0] == "merged\n"
-    whole(out, DONE)
+    check_complete(out, DONE)
 
 
 def test_an_attempt_that_comes_to_nothing_leaves_no_trace(out):
     with pytest.raises(RuntimeError, match="out of memory"):
-        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()):
+        with job_of(out):
             raise RuntimeError("out of memory")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        with ChunkedJob(out, {"job": "test"}, chunks_of(ROWS, SIZE), Ranks()) as parts:
-            parts.add(next(parts.missing()), [float("nan")])
+        with job_of(out) as job:
+            job.add(next(job.missing()), [float("nan")])
     assert list(out.parent.iterdir()) == []
 
 
-def test_parts_that_lead_to_no_output_can_be_thrown_away(out):
+def test_answers_that_lead_to_no_output_are_removed(out):
     with pytest.raises(ValueError, match="nothing to write"):
-        with ChunkedJob(out, {"job": "test"}, chunks_of(2, 1), Ranks()) as parts:
-            for chunk in parts.missing():
-                parts.add(chunk, [])
-            assert parts.to_merge()
-            parts.discard()
-            raise ValueError("nothing to write")
+        with job_of(out) as job:
+            finish(job)
+            assert job.to_merge()
+            raise NothingToWriteError("nothing to write")
     assert list(out.parent.iterdir()) == []
 
 
@@ -559,19 +565,63 @@ def test_a_folder_as_output_is_refused_before_any_work(tmp_path):
         work(tmp_path)
 
 
-def test_a_file_where_the_parts_belong_is_an_error(tmp_path):
+def test_a_file_where_the_chunks_belong_is_an_error(tmp_path):
     (tmp_path / "out.jsonl.parts").write_text("not ours")
     with pytest.raises(OSError, match="out.jsonl.parts"):
         work(tmp_path / "out.jsonl")
 
 
-def test_without_an_output_one_process_keeps_its_answers_and_several_ranks_are_refused():
-    with InMemory(chunks_of(5, 2), Ranks()) as parts:
-        for chunk in parts.missing():
-            parts.add(chunk, list(chunk))
-        assert parts.to_merge() and list(parts.answers()) == [[0, 1], [2, 3], [4]]
-    with pytest.raises(ValueError, match="--out is missing: that file is where the 2 ranks meet"):
-        InMemory(chunks_of(5, 2), Ranks(1, 2))
+# ---- the driver --------------------------------------------------------------------------------------------------------
+
+
+def numbered(rows: list[str], start: int) -> list[dict]:
+    return [{"row": start + place, "text": text} for place, text in enumerate(rows)]
+
+
+def test_answers_come_in_the_order_of_the_rows_as_often_as_wanted_with_a_file_or_without(out):
+    rows, seen = list("abcdefg"), []
+
+    def work(rows: list[str], start: int) -> list[dict]:
+        seen.append("".join(rows))
+        return numbered(rows, start)
+
+    for name in ("", out):
+        with run_in_chunks(name, {"job": "test"}, rows, 3, work, "test", boundary=4) as answers:
+            assert list(answers) == list(answers) == numbered(rows, 0)
+            if name:
+                write_jsonl(name, answers)
+    assert seen == ["abc", "d", "efg"] * 2 and [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@posix
+def test_a_rank_that_leaves_the_output_to_another_gets_none(out, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        with run_in_chunks(out, {"job": "test"}, list("abcdefg"), 3, numbered, "test") as answers:
+            assert (answers is None) == (rank == 0)
+            if answers is not None:
+                write_jsonl(out, answers)
+    with pytest.raises(ValueError, match="--out is missing: the 2 ranks share their answers through files beside it"):
+        with run_in_chunks("", {}, list("abc"), 2, numbered, "test"):
+            pass
+
+
+def test_an_unfinished_job_of_the_version_before_is_refused_in_one_line(out):
+    """Its chunks hold lists of values instead of objects with names."""
+    with pytest.raises(KeyboardInterrupt), job_of(out) as job:
+        finish(job)
+        raise KeyboardInterrupt
+    job_file = chunk_file(out).parent / "job.json"
+    stored = json.loads(job_file.read_text())
+    del stored["format"]
+    job_file.write_text(json.dumps(stored) + "\n")
+    with pytest.raises(ValueError) as caught:
+        work(out)
+    assert str(caught.value) == (
+        f"{out}.parts holds an unfinished job of another version of taosr1: finish it with that version, choose another "
+        "--out, or delete that folder to begin again"
+    )
 
 
 # ---- what makes two jobs the same --------------------------------------------------------------------------------------

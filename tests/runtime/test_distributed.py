@@ -12,7 +12,7 @@ from taosr1.runtime.distributed import Ranks, gather, local_device, on_rank_zero
 def test_a_process_by_itself_is_the_first_and_only_rank(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert this_rank() == Ranks(0, 1, 0) and this_rank().first
+    assert this_rank() == Ranks(0, 1, 0) and this_rank().is_rank_zero
     assert gather("x") == ["x"] and on_rank_zero(lambda: 3) == 3
     with pytest.raises(OSError, match="disk"):
         on_rank_zero(lambda: (_ for _ in ()).throw(OSError("disk")))

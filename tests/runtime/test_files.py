@@ -76,7 +76,7 @@ def test_a_manifest_that_is_something_else_is_named(folder, text):
 
 def test_a_checkpoint_without_its_manifest_is_not_whole_but_another_folder_needs_none(folder, tmp_path):
     (folder / "manifest.json").unlink()
-    with pytest.raises(DamagedError, match="manifest.json is missing, so nothing says whether this checkpoint is whole"):
+    with pytest.raises(DamagedError, match="manifest.json is missing, so this checkpoint cannot be verified"):
         verify(folder)
     (tmp_path / "model").mkdir()
     verify(tmp_path / "model")

@@ -1,4 +1,7 @@
-"""The sampler against plain forward passes of the real decoder, and its draws against the distributions they come from."""
+"""Sampled replies against forward passes of the real decoder, and draws against the distributions they come from.
+
+Every test runs with both engines: `model.engine` is the one that the model was prepared for.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,38 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from taosr1.fast import generate as sampler
-from taosr1.fast.generate import Rollouts, generate, prefill
-from taosr1.fast.label_probs import label_probabilities
-from taosr1.fast.onednn_linear import plain_paths
-from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.engine import PLAIN
+from taosr1.fast import FAST
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import completion_logp
+from taosr1.sampling.rollouts import Rollouts
 from tests.distributions import assert_distributed
 
 VOCAB, STOPS = 61, (3, 7, 11, 13, 17, 19)
+
+
 LENGTHS = [5, 1, 9, 3, 9, 2]
 
 
-@pytest.fixture(scope="module")
-def model() -> Decoder:
+@pytest.fixture(scope="module", params=[PLAIN, FAST], ids=lambda engine: engine.name)
+def model(request) -> Decoder:
     shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = Decoder(DecoderConfig(VOCAB, **shape, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # weights large enough that what was read matters to what is written
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (1.0 if "norm" in name else 0.0))
-    return model
+    return prepared(model, request.param)
+
+
+def prepared(model: Decoder, engine) -> Decoder:
+    model.engine = engine
+    return engine.prepare(model)
+
+
+def generate(model, prompts, **settings) -> Rollouts:
+    return model.engine.generate(model, prompts, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +57,10 @@ def sample(model, prompts, seed: int = 0, **settings) -> Rollouts:
 
 def draw_first_tokens(model, prompts, uniform: torch.Tensor, temperature: float, **settings) -> torch.Tensor:
     tokenizer = SimpleNamespace(label_ids=(20, 21, 22, 23))
-    return label_probabilities(model, tokenizer, prompts, uniform=uniform, temperature=temperature, **settings).drawn
+    found = model.engine.label_probabilities(
+        model, tokenizer, prompts, uniform=uniform, temperature=temperature, **settings
+    )
+    return found.first_tokens
 
 
 def assert_same(got: Rollouts, expected: Rollouts) -> None:
@@ -63,7 +80,6 @@ def greedy_by_hand(model: Decoder, prompt: list[int], longest: int) -> tuple[lis
     return reply, logp
 
 
-# --- Equivalences -----------------------------------------------------------------------------------------------------
 def test_cached_greedy_equals_uncached_greedy_for_ragged_prompts(model, prompts):
     found = generate(model, prompts, max_new_tokens=12, temperature=0, stop_ids=STOPS)
     for row, prompt in enumerate(prompts):
@@ -93,21 +109,6 @@ def test_the_samples_of_a_prompt_differ_and_stand_beside_each_other(model, promp
     torch.testing.assert_close(found.logp, scores, rtol=0, atol=1e-5)  # so each row continues its own prompt
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_dropping_finished_rows_changes_nothing(model, prompts, share, monkeypatch):
-    expected = sample(model, prompts)
-    monkeypatch.setattr(sampler, "COMPACT_BELOW", share)
-    assert_same(sample(model, prompts), expected)
-
-
-@pytest.mark.parametrize("max_rows", [1, 4, 9])
-def test_the_memory_bound_changes_no_reply(model, prompts, max_rows):
-    assert_same(sample(model, prompts, max_rows=max_rows), sample(model, prompts))
-    assert_same(sample(model, prompts, temperature=0, max_rows=max_rows), sample(model, prompts, temperature=0))
-    draws = [draw_first_tokens(model, prompts, torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(0)), 1.0, max_tokens_per_batch=budget) for budget in (max_rows, 1024)]
-    assert torch.equal(*draws)
-
-
 def completion_of(model, prompts, rollouts: Rollouts, samples: int, temperature: float = 1.0) -> torch.Tensor:
     """Log-probs of the replies as training computes them, (R, N)."""
     scores = torch.zeros_like(rollouts.logp)
@@ -135,58 +136,9 @@ def test_log_probs_ignore_top_k_and_top_p_and_greedy_ones_are_at_temperature_one
         torch.testing.assert_close(found.logp, completion_of(model, prompts, found, 4), rtol=0, atol=1e-5)
 
 
-def test_each_distinct_prompt_is_prefilled_once_and_finished_rows_leave(model, prompts, monkeypatch):
-    calls, hidden = [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append(tuple(ids.shape)) or hidden(ids, **given))
-    found = sample(model, prompts, samples=8)
-    assert calls[0] == (len(prompts), max(LENGTHS))
-    assert calls[1:] and all(width == 1 for _, width in calls[1:])
-    rows = [height for height, _ in calls[1:]]
-    assert rows[0] <= 8 * len(prompts) and rows[-1] < max(rows)
-    alive = [int((found.lengths > step).sum()) for step in range(1, 12)]
-    assert all(height <= max(left / sampler.COMPACT_BELOW, 1) for height, left in zip(rows, alive))
-
-
-def test_waiting_prompts_enter_while_others_are_still_being_answered(model, monkeypatch):
-    """And none of them is in memory before: rows in flight never exceed the bound, however many prompts wait."""
-    generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(VOCAB, (int(length),), generator=generator).tolist() for length in torch.randint(1, 10, (40,), generator=generator)]
-    expected, calls, hidden = sample(model, prompts), [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append((tuple(ids.shape), given["cache"].rows)) or hidden(ids, **given))
-    assert_same(sample(model, prompts, max_rows=32), expected)
-    steps = [rows for (_, width), rows in calls if rows > 8]
-    assert max(steps) == 32
-    # A wave that waits for its last row would take 5 x 11 steps of ever fewer rows.
-    entered = [number for number, (shape, _) in enumerate(calls) if shape[0] <= 8 and number]
-    assert len(entered) > 5 and sum(rows for _, rows in calls) < 1.4 * int(expected.lengths.sum())
-
-
-def test_prompts_prefilled_a_few_at_a_time_give_the_same_replies(model, prompts, monkeypatch):
-    calls, hidden, expected = [], model.hidden, sample(model, prompts)
-    monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append(tuple(ids.shape)) or hidden(ids, **given))
-    monkeypatch.setattr("taosr1.fast.prefix_groups.CPU_TOKENS", 12)
-    assert_same(sample(model, prompts), expected)
-    assert calls[:4] == [(3, 3), (1, 5), (1, 9), (1, 9)] and calls[4][1] == 1  # sorted: 1, 2, 3, 5, 9, 9 tokens
-
-
-def test_the_plain_path_gives_the_same_replies(model, prompts):
-    with plain_paths():
-        expected = sample(model, prompts)
-    assert_same(sample(model, prompts), expected)
-    assert_same(sample(model, prompts, max_rows=9), expected)
-
-
-def test_a_long_row_that_has_ended_leaves_before_the_positions_run_out(model):
-    prompts = [[5] * 60] + [[6, number] for number in range(30, 37)]
-    first = torch.full((8, 1), 20)
-    first[0] = STOPS[0]  # of 64 positions; the others go on for 20 tokens
-    found = generate(model, prompts, max_new_tokens=20, temperature=0, stop_ids=STOPS, first_tokens=first)
-    assert found.lengths[0] == 1 and found.lengths[1:].max() > 5
-
-
-def test_a_sliding_window_is_kept_by_copies_of_the_prompts(prompts):
+def test_a_sliding_window_is_kept(model, prompts):
     config = DecoderConfig(VOCAB, 24, 40, 2, 4, 2, 8, max_position_embeddings=64, sliding_window=6)
-    windowed = Decoder(config).init_weights(torch.Generator().manual_seed(0))
+    windowed = prepared(Decoder(config).init_weights(torch.Generator().manual_seed(0)), model.engine)
     with torch.no_grad():
         windowed.model.embed_tokens.weight.mul_(30)
     found = generate(windowed, prompts, max_new_tokens=8, temperature=0, stop_ids=STOPS)
@@ -201,7 +153,6 @@ def test_first_tokens_are_drawn_from_one_prefill_without_decoding(model, prompts
     assert calls == [(len(prompts), max(LENGTHS))]
 
 
-# --- Ends -------------------------------------------------------------------------------------------------------------
 def test_a_reply_ends_with_its_first_stop_token_and_truncation_is_told(model, prompts):
     found = sample(model, prompts, samples=8, max_new_tokens=5)
     for row, reply in enumerate(found.replies()):
@@ -211,6 +162,12 @@ def test_a_reply_ends_with_its_first_stop_token_and_truncation_is_told(model, pr
         assert (found.tokens[row, len(reply) :] == STOPS[0]).all() and (found.logp[row, len(reply) :] == 0).all()
     last = [reply[-1] in STOPS for reply in found.replies() if len(reply) == 5]
     assert any(last) and not all(last)  # both the reply that ends just in time and the one that is cut were seen
+
+
+def test_without_stop_ids_every_reply_is_cut_at_the_longest_length(model, prompts):
+    found = sample(model, prompts, samples=2, max_new_tokens=5, stop_ids=())
+    assert (found.lengths == 5).all() and not found.finished.any()
+    assert torch.equal(sample(model, prompts, samples=2, max_new_tokens=5, stop_ids=(VOCAB + 1,)).tokens, found.tokens)
 
 
 def test_one_token_is_enough(model, prompts):
@@ -233,13 +190,12 @@ def test_greedy_replies_leave_the_global_generator_alone(model, prompts):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- Forced first tokens ----------------------------------------------------------------------------------------------
 def test_forced_first_tokens_begin_the_replies_and_are_scored(model, prompts):
     first = torch.arange(24).view(6, 4) + 20
     found = sample(model, prompts, first_tokens=first)
     assert torch.equal(found.tokens[:, 0], first.flatten())
     torch.testing.assert_close(found.logp, completion_of(model, prompts, found, 4), rtol=0, atol=1e-5)
-    assert_same(sample(model, prompts, first_tokens=first.flatten(), max_rows=5), found)
+    assert_same(sample(model, prompts, first_tokens=first.flatten()), found)
 
 
 def test_replies_from_their_own_first_tokens_are_the_same_replies(model, prompts):
@@ -254,16 +210,16 @@ def test_a_forced_stop_token_is_a_whole_reply(model, prompts):
 
 def test_first_tokens_drawn_from_a_prefill_have_the_distribution_of_generate(model, prompts):
     samples = 4000
-    logits, _ = prefill(model, prompts[:2])
+    with torch.no_grad():
+        logits = torch.stack([model(torch.tensor([prompt]))[0, -1] for prompt in prompts[:2]])
     drawn = draw_first_tokens(model, prompts[:2], torch.rand(2, samples, generator=torch.Generator().manual_seed(5)), 0.8)
-    settings = {"samples": samples, "max_new_tokens": 1, "temperature": 0.8, "max_rows": 10**6}
+    settings = {"samples": samples, "max_new_tokens": 1, "temperature": 0.8}
     generated = sample(model, prompts[:2], 6, **settings).tokens[:, 0].view(2, samples)
     for row, probs in enumerate((logits / 0.8).softmax(-1)):
         assert_distributed(drawn[row], probs)
         assert_distributed(generated[row], probs)
 
 
-# --- Wrong use --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -274,7 +230,6 @@ def test_first_tokens_drawn_from_a_prefill_have_the_distribution_of_generate(mod
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0}, "top_p is 0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"stop_ids": ()}, "stop_ids is empty"),
         ({"first_tokens": torch.tensor([1, 2])}, r"first_tokens are \(2,\), expected one for each of 6 x 4 replies"),
     ],
 )
@@ -291,35 +246,9 @@ def test_an_empty_prompt_and_one_too_long_for_the_model_are_named(model, prompts
 
 
 def test_weights_that_give_nan_are_an_error_not_a_reply(model, prompts):
-    broken = Decoder(model.config)
+    broken = prepared(Decoder(model.config), model.engine)
     broken.load_state_dict(model.state_dict())
     with torch.no_grad():
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="logits are not finite"):
         sample(broken, prompts)
-
-
-def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, prompts, monkeypatch):
-    """2 layers x 2 heads of 8 x keys and values x 4 bytes: 256 bytes a token."""
-    assert sampler.rows_that_fit(model, 100) == 1024
-    monkeypatch.setattr(sampler, "CACHE_BYTES", 256 * 100 * 7)
-    assert sampler.rows_that_fit(model, 100) == 7 and sampler.rows_that_fit(model, 10_000) == 1
-    monkeypatch.undo()
-    monkeypatch.setattr(sampler, "CPU_LAYER_BYTES", 128 * 100 * 70)  # what every step of one layer reads, on a CPU
-    assert sampler.rows_that_fit(model, 100) == 70 and sampler.rows_that_fit(model, 10_000) == sampler.FEWEST_ROWS
-    rows, fit = [], sampler.rows_that_fit
-    monkeypatch.setattr(sampler, "rows_that_fit", lambda model, length: rows.append(length) or fit(model, length))
-    sample(model, prompts)
-    with plain_paths():
-        sample(model, prompts)
-    assert rows == [3 + 12, 9 + 12]  # the longest prompt has nine tokens: a fourth of them a sample, or a copy for each
-    monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 61 * 5)
-    assert sampler.rows_that_fit(model, 100) == 5
-    alive, step = [], sampler.DecodeStep
-    monkeypatch.setattr(sampler, "DecodeStep", lambda model, caches, last, *rest: alive.append(len(last)) or step(model, caches, last, *rest))
-    sample(model, prompts, samples=2)
-    assert max(alive) in (4, 5)  # a third prompt enters when three rows are left: never more than the five that are allowed
-    monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 1)
-    alive.clear()
-    sample(model, prompts, samples=4)
-    assert max(alive) == 4  # one prompt with its samples, at least

@@ -1,16 +1,21 @@
-"""Label probabilities against the plain forward pass of the real decoder, one prompt at a time."""
+"""Label probabilities against one forward pass of the real decoder, a prompt at a time.
+
+Every test runs with both engines: `model.engine` is the one that the model was prepared for.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from taosr1.fast import label_probs as labels
-from taosr1.fast.label_probs import label_probabilities
-from taosr1.fast.onednn_linear import plain_paths
-from taosr1.fast.prefix_groups import batch_by_length
-from taosr1.model.decoder import Decoder, DecoderConfig
+from taosr1.engine import PLAIN
+from taosr1.fast import FAST
+from taosr1.fast import label_probs as fast_label_probs
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.sampling.batching import batch_by_length
+from taosr1.sampling.label_probs import LabelProbs
 from taosr1.serving.tiering import cumulative_tier
 
 LENGTHS = [5, 1, 17, 3, 17, 9, 2, 30, 5, 12]
@@ -22,14 +27,23 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return train_tokenizer(texts, 300, tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer) -> Decoder:
+@pytest.fixture(scope="module", params=[PLAIN, FAST], ids=lambda engine: engine.name)
+def model(tokenizer, request) -> Decoder:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = DecoderConfig(tokenizer.vocab_size, **shape, num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
     model = Decoder(config).init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():  # fresh weights are so small that every probability is alike: a wrong row would go unseen
         model.model.embed_tokens.weight.mul_(30)
-    return model
+    return prepared(model, request.param)
+
+
+def prepared(model: Decoder, engine) -> Decoder:
+    model.engine = engine
+    return engine.prepare(model)
+
+
+def label_probabilities(model, tokenizer, prompts, **settings) -> LabelProbs:
+    return model.engine.label_probabilities(model, tokenizer, prompts, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -77,50 +91,15 @@ def test_prompts_that_share_a_prefix_score_like_each_prompt_alone(model, tokeniz
         probs, mass = by_hand(model, tokenizer, prompt)
         torch.testing.assert_close(found.probs[row], probs, rtol=1e-4, atol=1e-5)
         assert float(found.label_mass[row]) == pytest.approx(mass, rel=1e-4)
-    with plain_paths():
-        plain = label_probabilities(model, tokenizer, shared, max_tokens_per_batch=budget)
-    torch.testing.assert_close(found.probs, plain.probs, rtol=1e-4, atol=1e-5)
-
-
-def test_a_prefix_is_computed_once_and_little_is_padding(model, tokenizer, monkeypatch):
-    generator = torch.Generator().manual_seed(3)
-    query = torch.randint(tokenizer.vocab_size, (24,), generator=generator).tolist()
-    lengths = [2 + product % 20 for product in range(400)]
-    prompts = [query + torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist() for length in lengths]
-    shapes, hidden = [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, **given: shapes.append(tuple(ids.shape)) or hidden(ids, **given))
-    label_probabilities(model, tokenizer, prompts)
-    assert shapes[0][0] == 1 and 24 <= shapes[0][1] <= 25 and len(shapes) > 3
-    assert sum(rows * width for rows, width in shapes[1:]) < 1.2 * sum(lengths)  # unsorted: 1.8
-    shapes.clear()
-    with plain_paths():
-        label_probabilities(model, tokenizer, prompts)
-    assert sum(rows * width for rows, width in shapes) > 400 * 26
-
-
-def test_prompts_close_to_the_models_positions_are_scored_whatever_stands_beside_them(model, tokenizer):
-    """The longest prefix and the longest suffix belong to different queries: together they would not fit."""
-    prompts = [[5] * 60 + [7], [5] * 60 + [8], [6] * 17 + [9] * 40 + [1], [6] * 17 + [10] * 40 + [2]]
-    found = label_probabilities(model, tokenizer, prompts)
-    for row, prompt in enumerate(prompts):
-        torch.testing.assert_close(found.probs[row], by_hand(model, tokenizer, prompt)[0], rtol=1e-4, atol=1e-5)
-
-
-def test_scores_at_once_bound_the_rows_of_a_batch(model, tokenizer, shared, monkeypatch):
-    expected, rows, hidden = label_probabilities(model, tokenizer, shared), [], model.hidden
-    monkeypatch.setattr(labels, "SCORES_AT_ONCE", 4 * 44 * 11 * 2)
-    monkeypatch.setattr(model, "hidden", lambda ids, **given: rows.append(len(ids)) or hidden(ids, **given))
-    torch.testing.assert_close(label_probabilities(model, tokenizer, shared).probs, expected.probs, rtol=1e-4, atol=1e-5)
-    assert len(rows) > 5 and all(count <= 6 for count in rows[2:])
 
 
 def test_no_draws_give_no_tokens(model, tokenizer, shared):
-    assert label_probabilities(model, tokenizer, shared, uniform=torch.zeros(len(shared), 0)).drawn.shape == (len(shared), 0)
+    assert label_probabilities(model, tokenizer, shared, uniform=torch.zeros(len(shared), 0)).first_tokens.shape == (len(shared), 0)
 
 
-def test_a_sliding_window_shorter_than_the_prompts_is_kept(tokenizer, shared):
+def test_a_sliding_window_shorter_than_the_prompts_is_kept(model, tokenizer, shared):
     config = DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 8, max_position_embeddings=64, sliding_window=8)
-    windowed = Decoder(config).init_weights(torch.Generator().manual_seed(0))
+    windowed = prepared(Decoder(config).init_weights(torch.Generator().manual_seed(0)), model.engine)
     found = label_probabilities(windowed, tokenizer, shared)
     for row, prompt in enumerate(shared):
         torch.testing.assert_close(found.probs[row], by_hand(windowed, tokenizer, prompt)[0], rtol=1e-4, atol=1e-5)
@@ -139,8 +118,10 @@ def test_head_sees_one_position_per_prompt(model, tokenizer, prompts, monkeypatc
     monkeypatch.setattr(model, "head", lambda hidden: seen.append(tuple(hidden.shape)) or head(hidden))
     label_probabilities(model, tokenizer, prompts)
     assert seen == [(10, 32)]
-    seen.clear()
-    monkeypatch.setattr(labels, "LOGITS_AT_ONCE", 3 * tokenizer.vocab_size)
+    if model.engine is PLAIN:
+        return
+    seen.clear()  # the fast engine bounds the logits in memory
+    monkeypatch.setattr(fast_label_probs, "LOGITS_AT_ONCE", 3 * tokenizer.vocab_size)
     chunked = label_probabilities(model, tokenizer, prompts)
     assert seen == [(3, 32), (3, 32), (3, 32), (1, 32)]
     monkeypatch.undo()
@@ -157,7 +138,7 @@ def test_result_is_detached_float32_on_the_cpu_and_fit_for_tiering(model, tokeni
 
 
 def test_bfloat16_weights_score_in_float32(model, tokenizer, prompts):
-    half = Decoder(model.config)
+    half = prepared(Decoder(model.config), model.engine)
     half.load_state_dict(model.state_dict())
     found = label_probabilities(half.to(torch.bfloat16), tokenizer, prompts)
     torch.testing.assert_close(found.probs.sum(-1), torch.ones(10), rtol=0, atol=1e-6)  # bfloat16 sums miss by 1e-3
@@ -185,7 +166,7 @@ def test_wrong_prompts_are_named(model, tokenizer, prompts):
 
 
 def test_broken_weights_are_reported_with_the_prompt(model, tokenizer, prompts):
-    broken = Decoder(model.config)
+    broken = prepared(Decoder(model.config), model.engine)
     broken.load_state_dict(model.state_dict())
     with torch.no_grad():
         broken.model.embed_tokens.weight[prompts[3][0]] = float("nan")

@@ -42,7 +42,7 @@ def odd_rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_hand_worked_temperatures():
-    """At 1/2 the probabilities are squared: .01 .04 .09 .16, over .30. At 2 their roots are taken. At 1 nothing happens."""
+    """At 1/2 the probabilities are squared: .01 .04 .09 .16, over .30; at 2 roots are taken; at 1 nothing happens."""
     close(apply_temperature([ROW], 0.5), [[1 / 30, 4 / 30, 9 / 30, 16 / 30]])
     roots = np.sqrt(ROW)
     close(apply_temperature([ROW], 2.0), [roots / roots.sum()])
@@ -72,7 +72,8 @@ def test_scaling_keeps_the_order_within_a_row_and_sums_to_one(seed):
 
 @pytest.mark.parametrize(("first", "second"), [(0.5, 2.0), (0.3, 0.7), (1.7, 3.0)])
 def test_one_temperature_after_another_is_their_product(first, second):
-    probs = np.concatenate([odd_rows(seed)[0] for seed in range(10)]) * 0.99 + 0.0025  # away from zero, which is read as 2^-126
+    # No probability is 0: that would count as 2^-126.
+    probs = np.concatenate([odd_rows(seed)[0] for seed in range(10)]) * 0.99 + 0.0025
     close(apply_temperature(apply_temperature(probs, first), second), apply_temperature(probs, first * second), 1e-9)
 
 
@@ -123,7 +124,7 @@ def test_hand_worked_nll():
 def test_hand_worked_fit():
     """Five rows say .7 for grade 4 and .1 for the rest; two of five are grade 4, one is each of the others.
 
-    The NLL is lowest where P(4) = 2/5, so that 7^a / (7^a + 3) = 2/5, 7^a = 2, and the temperature 1/a is log 7 / log 2.
+    The NLL is lowest where P(4) = 2/5: 7^a / (7^a + 3) = 2/5, 7^a = 2, and the temperature 1/a is log 7 / log 2.
     """
     probs, grades = [[0.1, 0.1, 0.1, 0.7]] * 5, [4, 4, 1, 2, 3]
     assert fit_temperature(probs, grades) == pytest.approx(math.log(7) / math.log(2), rel=1e-9)
@@ -164,7 +165,8 @@ def test_fit_of_one_sided_data_is_defined():
     assert fit_temperature(certain, [4, 4, 4]) == 1.0  # nothing left to improve
     assert fit_temperature(uniform, [1, 2, 4]) == 1.0  # no temperature changes anything
     # One of forty is wrong: P(4) = 39/40, 117 times each other grade, whose 0 is read as 2^-126.
-    assert fit_temperature([certain[0]] * 40, [4] * 39 + [1]) == pytest.approx(126 * math.log(2) / math.log(117), rel=1e-9)
+    expected = 126 * math.log(2) / math.log(117)
+    assert fit_temperature([certain[0]] * 40, [4] * 39 + [1]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_fit_ignores_row_order_and_duplication():
@@ -178,7 +180,7 @@ def test_fit_ignores_row_order_and_duplication():
 @pytest.mark.parametrize(
     ("probs", "grades", "message"),
     [
-        ([], [], "no rows to fit on"),
+        ([], [], "no rows"),
         ([ROW], [4, 4], "probs has 1 rows, grades has 2"),
         ([ROW, ROW], [4, 5], r"grades\[1\] is 5, expected 1-4"),
         ([ROW], [0], r"grades\[0\] is 0"),

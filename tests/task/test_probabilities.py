@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from taosr1.task.probabilities import checked_fit, checked_probs
+from taosr1.task.probabilities import checked_probs, checked_probs_and_grades
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -38,14 +38,14 @@ def test_a_wrong_shape_is_named(rows):
 
 
 def test_rows_to_fit_on_come_back_as_arrays():
-    probs, gold = checked_fit([[0.25] * 4] * 2, torch.tensor([4, 1]))
+    probs, gold = checked_probs_and_grades([[0.25] * 4] * 2, torch.tensor([4, 1]))
     assert probs.shape == (2, 4) and gold.dtype == np.int64 and gold.tolist() == [4, 1]
 
 
 @pytest.mark.parametrize(
     ("probs", "grades", "message"),
     [
-        ([], [], "no rows to fit on"),
+        ([], [], "no rows"),
         ([[0.25] * 4], [1, 2], "probs has 1 rows, grades has 2"),
         ([[0.25] * 4] * 2, [1, 5], r"grades\[1\] is 5, expected 1-4"),
         ([[0.25] * 4] * 2, [1.0, 2.5], r"grades\[1\] is 2.5"),
@@ -56,4 +56,4 @@ def test_rows_to_fit_on_come_back_as_arrays():
 )
 def test_rows_that_nothing_can_be_fitted_on_are_named(probs, grades, message):
     with pytest.raises(ValueError, match=message):
-        checked_fit(probs, grades)
+        checked_probs_and_grades(probs, grades)

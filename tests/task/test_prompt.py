@@ -9,10 +9,12 @@ import pytest
 
 from taosr1.data.judgements import Judgement, check_cot
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.task import prompt
 from taosr1.task.prompt import (
     FORMATS,
     INSTRUCTIONS,
     ORDERS,
+    STYLES,
     PromptConfig,
     Reply,
     encode_prompt,
@@ -22,8 +24,20 @@ from taosr1.task.prompt import (
     reply_text,
 )
 
-COT = "Query: travel mug; material not plastic\nItem: travel mug; material steel\nCategory: same\nAttributes: material met\nDecision: 4-Excellent"
-ROW = Judgement("travel mug not plastic", "Hollin steel travel mug", brand="Hollin", price="$16", description="keeps  tea warm", grade=4, cot=COT)
+COT = """Query: travel mug; material not plastic
+Item: travel mug; material steel
+Category: same
+Attributes: material met
+Decision: 4-Excellent"""
+ROW = Judgement(
+    "travel mug not plastic",
+    "Hollin steel travel mug",
+    brand="Hollin",
+    price="$16",
+    description="keeps  tea warm",
+    grade=4,
+    cot=COT,
+)
 CONTROL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 BRIEF = PromptConfig(style="brief", fields=("title", "price"))
 
@@ -67,7 +81,9 @@ def test_the_label_is_the_first_token_of_a_reply_that_answers_first(tokenizer):
 def test_an_order_with_reasons_needs_a_chain_of_thought():
     assert reply_text("label", 3) == "3"
     for order in ("pre-cot", "post-cot"):
-        with pytest.raises(ValueError, match=r"needs a chain of thought for every row \(column 'cot'\); --order label does not"):
+        with pytest.raises(
+            ValueError, match=r"needs a chain of thought for every row \(column 'cot'\); --order label does not"
+        ):
             reply_text(order, 3)
 
 
@@ -116,7 +132,21 @@ def test_garbage_never_raises_and_what_is_well_formed_can_be_learned_from():
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
-    pieces = ["Query: ", "Item: ", "Category:", "Attributes: a", "Decision: 4-Excellent", "Decision: ", "4", "1", "\n", "\r", "\u2028", " ", COT]
+    pieces = [
+        "Query: ",
+        "Item: ",
+        "Category:",
+        "Attributes: a",
+        "Decision: 4-Excellent",
+        "Decision: ",
+        "4",
+        "1",
+        "\n",
+        "\r",
+        "\u2028",
+        " ",
+        COT,
+    ]
     text = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=12).map("".join)
 
     @settings(max_examples=150, deadline=None, database=None)
@@ -143,7 +173,9 @@ def test_the_full_prompt_gives_instructions_and_names_the_shown_fields(tokenizer
     shown = tokenizer.decode(encode_prompt(tokenizer, ROW, PromptConfig(order=order)))
     assert shown.startswith(f"<|user|>{INSTRUCTIONS}\n{FORMATS[order]}\n\nQuery: travel mug not plastic\nProduct\n")
     body = shown.partition("Product\n")[2]
-    assert body == "Title: Hollin steel travel mug\nBrand: Hollin\nPrice: $16\nDescription: keeps  tea warm<|assistant|>"
+    assert (
+        body == "Title: Hollin steel travel mug\nBrand: Hollin\nPrice: $16\nDescription: keeps  tea warm<|assistant|>"
+    )
 
 
 def test_the_grade_and_the_reasons_of_a_row_are_not_in_its_prompt(tokenizer):
@@ -179,7 +211,8 @@ def test_no_text_of_a_row_becomes_a_control_token(tokenizer, field):
 
 
 def test_a_template_that_strips_or_wraps_the_message_is_followed(tokenizer, tmp_path):
-    stripping = "{% for m in messages %}<|user|>{{ m.content | trim }}!\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    stripping = "{% for m in messages %}<|user|>{{ m.content | trim }}!\n{% endfor %}"
+    stripping += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     other = with_template(tokenizer, stripping, tmp_path)
     ids = encode_prompt(other, ROW, BRIEF)
     assert other.decode(ids) == "<|user|> travel mug not plastic\n Hollin steel travel mug $16!\n<|assistant|>\n"
@@ -189,7 +222,10 @@ def test_a_template_that_strips_or_wraps_the_message_is_followed(tokenizer, tmp_
     ("template", "message"),
     [
         ("<|user|>hello<|assistant|>", "shows the user's message 0 times, expected once"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "shows the user's message 2 times, expected once"),
+        (
+            "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+            "shows the user's message 2 times, expected once",
+        ),
     ],
 )
 def test_a_template_that_loses_or_repeats_the_message_is_refused(tokenizer, tmp_path, template, message):
@@ -214,17 +250,67 @@ def test_a_prompt_configuration_comes_back_from_its_folder(tmp_path):
         assert PromptConfig.load(tmp_path) == config
 
 
+def test_any_change_of_the_wording_changes_its_hash_and_settings_that_render_alike_share_it(monkeypatch):
+    first = {(order, style): PromptConfig(order, style).wording_sha256 for order in ORDERS for style in STYLES}
+    assert len(set(first.values())) == 6
+    assert PromptConfig().wording_sha256 == PromptConfig(max_chars=300).wording_sha256  # a setting, not a wording
+    assert PromptConfig(fields=("title",)).wording_sha256 != PromptConfig().wording_sha256
+    for name, value in (
+        ("INSTRUCTIONS", INSTRUCTIONS.replace("4-Excellent:", "4-Excellent: all is well,")),
+        ("FORMATS", {order: text + " Be brief." for order, text in FORMATS.items()}),
+        ("COT_STEPS", ("Question", "Item", "Category", "Attributes", "Decision")),
+        ("_untrusted_texts", lambda *_: ["query", "title"]),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(prompt, name, value)
+            full = PromptConfig()
+            assert full.wording_sha256 != first["post-cot", "full"] and full == PromptConfig(), name
+            assert full.wording_sha256 in repr(full)  # so every identity made from it tells the two apart
+    assert replace(PromptConfig(), order="label").wording_sha256 == first["label", "full"]
+
+
+def test_a_model_trained_with_another_wording_is_loaded_with_a_warning_that_names_the_file(
+    tmp_path, monkeypatch, capsys
+):
+    PromptConfig().save(tmp_path)
+    path = tmp_path / "prompt.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["wording_sha256"] == PromptConfig().wording_sha256
+    assert PromptConfig.load(tmp_path) == PromptConfig() and capsys.readouterr().err == ""
+    with monkeypatch.context() as changed:
+        changed.setattr(prompt, "INSTRUCTIONS", "Grade it.")
+        assert PromptConfig.load(tmp_path) == PromptConfig()
+        warning = capsys.readouterr().err
+        assert f"{path}: the model was trained with another wording" in warning and stored["wording_sha256"] in warning
+        path.write_text(json.dumps({name: value for name, value in stored.items() if name != "wording_sha256"}))
+        assert PromptConfig.load(tmp_path) == PromptConfig() and capsys.readouterr().err == ""  # an older file
+
+
 def test_all_problems_of_a_configuration_are_named_at_once():
     with pytest.raises(ValueError) as caught:
         PromptConfig("cot", "short", ("title", "colour"), 0)
-    for part in ("order is 'cot'", "style is 'short'", "fields are ('title', 'colour')", "max_chars is 0, expected at least 1"):
+    for part in (
+        "order is 'cot'",
+        "style is 'short'",
+        "fields are ('title', 'colour')",
+        "max_chars is 0, expected at least 1",
+    ):
         assert part in str(caught.value)
     with pytest.raises(ValueError, match="fields are"):
         PromptConfig(fields=())
 
 
 @pytest.mark.parametrize(
-    "stored", ["", "[]", "{}", '{"fields": ["title"], "tone": "kind"}', '{"fields": "title"}', '{"fields": ["title"], "max_chars": "9"}', "\udcff"]
+    "stored",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"fields": ["title"], "tone": "kind"}',
+        '{"fields": "title"}',
+        '{"fields": ["title"], "max_chars": "9"}',
+        "\udcff",
+    ],
 )
 def test_a_damaged_configuration_file_is_named(tmp_path, stored):
     (tmp_path / "prompt.json").write_bytes(stored.encode("utf-8", "surrogateescape"))

@@ -43,7 +43,7 @@ def reply(category="same", attributes="none", query="travel mug", decision=4, or
     return parse_reply(cot if order == "pre-cot" else f"{decision}\n{cot}", order)
 
 
-# ---- the file -------------------------------------------------------------------------------------------------------
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_bundled_book_has_a_decision_rule_for_every_fact_that_costs_a_grade():
@@ -118,7 +118,7 @@ def test_callers_cannot_spoil_the_bundled_book():
     assert len(load_rules()) == len(RULES)
 
 
-# ---- deciding -------------------------------------------------------------------------------------------------------
+# --- deciding ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_misspelt_fact_is_an_error_and_not_a_grade(facts, message):
     assert message in str(caught.value)
 
 
-# ---- what a chain of thought implies --------------------------------------------------------------------------------
+# --- what a chain of thought implies ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_exclusions_come_from_the_query_line_in_order():
     assert facts_from_cot(reply("same", "no-colour near")) == {"category": "same", "no-colour": "near"}
 
 
-def test_the_embedded_world_and_the_rule_book_agree_on_every_chain_of_thought():
+def test_the_synthetic_shop_and_the_rule_book_agree_on_every_chain_of_thought():
     for _, _, judgement in make_pool("reasoned", 150):
         parsed = parse_reply(judgement.cot, "pre-cot")
         assert parsed.well_formed and implied_grade(parsed, RULES) == parsed.decision
@@ -273,7 +273,7 @@ def test_a_hostile_attributes_line_is_read_in_linear_time():
     assert implied_grade(Reply(4, "", "", "same", "x" + " " * 200_000 + "y"), RULES) is None
 
 
-# ---- retrieval ------------------------------------------------------------------------------------------------------
+# --- Retrieval --------------------------------------------------------------------------------------------------------
 
 
 def ids(query, title, category, k):

@@ -11,19 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.data.judgements import COT_STEPS, MAX_COT_CHARS, Judgement, check_cot
 from taosr1.judge import BUNDLED_FOLDER, load_judge
 from taosr1.learning.examples import examples_of
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task import prompt, teacher
 from taosr1.task.grades import GRADES, grade_name
+from taosr1.task.judgement import COT_STEPS, MAX_COT_CHARS, Judgement, check_cot
 from taosr1.task.prompt import ITEM_FIELDS, ORDERS, PromptConfig, encode_prompt, encode_reply, parse_reply, reply_text
 from taosr1.task.rules import facts_from_cot, load_rules, retrieve
 from taosr1.task.teacher import MAX_FIELD_CHARS, teacher_messages
 
 ROOT = Path(__file__).resolve().parents[2]
 NEED_HYPOTHESIS = "property tests need the [dev] extra: pip install -e '.[dev]'"
-COT = "Query: mug; material not plastic\nItem: mug; material steel\nCategory: same\nAttributes: material met\nDecision: 4-Excellent"
+COT = """Query: mug; material not plastic
+Item: mug; material steel
+Category: same
+Attributes: material met
+Decision: 4-Excellent"""
 MIB = "steel mug, 麂皮 <|end|> " * 2**16  # more than a mebibyte
 
 
@@ -47,7 +51,7 @@ def tokenizer(request, tmp_path_factory) -> Tokenizer:
     return Tokenizer(folder)
 
 
-# ---- control tokens ---------------------------------------------------------------------------------------------------------
+# --- control tokens ---------------------------------------------------------------------------------------------------
 
 
 def test_any_text_in_any_field_leaves_the_control_tokens_as_the_template_has_them(tokenizer):
@@ -56,12 +60,38 @@ def test_any_text_in_any_field_leaves_the_control_tokens_as_the_template_has_the
     control = tokenizer._control
     assert control
     spelled = [tokenizer._trusted.id_to_token(token) for token in sorted(control)]
-    cut = [token[:middle] for token in spelled for middle in (1, len(token) // 2)] + [token[len(token) // 2 :] for token in spelled]
-    odd = ["\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "{{ 7 * 7 }}", "{% raw %}", "{{ messages }}", "\ud800", "\0", "▁", "Ġ", "<0x0A>", "</s>", "<s>", "[INST]", "\u202e", " ", "\n"]
+    cut = [token[:middle] for token in spelled for middle in (1, len(token) // 2)] + [
+        token[len(token) // 2 :] for token in spelled
+    ]
+    odd = [
+        "\ue000",
+        "\ue001",
+        "\ue0000\ue001",
+        "\ue0001\ue001",
+        "{{ 7 * 7 }}",
+        "{% raw %}",
+        "{{ messages }}",
+        "\ud800",
+        "\0",
+        "▁",
+        "Ġ",
+        "<0x0A>",
+        "</s>",
+        "<s>",
+        "[INST]",
+        "\u202e",
+        " ",
+        "\n",
+    ]
     piece = strategies.sampled_from(spelled) | strategies.sampled_from([*cut, *odd]) | strategies.text(max_size=4)
     text = strategies.lists(piece, max_size=6).map("".join)
     row = strategies.builds(Judgement, **{name: text for name in ("query", *ITEM_FIELDS)})
-    config = strategies.builds(PromptConfig, strategies.sampled_from(ORDERS), strategies.sampled_from(["brief", "full"]), max_chars=strategies.sampled_from([1, 7, 600]))
+    config = strategies.builds(
+        PromptConfig,
+        strategies.sampled_from(ORDERS),
+        strategies.sampled_from(["brief", "full"]),
+        max_chars=strategies.sampled_from([1, 7, 600]),
+    )
 
     @hypothesis.settings(max_examples=60, deadline=None)
     @hypothesis.given(row, config)
@@ -83,7 +113,7 @@ def test_text_that_fills_a_slot_is_shown_where_it_belongs_and_never_rendered():
     assert shown == "<|user|> \ue0001\ue001 {{ 7 * 7 }}\n \ue0000\ue001 {% raw %} \ue0002\ue001<|assistant|>"
 
 
-# ---- the cost of long text --------------------------------------------------------------------------------------------------
+# --- the cost of long text --------------------------------------------------------------------------------------------
 
 
 class Counting:
@@ -116,7 +146,7 @@ def test_a_mebibyte_in_every_field_is_cut_before_it_reaches_the_tokenizer(style)
     assert counting.characters < 7 * (config.max_chars + 1) + 1500  # the instructions are the rest
 
 
-def test_a_judge_that_has_to_shorten_a_row_hands_over_little_more():
+def test_a_judge_that_has_to_shorten_a_row_tokenises_little_more():
     judge = load_judge("tiny")
     counting = Counting(judge.tokenizer)
     wide = replace(judge, tokenizer=counting, prompt=PromptConfig(style="brief"))
@@ -127,26 +157,32 @@ def test_a_judge_that_has_to_shorten_a_row_hands_over_little_more():
 def test_a_chain_of_thought_too_long_to_learn_is_refused_before_it_is_tokenised():
     judge = load_judge("tiny")
     counting = Counting(judge.tokenizer)
-    with pytest.raises(ValueError, match="a reply of .* characters .*expected at most .*: shorten its chain of thought"):
+    with pytest.raises(
+        ValueError, match="a reply of .* characters .*expected at most .*: shorten its chain of thought"
+    ):
         examples_of(replace(judge, tokenizer=counting), [long_row(cot=COT.replace("steel", MIB))])
     assert counting.characters < 10_000
     assert encode_reply(counting, "4\n" + "x" * MAX_COT_CHARS)
 
 
-def test_no_script_hands_text_to_a_tokenizer_by_itself():
-    """So what holds for `encode_prompt` and `encode_reply` holds for everything that scores, samples, labels, mines and trains.
+def test_no_script_calls_a_tokenizer_on_text_itself():
+    """So the properties of `encode_prompt` and `encode_reply` hold for all scoring, sampling, labelling and training.
 
     The benchmark steps.py reads no text: it draws words from a vocabulary and makes sure that each is one token.
     """
     callers = set()
     for path in [path for folder in ("taosr1", "train", "infer", "examples") for path in (ROOT / folder).rglob("*.py")]:
-        names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)}
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute)
+        }
         if names & {"encode_text", "encode_trusted"}:
             callers.add(path.relative_to(ROOT).as_posix())
     assert callers == {"taosr1/model/tokenizer.py", "taosr1/task/prompt.py", "examples/benchmarks/steps.py"}
 
 
-def test_the_teachers_prompt_and_the_search_for_its_rules_see_cut_text_alone(monkeypatch):
+def test_the_teachers_prompt_and_the_search_for_its_rules_get_only_cut_text(monkeypatch):
     searched = []
     monkeypatch.setattr(teacher, "retrieve", lambda *texts: searched.append(texts[:3]) or retrieve(*texts))
     user = teacher_messages(long_row(), load_rules(), 6)[1]["content"]
@@ -155,26 +191,53 @@ def test_the_teachers_prompt_and_the_search_for_its_rules_see_cut_text_alone(mon
     assert json.dumps(MIB[:MAX_FIELD_CHARS], ensure_ascii=False) in user and user.endswith("Grade given: 4-Excellent")
 
 
-# ---- replies ----------------------------------------------------------------------------------------------------------------
+# --- replies ----------------------------------------------------------------------------------------------------------
 
-# The exact form, said once more and independently: one space behind each name, text without space around it or another line break in it.
+# The exact form, written a second time and independently: one space behind each name, then text without space around it
+# or another line break in it.
 STEP = r"\S(?:[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]*\S)?"
-EXACT_COT = "\n".join(rf"{name}: {STEP}" for name in COT_STEPS[:-1]) + "\nDecision: (?:1-Irrelevant|2-Mismatch|3-Related|4-Excellent)"
+EXACT_COT = (
+    "\n".join(rf"{name}: {STEP}" for name in COT_STEPS[:-1])
+    + "\nDecision: (?:1-Irrelevant|2-Mismatch|3-Related|4-Excellent)"
+)
 EXACT = {"label": "[1234]", "pre-cot": EXACT_COT, "post-cot": "[1234]\n" + EXACT_COT}
 
 
 def replies(strategies):
     """Valid replies of every order with some of what models do to them."""
-    step = strategies.sampled_from(["mug", "mug; colour red", "same", "none", "colour met", "靴", "a: b", "4", "x" * 50])
+    step = strategies.sampled_from(
+        ["mug", "mug; colour red", "same", "none", "colour met", "靴", "a: b", "4", "x" * 50]
+    )
 
     @strategies.composite
     def reply(draw):
         order, grade = draw(strategies.sampled_from(ORDERS)), draw(strategies.sampled_from(GRADES))
-        cot = "\n".join(f"{name}: {draw(step)}" for name in COT_STEPS[:-1]) + f"\nDecision: {grade_name(draw(strategies.sampled_from(GRADES)))}"
+        cot = (
+            "\n".join(f"{name}: {draw(step)}" for name in COT_STEPS[:-1])
+            + f"\nDecision: {grade_name(draw(strategies.sampled_from(GRADES)))}"
+        )
         lines = reply_text(order, grade, cot).split("\n")
         for _ in range(draw(strategies.integers(0, 2))):
             place, other = (draw(strategies.integers(0, len(lines) - 1)) for _ in range(2))
-            damage = draw(strategies.sampled_from(["drop", "double", "swap", "digit", "space", "cr", "before", "text", "tail", "lower", "gap", "break", "colon"]))
+            damage = draw(
+                strategies.sampled_from(
+                    [
+                        "drop",
+                        "double",
+                        "swap",
+                        "digit",
+                        "space",
+                        "cr",
+                        "before",
+                        "text",
+                        "tail",
+                        "lower",
+                        "gap",
+                        "break",
+                        "colon",
+                    ]
+                )
+            )
             line = lines[place]
             if damage == "drop" and len(lines) > 1:
                 lines.pop(place)
@@ -183,9 +246,12 @@ def replies(strategies):
             elif damage == "swap":
                 lines[place], lines[other] = lines[other], line
             else:
-                change = {"digit": re.sub("[1-4]", draw(strategies.sampled_from("４٤④₄")), line), "space": line + " ", "cr": line + "\r", "before": " " + line,
-                          "text": line + " because", "tail": line + "\nthat is all", "lower": line.lower(), "gap": line + "\n", "break": line + "\u2028x",
-                          "colon": line.replace(": ", ":")}  # fmt: skip
+                change = {
+                    "digit": re.sub("[1-4]", draw(strategies.sampled_from("４٤④₄")), line), "space": line + " ",
+                    "cr": line + "\r", "before": " " + line, "text": line + " because", "tail": line + "\nthat is all",
+                    "lower": line.lower(), "gap": line + "\n", "break": line + "\u2028x",
+                    "colon": line.replace(": ", ":"),
+                }  # fmt: skip
                 lines[place] = change.get(damage, line)
         return order, "\n".join(lines) + draw(strategies.sampled_from(["", "\n", "\n\n", "\r\n", " "]))
 
@@ -209,7 +275,12 @@ def test_a_reply_is_well_formed_in_its_exact_form_only_and_its_facts_stay_what_t
             assert reply.grade == reply.decision
         if reply.well_formed and order != "label":
             # Written again from what was read of it, it reads the same.
-            cot = "\n".join(f"{name}: {value}" for name, value in zip(COT_STEPS, (reply.query, reply.item, reply.category, reply.attributes, grade_name(reply.decision))))
+            cot = "\n".join(
+                f"{name}: {value}"
+                for name, value in zip(
+                    COT_STEPS, (reply.query, reply.item, reply.category, reply.attributes, grade_name(reply.decision))
+                )
+            )
             assert reply_text(order, reply.grade, cot) == text.rstrip("\n")
             check_cot(cot)
 
@@ -235,7 +306,9 @@ def test_what_a_chain_of_thought_may_be_is_what_a_well_formed_reply_holds():
     check()
 
 
-@pytest.mark.parametrize("label", ["４", "٤", "④", "4 ", " 4", "4\r", "4.", "04", "+4", "4-Excellent", "4\u2028", "\ufeff4", ""])
+@pytest.mark.parametrize(
+    "label", ["４", "٤", "④", "4 ", " 4", "4\r", "4.", "04", "+4", "4-Excellent", "4\u2028", "\ufeff4", ""]
+)
 def test_a_label_is_one_ascii_digit_and_nothing_else(label):
     for order in ("label", "post-cot"):
         reply = parse_reply(f"{label}\n{COT}" if order == "post-cot" else label, order)
@@ -243,13 +316,29 @@ def test_a_label_is_one_ascii_digit_and_nothing_else(label):
     assert parse_reply(f"{label}\n{COT}", "post-cot").decision == 4  # the reasons can still be read
 
 
-@pytest.mark.parametrize("change", ["Decision: 4-Excellent ", "Decision: 4-Excellent\r", "Decision:  4-Excellent", "Decision: 4-Excellent\nDone", "Decision: 4-Excellent\x0b"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "Decision: 4-Excellent ",
+        "Decision: 4-Excellent\r",
+        "Decision:  4-Excellent",
+        "Decision: 4-Excellent\nDone",
+        "Decision: 4-Excellent\x0b",
+    ],
+)
 def test_a_decision_with_something_around_it_is_not_well_formed(change):
     text = COT.replace("Decision: 4-Excellent", change)
     assert parse_reply(text, "pre-cot").grade == 4 and not parse_reply(text, "pre-cot").well_formed
 
 
 def test_a_reply_of_any_length_is_read_in_linear_time():
-    for text in (MIB, "\n" * 2**20, "Query: " * 2**18, "Query: x\n" * 2**17, COT + " " * 2**20, "4\n" + COT + "\n" * 2**20):
+    for text in (
+        MIB,
+        "\n" * 2**20,
+        "Query: " * 2**18,
+        "Query: x\n" * 2**17,
+        COT + " " * 2**20,
+        "4\n" + COT + "\n" * 2**20,
+    ):
         for order in ORDERS:
             assert isinstance(parse_reply(text, order), prompt.Reply)

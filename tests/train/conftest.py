@@ -84,8 +84,8 @@ def stopped_after(monkeypatch) -> Callable[..., None]:
     def run(saves: int, main, argv: list[str]) -> None:
         done, save = [], loop.save_checkpoint
 
-        def save_and_stop(*arguments):
-            save(*arguments)
+        def save_and_stop(*arguments, **given):
+            save(*arguments, **given)
             done.append(arguments)
             if len(done) == saves:
                 raise KeyboardInterrupt

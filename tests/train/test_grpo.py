@@ -12,7 +12,6 @@ import torch
 import train.grpo
 import train.sft
 from taosr1.data.judgements import write_judgements
-from taosr1.fast.onednn_linear import is_plain
 from taosr1.judge import BUNDLED, load_judge
 from taosr1.learning.loop import accumulate
 from taosr1.learning.rollout_group import RolloutBatch
@@ -76,11 +75,9 @@ def test_prefill_decodes_fewer_tokens_than_samples_for_as_many_groups(post, tmp_
 
 
 @pytest.mark.parametrize("difficulty", ["samples", "prefill"])
-def test_without_tricks_the_numbers_are_the_same_to_rounding(post, tmp_path, look, difficulty, monkeypatch):
-    monkeypatch.setattr("taosr1.fast.onednn_linear._plain", False)  # and so again afterwards: `--plain` holds for a process
+def test_the_plain_program_gives_the_same_numbers_to_rounding(post, tmp_path, look, difficulty):
     for out, more in (("fast", []), ("plain", ["--plain"])):
         grpo(flags(post, tmp_path / out, "--steps", "1", "--test", "", "--difficulty", difficulty, *more))
-        assert is_plain() == bool(more)
     fast, plain = (look.metrics(tmp_path / out)[0] for out in ("fast", "plain"))
     for name in fast.keys() - {"time_s"}:
         assert fast[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-4), name

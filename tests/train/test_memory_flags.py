@@ -119,6 +119,6 @@ def test_adapters_are_not_continued_at_another_scale_on_another_base_or_from_who
     again = [*start, "--steps", "3", "--resume", step, "--out"]
     assert "alpha=64.0" in refused(sft, "--model", post, *again, tmp_path / "a", "--lora-rank", "4", "--lora-alpha", "64")
     message = refused(sft, "--model", thinker, *again, tmp_path / "b", *LORA)
-    assert "holds adapters that stand on" in message and "--model is now" in message
+    assert "holds adapters for" in message and "--model is now" in message
     again[again.index(step)] = tmp_path / "whole/checkpoints/step-000002"
-    assert "holds whole weights, but this run trains adapters" in refused(sft, "--model", post, *again, tmp_path / "c", *LORA)
+    assert "holds all weights, but this run trains adapters" in refused(sft, "--model", post, *again, tmp_path / "c", *LORA)

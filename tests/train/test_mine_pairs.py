@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import write_judgements
-from taosr1.data.rows import clean_text
 from taosr1.judge import load_judge
 from taosr1.runtime.chunked_job import ChunkedJob
+from taosr1.runtime.jsonl import clean_text
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import parse_reply, reply_text
 from train.mine_pairs import main as mine

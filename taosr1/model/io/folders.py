@@ -1,4 +1,4 @@
-"""Folders: where a model's files are, where a run keeps its checkpoints, and which of them `--model` means."""
+"""Paths of a model's files, and the folder that a `--model` argument stands for."""
 
 from __future__ import annotations
 
@@ -7,59 +7,27 @@ import re
 from pathlib import Path
 
 from taosr1.model.tokenizer import TOKENIZER_FILES
-from taosr1.runtime.files import MANIFEST_FILE, DamagedError, read_checksummed, read_json
+from taosr1.runtime.checkpoint import best_checkpoint
+from taosr1.runtime.files import MANIFEST_FILE, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-BEST_FILE = "best.json"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_STEP_FOLDER = re.compile(r"step-(\d{6,})")
-
-
-# --- Runs -------------------------------------------------------------------------------------------------------------
-def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a folder, oldest first. A half-written one never has such a name; `verify` finds damage."""
-    found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in Path(folder).glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
-
-
-def read_best(folder: str | Path) -> dict:
-    """best.json of a folder of checkpoints: step and score of the best one; {} where nothing was evaluated yet.
-
-    Raises: DamagedError naming the file, where it is not what was written.
-    """
-    path = Path(folder) / BEST_FILE
-    try:
-        return read_checksummed(path) if path.exists() else {}
-    except DamagedError as error:
-        raise DamagedError(f"{error}; without it the newest checkpoint counts as the best, and the next evaluation writes it anew") from error
 
 
 def model_folder(path: str | Path) -> str:
-    """What to load for `--model`: a run folder stands for its best checkpoint (its newest without an evaluation).
+    """What to load for `--model`: of a run folder its best checkpoint; any other path or a hub id unchanged.
 
-    Anything that is no run folder is returned as it is: a Hugging Face folder or a hub id.
-    Raises: FileNotFoundError for a run without a complete checkpoint, or whose best one is gone.
+    Raises: as `runtime.checkpoint.best_checkpoint`.
     """
-    folder = Path(path) / "checkpoints"
-    if not folder.is_dir():
-        return str(path)
-    steps = dict(checkpoints(folder))
-    if not steps:
-        raise FileNotFoundError(f"--model {path}: the run has no complete checkpoint yet; run its script again to continue it")
-    best = read_best(folder).get("step", max(steps))
-    if best not in steps:
-        raise FileNotFoundError(f"--model {path}: {folder / BEST_FILE} names step {best}, which is not there; give one of {', '.join(map(str, steps.values()))}")
-    if not (steps[best] / MANIFEST_FILE).is_file():
-        raise DamagedError(f"--model {path}: {steps[best] / MANIFEST_FILE} is missing, so nothing says whether this checkpoint is whole")
-    return str(steps[best])
+    return str(best_checkpoint(path) or path)
 
 
 def weights_fingerprint(source: str) -> str:
-    """A short text that is another for other weights: of a checkpoint its manifest's hash, else of samples from the weight files.
+    """A short text that differs for other weights: a checkpoint's manifest hashed, else samples of the weight files.
 
-    Where the weights are in memory `model_digest` reads each of them; this is for a start, and for models that no process holds whole.
-    source: a local folder or hub id as `Decoder.source` has it, "" for fresh weights.
+    For the start of a run, and for models that no single process holds; `model_digest` reads every loaded weight.
+    source: a local folder or hub id as in `Decoder.source`; "" for fresh weights.
     """
     if not source:
         return "fresh weights"
@@ -73,20 +41,19 @@ def weights_fingerprint(source: str) -> str:
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
             with open(path, "rb") as file:
-                for place in range(0, size, max(2**20, size // 16)):
-                    file.seek(place)
+                for offset in range(0, size, max(2**20, size // 16)):  # at most 17 samples of 1 MB
+                    file.seek(offset)
                     digest.update(file.read(2**20))
     if (folder / ADAPTER_CONFIG).is_file():
-        digest.update(weights_fingerprint(str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))).encode())
+        base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+        digest.update(weights_fingerprint(base).encode())
     return f"{folder.name}, sha256 {digest.hexdigest()[:16]}"
 
 
-# --- Models -----------------------------------------------------------------------------------------------------------
 def resolve_folder(folder_or_hub_id: str | Path) -> Path:
-    """A local model folder: the argument itself where it is one, else a download from the Hugging Face hub.
+    """The local folder of a model: the argument itself, or a download from the Hugging Face hub.
 
-    Raises:
-        FileNotFoundError: neither; or the folder holds no model (a run's own folder, say).
+    Raises: FileNotFoundError where it is neither, or a folder without a model (a run folder, for example).
     """
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
@@ -100,9 +67,9 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """The safetensors files of a model folder, each with the tensors that the index says are in it (none without an index).
+    """The safetensors files of a model folder, each with its tensors as the index lists them (none without an index).
 
-    Raises: FileNotFoundError and ValueError naming what is missing or wrong.
+    Raises: FileNotFoundError or ValueError naming what is missing or wrong.
     """
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: set()}
@@ -111,25 +78,27 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
         hint = f"; {', '.join(other)} cannot be read: convert to safetensors first" if other else ""
         raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}{hint}")
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise ValueError(f"{folder / INDEX}: weight_map is missing, empty or not a map from tensor name to file name")
-    names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name or "\\" in name or not name.endswith(".safetensors")]
+    files = sorted(set(weight_map.values()))
+    outside = [file for file in files if Path(file).name != file or "\\" in file or not file.endswith(".safetensors")]
     if outside:
         raise ValueError(f"{folder / INDEX} names what is no .safetensors file of its own folder: {', '.join(outside)}")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
-    return {folder / file: {name for name, holder in weight_map.items() if holder == file} for file in names}
+    return {folder / file: {name for name, holder in weight_map.items() if holder == file} for file in files}
 
 
 def _check_model_folder(folder: Path) -> None:
     config = folder / "config.json"
-    if (folder / ADAPTER_CONFIG).is_file() or config.is_file() and {"architectures", "model_type"} & read_json(config).keys():
+    if (folder / ADAPTER_CONFIG).is_file():
         return
-    found = sorted(str(path.parent) for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"checkpoints/*/{name}"))
-    if found or (folder / "checkpoints").is_dir():
-        shown = ", ".join(found) or "none is complete yet"
+    if config.is_file() and {"architectures", "model_type"} & read_json(config).keys():
+        return
+    if (folder / "checkpoints").is_dir():
+        configs = (path for name in (config.name, ADAPTER_CONFIG) for path in folder.glob(f"checkpoints/*/{name}"))
+        shown = ", ".join(sorted(str(path.parent) for path in configs)) or "none is complete yet"
         raise FileNotFoundError(f"{folder} is a run folder, not a model: give one of its checkpoints ({shown})")
     why = "its config.json has no model_type" if config.is_file() else "it has no config.json"
     raise FileNotFoundError(f"{folder} is not a model folder: {why} (expected a Hugging Face folder or a checkpoint)")
@@ -138,9 +107,9 @@ def _check_model_folder(folder: Path) -> None:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = ["config.json", "generation_config.json", "model*.safetensors", INDEX, ADAPTER, ADAPTER_CONFIG, *TOKENIZER_FILES]
+    files = ["config.json", "generation_config.json", "model*.safetensors", INDEX, ADAPTER, ADAPTER_CONFIG]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=files))
+        return Path(snapshot_download(hub_id, allow_patterns=[*files, *TOKENIZER_FILES]))
     except Exception as error:  # network errors have no common base class across versions of the library
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise FileNotFoundError(

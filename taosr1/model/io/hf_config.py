@@ -1,24 +1,24 @@
-"""Hugging Face's config.json to `DecoderConfig` and back: strict, because an ignored option is a wrong model."""
+"""Hugging Face's config.json to `DecoderConfig` and back; an unsupported option is an error."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taosr1.model.decoder import DecoderConfig
 from taosr1.model.config import Llama3Scaling
+from taosr1.model.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: its flags, and what transformers assumes where its config.json is silent."""
+    """One architecture: its fixed options, and the defaults of transformers for keys that config.json lacks."""
 
     model_type: str
     qk_norm: bool = False
     qkv_bias: bool = False
     experts: bool = False
-    windowed: bool = False  # `sliding_window` holds for every layer; elsewhere `use_sliding_window` has to be off
-    kv_heads: int | None = None  # None: must be written; 0: one per query head
+    windowed: bool = False  # `sliding_window` applies to every layer; other families need `use_sliding_window` off
+    kv_heads: int | None = None  # None: the key is required; 0: one per query head
     head_dim: int = 0  # 0: hidden_size / heads
     max_position_embeddings: int = 32768
 
@@ -35,7 +35,7 @@ SUPPORTED = (
     "(Mistral: or one sliding window), bias on q, k and v in Qwen2 alone"
 )
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-MISTRAL_WINDOW = 4096  # transformers' default where a Mistral file has no such key; null means none
+MISTRAL_WINDOW = 4096  # default of transformers where Mistral's config.json lacks the key; null means no window
 
 
 def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
@@ -46,34 +46,35 @@ def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
     """
     name = _architecture(config)
     family = FAMILIES[name]
-    problems = [] if config.get("model_type", family.model_type) == family.model_type else [
-        f"model_type={config['model_type']!r} contradicts architectures=[{name!r}]"
-    ]  # fmt: skip
-    problems += _unsupported_options(config, family)
+    problems = _unsupported_options(config, family)
+    if config.get("model_type", family.model_type) != family.model_type:
+        problems.insert(0, f"model_type={config['model_type']!r} contradicts architectures=[{name!r}]")
     rope_theta, rope_scaling = _rope(config, problems)
-    values = {key: config.get(key) for key in REQUIRED}
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    values["num_key_value_heads"] = _or(config.get("num_key_value_heads"), family.kv_heads if family.kv_heads != 0 else heads)
-    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or _share(width, heads))
+    kv_heads = heads if family.kv_heads == 0 else family.kv_heads
+    values = {key: config.get(key) for key in REQUIRED}
+    values["num_key_value_heads"] = _or(config.get("num_key_value_heads"), kv_heads)
+    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or _quotient(width, heads))
     values["max_position_embeddings"] = _or(config.get("max_position_embeddings"), family.max_position_embeddings)
+    if family.experts:
+        # Transformers 5 writes num_local_experts.
+        values["num_experts"] = _or(config.get("num_experts"), config.get("num_local_experts"))
+        values |= {key: config.get(key) for key in ("num_experts_per_tok", "moe_intermediate_size")}
+        values["norm_topk_prob"] = config.get("norm_topk_prob", False)
+        values["dense_layers"] = _dense_layers(config, problems)
+    missing = [key for key, value in values.items() if value is None]
+    problems += [f"{key} is missing" for key in missing]
     if family.windowed:
         values["sliding_window"] = config.get("sliding_window", MISTRAL_WINDOW)
-    if family.experts:
-        values["num_experts"] = _or(config.get("num_experts"), config.get("num_local_experts"))  # transformers 5 writes the second
-        values |= {key: config.get(key) for key in ("num_experts_per_tok", "moe_intermediate_size")}
-        values |= {"norm_topk_prob": config.get("norm_topk_prob", False), "dense_layers": _dense_layers(config, problems)}
-    missing = [key for key, value in values.items() if value is None and key != "sliding_window"]
-    problems += [f"{key} is missing" for key in missing]
-    decoder = None
+    values |= {"rope_theta": rope_theta, "rope_scaling": rope_scaling, "rms_norm_eps": config.get("rms_norm_eps", 1e-6)}
+    values |= {"qk_norm": family.qk_norm, "qkv_bias": family.qkv_bias}
+    values["tie_word_embeddings"] = config.get("tie_word_embeddings", False)
     if not missing:
         try:
-            decoder = DecoderConfig(
-                **values, rope_theta=rope_theta, rope_scaling=rope_scaling, rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-                tie_word_embeddings=config.get("tie_word_embeddings", False), qk_norm=family.qk_norm, qkv_bias=family.qkv_bias,
-            )  # fmt: skip
+            decoder = DecoderConfig(**values)
         except ValueError as error:
             problems.append(str(error))
-    if problems or decoder is None:
+    if problems:
         raise ValueError("this config.json is not supported:\n  " + "\n  ".join(problems) + f"\n{SUPPORTED}")
     return decoder
 
@@ -81,47 +82,36 @@ def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
 def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
     """The config.json object of a decoder, readable by transformers 4 and 5 and by vLLM.
 
-    A Mistral without a window is written as Llama: the same network.
+    A Mistral without a window is written as Llama, the same network.
+    Raises: ValueError where no family has this combination of options.
     """
     flags = (config.qk_norm, config.qkv_bias, config.num_experts > 0, config.sliding_window is not None)
     known = {(f.qk_norm, f.qkv_bias, f.experts, f.windowed): name for name, f in FAMILIES.items()}
     if flags not in known:
-        raise ValueError(f"no family has q/k norms, qkv bias, experts and a sliding window as in {config}: it cannot be written")
-    name, rope = known[flags], {"rope_theta": config.rope_theta, "rope_type": "default"}
+        raise ValueError(f"no family has the q/k norms, qkv bias, experts and sliding window of {config}")
+    name, scaling = known[flags], {"rope_type": "default"}
     if config.rope_scaling is not None:
-        rope |= {"rope_type": "llama3", **asdict(config.rope_scaling)}
+        scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
+    same_key = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    same_key += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
     written = {
         "architectures": [name],
         "model_type": FAMILIES[name].model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+        **{key: getattr(config, key) for key in same_key},
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,  # transformers 4, with rope_scaling; rope_parameters is transformers 5
-        "rope_scaling": None if config.rope_scaling is None else {key: rope[key] for key in rope if key != "rope_theta"},
-        "rope_parameters": rope,
-        "tie_word_embeddings": config.tie_word_embeddings,
         "use_cache": True,
+        "rope_theta": config.rope_theta,  # transformers 4 reads these two, transformers 5 reads rope_parameters
+        "rope_scaling": None if config.rope_scaling is None else scaling,
+        "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
     }
     if not config.qkv_bias:
         written["attention_bias"] = False
     if config.sliding_window is not None:
         written["sliding_window"] = config.sliding_window
     if config.num_experts:
-        written |= {
-            "num_experts": config.num_experts,
-            "num_experts_per_tok": config.num_experts_per_tok,
-            "moe_intermediate_size": config.moe_intermediate_size,
-            "norm_topk_prob": config.norm_topk_prob,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": list(config.dense_layers),
-        }
+        same_key = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
+        written |= {key: getattr(config, key) for key in same_key}
+        written |= {"decoder_sparse_step": 1, "mlp_only_layers": list(config.dense_layers)}
     return written
 
 
@@ -137,14 +127,14 @@ def _architecture(config: dict[str, Any]) -> str:
 
 
 def _unsupported_options(config: dict[str, Any], family: Family) -> list[str]:
-    """What the file switches on that the decoder does not compute."""
+    """A message for each option of the file that the decoder does not compute."""
     none = ["quantization_config"] + ["num_experts", "num_local_experts"] * (not family.experts)
     problems = [f"{key}={config[key]!r}, expected none" for key in none if config.get(key)]
     for key, only in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0)):
         if config.get(key, only) != only:
             problems.append(f"{key}={config[key]!r}, expected {only!r}")
     switches = ["mlp_bias", "attention_dropout"] + ["use_sliding_window"] * (not family.windowed)
-    if not family.qkv_bias:  # Qwen2's bias on q, k and v is fixed, and it has no such key
+    if not family.qkv_bias:  # Qwen2 always has a bias on q, k and v, and no such key
         switches.append("attention_bias")
     problems += [f"{key}={config[key]!r}, expected off" for key in switches if config.get(key)]
     kinds = config.get("layer_types") or []
@@ -155,7 +145,7 @@ def _unsupported_options(config: dict[str, Any], family: Family) -> list[str]:
 
 
 def _rope(config: dict[str, Any], problems: list[str]) -> tuple[Any, Llama3Scaling | None]:
-    """Rotary base and scaling from transformers 4's keys (rope_theta, rope_scaling) or 5's (rope_parameters)."""
+    """Rotary base and scaling from the keys of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
     theta, scaling = config.get("rope_theta"), None
     for key in ("rope_scaling", "rope_parameters"):
         options = config.get(key)
@@ -164,9 +154,9 @@ def _rope(config: dict[str, Any], problems: list[str]) -> tuple[Any, Llama3Scali
         if not isinstance(options, dict):
             problems.append(f"{key}={options!r}, expected an object or null")
             continue
-        nested = [name for name, value in options.items() if isinstance(value, (dict, list))]
+        nested = ", ".join(name for name, value in options.items() if isinstance(value, (dict, list)))
         if nested:
-            problems.append(f"{key} has entries of its own for {', '.join(nested)}, expected one set of numbers for all layers")
+            problems.append(f"{key} has separate entries for {nested}, expected one set of numbers for all layers")
         kind = options.get("rope_type", options.get("type", "default"))
         if kind == "llama3":
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -183,17 +173,20 @@ def _rope(config: dict[str, Any], problems: list[str]) -> tuple[Any, Llama3Scali
 
 
 def _dense_layers(config: dict[str, Any], problems: list[str]) -> tuple[int, ...]:
-    """Layers of a mixture-of-experts model that have an ordinary MLP: those named, and those the step leaves out."""
-    named, step, layers = _or(config.get("mlp_only_layers"), []), config.get("decoder_sparse_step", 1), config.get("num_hidden_layers")
-    if not isinstance(named, list) or any(type(layer) is not int for layer in named) or type(step) is not int or step < 1:
-        problems.append(f"mlp_only_layers={named!r}, decoder_sparse_step={step!r}: expected a list of layer numbers and an integer >= 1")
-        return ()
-    if type(layers) is not int or layers > 10_000:  # reported elsewhere
-        return ()
-    return tuple(layer for layer in range(layers) if layer in named or (layer + 1) % step)
+    """Layers of a mixture-of-experts model with an ordinary MLP: those listed, and those between two expert layers."""
+    listed, step = _or(config.get("mlp_only_layers"), []), config.get("decoder_sparse_step", 1)
+    layers = config.get("num_hidden_layers")
+    if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
+        problems.append(f"mlp_only_layers={listed!r}, expected a list of layer numbers")
+    elif type(step) is not int or step < 1:
+        problems.append(f"decoder_sparse_step={step!r}, expected an integer >= 1")
+    elif type(layers) is int and layers <= 10_000:  # anything else is reported by DecoderConfig
+        return tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)
+    return ()
 
 
-def _share(width: Any, heads: Any) -> Any:
+def _quotient(width: Any, heads: Any) -> Any:
+    """width // heads; where they are no such integers, `width`, which DecoderConfig refuses together with them."""
     return width // heads if type(width) is int and type(heads) is int and heads > 0 else width
 
 

@@ -1,13 +1,13 @@
-"""Weights in and out of Hugging Face folders: config.json, generation_config.json and safetensors, whole or in shards.
+"""Weights in and out of Hugging Face folders: config.json, generation_config.json and safetensors, sharded or not.
 
-Loading reads every header first, so that a folder that does not fit is refused before any tensor is touched, and then
-copies file by file straight into parameters of the wanted dtype on the wanted device. A folder of adapters (PEFT) loads
-as what it stands for: its base with the adapters merged in.
+Loading first checks the header of every file against the model, so that a folder that does not fit is refused before
+any tensor is read. It then copies file by file into parameters of the requested dtype and device. A folder of adapters
+(PEFT) is loaded as its base model with the adapters merged in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,32 @@ from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config, save_adapters
 from taosr1.model.io.folders import ADAPTER_CONFIG, INDEX, SINGLE, resolve_folder, weight_files
 from taosr1.model.io.hf_config import from_hf_config, to_hf_config
-from taosr1.model.io.shards import read_sharded, write_sharded
 from taosr1.model.lora import adapters, add_adapters, merge_adapters
 from taosr1.model.tokenizer import Tokenizer
-from taosr1.runtime.files import read_json, replace_file, verify, write_json
+from taosr1.runtime.files import read_json, replacing, verify, write_json
+from taosr1.runtime.shards import is_sharded, read_sharded, write_sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAPPED_BYTES = 64 * 2**20  # of a file, held in memory at most while it is copied
-SHARD_BYTES = 5 * 10**9  # what a weights file holds at most, as in transformers 4
+MAPPED_BYTES = 64 * 2**20  # of a weights file, held in memory at most while it is copied
+SHARD_BYTES = 5 * 10**9  # largest weights file, as in transformers 4
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+# ---- load ------------------------------------------------------------------------------------------------------------
 
 
 def load_pretrained(
     folder_or_hub_id: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[Decoder, Tokenizer]:
-    """Load a model and its tokenizer from a local folder, or else from the Hugging Face hub (ORG/NAME).
+    """Load a model and its tokenizer from a local folder or, where there is none, from the Hugging Face hub (ORG/NAME).
 
     Raises:
-        FileNotFoundError: no such folder or model, or a file is missing from it.
-        ValueError: an unsupported config, weights that do not fit it, a tokenizer that does not fit the task or model, a checkpoint
-            whose files are not what was written.
+        FileNotFoundError: no such folder or model, or one of its files is missing.
+        ValueError: an unsupported config; weights or a tokenizer that do not fit; damaged files of a checkpoint.
     """
     folder = resolve_folder(folder_or_hub_id)
     verify(folder, without="optimizer")
-    tokenizer = Tokenizer(_tokenizer_folder(folder))  # first: it fails fast, the weights are slow
+    tokenizer = Tokenizer(_tokenizer_folder(folder))  # first: it fails within milliseconds, the weights take seconds
     model = _load_decoder(folder, folder_or_hub_id, dtype, device)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
@@ -55,246 +58,176 @@ def load_pretrained(
 def load_decoder(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """Load the weights and config alone. Arguments and errors as `load_pretrained`.
+    """Load weights and config without a tokenizer. Arguments and errors as `load_pretrained`.
 
-    On device "meta" only headers are read and no weight is: the shape of a model that is to be sharded first.
+    On device "meta" only the headers are read: for a model that is to be sharded before its weights are loaded.
     """
     found = resolve_folder(folder)
     verify(found, without="optimizer")
     return _load_decoder(found, folder, dtype, device)
 
 
-def _load_decoder(folder: Path, spec: str | Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+def load_weights(model: Decoder, folder: str | Path) -> None:
+    """Load a folder's weights into an existing model; of a sharded model every rank reads its own slices.
+
+    Raises: ValueError where they do not fit; the model is unchanged then.
+    """
+    found = resolve_folder(folder)
+    files = _check_headers(model, found)
+    if is_sharded(model.parameters()):
+        read_sharded(hf_tensors(model), found)
+    else:
+        _copy_weights(model, files)
+
+
+def _load_decoder(folder: Path, source: str | Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype}, expected one of {', '.join(DTYPES)}")
-    *above, folder = _base_folders(folder)
-    for below in (*above[1:], folder) if above else ():  # what adapters stand on may be checkpoints too
+    *adapter_folders, base = _base_folders(folder)
+    for below in (*adapter_folders, base)[1:]:  # the bases of adapters may be checkpoints too
         verify(below, without="optimizer")
-    raw = read_json(folder / "config.json")
+    raw = read_json(base / "config.json")
     try:
         config = from_hf_config(raw)
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    with torch.device("meta"):  # no memory and no random numbers until the real weights arrive
+        raise ValueError(f"{base / 'config.json'}: {error}") from error
+    generation = read_json(base / "generation_config.json") if (base / "generation_config.json").is_file() else {}
+    with torch.device("meta"):  # no memory and no random numbers before the stored weights arrive
         model = Decoder(config)
-    files = _check_headers(model, folder)
-    # Not model.to_empty, which imports half of torch.compile first.
+    files = _check_headers(model, base)
+    # Not model.to_empty, which first imports half of torch.compile.
     empty = {name: torch.empty(tensor.shape, dtype=dtype, device=device) for name, tensor in model.state_dict().items()}
     model.load_state_dict(empty, assign=True)
     if str(device) != "meta":
         _copy_weights(model, files)
-    elif above:
-        raise ValueError(f"{above[0]} holds adapters, which cannot be sharded: make them whole with infer/merge.py first")
+    elif adapter_folders:
+        raise ValueError(f"{folder} holds adapters, which cannot be sharded: merge them with infer/merge.py first")
     model.hf_config, model.generation_config = raw, generation
-    for adapter in reversed(above):
-        add_adapters(model, read_adapter_config(adapter)[0])
-        load_adapters(model, adapter)
+    for adapter_folder in reversed(adapter_folders):
+        add_adapters(model, read_adapter_config(adapter_folder)[0])
+        load_adapters(model, adapter_folder)
         merge_adapters(model)
-    model.source = str(Path(spec).resolve()) if Path(spec).is_dir() else str(spec)
+    model.source = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
     return model
 
 
 def _base_folders(folder: Path) -> list[Path]:
-    """The folder itself and, where it holds adapters, what they stand on, and so on down to a folder of weights."""
+    """The folder itself and, where it holds adapters, their base, its base and so on; the last one holds weights."""
     chain = [folder]
     while (chain[-1] / ADAPTER_CONFIG).is_file():
         if any((chain[-1] / name).is_file() for name in (SINGLE, INDEX)):
-            raise ValueError(f"{chain[-1]} holds both adapters ({ADAPTER_CONFIG}) and whole weights: remove one of them")
+            raise ValueError(
+                f"{chain[-1]} holds both adapters ({ADAPTER_CONFIG}) and a model's weights: remove one of them"
+            )
         base = read_adapter_config(chain[-1])[1]
         try:
             found = resolve_folder(base)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}. Adapters need what they stand on: infer/merge.py makes them whole before it goes") from error
+            raise FileNotFoundError(
+                f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}. Adapters need their base; "
+                "infer/merge.py merges them into it, to be run before the base is removed"
+            ) from error
         if found.resolve() in [path.resolve() for path in chain]:
-            raise ValueError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}, which stands on these adapters itself")
+            raise ValueError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}, whose own base are these adapters")
         chain.append(found)
     return chain
 
 
 def _tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer is. Adapters of other programs share their base's: a copy beside them does not know its end tokens."""
-    found = [path for path in _base_folders(folder) if (path / "tokenizer.json").is_file()]
-    whole = (path for path in found if any((path / name).is_file() for name in ("generation_config.json", "config.json")))
-    return next(whole, found[0] if found else folder)
+    """The folder to read the tokenizer from: that of adapters only where its config files name the end tokens.
 
-
-def load_weights(model: Decoder, folder: str | Path) -> None:
-    """Copy the weights of a folder into an existing model of the same shape; nothing is copied where they do not fit."""
-    _copy_weights(model, _check_headers(model, Path(folder)))
-
-
-def save_pretrained(model: Decoder, tokenizer: Tokenizer, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a complete Hugging Face folder; each file is written aside, forced to disk and renamed into place.
-
-    config.json keeps what the source's had beyond the decoder's own keys. A tied head is stored once. More than
-    `shard_bytes` of weights go into numbered shards with an index. Of a model with adapters only those are written, in
-    PEFT's format: its weights are where they came from.
-
-    Raises:
-        ValueError: the folder holds weights in other files than those to be written, which would be left beside them.
+    Other programs copy the tokenizer's files beside adapters, without the base's config that lists all end tokens.
     """
-    folder = Path(folder)
-    if adapters(model):
-        save_adapters(model, folder, model.source)
-        # There is no config.json here to find the end tokens in.
-        write_json(folder / "generation_config.json", _generation_json(model, tokenizer) | {"eos_token_id": list(tokenizer.eos_ids)})
-        tokenizer.save(folder)
-        return
-    tensors = {name: tensor.detach().contiguous() for name, tensor in hf_tensors(model).items()}  # contiguous for safetensors
-    shards = _shards(tensors, shard_bytes)
-    names = {SINGLE} if len(shards) == 1 else {_shard_name(number, len(shards)) for number in range(len(shards))} | {INDEX}
-    left_over = {path.name for pattern in ("model*.safetensors", INDEX) for path in folder.glob(pattern)} - names
-    if left_over:
-        raise ValueError(f"{folder} holds other weights ({', '.join(sorted(left_over))}): save to another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, shard in enumerate(shards):
-        part = {name: tensors[name] for name in shard}
-        replace_file(
-            folder / (SINGLE if len(shards) == 1 else _shard_name(number, len(shards))),
-            lambda temporary, part=part: safetensors.torch.save_file(part, temporary, metadata={"format": "pt"}),
-        )
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        weight_map = {name: _shard_name(number, len(shards)) for number, shard in enumerate(shards) for name in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    save_descriptions(model, tokenizer, folder)
-
-
-def save_descriptions(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
-    """What stands beside the weights: config.json, generation_config.json and the tokenizer's files."""
-    write_json(folder / "config.json", _config_json(model, tokenizer))
-    write_json(folder / "generation_config.json", _generation_json(model, tokenizer))
-    tokenizer.save(folder)
-
-
-def weights_into(model: Decoder, folder: str | Path) -> None:
-    """Read a folder's weights into a sharded model: every rank takes its own slices."""
-    files = _check_headers(model, resolve_folder(folder))
-    tensors = hf_tensors(model)
-    read_sharded(tensors, next(iter(files)).parent)
-
-
-def save_weights_sharded(model: Decoder, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a sharded model's weights as `save_pretrained` would, together with all other ranks."""
-    tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
-    files = _shards(tensors, shard_bytes)
-    write_sharded(tensors, folder, join={name: number for number, names in enumerate(files, start=1) for name in names})
-
-
-def hf_tensors(model: Decoder) -> dict[str, Tensor]:
-    """Every weight under its Hugging Face name. Stacked experts are one tensor each there, so theirs are views."""
-    found = {}
-    for name, tensor in model.state_dict().items():
-        block, stack, matrix = name.partition(".mlp.experts.")
-        if stack:
-            found |= {f"{block}{stack}{number}.{matrix}.weight": part for number, part in enumerate(tensor)}
-        else:
-            found[name] = tensor
-    return found
-
-
-def _shards(tensors: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
-    """Names in their order, cut so that every shard holds at most `shard_bytes`, or a single larger tensor."""
-    shards, size = [[]], 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards, size = [*shards, []], 0
-        shards[-1].append(name)
-        size += tensor.nbytes
-    return shards
-
-
-def _shard_name(number: int, count: int) -> str:
-    return f"model-{number + 1:05}-of-{count:05}.safetensors"
-
-
-def _generation_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
-    generation = model.generation_config or {"pad_token_id": tokenizer.pad_id}
-    return {"eos_token_id": list(tokenizer.eos_ids), **generation}
-
-
-def _config_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The source's config.json where there was one, with every key the decoder owns set to what it is now."""
-    source = dict(model.hf_config)
-    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    written = {**source, **to_hf_config(model.config), "dtype": dtype}
-    written |= {key: source[key] for key in ("architectures", "model_type") if source.get(key)}  # Mistral without a window
-    if "torch_dtype" in source:  # transformers 4's name for it
-        written["torch_dtype"] = dtype
-    if source.get("rope_parameters"):
-        written["rope_parameters"] = {**source["rope_parameters"], **written["rope_parameters"]}
-    # eos_ids[0] is what training writes at the end of a reply.
-    written.setdefault("eos_token_id", tokenizer.eos_ids[0])
-    written.setdefault("pad_token_id", tokenizer.pad_id)
-    return written
+    found = [path for path in _base_folders(folder) if (path / "tokenizer.json").is_file()]
+    configs = ("generation_config.json", "config.json")
+    named = [path for path in found if any((path / name).is_file() for name in configs)]
+    return next(iter(named or found), folder)
 
 
 def _check_headers(model: Decoder, folder: Path) -> dict[Path, list[str]]:
-    """Which weights each file holds, after a look at all headers: nothing missing, left over, mis-shaped or mis-placed."""
+    """The names of the weights in each file, after all headers are checked against the model.
+
+    Raises: ValueError listing weights that are missing, unexpected, stored twice, in another file than the index says,
+        or of another shape or type.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in hf_tensors(model).items()}
+    required = expected.keys()
     if model.lm_head is None:
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]  # a second copy that old files may hold
+        expected = {**expected, HEAD: expected[EMBEDDING]}  # some files store a tied head a second time
     files: dict[Path, list[str]] = {}
-    problems, seen = [], {}
-    for path, promised in weight_files(folder).items():
+    file_of: dict[str, str] = {}
+    problems = []
+    for path, listed in weight_files(folder).items():
         with _open(path) as handle:
-            names = {name: handle.get_slice(name) for name in handle.keys() if not _derived(name)}
-            problems += [f"missing {name}, which {INDEX} says is in {path.name}" for name in sorted(promised - names.keys()) if not _derived(name)]
-            for name, view in names.items():
-                shape = tuple(view.get_shape())
-                if name not in expected:
-                    problems.append(f"unexpected {name} in {path.name}")
-                elif shape != expected[name]:
-                    problems.append(f"{name} in {path.name} has shape {shape}, expected {expected[name]}")
-                elif view.get_dtype() not in ("F32", "F16", "BF16"):
-                    problems.append(f"{name} in {path.name} is stored as {view.get_dtype()}, expected F32, F16 or BF16")
-                elif name in seen:
-                    problems.append(f"{name} is stored twice, in {seen[name]} and in {path.name}")
-                files.setdefault(path, []).append(name)
-                seen[name] = path.name
-            seen |= {name: path.name for name in promised}  # reported already: not missing as well
-    optional = "lm_head.weight" if model.lm_head is None else None
-    problems += [f"missing {name}" for name in expected if name not in seen and name != optional]
+            views = {name: handle.get_slice(name) for name in handle.keys() if not _is_computed(name)}
+            missing = sorted(name for name in listed - views.keys() if not _is_computed(name))
+            problems += [f"missing {name}, which {INDEX} says is in {path.name}" for name in missing]
+            problems += [problem for name in views if (problem := _misfit(name, views[name], path, expected, file_of))]
+        files[path] = list(views)
+        file_of |= dict.fromkeys([*views, *listed], path.name)  # a weight that its file lacks is not reported twice
+    problems += [f"missing {name}" for name in required if name not in file_of]
     if problems:
-        raise ValueError(_listing(folder, problems))
+        shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise ValueError("\n  ".join([f"the weights in {folder} do not fit its config.json:", *shown]))
     return files
+
+
+def _misfit(
+    name: str, view: Any, path: Path, expected: dict[str, tuple[int, ...]], file_of: dict[str, str]
+) -> str | None:
+    """What is wrong with one stored weight, or None."""
+    shape, dtype = tuple(view.get_shape()), view.get_dtype()
+    if name not in expected:
+        return f"unexpected {name} in {path.name}"
+    if shape != expected[name]:
+        return f"{name} in {path.name} has shape {shape}, expected {expected[name]}"
+    if dtype not in ("F32", "F16", "BF16"):
+        return f"{name} in {path.name} is stored as {dtype}, expected F32, F16 or BF16"
+    return f"{name} is stored twice, in {file_of[name]} and in {path.name}" if name in file_of else None
 
 
 @torch.no_grad()
 def _copy_weights(model: Decoder, files: dict[Path, list[str]]) -> None:
-    """Copy the checked files into the model, a piece at a time: what has been copied of a map leaves the memory at once.
+    """Copy the checked files into the model; a head stored beside a tied embedding has to equal it.
 
-    A copy, because a parameter that is a map of its file changes when the file does.
+    A copy, because a parameter that is a memory map of its file changes when the file does.
     """
-    targets, tied_copy = hf_tensors(model), None
+    targets = hf_tensors(model)
+    _for_each_piece(files, targets, _copy)
+    if model.lm_head is None:
+        _for_each_piece(files, {HEAD: targets[EMBEDDING]}, _check_tied)
+
+
+def _for_each_piece(
+    files: dict[Path, list[str]], targets: dict[str, Tensor], use: Callable[[Path, str, Tensor, Tensor], None]
+) -> None:
+    """Call use(file, name, rows of a target, the same rows as stored) for all targets, MAPPED_BYTES at a time.
+
+    A file is opened again after every MAPPED_BYTES: only closing a memory map gives its pages back.
+    """
     for path, names in files.items():
         handle, mapped = _open(path), 0
-        for name in names:
-            if name not in targets:
-                tied_copy = path
-                continue
-            for start, stop in _pieces(targets[name]):
-                target, stored = targets[name][start:stop], handle.get_tensor(name)[start:stop]  # a view of the map: get_slice would copy
-                target.copy_(stored)
-                if target.dtype == torch.float16 != stored.dtype and not target.isfinite().all():
-                    raise ValueError(f"{path}: {name} holds values beyond float16, or NaN: load it as bfloat16 or float32")
+        for name in [name for name in names if name in targets]:
+            target = targets[name]
+            rows = max(1, MAPPED_BYTES * len(target) // max(1, target.nbytes))
+            for start in range(0, len(target), rows):
+                stored = handle.get_tensor(name)[start : start + rows]  # a view of the map: get_slice would copy
+                use(path, name, target[start : start + rows], stored)
                 mapped += stored.nbytes
                 del stored
                 if mapped >= MAPPED_BYTES:
                     handle, mapped = _open(path), 0
-    if tied_copy is not None:
-        embedding = targets["model.embed_tokens.weight"]
-        for start, stop in _pieces(embedding):
-            stored = _open(tied_copy).get_tensor("lm_head.weight")[start:stop]
-            if not torch.equal(stored.to(embedding.device, embedding.dtype), embedding[start:stop]):
-                raise ValueError(f"{tied_copy}: lm_head.weight differs from model.embed_tokens.weight, but config.json says they are tied")
 
 
-def _pieces(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """First and last row of pieces of about MAPPED_BYTES."""
-    rows = max(1, MAPPED_BYTES * len(tensor) // max(1, tensor.nbytes))
-    return ((start, min(start + rows, len(tensor))) for start in range(0, len(tensor), rows))
+def _copy(path: Path, name: str, target: Tensor, stored: Tensor) -> None:
+    target.copy_(stored)
+    if target.dtype == torch.float16 != stored.dtype and not target.isfinite().all():
+        raise ValueError(f"{path}: {name} holds values beyond float16, or NaN: load it as bfloat16 or float32")
+
+
+def _check_tied(path: Path, name: str, embedding: Tensor, stored: Tensor) -> None:
+    if not torch.equal(stored.to(embedding.device, embedding.dtype), embedding):
+        raise ValueError(f"{path}: {name} differs from {EMBEDDING}, but config.json says they are tied")
 
 
 def _open(path: Path) -> Any:
@@ -304,11 +237,107 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
 
 
-def _derived(name: str) -> bool:
-    """Computed from rope_theta; files written by old transformers hold it."""
+def _is_computed(name: str) -> bool:
+    """Whether the decoder computes this tensor (from rope_theta); files of old transformers versions store it."""
     return name.endswith("rotary_emb.inv_freq")
 
 
-def _listing(folder: Path, problems: list[str], most: int = 20) -> str:
-    more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
-    return f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems[:most]) + more
+# ---- save ------------------------------------------------------------------------------------------------------------
+
+
+def save_pretrained(
+    model: Decoder, tokenizer: Tokenizer, folder: str | Path, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write a complete Hugging Face folder; every file is written under another name, forced to disk and renamed.
+
+    config.json keeps those keys of its source that the decoder does not know. A tied head is stored once. More than
+    `shard_bytes` of weights are written as numbered shards with an index. Of a model with adapters only the adapters
+    are written, in PEFT's format, with `model.source` as their base.
+
+    Raises:
+        ValueError: the folder holds weights in other files than those to be written, which would stay beside them.
+    """
+    folder = Path(folder)
+    if adapters(model):
+        save_adapters(model, folder, model.source)
+        # All end tokens: there is no config.json here that would name them.
+        generation = _generation_json(model, tokenizer) | {"eos_token_id": list(tokenizer.eos_ids)}
+        write_json(folder / "generation_config.json", generation)
+        tokenizer.save(folder)
+        return
+    tensors = {name: tensor.detach().contiguous() for name, tensor in hf_tensors(model).items()}  # as safetensors asks
+    files = _shards(tensors, shard_bytes)
+    written = {*files, INDEX} if len(files) > 1 else {*files}
+    others = {path.name for pattern in ("model*.safetensors", INDEX) for path in folder.glob(pattern)} - written
+    if others:
+        raise ValueError(f"{folder} holds other weights ({', '.join(sorted(others))}): save to another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, names in files.items():
+        shard = {name: tensors[name] for name in names}
+        with replacing(folder / file) as temporary:
+            safetensors.torch.save_file(shard, temporary, metadata={"format": "pt"})
+    if len(files) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        weight_map = {name: file for file, names in files.items() for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    save_config_and_tokenizer(model, tokenizer, folder)
+
+
+def save_weights_sharded(model: Decoder, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a sharded model's weights as `save_pretrained` would; all ranks call it."""
+    tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
+    files = _shards(tensors, shard_bytes).values()
+    write_sharded(tensors, folder, join={name: number for number, names in enumerate(files, 1) for name in names})
+
+
+def save_config_and_tokenizer(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files."""
+    write_json(folder / "config.json", _config_json(model, tokenizer))
+    write_json(folder / "generation_config.json", _generation_json(model, tokenizer))
+    tokenizer.save(folder)
+
+
+def hf_tensors(model: Decoder) -> dict[str, Tensor]:
+    """Every weight under its Hugging Face name; stacked experts are views of the stack, one tensor each."""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        block, stack, matrix = name.partition(".mlp.experts.")
+        if stack:
+            found |= {f"{block}{stack}{number}.{matrix}.weight": expert for number, expert in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def _shards(tensors: dict[str, Tensor], shard_bytes: int) -> dict[str, list[str]]:
+    """File names, each with its tensors in order: at most `shard_bytes` a file, or a single larger tensor."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards, size = [*shards, []], 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, 1)}
+
+
+def _generation_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
+    generation = model.generation_config or {"pad_token_id": tokenizer.pad_id}
+    return {"eos_token_id": list(tokenizer.eos_ids), **generation}
+
+
+def _config_json(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The config.json the model was loaded with, if any, with the decoder's own keys set to their values now."""
+    source = dict(model.hf_config)
+    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
+    written = {**source, **to_hf_config(model.config), "dtype": dtype}
+    # A Mistral without a window would be written as Llama.
+    written |= {key: source[key] for key in ("architectures", "model_type") if source.get(key)}
+    if "torch_dtype" in source:  # the name of `dtype` in transformers 4
+        written["torch_dtype"] = dtype
+    if source.get("rope_parameters"):
+        written["rope_parameters"] = {**source["rope_parameters"], **written["rope_parameters"]}
+    written.setdefault("eos_token_id", tokenizer.eos_ids[0])  # the one that training writes at the end of a reply
+    written.setdefault("pad_token_id", tokenizer.pad_id)
+    return written

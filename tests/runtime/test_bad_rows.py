@@ -6,15 +6,17 @@ import json
 
 import pytest
 
-from taosr1.data.bad_rows import NAMED, BadRows, kind_of, shorten
 from taosr1.data.judgements import iter_judgements, read_judgements
-from taosr1.data.rows import read_jsonl
+from taosr1.runtime.bad_rows import NAMED, BadRows, kind_of, shorten
+from taosr1.runtime.jsonl import read_jsonl
 
 GOOD = {"query": "red boots", "title": "Boots, red", "grade": 4}
 
 
 def save(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 

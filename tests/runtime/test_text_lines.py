@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from taosr1.data import text as lines
 from taosr1.data.judgements import read_judgements
-from taosr1.data.text import DamagedFile, check_file, damage_in, read_lines, rows_in
+from taosr1.runtime import text_lines as lines
+from taosr1.runtime.text_lines import DamagedFile, check_file, damage_in, read_lines, rows_in
 
 TEXT = '{"query": "café", "title": "靴"}\r\n\n{"query": "mug", "title": "Mug"}'
 EXPECTED = [(1, '{"query": "café", "title": "靴"}\r\n'), (2, "\n"), (3, '{"query": "mug", "title": "Mug"}')]
@@ -85,12 +85,21 @@ def test_files_of_another_format_are_named(tmp_path, data, message):
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_other_encodings_are_named_with_and_without_a_mark(tmp_path, encoding, packed, mark):
     data = (mark + TEXT).encode(encoding)
-    assert f"this file is {encoding[:6].upper()}, expected UTF-8" in refusal(tmp_path / "a.jsonl", gzip.compress(data) if packed else data)
+    assert f"this file is {encoding[:6].upper()}, expected UTF-8" in refusal(
+        tmp_path / "a.jsonl", gzip.compress(data) if packed else data
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
-    [(b"caf\xe9", "not UTF-8: byte 0xe9"), (b"\xed\xa0\x80", "not UTF-8: byte 0xed"), (b"\xc0\x80", "not UTF-8: byte 0xc0"), (b"a\0", "NUL byte in the text"), (b"\0\0\0\0\0", "NUL byte"), ("é\u2028😀".encode(), "")],
+    [
+        (b"caf\xe9", "not UTF-8: byte 0xe9"),
+        (b"\xed\xa0\x80", "not UTF-8: byte 0xed"),
+        (b"\xc0\x80", "not UTF-8: byte 0xc0"),
+        (b"a\0", "NUL byte in the text"),
+        (b"\0\0\0\0\0", "NUL byte"),
+        ("é\u2028😀".encode(), ""),
+    ],
 )
 def test_broken_bytes_are_marked_in_their_line_alone(tmp_path, data, problem):
     found = read(tmp_path / "a", b"fine\n" + data + b"\nfine\n")
@@ -108,7 +117,9 @@ def test_rows_of_an_old_mac_are_counted():
     assert [rows_in(line) for line in ("a\n", "a\r\n", "a\rb\rc", "a\r\r\n", "\n", "")] == [1, 1, 3, 1, 1, 1]
 
 
-@pytest.mark.parametrize("change", [lambda file: file.truncate(7000), lambda file: file.write(b"more\n"), lambda file: file.truncate(0)])
+@pytest.mark.parametrize(
+    "change", [lambda file: file.truncate(7000), lambda file: file.write(b"more\n"), lambda file: file.truncate(0)]
+)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, name, change):
     path = tmp_path / name
@@ -168,7 +179,9 @@ def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     signal.alarm(5)
     try:
         for path in (tmp_path / "pipe.jsonl", "/dev/null", "/dev/zero"):
-            with pytest.raises(ValueError, match="is a pipe or a device, expected a file: save its rows first, then check --data"):
+            with pytest.raises(
+                ValueError, match="is a pipe or a device, expected a file: save its rows first, then check --data"
+            ):
                 read_judgements(path)
     finally:
         signal.alarm(0)

@@ -1,7 +1,7 @@
-"""The ledger of one file that is read: which rows were bad, how many of each kind, and what else its reader has to say.
+"""Counts the bad rows of one input file, by kind, and the good rows about which the reader has a remark.
 
-Everything goes to stderr. Single rows are named up to `NAMED`, so that a million bad ones do not flood a terminal; the
-summary at the end of the file counts them all.
+Everything is printed to stderr. The first `NAMED` skipped rows are printed one by one, so that a million bad rows do
+not flood a terminal; the summary at the end of the file counts them all.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-NAMED = 20  # skipped rows named one by one
-MESSAGE_CHARS = 400  # of one row's problem: a field of a megabyte must not be printed whole
-MAX_KINDS = 50  # kinds of problem told apart; a damaged file can invent any number of field names
+NAMED = 20  # skipped rows printed one by one
+MESSAGE_CHARS = 400  # of one row's problem: a field of a megabyte must not be printed in full
+MAX_KINDS = 50  # kinds of problem counted apart; a damaged file can contain any number of field names
 SHOWN_KINDS = 8
 
 _KIND = re.compile(r"field '[^']{0,60}'|[^:;,(]{1,60}")
 
 
 class BadRows:
-    """What happens to bad rows: the first `allowed` are skipped and counted, one more is an error.
+    """Skips and counts the first `allowed` bad rows of a file; the next one is an error.
 
     Attributes:
-        rows: how many rows the file has had so far, bad ones among them. skipped: how many of them were skipped.
-        kinds: the skipped ones by kind of problem.
+        rows: number of rows read so far, bad ones included. skipped: number of bad rows skipped.
+        kinds: skipped rows by kind of problem.
     """
 
     def __init__(self, path: str | Path, allowed: int = 0, *, flag: str = "--max-bad-rows") -> None:
@@ -34,20 +34,19 @@ class BadRows:
         self.rows = self.skipped = 0
         self.kinds: Counter[str] = Counter()
         self._named = 0
-        self._notes: dict[str, tuple[int, str]] = {}  # what is said -> (of how many rows, where the first is)
-        self._over = False  # the reader has gone through the file, or has given up
+        self._notes: dict[str, tuple[int, str]] = {}  # remark -> (number of rows, place of the first)
+        self._finished = False  # summarised, or given up with an error
 
     def add(self, line: int, problem: object, *, rows: int = 1) -> None:
         """Skip one bad row, or raise ValueError("file:line: problem") where no more may be skipped.
 
-        rows: how many rows may be lost with it. A CSV quote that is never closed swallows all that follow, and then
-            "one bad row" would be a lie.
+        rows: how many rows may be lost with it: a CSV quote that is never closed swallows all rows behind it.
         """
         text = shorten(str(problem), MESSAGE_CHARS)
         if rows > 1:
             text += f"; counted as {rows} rows, for so many may be lost in it"
         if self.skipped + rows > self.allowed:
-            self._over = True
+            self._finished = True
             hint = f"more than the {self.allowed} of {self.flag}" if self.allowed else f"{self.flag} N skips up to N"
             raise ValueError(f"{self.path}:{line}: {text}" + (f" ({hint})" if self.flag else ""))
         self.skipped += rows
@@ -61,26 +60,26 @@ class BadRows:
             print(f"... and more in {self.path}: from here on they are counted, not named", file=sys.stderr)
 
     def note(self, line: int, what: str, detail: str = "") -> None:
-        """Count a row that is kept, but about which the summary has something to say: "3 rows WHAT, first at file:17"."""
+        """Count a row that is kept but deserves a remark; the summary prints "3 rows WHAT, first at file:17"."""
         count, first = self._notes.get(what, (0, f"{self.path}:{line}{detail}"))
         self._notes[what] = (count + 1, first)
 
     def summarise(self) -> None:
-        """Say once what became of the file's rows; nothing where all of them were good. The readers call it at the end."""
-        if self._over:
+        """Print once how many rows were skipped or noted; nothing if none was. Readers call it at the file's end."""
+        if self._finished:
             return
-        self._over = True
+        self._finished = True
         if self.skipped:
             kinds = self.kinds.most_common()
-            told = [f"{kind} {count}" for kind, count in kinds[:SHOWN_KINDS]]
-            told += [f"other {sum(count for _, count in kinds[SHOWN_KINDS:])}"] if kinds[SHOWN_KINDS:] else []
-            print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {', '.join(told)}", file=sys.stderr)
+            shown = [f"{kind} {count}" for kind, count in kinds[:SHOWN_KINDS]]
+            shown += [f"other {sum(count for _, count in kinds[SHOWN_KINDS:])}"] if kinds[SHOWN_KINDS:] else []
+            print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {', '.join(shown)}", file=sys.stderr)
         for what, (count, first) in self._notes.items():
             print(f"{self.path}: {count} row{'s'[: count != 1]} {what}, first at {first}", file=sys.stderr)
 
 
 def kind_of(problem: str) -> str:
-    """A problem without its particulars: "field 'grade'" for all that is wrong with grades, "N cells" for any number."""
+    """A problem without its particulars: "field 'grade'" for any wrong grade, "N cells" for any number of cells."""
     found = _KIND.match(problem)
     return re.sub(r"(?<![\w-])\d+", "N", found.group().strip()) if found else "other"
 

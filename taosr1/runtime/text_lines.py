@@ -1,7 +1,7 @@
-"""Files as numbered lines of text: plain or gzipped, recognised by content, with every damage to the bytes noticed.
+"""Reads a text file, plain or gzipped (recognised by content), as numbered lines, and detects damaged bytes.
 
-What concerns one line stays in it as a mark (`damage_in`), so that its reader can skip the row. What concerns the file
-as a whole is a `DamagedFile`: another format or encoding, broken gzip data, a file that changes while it is read.
+Damage inside one line stays in it as a marked character (`damage_in`), so that the reader can skip that row. Damage to
+the file as a whole raises `DamagedFile`: another format or encoding, broken gzip data, a file that changes while read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# A line beyond this is no row but a file of another kind; reading it would only fill the memory.
+# A longer line is not a row: the file is of another kind, and reading on would only fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 BYTE_ORDER_MARK = "\ufeff"
+JOINED = "a byte order mark inside the file: were two files joined?"
+CR_ONLY = "a CR without LF: are the lines ended by CR alone, as on old Macs? End them by LF"
 
 _GZIP = b"\x1f\x8b"
 _OTHER_FORMATS = {
@@ -28,19 +30,19 @@ _OTHER_FORMATS = {
     b"\x28\xb5\x2f\xfd": "Zstandard data",
     b"PAR1\x15": "parquet data",
 }
-# Bytes that are no UTF-8 become U+DC80..U+DCFF ("surrogateescape"); a raw NUL is marked likewise, by U+DC00.
+# Bytes that are not UTF-8 become U+DC80..U+DCFF ("surrogateescape"); a raw NUL byte becomes U+DC00.
 _DAMAGE = re.compile("[\udc00-\udcff]")
 _NUL_MARK = "\udc00"
 
 
 class DamagedFile(ValueError):
-    """The file as a whole is damaged or of another kind: no row can be skipped to get past it."""
+    """The file as a whole is damaged or of another kind: skipping rows does not help."""
 
 
 def check_file(path: str | Path, flag: str = "--data") -> Path:
-    """The path of an existing regular file; FileNotFoundError / ValueError names the flag to change.
+    """The path of an existing regular file; FileNotFoundError or ValueError names the flag to change.
 
-    A pipe or a device is refused: reading one can wait for ever, and rows are read more than once in some places.
+    A pipe or a device is refused: reading one can block for ever, and some callers read their rows twice.
     """
     path = Path(path)
     if not path.exists():
@@ -53,9 +55,9 @@ def check_file(path: str | Path, flag: str = "--data") -> Path:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers, from 1, each with its line end (LF or CR LF); broken bytes are marked.
+    """The lines of a file with their numbers from 1, each with its line end (LF or CR LF); broken bytes are marked.
 
-    A byte order mark at the beginning is left out. Gzip data may have several members, as `cat a.gz b.gz` makes them.
+    A byte order mark at the beginning is dropped. Gzip data may have several members, as `cat a.gz b.gz` makes them.
 
     Raises: DamagedFile naming file and line; OSError naming the file.
     """
@@ -73,12 +75,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 data = data.removeprefix(codecs.BOM_UTF8)
             yield number, data.decode("utf-8", "surrogateescape").replace("\0", _NUL_MARK)
         now = os.fstat(raw.fileno()).st_size
-        if now != size:  # a file cut at a line's end would otherwise just have fewer rows
+        if now != size:  # else a file cut at the end of a line would pass with fewer rows
             raise DamagedFile(f"{path}:{number}: the file changed while it was read: {size} bytes before, {now} now")
 
 
 def damage_in(text: str) -> str:
-    """What is wrong with the bytes of a line or cell; "" where they are sound."""
+    """What is wrong with the bytes of a line or cell; "" if nothing is."""
     mark = _DAMAGE.search(text)
     if mark is None:
         return ""
@@ -88,7 +90,7 @@ def damage_in(text: str) -> str:
 
 
 def rows_in(line: str) -> int:
-    """How many rows a line holds for someone who also ends rows by CR alone, as old Macs did; at least 1."""
+    """Number of rows in a line if CR alone also ended a row, as on old Macs; at least 1."""
     return max(1, sum(1 for part in line.split("\r") if part.strip())) if "\r" in line else 1
 
 
@@ -97,7 +99,7 @@ def _next_line(stream: BinaryIO, path: Path, number: int) -> bytes:
         data = stream.readline(MAX_LINE_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise DamagedFile(f"{path}:{number}: damaged or cut off gzip data ({problem})") from None
-    except OSError as problem:  # a failing disk does not say which file it was
+    except OSError as problem:  # the error of a failing disk does not name the file
         raise OSError(problem.errno, f"{problem.strerror} (line {number})", str(path)) from problem
     if len(data) > MAX_LINE_BYTES:
         raise DamagedFile(f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes; expected one row a line")
@@ -108,7 +110,7 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
     for magic, name in _OTHER_FORMATS.items():
         if head.startswith(magic):
             raise DamagedFile(f"{path}: this is {name}, expected text, plain or gzipped")
-    # By content, not by name: a downloaded .gz is often unpacked, and a .jsonl often is not.
+    # By content, not by name: downloads named .gz are often unpacked already, and a .jsonl may be gzipped.
     if path.suffix == ".gz" and not head.startswith(_GZIP) and not _is_text(head):
         raise DamagedFile(f"{path}: named .gz, but this is not gzip data")
 
@@ -119,7 +121,7 @@ def _refuse_other_encodings(path: Path, line: bytes) -> None:
         found = "UTF-32"
     elif line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         found = "UTF-16"
-    else:  # without a mark: an ASCII character and its zero bytes, twice
+    else:  # without a byte order mark: two ASCII characters with their zero bytes
         zeros = [byte == 0 for byte in line[:4]]
         found = "UTF-16" if zeros in ([False, True] * 2, [True, False] * 2) else ""
         found = "UTF-32" if zeros in ([False] + [True] * 3, [True] * 3 + [False]) else found
@@ -129,7 +131,7 @@ def _refuse_other_encodings(path: Path, line: bytes) -> None:
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a character that is cut at the end is no fault
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the last character may be cut
     except UnicodeDecodeError:
         return False
     return all(character >= " " or character in "\t\r\n" for character in text)

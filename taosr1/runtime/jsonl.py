@@ -1,0 +1,171 @@
+"""Reads and writes JSON Lines, plain or gzipped, row by row; every problem is reported with file and line.
+
+Everything that reads or writes rows (judgements, rules, preference pairs, teacher replies, chunks of a job) uses this
+file, so a damaged file is reported the same way everywhere.
+
+Choice: text is cleaned here, once. Lone surrogates (legal in JSON, impossible in UTF-8 and fatal in a tokenizer) and
+NUL become U+FFFD, and a line on stderr says in how many rows; nothing else is altered. Integers of any size are exact;
+numbers with a point or an exponent are float64.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.files import replacing
+from taosr1.runtime.text_lines import BYTE_ORDER_MARK, CR_ONLY, JOINED, check_file, damage_in, read_lines, rows_in
+
+MAX_DEPTH = 64  # nested lists and objects in a row: reading, copying and writing it must not overflow the stack
+REPLACED = "held NUL or half a surrogate pair, which became U+FFFD"
+
+_UNENCODABLE = re.compile("[\ud800-\udfff\0]")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # raised by a write without naming the file
+
+
+def clean_text(text: str) -> str:
+    """The text with every lone surrogate and NUL replaced by U+FFFD."""
+    return _UNENCODABLE.sub("\ufffd", text) if _UNENCODABLE.search(text) else text
+
+
+def clean_value(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Apply `clean_text` to every string inside a JSON value.
+
+    Raises: ValueError for a value nested more than `depth` deep, or where two names become one.
+    """
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, (dict, list, tuple)) and depth == 0:
+        raise ValueError(f"JSON nested too deeply: more than {MAX_DEPTH} lists and objects in each other")
+    if isinstance(value, dict):
+        cleaned = {clean_text(str(key)): clean_value(item, depth - 1) for key, item in value.items()}
+        if len(cleaned) != len(value):
+            raise ValueError("two fields have the same name once NUL and lone surrogates are replaced")
+        return cleaned
+    if isinstance(value, (list, tuple)):
+        return [clean_value(item, depth - 1) for item in value]
+    return value
+
+
+def read_jsonl(
+    path: str | Path, bad_rows: BadRows | None = None, *, flag: str = "--data"
+) -> Iterator[tuple[int, dict]]:
+    """The objects of a JSON Lines file (gzipped or not) with their line numbers from 1; blank lines are skipped.
+
+    Raises: ValueError naming file and line for a row that is not a JSON object (`bad_rows` may skip it), a repeated
+        key, bytes that are not UTF-8, a line cut off at the end of the file, damaged gzip data; FileNotFoundError.
+    """
+    path = check_file(path, flag)
+    bad_rows = bad_rows or BadRows(path, flag="")
+    try:
+        for number, line in read_lines(path):
+            if not line.strip():
+                continue
+            bad_rows.rows += 1
+            try:
+                found = _parse_json(line)
+                row = clean_value(found)
+            except ValueError as problem:
+                bad_rows.add(number, problem, rows=rows_in(line))
+                continue
+            if "\\u" in line and row != found:  # only an escape can spell what is cleaned
+                bad_rows.note(number, REPLACED)
+            yield number, row
+    finally:
+        bad_rows.summarise()
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
+    """Write rows as JSON Lines (gzipped if the name ends in .gz): the complete file, or none.
+
+    The rows are written to a temporary file beside it, fsynced and renamed, so that a crash never leaves half a file
+    under the final name.
+
+    Returns: the number of rows.
+    Raises: ValueError naming file and row for what JSON cannot hold; OSError naming the file.
+    """
+    count = 0
+    written = BadRows(path)
+    with _new_file(Path(path)) as stream:
+        for row in rows:
+            count += 1
+            try:
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+                if _UNENCODABLE.search(line) or "\\u0000" in line:
+                    before, line = line, json.dumps(clean_value(row), ensure_ascii=False, allow_nan=False)
+                    if line != before:
+                        written.note(count, REPLACED)
+            except ValueError as problem:
+                raise ValueError(f"{path}:{count}: {problem}") from problem
+            stream.write(line.encode("utf-8") + b"\n")
+    written.summarise()
+    return count
+
+
+def _parse_json(line: str) -> dict:
+    """One line as a dict; ValueError says what is wrong with it."""
+    if problem := damage_in(line):
+        raise ValueError(problem)
+    if line.startswith(BYTE_ORDER_MARK):
+        raise ValueError(JOINED)
+    try:
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
+    except json.JSONDecodeError as problem:
+        hint = "" if line.endswith("\n") else "; the file ends inside this line: was its writing cut off?"
+        hint = f"; {CR_ONLY}" if rows_in(line) > 1 else hint
+        raise ValueError(
+            f"not JSON: {problem.msg} at column {problem.colno}, expected one object a line{hint}"
+        ) from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON {type(row).__name__}, expected one object a line")
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"field {shorten(repr(twice))} appears twice")
+    return row
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON: write null for a missing value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"number {digits[:20]} is out of range")
+    return value
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream whose content replaces `path` on success and is discarded on an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file name to write: check --out")
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as raw:
+            if path.suffix == ".gz":
+                # No name and no time inside: the same rows give the same bytes.
+                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as stream:
+                    yield stream
+            else:
+                yield raw
+    except OSError as problem:
+        if problem.errno in _DISK_ERRORS and problem.filename is None:
+            raise OSError(problem.errno, problem.strerror, str(path)) from problem
+        raise

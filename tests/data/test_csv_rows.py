@@ -1,0 +1,152 @@
+"""CSV and TSV records: cells are kept exactly, damaged ones refused by file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+
+import pytest
+
+from infer import score
+from taosr1.data import csv_rows
+from taosr1.data.csv_rows import read_csv
+from taosr1.data.judgements import read_judgements, read_rows
+from taosr1.runtime.bad_rows import BadRows
+from taosr1.runtime.jsonl import read_jsonl, write_jsonl
+from taosr1.runtime.text_lines import DamagedFile
+
+NEED_HYPOTHESIS = "property tests need the [dev] extra: pip install -e '.[dev]'"
+
+
+def put(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(found):
+    with pytest.raises(ValueError) as caught:
+        list(found)
+    return str(caught.value)
+
+
+def test_cells_are_kept_to_the_character(tmp_path):
+    cells = [
+        " spaced ",
+        "",
+        'the "best"',
+        "a,b",
+        "two\nlines",
+        "cr\r\nlf",
+        "\ufeffmark",
+        "x" * 2**20,
+        "007",
+        "1e3",
+        "NaN",
+        "\u2028",
+        "=1+1",
+        '"',
+        "é",
+        "\\n",
+    ]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter=delimiter).writerows(
+                [["query", "title", "kept"], *[["q", "t", cell] for cell in cells]]
+            )
+        assert [row.extra["kept"] for row in read_judgements(tmp_path / name)] == cells
+        pairs = score.read_pairs(score.Config(data=str(tmp_path / name), out="out.jsonl"))
+        assert [row for row, _ in pairs] == [{"query": "q", "title": "t", "kept": cell} for cell in cells]
+
+
+def test_a_quote_that_is_never_closed_is_as_many_bad_rows_as_it_swallows(tmp_path, capsys):
+    path = put(tmp_path / "a.csv", 'query,title\na,b\nc,"open\n' + "e,f\n\n" * 40)
+    assert "a.csv:3: broken CSV: unexpected end of data" in refusal(read_csv(path, BadRows(path, 40)))
+    ledger = BadRows(path, 41)
+    assert list(read_csv(path, ledger)) == [(2, {"query": "a", "title": "b"})]
+    assert (ledger.rows, ledger.skipped) == (42, 41)
+    assert f"{path}: skipped 41 of 42 rows: broken CSV 41" in capsys.readouterr().err
+
+
+def test_a_quote_that_is_closed_in_a_later_row_is_found_by_its_cells_and_counted_by_its_lines(tmp_path):
+    path = put(tmp_path / "a.csv", 'query,title,grade\na,"b,4\nc,d,3\ne,f",2,1\ng,h,4\n')
+    ledger = BadRows(path, 3)
+    assert [row["query"] for _, row in read_csv(path, ledger)] == ["g"] and ledger.skipped == 3
+    assert "a.csv:2: 4 cells, expected 3 as in the header; counted as 3 rows" in refusal(
+        read_csv(path, BadRows(path, 2))
+    )
+
+
+@pytest.mark.parametrize("header", ["query,title", " query , title "])
+def test_a_header_that_comes_again_is_no_row(tmp_path, header):
+    path = put(tmp_path / "a.csv", f"{header}\na,b\n\ufeff{header}\nc,d\nquery,title\n")
+    assert f"{path}:3: a byte order mark inside the file" in refusal(read_csv(path))
+    assert [number for number, _ in read_csv(path, BadRows(path, 2))] == [2, 4]
+    assert f"{path}:5: this record repeats the header: were two files joined?" in refusal(
+        read_csv(path, BadRows(path, 1))
+    )
+
+
+@pytest.mark.parametrize("text", ["query,title\ra,b\rc,d\r", "query,title\na,b\rc,d\re,f\n"])
+def test_csv_of_an_old_mac_is_explained(tmp_path, text):
+    path = put(tmp_path / "a.csv", text)
+    found = refusal(read_csv(path))
+    assert str(path) in found and "ended by CR alone, as on old Macs" in found
+    if text.count("\n") == 2:
+        assert "a.csv:2: " in found and "counted as 3 rows" in found
+
+
+def test_blank_lines_are_passed_over_but_an_empty_quoted_cell_is_a_record(tmp_path):
+    path = put(tmp_path / "a.csv", 'query,title\n\n   \n\r\na,b\n""\nc,d\n')
+    assert "a.csv:6: 1 cells, expected 2" in refusal(read_csv(path))
+    assert [number for number, _ in read_csv(path, BadRows(path, 1))] == [5, 7]
+
+
+def test_a_cell_beyond_the_limit_ends_the_reading_for_what_follows_lies_inside_it(tmp_path, monkeypatch):
+    path = put(tmp_path / "a.csv", 'query,title\na,"' + "x\n" * 200_000 + "c,d\n")
+    limit = csv.field_size_limit()
+    monkeypatch.setattr(csv_rows, "MAX_LINE_BYTES", 131_072)
+    try:
+        csv.field_size_limit(131_072)
+        with pytest.raises(DamagedFile, match=r"a\.csv:2: broken CSV: field larger than field limit"):
+            list(read_csv(path, BadRows(path, 10**9)))
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_a_header_of_broken_bytes_or_of_very_many_equal_names_is_refused_at_once(tmp_path):
+    assert "a.csv:1: not UTF-8: byte 0xe9" in refusal(read_csv(put(tmp_path / "a.csv", b"query,caf\xe9\na,b\n")))
+    start = time.perf_counter()
+    text = refusal(read_csv(put(tmp_path / "a.csv", ",".join(f"c{n}" for n in range(100_000)) + ",c99999,c5\n")))
+    assert "header names" in text and len(text) < 600 and time.perf_counter() - start < 5
+
+
+def test_text_in_is_text_out_through_every_reader_and_back(tmp_path):
+    hypothesis = pytest.importorskip("hypothesis", reason=NEED_HYPOTHESIS)
+    strategies = hypothesis.strategies
+    text = strategies.text(strategies.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+    title = text.filter(str.strip)
+
+    @hypothesis.settings(max_examples=80, deadline=None)
+    @hypothesis.given(
+        strategies.lists(strategies.tuples(title, text, text), min_size=1, max_size=4),
+        strategies.sampled_from([".jsonl", ".csv", ".tsv"]),
+    )
+    def check(cells, suffix):
+        path = tmp_path / f"a{suffix}"
+        raw = [{"query": "q", "title": title, "brand": brand, "kept": kept} for title, brand, kept in cells]
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            if suffix == ".jsonl":
+                file.writelines(json.dumps(row) + "\n" for row in raw)
+            else:
+                writer = csv.DictWriter(file, list(raw[0]), delimiter="\t" if suffix == ".tsv" else ",")
+                writer.writeheader()
+                writer.writerows(raw)
+        assert [row for _, row in read_rows(path)] == raw
+        found = read_judgements(path)
+        assert [(row.title, row.brand, row.extra["kept"]) for row in found] == cells
+        scored = [row for row, _ in score.read_pairs(score.Config(data=str(path), out="out.jsonl"))]
+        write_jsonl(tmp_path / "scored.jsonl", scored)
+        assert [row for _, row in read_jsonl(tmp_path / "scored.jsonl")] == raw
+
+    check()

@@ -118,7 +118,8 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
         return plain_decode_attention(query, key, value, cache, layer)
     from taosr1.fast import triton_kernels
 
-    return triton_kernels.decode_attention(query, key, value, cache, layer)
+    places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
+    return triton_kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
 
 
 def plain_decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:

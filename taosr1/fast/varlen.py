@@ -53,7 +53,7 @@ def prefix_attention(
         return plain_prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
     from taosr1.fast import triton_kernels
 
-    return triton_kernels.prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
+    return triton_kernels.prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
 
 
 def plain_prefix_attention(

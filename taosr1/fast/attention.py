@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,42 +54,35 @@ def one_token_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tenso
     return (probs @ value).view(rows, 1, -1)
 
 
-def copied_prefix_attention(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    prefix_mask: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    prefix_of: Tensor,
-) -> Tensor:
-    """Attention of each row over its prefix and its own tokens, with a copy of the prefix for every row.
+class Prefixes(NamedTuple):
+    """P prefixes in one layer: key, value (P, K, S, D), mask (P, S) bool, or None without padding."""
 
-    Shapes: query (R, T, H, D). prefix_key, prefix_value (P, K, S, D), prefix_mask (P, S) bool or None (no padding).
-        key, value (R, K, t, D): the rows' own tokens, mask (R or 1, 1, T, t) bool or None (all are attended to).
-        prefix_of (R,): each row's prefix -> (R, T, H * D).
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+
+
+def copied_prefix_attention(
+    query: Tensor, prefixes: Prefixes, key: Tensor, value: Tensor, mask: Tensor | None, prefix_of: Tensor
+) -> Tensor:
+    """Attention of each row to its prefix and its own tokens, with a copy of the prefix for every row.
+
+    Shapes: query (R, T, H, D). key, value (R, K, t, D): the rows' own tokens, mask (R or 1, 1, T, t) bool or None (all
+        are attended to). prefix_of (R,): each row's prefix -> (R, T, H * D).
     """
     rows, length = query.shape[:2]
+    prefix_mask = prefixes.mask
     if prefix_mask is None:
-        prefix_mask = torch.ones(len(prefix_key), prefix_key.shape[2], dtype=torch.bool, device=query.device)
+        prefix_mask = torch.ones(len(prefixes.key), prefixes.key.shape[2], dtype=torch.bool, device=query.device)
     if mask is None:
         mask = torch.ones(1, 1, length, key.shape[2], dtype=torch.bool, device=query.device)
     of_prefix = prefix_mask[prefix_of][:, None, None].expand(rows, 1, length, -1)
-    seen = torch.cat([of_prefix, mask.expand(rows, 1, length, -1)], -1)
-    keys, values = torch.cat([prefix_key[prefix_of], key], 2), torch.cat([prefix_value[prefix_of], value], 2)
-    return fused_attention(query, keys, values, seen)
+    keys, values = torch.cat([prefixes.key[prefix_of], key], 2), torch.cat([prefixes.value[prefix_of], value], 2)
+    return fused_attention(query, keys, values, torch.cat([of_prefix, mask.expand(rows, 1, length, -1)], -1))
 
 
 def shared_attention(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    prefix_mask: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    grouping: PrefixGrouping,
+    query: Tensor, prefixes: Prefixes, key: Tensor, value: Tensor, mask: Tensor | None, grouping: PrefixGrouping
 ) -> Tensor:
     """`copied_prefix_attention` without the copies: all rows of a prefix multiply its keys in one product.
 
@@ -97,7 +91,7 @@ def shared_attention(
     than to cut them off.
     """
     rows, length, heads, size = query.shape
-    kv_heads, prefix, own = key.shape[1], prefix_key.shape[2], value.shape[2]
+    kv_heads, prefix, own = key.shape[1], prefixes.key.shape[2], value.shape[2]
     # The query heads that share a key head stand together: (R, K, n * T, D), n = H / K.
     query = (query * size**-0.5).view(rows, length, kv_heads, -1, size)
     query = query.permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
@@ -105,12 +99,12 @@ def shared_attention(
     if mask is not None:
         by_query = over_own.view(rows, kv_heads, -1, length, own)
         over_own = by_query.masked_fill_(~mask[:, :, None], -torch.inf).view_as(over_own)
-    over_prefix = grouping.to_prefixes(query) @ prefix_key.transpose(-1, -2)  # (P, K, M * n * T, S)
-    if prefix_mask is not None:
-        over_prefix = over_prefix.masked_fill_(~prefix_mask[:, None, None], -torch.inf)
+    over_prefix = grouping.to_prefixes(query) @ prefixes.key.transpose(-1, -2)  # (P, K, M * n * T, S)
+    if prefixes.mask is not None:
+        over_prefix = over_prefix.masked_fill_(~prefixes.mask[:, None, None], -torch.inf)
     scores = torch.cat([over_prefix, grouping.to_prefixes(over_own)], -1)
     probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    out = grouping.to_rows(probs[..., :prefix] @ prefix_value) + grouping.to_rows(probs[..., prefix:]) @ value
+    out = grouping.to_rows(probs[..., :prefix] @ prefixes.value) + grouping.to_rows(probs[..., prefix:]) @ value
     return out.view(rows, kv_heads, -1, length, size).permute(0, 3, 1, 2, 4).reshape(rows, length, -1)
 
 

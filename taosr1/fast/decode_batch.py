@@ -47,8 +47,7 @@ class DecodeBatch:
         """Replies to the prompts of a cache after their first tokens. prompt_of: (M,) int64, ascending."""
         row_of = torch.arange(len(replies), device=replies.device)
         if copies_prompts(prompts.config, prompts.used + new_tokens):
-            copies = prompts.expand(len(replies) // prompts.rows, capacity=prompts.used + new_tokens)
-            return cls(copies, replies, first, active, row_of)
+            return cls(prompts.repeat_interleave(len(replies) // prompts.rows), replies, first, active, row_of)
         if rows_can_fork(prompts):
             prompt_of, row_of = _unique_continuations(prompt_of, first)
         return cls(continue_prefixes(prompts, prompt_of, new_tokens), replies, first, active, row_of)

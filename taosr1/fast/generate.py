@@ -56,10 +56,13 @@ def rows_that_fit(model: Decoder, length: int) -> int:
 
 
 @torch.no_grad()
-def prefill(model: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, FastKVCache]:
-    """Run the prompts once, in batches. Returns the logits (P, V) of the first reply token, and the prompts' cache."""
+def prefill(model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int = 0) -> tuple[Tensor, FastKVCache]:
+    """Run the prompts once, in batches. Returns the logits (P, V) of the first reply token, and the prompts' cache.
+
+    new_tokens: how many more tokens of each row the cache has to hold.
+    """
     parameter, lengths = next(model.parameters()), [len(prompt) for prompt in prompts]
-    cache = FastKVCache(model.config, len(prompts), max(lengths), parameter.dtype, parameter.device)
+    cache = FastKVCache(model.config, len(prompts), max(lengths) + new_tokens, parameter.dtype, parameter.device)
     ends, logits = torch.tensor(lengths, device=parameter.device), []
     for first, end in runs_of_tokens(lengths, tokens_at_once(len(lengths) * max(lengths), parameter.device)):
         ids = pad_right(prompts[first:end]).to(parameter.device)
@@ -192,7 +195,9 @@ def _start(
 ) -> DecodeBatch:
     """Prefill the entering prompts, draw the first token of each of their samples, and make them a batch."""
     device, longest = rollouts.tokens.device, rollouts.tokens.shape[1]
-    logits, cache = prefill(model, [prompts[p] for p in entering])
+    chosen = [prompts[p] for p in entering]
+    copies = copies_prompts(model.config, max(map(len, chosen)) + longest)
+    logits, cache = prefill(model, chosen, longest if copies else 0)
     first_rows = torch.tensor(entering, device=device)[:, None] * samples
     replies = (first_rows + torch.arange(samples, device=device)).flatten()
     prompt_of = torch.arange(len(entering), device=device).repeat_interleave(samples)

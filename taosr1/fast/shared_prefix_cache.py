@@ -11,7 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-from taosr1.fast.attention import PrefixGrouping, copied_prefix_attention, one_token_attention, shared_attention
+from taosr1.fast.attention import (
+    Prefixes,
+    PrefixGrouping,
+    copied_prefix_attention,
+    one_token_attention,
+    shared_attention,
+)
 from taosr1.fast.kv_cache import Cache, FastKVCache
 from taosr1.fast.static_cache import StaticCache
 from taosr1.fast.triton_support import can_use_triton
@@ -76,7 +82,7 @@ class SharedPrefixCache:
         if config.sliding_window is not None and config.sliding_window < longest + capacity:
             raise ValueError(
                 f"SharedPrefixCache of up to {longest} + {capacity} tokens has no sliding window of "
-                f"{config.sliding_window}: use FastKVCache.expand"
+                f"{config.sliding_window}: use FastKVCache"
             )
         self.prefix_keys, self.prefix_values = prefix_keys[:, :, :, :longest], prefix_values[:, :, :, :longest]
         self.prefix_lengths = prefix_lengths
@@ -160,9 +166,9 @@ class SharedPrefixCache:
             own_keys = own_keys[:, :, :end]
         if self.prefix_len:
             return one_token_attention(query, own_keys, own_values, self.padding)
-        grouping, prefix_keys, prefix_values = self.grouping, self.prefix_keys[layer], self.prefix_values[layer]
-        inputs = (query, prefix_keys, prefix_values, self.prefix_mask, own_keys, own_values, mask)
-        scores = grouping.prefixes * grouping.places * length * query.shape[2] * (prefix_keys.shape[2] + end)
+        prefixes = Prefixes(self.prefix_keys[layer], self.prefix_values[layer], self.prefix_mask)
+        inputs, grouping = (query, prefixes, own_keys, own_values, mask), self.grouping
+        scores = grouping.prefixes * grouping.places * length * query.shape[2] * (prefixes.key.shape[2] + end)
         # With many queries a GPU's fused kernel beats three products. One token a row has fewer scores than keys.
         if length > 1 and (scores > SCORES_AT_ONCE or query.device.type != "cpu"):
             return copied_prefix_attention(*inputs, self.prefix_of)

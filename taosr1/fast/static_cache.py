@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taosr1.fast.attention import fused_attention
 from taosr1.fast.kv_cache import FastKVCache
 from taosr1.model.config import DecoderConfig
 
@@ -57,8 +56,7 @@ class StaticCache:
         longest, window = int(prefixes.lengths.max()), prefixes.config.sliding_window
         if window is not None and window < longest + capacity:
             raise ValueError(
-                f"StaticCache of up to {longest} + {capacity} tokens has no sliding window of {window}: "
-                "use FastKVCache.expand"
+                f"StaticCache of up to {longest} + {capacity} tokens has no sliding window of {window}: use FastKVCache"
             )
         return cls(prefixes.config, prefixes.keys, prefixes.values, prefixes.lengths, prefix_of, capacity)
 
@@ -114,24 +112,7 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
 
     Shapes: query (R, H, D), key, value (R, K, D) -> (R, H, D).
     """
-    if query.device.type != "cuda":
-        return plain_decode_attention(query, key, value, cache, layer)
     from taosr1.fast import triton_kernels
 
     places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
     return triton_kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
-
-
-def plain_decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:
-    """`decode_attention` with a copy of the prefix for every row."""
-    rows = torch.arange(cache.rows, device=query.device)
-    own = cache.columns(rows, torch.arange(cache.length + 1, device=query.device))  # (R, t), the newest token last
-    prefix = torch.arange(cache.longest, device=query.device)
-    mask = torch.cat([prefix < cache.start[:, None], torch.ones_like(own, dtype=torch.bool)], 1)  # (R, S + t)
-    columns = torch.cat([prefix.expand(cache.rows, -1), own], 1)
-    keys_and_values = []
-    for new, cached in ((key, cache.keys[layer]), (value, cache.values[layer])):
-        cached[cache.prefix_of, :, own[:, -1]] = new.to(cached.dtype)
-        keys_and_values.append(cached[cache.prefix_of[:, None], :, columns].transpose(1, 2))  # (R, K, S + t, D)
-    query = query.to(keys_and_values[0].dtype)
-    return fused_attention(query[:, None], *keys_and_values, mask[:, None, None]).view_as(query)

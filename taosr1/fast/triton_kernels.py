@@ -12,8 +12,8 @@ A masked key has weight 0. If weights or float16 overflow, 0 times infinity is N
 The small steps (`fused_ops.py`) are bound by bytes: each kernel reads its tensors once, computes in float32, and rounds
 once.
 
-The twins in plain PyTorch are `varlen.plain_prefix_attention`, `static_cache.plain_decode_attention`, and the functions
-of `fused_ops.py` as they are written there. `triton_support.can_use_triton` says where the kernels are used.
+The twins of the small steps are the functions of `fused_ops.py` as they are written there, those of attention are in
+`tests/attention_twins.py`. `triton_support.can_use_triton` says where the kernels are used.
 """
 
 from __future__ import annotations

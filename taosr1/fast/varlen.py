@@ -42,34 +42,13 @@ class AttentionRanges(NamedTuple):
 def prefix_attention(
     query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, ranges: AttentionRanges
 ) -> Tensor:
-    """Attention of n queries to their prefixes and to their own rows.
+    """Attention of n queries to their prefixes and to their own rows, without a gradient.
 
     Shapes: query (n, H, D), key, value (N, K, D), prefix_key, prefix_value (M, K, D) -> (n, H, D).
-    Raises: ValueError if gradients are recorded, as it has none.
     """
-    if torch.is_grad_enabled() and query.requires_grad:
-        raise ValueError("varlen rows cannot be used where gradients are recorded: call under torch.no_grad()")
-    if query.device.type != "cuda":
-        return plain_prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
     from taosr1.fast import triton_kernels
 
     return triton_kernels.prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
-
-
-def plain_prefix_attention(
-    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, ranges: AttentionRanges
-) -> Tensor:
-    """`prefix_attention`, one query after another."""
-    outs, first_keys, last_keys = [], ranges.first_keys.tolist(), ranges.last_keys.tolist()
-    for first, end, prefix, prefix_end in ranges.tiles.tolist():
-        for number in range(first, end):
-            own = slice(first_keys[number], last_keys[number] + 1)
-            keys = torch.cat([prefix_key[prefix:prefix_end], key[own]]).float()  # (S, K, D)
-            values = torch.cat([prefix_value[prefix:prefix_end], value[own]]).float()
-            grouped = query[number].view(keys.shape[1], -1, keys.shape[2]).float()  # (K, H / K, D)
-            probs = (torch.einsum("kgd,skd->kgs", grouped, keys) * query.shape[-1] ** -0.5).softmax(-1)
-            outs.append(torch.einsum("kgs,skd->kgd", probs, values).flatten(0, 1).to(query.dtype))
-    return torch.stack(outs)
 
 
 class PrefixKeys(NamedTuple):
@@ -137,6 +116,8 @@ class VarlenRows:
         return self.attend_to(key[0], value[0], query, key, value)
 
     def attend_to(self, prefix_key: Tensor, prefix_value: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and query.requires_grad:
+            raise ValueError("varlen rows cannot be used where gradients are recorded: call under torch.no_grad()")
         # If each row is one token, the two are the same.
         ranges = self.all_ranges if query.shape[1] == key.shape[1] else self.last_ranges
         return prefix_attention(query[0], key[0], value[0], prefix_key, prefix_value, ranges)[None].flatten(2)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taosr1.fast.attention import PrefixGrouping, fused_attention, shared_attention
+from taosr1.fast.attention import Prefixes, PrefixGrouping, fused_attention, shared_attention
 from taosr1.model.config import DecoderConfig
 
 SCORES_AT_ONCE = 2**23  # numbers kept for every layer: 32 MiB
@@ -63,9 +63,9 @@ class VarlenPrompts:
             out = fused_attention(last, prompt_key, prompt_value, real[:, None, None])[:, 0]
         columns = torch.arange(self.longest_reply, device=query.device)
         causal = (columns <= columns[:, None])[None, None]
-        prompt = (prompt_key, prompt_value, None if bool(real.all()) else real)
+        prefixes = Prefixes(prompt_key, prompt_value, None if bool(real.all()) else real)
         own = (of_replies(key).transpose(1, 2), of_replies(value).transpose(1, 2), causal)
-        reply_out = shared_attention(of_replies(query, start), *prompt, *own, self.grouping)
+        reply_out = shared_attention(of_replies(query, start), prefixes, *own, self.grouping)
         return torch.cat([out, reply_out.flatten(0, 1)[self.reply_places]])[None]
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from taosr1.fast import static_cache, varlen
 from taosr1.fast.decoder import use_fast_modules
 from taosr1.model.decoder import Decoder
+from tests import attention_twins
+
+
+@pytest.fixture(autouse=True)
+def attention_without_a_gpu(monkeypatch) -> None:
+    """Where our attention kernels cannot run, their twins do. test_triton_kernels.py compares the two."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(varlen, "prefix_attention", attention_twins.prefix_attention)
+        monkeypatch.setattr(static_cache, "decode_attention", attention_twins.decode_attention)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from taosr1.fast.attention import (
+    Prefixes,
     PrefixGrouping,
     copied_prefix_attention,
     fused_attention,
@@ -32,11 +33,12 @@ def case(prefix_of, lengths, *, kv_heads: int = 2, length: int = 1, own: int = 3
         columns = torch.arange(own + length)
         mask = (columns <= columns[own:, None])[None, None]
     prefix_mask = None if bool(real.all()) else real
-    return [query.to(dtype), *prefix.to(dtype), prefix_mask, *mine.to(dtype), mask], torch.tensor(prefix_of)
+    return [query.to(dtype), Prefixes(*prefix.to(dtype), prefix_mask), *mine.to(dtype), mask], torch.tensor(prefix_of)
 
 
-def row_by_row(query, prefix_key, prefix_value, prefix_mask, key, value, mask, prefix_of) -> torch.Tensor:
+def row_by_row(query, prefixes, key, value, mask, prefix_of) -> torch.Tensor:
     """Plain attention of each row to the real tokens of its prefix and to its own."""
+    prefix_key, prefix_value, prefix_mask = prefixes
     rows = []
     for row, prefix in enumerate(prefix_of.tolist()):
         real = slice(None) if prefix_mask is None else prefix_mask[prefix]
@@ -66,7 +68,8 @@ def test_attention_with_shared_and_with_copied_prefixes_is_the_plain_one(prefix_
 def test_wrong_twins_are_told_apart():
     arguments, of = case([0, 0, 0, 1, 2, 2], [3, 7, 5], length=4)
     right = copied_prefix_attention(*arguments, of)
-    for place, wrong in ((3, None), (6, None)):  # without the prefix's mask, without the causal one
+    no_mask = arguments[1]._replace(mask=None)
+    for place, wrong in ((1, no_mask), (4, None)):  # without the prefix's mask, without the causal one
         twin = shared_attention(*(wrong if i == place else x for i, x in enumerate(arguments)), PrefixGrouping(of, 3))
         assert (twin - right).abs().max() > 0.05
     another_prefix = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -76,14 +79,16 @@ def test_wrong_twins_are_told_apart():
 
 def test_masks_are_not_written_into_the_keys():
     arguments, of = case([0, 1], [3, 5], length=4)
-    before = [x.clone() for x in arguments if x is not None]
+    tensors = [arguments[0], *arguments[1], *arguments[2:]]
+    before = [x.clone() for x in tensors]
     shared_attention(*arguments, PrefixGrouping(of, 2))
-    assert all(torch.equal(x, y) for x, y in zip(before, [x for x in arguments if x is not None]))
+    assert all(torch.equal(x, y) for x, y in zip(before, tensors))
 
 
 def test_bfloat16_scores_are_normalised_in_float32():
     arguments, of = case([0, 0, 1], [300, 300], dtype=torch.bfloat16)
-    wide = [x.float() if x is not None and x.is_floating_point() else x for x in arguments]
+    query, prefixes, key, value, mask = arguments
+    wide = query.float(), Prefixes(prefixes.key.float(), prefixes.value.float(), None), key.float(), value.float(), mask
     half, full = (shared_attention(*given, PrefixGrouping(of, 2)).float() for given in (arguments, wide))
     torch.testing.assert_close(half, full, rtol=0, atol=0.02)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taosr1.fast import shared_prefix_cache as module
-from taosr1.fast.kv_cache import ConcatCache
+from taosr1.fast.kv_cache import ConcatCache, FastKVCache
 from taosr1.fast.shared_prefix_cache import SharedPrefixCache, compact_order
 from tests.prefix_cases import PREFIX_OF, PREFIXES, alone, draw, prefilled
 
@@ -146,8 +146,10 @@ def test_concatenated_caches_equal_each_row_alone(twins, assert_close):
     """Rows that entered at different times have different numbers of own tokens."""
     plain, model = twins()
     cache, prefixes = prefilled(model)
-    first, second, own = shared_rows(cache, 4), cache.expand(1, capacity=12), draw(9, 3, 3)
+    first, second, own = shared_rows(cache, 4), FastKVCache(model.config, 3, 12), draw(9, 3, 3)
     with torch.no_grad():
+        model(draw(3, 7, 0), cache=second)
+        second.lengths.copy_(cache.lengths)
         model(own[:6, :2], cache=first)
         first.advance(2)
         both = ConcatCache([first, second])

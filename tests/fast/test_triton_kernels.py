@@ -20,10 +20,11 @@ pytest.importorskip("triton", reason="Triton is not installed (it is part of the
 
 from taosr1.fast import triton_kernels as kernels
 from taosr1.fast.quantize import quantize_to_float8
-from taosr1.fast.static_cache import StaticCache, plain_decode_attention
-from taosr1.fast.varlen import VarlenPrefixes, VarlenRows, VarlenSuffixes, plain_prefix_attention
+from taosr1.fast.static_cache import StaticCache
+from taosr1.fast.varlen import VarlenPrefixes, VarlenRows, VarlenSuffixes
 from taosr1.model.config import DecoderConfig
 from taosr1.model.rotary import rotate
+from tests import attention_twins
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TYPES = [torch.float32, torch.float16]
@@ -74,9 +75,9 @@ def test_rows_with_prefixes_equal_one_query_after_another(draw, heads, dtype):
     prefix_keys = [draw(dtype, 172, *heads[1:]) for _ in range(2)]
     for ranges, count in ((rows.all_ranges, 205), (rows.last_ranges, 6)):
         query = draw(dtype, count, heads[0], heads[2])
-        expected = plain_prefix_attention(query, *keys, *prefix_keys, ranges)
+        expected = attention_twins.prefix_attention(query, *keys, *prefix_keys, ranges)
         close(kernels.prefix_attention(query, *keys, *prefix_keys, *ranges), expected)
-        wrong = plain_prefix_attention(query, *keys, prefix_keys[0].flip(0), prefix_keys[1], ranges)
+        wrong = attention_twins.prefix_attention(query, *keys, prefix_keys[0].flip(0), prefix_keys[1], ranges)
         assert not torch.allclose(expected, wrong, rtol=0.1, atol=0.1)
 
 
@@ -85,7 +86,7 @@ def test_rows_without_a_prefix_and_tensors_that_are_parts_of_others(draw, dtype)
     ranges = VarlenRows(config_of(4, 2, 16), [5, 1, 70], DEVICE).all_ranges
     query, (key, value) = draw(dtype, 76, 7, 16)[:, 3:], draw(dtype, 2, 76, 3, 16)[:, :, 1:]
     tensors = query, key, value, key, value
-    close(kernels.prefix_attention(*tensors, *ranges), plain_prefix_attention(*tensors, ranges))
+    close(kernels.prefix_attention(*tensors, *ranges), attention_twins.prefix_attention(*tensors, ranges))
 
 
 @pytest.mark.parametrize(("heads", "dtype", "rows_of"), DECODES, ids=str)
@@ -99,7 +100,7 @@ def test_newest_tokens_equal_rows_with_a_copy_of_their_prefix(draw, heads, dtype
         each.keys[..., longest:, :] = each.values[..., longest:, :] = float("nan")
     for step in range(11):
         new = [draw(dtype, sum(rows_of), count, heads[2]) for count in (heads[0], heads[1], heads[1])]
-        expected = plain_decode_attention(*new, twin, 1)
+        expected = attention_twins.decode_attention(*new, twin, 1)
         if DEVICE == "cpu" and 2 <= step < 10:  # only store the new tokens: interpreting takes a while
             column = cache.columns(torch.arange(len(prefix_of)), cache.steps_done[None])[:, 0]
             cache.keys[1][prefix_of, :, column], cache.values[1][prefix_of, :, column] = new[1:]
@@ -118,7 +119,7 @@ def test_a_cache_of_another_type_than_its_newest_tokens(draw):
     cache, twin = (StaticCache(config_of(4, 2, 16), *prefix, lengths, prefix_of, 3) for _ in range(2))
     got = decode(*new, cache, 0)
     assert got.dtype == torch.float32
-    close(got, plain_decode_attention(*new, twin, 0))
+    close(got, attention_twins.decode_attention(*new, twin, 0))
 
 
 def test_half_precision_scores_do_not_overflow():
@@ -128,7 +129,7 @@ def test_half_precision_scores_do_not_overflow():
     cache = StaticCache(config_of(1, 1, 128), large[0], large[0], one, zero, 2)
     new = [large[0, 0, 0]] * 3
     assert (decode(*new, cache, 0) == 25).all()
-    assert (plain_decode_attention(*new, cache, 0) == 25).all()
+    assert (attention_twins.decode_attention(*new, cache, 0) == 25).all()
 
 
 @pytest.mark.parametrize(("shape", "dtype"), ROTATED_AND_TYPES, ids=str)

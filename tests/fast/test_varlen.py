@@ -19,9 +19,9 @@ from taosr1.fast.varlen import (
     VarlenRows,
     VarlenSuffixes,
     make_tiles,
-    plain_prefix_attention,
 )
 from taosr1.sampling.label_probs import label_probabilities as plain_label_probabilities
+from tests.attention_twins import prefix_attention
 from tests.prefix_cases import PREFIX_OF, PREFIXES, alone, draw
 
 LENGTHS = [4, 1, 3, 2, 4, 1]
@@ -82,7 +82,7 @@ def test_a_query_attends_to_its_prefix_and_to_its_own_row_up_to_itself():
     tensors = [torch.randn(count, 1, 4, generator=generator) for count in (5, 5, 5, 9, 9)]
     query, key, value, prefix_key, prefix_value = tensors
     tiles, first_keys = torch.tensor([[0, 2, 0, 3], [2, 5, 3, 8]]), torch.tensor([0, 1, 2, 2, 2])
-    out = plain_prefix_attention(*tensors, AttentionRanges(tiles, first_keys, torch.arange(5), 4))
+    out = prefix_attention(*tensors, AttentionRanges(tiles, first_keys, torch.arange(5), 4))
     ranges = [((0, 3), (0, 1)), ((0, 3), (1, 2)), ((3, 8), (2, 3)), ((3, 8), (2, 4)), ((3, 8), (2, 5))]
     for number, (prefix, own) in enumerate((slice(*prefix), slice(*own)) for prefix, own in ranges):
         keys = torch.cat([prefix_key[prefix], key[own]])[:, 0]

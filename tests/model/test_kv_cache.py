@@ -88,11 +88,3 @@ def test_bad_use_says_what_is_wrong(filled):
             model(ids, cache=cache)
     with pytest.raises(ValueError, match="rows >= 1"):
         KVCache(model.config, 0, 8)
-
-
-def test_a_fast_cache_can_be_repeated_with_another_capacity(make_model):
-    cache = FastKVCache(make_model().config, 2, 8)
-    cache.reserve(torch.tensor([[0, 1, 2, 3, 4]] * 2))
-    assert (cache.expand(3, capacity=20).rows, cache.expand(3, capacity=20).capacity) == (6, 20)
-    with pytest.raises(ValueError, match="capacity 4 is smaller than the 5 positions"):
-        cache.expand(2, capacity=4)

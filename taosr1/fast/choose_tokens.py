@@ -13,14 +13,9 @@ BLOCK = 64  # tokens; see `invert_cdf`
 
 
 def choose_tokens(
-    logits: Tensor,
-    uniform: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
     row_of: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`choose_token` for M replies that share R rows of logits.
 
     Shapes: logits (R, V) float32, uniform (M,), row_of (M,) int64, each reply's row of logits (None: reply m has row m)

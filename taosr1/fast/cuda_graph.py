@@ -42,14 +42,9 @@ class DecodeStep:
     """
 
     def __init__(
-        self,
-        model: Decoder,
-        caches: Sequence[Cache],
-        last: Tensor,
-        active: Tensor,
-        choose: Callable,
+        self, model: Decoder, caches: Sequence[Cache], last: Tensor, active: Tensor, choose: Callable,
         representatives: Tensor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.caches, self.last, self.active = model, list(caches), last, active
         self.choose, self.representatives = choose, representatives
         self.cache = self.caches[0] if len(self.caches) == 1 else ConcatCache(self.caches)

@@ -119,14 +119,9 @@ class FastDecoder(Decoder):
         return linear(hidden, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
 
     def hidden(
-        self,
-        ids: Tensor,
-        *,
-        cache: Cache | KVCache | None = None,
-        positions: Tensor | None = None,
-        attend: Tensor | AttentionBackend | None = None,
-        keep: Tensor | None = None,
-    ) -> Tensor:
+        self, ids: Tensor, *, cache: Cache | KVCache | None = None, positions: Tensor | None = None,
+        attend: Tensor | AttentionBackend | None = None, keep: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden states after the final norm: (B, T, C), or (B, T', C) with `keep`. The other arguments as `Decoder`.
 
         attend: (B, 1, T, T) bool, True where a query (third axis) attends to a key; it replaces the causal mask of a

@@ -75,20 +75,11 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int = 
 
 @torch.no_grad()
 def generate(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    *,
-    samples: int = 1,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop_ids: Sequence[int] = (),
-    generator: torch.Generator | None = None,
-    uniform: Tensor | None = None,
-    first_tokens: Tensor | None = None,
+    model: Decoder, prompts: Sequence[Sequence[int]], *, samples: int = 1, max_new_tokens: int,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, stop_ids: Sequence[int] = (),
+    generator: torch.Generator | None = None, uniform: Tensor | None = None, first_tokens: Tensor | None = None,
     max_rows: int | None = None,
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """`taosr1.sampling.generate.generate`, faster; arguments, results and errors are those.
 
     max_rows: replies decoded at once (None: `rows_that_fit`). Prompts are taken in order of length; results come back
@@ -124,15 +115,9 @@ class _Draws:
     settings: dict[str, float]
 
     def next_tokens(
-        self,
-        logits: Tensor,
-        replies: Tensor,
-        active: Tensor,
-        rollouts: Rollouts,
-        *,
-        row_of: Tensor | None = None,
+        self, logits: Tensor, replies: Tensor, active: Tensor, rollouts: Rollouts, *, row_of: Tensor | None = None,
         first: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Choose the next token of each reply and write it into `rollouts` if the reply is active. Waits for no device.
 
         Shapes: logits (R, V), replies (M,) int64 rows of `rollouts`, active (M,) bool, row_of (M,) as `choose_tokens`;
@@ -155,13 +140,8 @@ class _Draws:
 
 
 def _decode(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    samples: int,
-    max_rows: int,
-    draws: _Draws,
-    rollouts: Rollouts,
-) -> None:
+    model: Decoder, prompts: Sequence[Sequence[int]], samples: int, max_rows: int, draws: _Draws, rollouts: Rollouts,
+) -> None:  # fmt: skip
     """Continuous batching: up to `max_rows` replies are decoded at once; prompts enter where finished replies left."""
     waiting = deque(sorted(range(len(prompts)), key=lambda p: len(prompts[p])))
     batches: list[DecodeBatch] = []
@@ -186,13 +166,9 @@ def _decode(
 
 
 def _start(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    entering: list[int],
-    samples: int,
-    draws: _Draws,
+    model: Decoder, prompts: Sequence[Sequence[int]], entering: list[int], samples: int, draws: _Draws,
     rollouts: Rollouts,
-) -> DecodeBatch:
+) -> DecodeBatch:  # fmt: skip
     """Prefill the entering prompts, draw the first token of each of their samples, and make them a batch."""
     device, longest = rollouts.tokens.device, rollouts.tokens.shape[1]
     chosen = [prompts[p] for p in entering]

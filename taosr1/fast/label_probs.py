@@ -31,15 +31,9 @@ PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128
 
 @torch.no_grad()
 def label_probabilities(
-    model,
-    tokenizer,
-    prompts: Prompts,
-    *,
-    max_tokens_per_batch: int = 16384,
-    uniform: Tensor | None = None,
-    temperature: float = 1.0,
-    progress: bool = False,
-) -> LabelProbs:
+    model, tokenizer, prompts: Prompts, *, max_tokens_per_batch: int = 16384, uniform: Tensor | None = None,
+    temperature: float = 1.0, progress: bool = False,
+) -> LabelProbs:  # fmt: skip
     """`taosr1.sampling.label_probs.label_probabilities` with prefixes that prompts share computed once.
 
     Arguments, results and errors are those.

@@ -15,14 +15,9 @@ LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 220 tokens of Qwen3, and more than
 
 
 def completion_logp(
-    model,
-    ids: Tensor,
-    mask: Tensor,
-    *,
-    temperature: float = 1.0,
-    with_entropy: bool = False,
+    model, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, with_entropy: bool = False,
     chunk_tok: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`taosr1.model.logprobs.completion_logp` with less work and memory; arguments, results and errors are those.
 
     Equal rows are computed once (of a GRPO group that is kept, two in three), and neighbouring rows with the same

@@ -66,16 +66,9 @@ class SharedPrefixCache:
     """
 
     def __init__(
-        self,
-        config: DecoderConfig,
-        prefix_keys: Tensor,
-        prefix_values: Tensor,
-        prefix_lengths: Tensor,
-        prefix_of: Tensor,
-        capacity: int,
-        buffer: Tensor | None = None,
-        prefix_len: int = 0,
-    ) -> None:
+        self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor,
+        prefix_of: Tensor, capacity: int, buffer: Tensor | None = None, prefix_len: int = 0,
+    ) -> None:  # fmt: skip
         self.config, self.capacity, self.prefix_len = config, capacity, prefix_len
         self.length, self._new = 0, 0  # own tokens of each row, and those announced by `place`
         longest = self.longest = int(prefix_lengths.max())

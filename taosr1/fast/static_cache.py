@@ -26,14 +26,9 @@ class StaticCache:
     """
 
     def __init__(
-        self,
-        config: DecoderConfig,
-        prefix_keys: Tensor,
-        prefix_values: Tensor,
-        prefix_lengths: Tensor,
-        prefix_of: Tensor,
-        capacity: int,
-    ) -> None:
+        self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor,
+        prefix_of: Tensor, capacity: int,
+    ) -> None:  # fmt: skip
         """prefix_keys, prefix_values: (L, P, K, S, D); they are copied."""
         self.config, self.capacity, self.length, self._new = config, capacity, 0, 0
         self.prefix_lengths, self.prefix_of, self.rows = prefix_lengths, prefix_of, len(prefix_of)

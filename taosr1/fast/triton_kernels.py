@@ -150,16 +150,9 @@ def _decode_attention_kernel(
 
 
 def prefix_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    tiles: Tensor,
-    first_keys: Tensor,
-    last_keys: Tensor,
-    tile_rows: int,
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, tiles: Tensor,
+    first_keys: Tensor, last_keys: Tensor, tile_rows: int,
+) -> Tensor:  # fmt: skip
     """See `varlen.prefix_attention`; the last four are the fields of `varlen.AttentionRanges`."""
     _, heads, size = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -175,17 +168,9 @@ def prefix_attention(
 
 
 def decode_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    cu_rows: Tensor,
-    lengths: Tensor,
-    steps_done: Tensor,
-    longest: int,
-    places: int,
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, cu_rows: Tensor, lengths: Tensor,
+    steps_done: Tensor, longest: int, places: int,
+) -> Tensor:  # fmt: skip
     """See `static_cache.decode_attention`; all from `keys` on are attributes of the cache, or of its layer."""
     _, heads, size = query.shape
     prefixes, kv_heads = keys.shape[:2]

@@ -71,14 +71,9 @@ class VarlenRows:
     """
 
     def __init__(
-        self,
-        config: DecoderConfig,
-        lengths: Sequence[int],
-        device: torch.device | str,
-        starts: Sequence[int] | None = None,
-        prefix_keys: PrefixKeys | None = None,
-        unused: int = 0,
-    ) -> None:
+        self, config: DecoderConfig, lengths: Sequence[int], device: torch.device | str,
+        starts: Sequence[int] | None = None, prefix_keys: PrefixKeys | None = None, unused: int = 0,
+    ) -> None:  # fmt: skip
         """lengths: tokens of each row. starts: the position of each row's first token (None: 0).
 
         prefix_keys: None for rows without a prefix. unused: how many leading rows need no output; they are the rows of
@@ -146,13 +141,9 @@ class VarlenSuffixes(VarlenRows):
     """
 
     def __init__(
-        self,
-        prefixes: VarlenPrefixes,
-        prefix_of: Sequence[int],
-        lengths: Sequence[int],
-        first: int = 0,
+        self, prefixes: VarlenPrefixes, prefix_of: Sequence[int], lengths: Sequence[int], first: int = 0,
         computes_prefixes: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.prefixes, self.computes_prefixes = prefixes, computes_prefixes
         cu_rows = cu_seqlens(torch.bincount(torch.tensor(prefix_of)))  # (P + 1,)
         cu_keys = prefixes.cu_tokens[first : first + len(cu_rows)]

@@ -18,9 +18,8 @@ setup(
     extras_require={
         "test": ["pytest>=8"],
         "plot": ["matplotlib>=3.8"],
-        "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "data": ["pyarrow>=15"],
-        "dev": ["pytest>=8", "transformers>=4.51", "hypothesis>=6", "ruff>=0.9", "scikit-learn>=1.4", "scipy>=1.11", "pyarrow>=15",
+        "dev": ["pytest>=8", "transformers>=4.51", "hypothesis>=6", "ruff>=0.17", "scikit-learn>=1.4", "scipy>=1.11", "pyarrow>=15",
                 "trl~=1.16.0", "peft>=0.17", "triton; platform_system == 'Linux'"],
     },
 )

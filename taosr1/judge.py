@@ -56,23 +56,19 @@ class Judge:
         """
         positions = self.model.config.max_position_embeddings
         room = positions - min(256, positions // 4)
-        return [self._fitting_prompt(judgement, room) for judgement in judgements]
-
-    def _fitting_prompt(self, judgement: Judgement, room: int) -> list[int]:
-        config = self.prompt
-        ids = encode_prompt(self.tokenizer, judgement, config)
-        while len(ids) > room and config.max_chars > 1:
-            config = replace(config, max_chars=config.max_chars // 2)
+        fitted = []
+        for judgement in judgements:
+            config = self.prompt
             ids = encode_prompt(self.tokenizer, judgement, config)
-        return ids
+            while len(ids) > room and config.max_chars > 1:
+                config = replace(config, max_chars=config.max_chars // 2)
+                ids = encode_prompt(self.tokenizer, judgement, config)
+            fitted.append(ids)
+        return fitted
 
     def reply_text(self, ids: list[int]) -> str:
         """A sampled reply as text, without its end-of-sequence token."""
         return self.tokenizer.decode([token for token in ids if token not in self.tokenizer.eos_ids])
-
-    def ask(self, order: str) -> Judge:
-        """The same weights, prompted for replies of another order."""
-        return replace(self, prompt=replace(self.prompt, order=order))
 
 
 def load_judge(
@@ -95,21 +91,18 @@ def load_judge(
     check_device(device)
     if spec == TINY:
         judge = _tiny_judge(order or "post-cot", seed, device)
-        if dtype not in DTYPES:
-            quantize(judge.model, dtype, emulate=plain)
-        return judge if plain else fast.enable(judge)
-    spec = str(BUNDLED_FOLDER) if spec == BUNDLED else spec
-    if spec.startswith("runs/") and not Path(spec).is_dir():  # looks like a hub id, but is meant as a run
-        raise FileNotFoundError(
-            f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id"
-        )
-    folder = model_folder(spec)
-    beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
-    model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
-    if dtype != beside:
-        quantize(model, dtype, emulate=plain)
-    prompt = PromptConfig.load(folder) or PromptConfig()
-    judge = Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
+    else:
+        if spec.startswith("runs/") and not Path(spec).is_dir():  # looks like a hub id, but is meant as a run
+            raise FileNotFoundError(
+                f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id"
+            )
+        folder = model_folder(BUNDLED_FOLDER if spec == BUNDLED else spec)
+        beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
+        model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
+        prompt = PromptConfig.load(folder) or PromptConfig()
+        judge = Judge(model, tokenizer, replace(prompt, order=order) if order else prompt)
+    if dtype not in DTYPES:
+        quantize(judge.model, dtype, emulate=plain)
     return judge if plain else fast.enable(judge)
 
 

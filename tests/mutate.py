@@ -38,6 +38,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
     "losses": ("taosr1/learning/losses.py", "tests/learning/test_losses.py"),
+    "loss_checks": ("taosr1/learning/loss_checks.py", "tests/learning/test_losses.py"),
     "logprobs": ("taosr1/model/logprobs.py", "tests/model/test_logprobs.py"),
 }
 FORK = multiprocessing.get_context("fork")

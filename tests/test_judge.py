@@ -92,11 +92,6 @@ def test_a_run_without_a_checkpoint_a_missing_folder_and_an_unknown_device_are_n
             load_judge(TINY, device=device)
 
 
-def test_asking_otherwise_keeps_the_weights(small):
-    asked = small.ask("label")
-    assert asked.prompt.order == "label" and asked.model is small.model and small.prompt.order == "post-cot"
-
-
 def test_a_prompt_that_is_too_long_is_shown_with_shorter_texts_and_no_row_is_lost(small):
     rows = [
         Judgement("travel mug", "Hollin steel travel mug", price="$16"),

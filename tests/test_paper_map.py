@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +37,7 @@ def map_of(text: str) -> list[list[str]]:
     """The cells of the paper map's rows, whatever their number."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|") and cells_of(line) == HEADER)
-    end = next(number for number in range(start, len(lines) + 1) if number == len(lines) or not lines[number].startswith("|"))
-    return [cells_of(line) for line in lines[start + 2 : end]]
+    return [cells_of(line) for line in takewhile(lambda line: line.startswith("|"), lines[start + 2 :])]
 
 
 @lru_cache
@@ -48,7 +48,8 @@ def functions_of(path: Path) -> dict[str, ast.FunctionDef]:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{member.name}": member for member in node.body if isinstance(member, ast.FunctionDef)}
+            methods = [member for member in node.body if isinstance(member, ast.FunctionDef)]
+            found |= {f"{node.name}.{member.name}": member for member in methods}
     return found
 
 
@@ -57,7 +58,9 @@ def problems_of(cells: list[str]) -> list[str]:
     if len(cells) != len(HEADER):
         return [f"{len(cells)} cells, expected {len(HEADER)}: {cells}"]
     row, problems = Row(*cells), []
-    for kind, cell, pattern in (("function", row.function, r"`(taosr1/[\w/]+\.py)::([\w.]+)`"), ("test", row.test, r"`(tests/[\w/]+\.py)::(test_\w+)`")):
+    patterns = {"function": r"`(taosr1/[\w/]+\.py)::([\w.]+)`", "test": r"`(tests/[\w/]+\.py)::(test_\w+)`"}
+    for kind, pattern in patterns.items():
+        cell = getattr(row, kind)
         match = re.fullmatch(pattern, cell)
         if not match:
             problems.append(f"{kind} {cell} is not `path.py::name`")
@@ -69,7 +72,8 @@ def problems_of(cells: list[str]) -> list[str]:
 
 def blocks_of(text: str) -> list[Block]:
     """The fenced Python blocks."""
-    return [Block(text[: match.start(1)].count("\n") + 1, match[1]) for match in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)]
+    fences = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)
+    return [Block(text[: match.start(1)].count("\n") + 1, match[1]) for match in fences]
 
 
 def run(blocks: list[Block]) -> None:
@@ -114,12 +118,13 @@ def test_a_bar_inside_a_cell_is_found():
     assert problems_of(cells_of("| |o| | `f` | `t` | none |")) != []
 
 
-def test_every_function_of_the_losses_and_of_selection_s_mathematics_is_on_the_map():
+def test_every_function_of_the_losses_and_of_what_is_trained_on_is_on_the_map():
     on_the_map = {cells[1].strip("`") for cells in ROWS}
     losses = "taosr1/learning/losses.py"
     public = {f"{losses}::{name}" for name in functions_of(ROOT / losses) if not name.startswith("_")}
     others = {
-        "taosr1/learning/selection.py": ("keep_groups", "balance_by_grade", "grade_share_cv", "balance_label_flow", "mine_pairs"),
+        "taosr1/learning/difficulty.py": ("keep_groups", "balance_by_grade", "grade_share_cv"),
+        "taosr1/learning/pairs.py": ("balance_label_flow", "mine_pairs"),
         "taosr1/sampling/passn.py": ("pass_at_n",),
         "taosr1/serving/tiering.py": ("cumulative_tier", "fit_beta"),
     }

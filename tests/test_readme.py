@@ -17,12 +17,13 @@ FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.S | re.M)
 BLOCKS = [block for language, block in FENCES if not language]  # ```text holds tables
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 WORDS = [shlex.split(command.split("&&")[-1]) for command in COMMANDS if ".py" in command]
-SCRIPTS = [words[[word.endswith(".py") for word in words].index(True) :] for words in WORDS]  # behind python, or torchrun and its own flags
+# What follows python, or torchrun and its own flags.
+SCRIPTS = [words[[word.endswith(".py") for word in words].index(True) :] for words in WORDS]
 
 
 def test_the_readme_shows_its_two_commands():
-    assert any(command.startswith("pip install -c constraints.txt -e . && python train/grpo.py") for command in COMMANDS)
-    assert any(command == 'pip install -c constraints.txt -e ".[test]" && python -m pytest' for command in COMMANDS)
+    assert "pip install -c constraints.txt -e . && python train/grpo.py" in COMMANDS
+    assert 'pip install -c constraints.txt -e ".[test]" && python -m pytest' in COMMANDS
 
 
 def test_ci_runs_the_test_command_of_the_readme():
@@ -47,7 +48,8 @@ def test_every_script_of_the_readme_answers_help(script, capsys):
 
 
 def test_a_script_starts_from_the_command_line():
-    answer = subprocess.run([sys.executable, "train/grpo.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "train/grpo.py", "--help"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0 and "--difficulty" in answer.stdout, answer.stderr
 
 

@@ -33,7 +33,7 @@ from taosr1.data.judgements import Judgement, judgement_to_dict
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import DTYPES, Judge, load_judge
-from taosr1.learning.selection import keyed_generator
+from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config

@@ -33,14 +33,8 @@ from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge, load_judge
-from taosr1.learning.selection import (
-    TEACHER,
-    balance_label_flow,
-    balanced_order,
-    keyed_generator,
-    mine_pairs,
-    mining_outcome,
-)
+from taosr1.learning.draw_order import balanced_order, keyed_generator
+from taosr1.learning.pairs import TEACHER, balance_label_flow, mine_pairs, mining_outcome
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config

@@ -1,7 +1,7 @@
 """Stage 1, supervised fine-tuning: teach a decoder to answer in one of three orders.
 
-    python train/sft.py                                                    # the thinker: pre-CoT, on the embedded shop
-    python train/sft.py --order post-cot --out runs/post-sft               # the paper's order: label first, then the reason
+    python train/sft.py                                           # the thinker: pre-CoT, on the embedded shop
+    python train/sft.py --order post-cot --out runs/post-sft      # the paper's order: label first, then the reason
     python train/sft.py --order label --data rows.jsonl --dev dev.jsonl --model Qwen/Qwen3-0.6B --out runs/mine
 
 Rows need a grade, and a chain of thought (column "cot") unless --order label. The best checkpoint on --dev is what
@@ -16,7 +16,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -25,14 +25,16 @@ from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge import DTYPES, TINY
-from taosr1.learning.batches import Batch, collate, label_token_weights, micro_batches, padded_tok
+from taosr1.learning.batches import Batch, label_token_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
+from taosr1.learning.draw_order import balanced_order
 from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.identity import identity
-from taosr1.learning.loop import Schedule, make_optimizers, train
+from taosr1.learning.loop import Drawn, Stage, train
 from taosr1.learning.losses import LossSum, sft_loss
-from taosr1.learning.selection import balanced_order
+from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
@@ -45,18 +47,24 @@ class Config(MemoryFlags, RunFlags):
     data: str = option("synthetic:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or synthetic:POOL")
     dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
     out: str = option("runs/thinker-sft", "run folder")
-    order: str = option("pre-cot", "order of the reply: label | pre-cot (reason, then label) | post-cot (label, then reason)", ORDERS)
-    cots: str = option("agreeing", "chains of thought to learn: all, or only those that agree with the gold grade", ("agreeing", "all"))
+    order: str = option(
+        "pre-cot", "order of the reply: label | pre-cot (reason, then label) | post-cot (label, then reason)", ORDERS
+    )
+    cots: str = option(
+        "agreeing", "chains of thought to learn: all, or those that agree with the gold grade", ("agreeing", "all")
+    )
     steps: int = option(500, "optimizer steps")
     batch_size: int = option(64, "examples per optimizer step")
     micro_batch_tok: int = option(2048, "padded tokens per forward pass (memory; changes no result)")
     lr: float = option(3e-3, "peak learning rate; use about 1e-5 for a pre-trained model")
-    optimizer: str = option("auto", "muon, adamw, or auto: Muon for fresh weights, AdamW for trained ones", ("auto", "muon", "adamw"))
-    muon_lr: float = option(0.02, "peak learning rate of Muon, which moves the matrices; --lr moves the rest")
+    optimizer: str = option(
+        "auto", "muon, adamw, or auto: Muon for fresh weights, AdamW for trained ones", ("auto", "muon", "adamw")
+    )
+    muon_lr: float = option(0.02, "peak learning rate of Muon, for the matrices; --lr is for the rest")
     weight_decay: float = option(0.1, "weight decay of the matrices")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
-    grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0.5 its root, 0 equal")
-    lora_dropout: float = option(0.0, "share of its input that an adapter is not shown, drawn anew each step")
+    grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0 equally often")
+    lora_dropout: float = option(0.0, "share of an adapter's input that is set to 0, drawn anew in every step")
     eval_every: int = option(125, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
@@ -70,13 +78,15 @@ class Config(MemoryFlags, RunFlags):
 
     def __post_init__(self) -> None:
         check([
-            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, weight_decay=0, label_weight=0, eval_every=0, dev_rows=0,
-                      max_new_tokens=1),
+            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, weight_decay=0, label_weight=0, eval_every=0,
+                      dev_rows=0, max_new_tokens=1),
             *run_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
-            (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw does without Muon"),
-            (self.optimizer == "muon" and self.lora_rank > 0, "--optimizer muon moves whole matrices; with --lora-rank use adamw"),
-            (self.optimizer == "muon" and self.fsdp, "--optimizer muon moves whole matrices, which no rank has with --fsdp; use adamw"),
+            (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw needs none"),
+            (self.optimizer == "muon" and self.lora_rank > 0,
+             "--optimizer muon moves whole matrices; with --lora-rank use adamw"),
+            (self.optimizer == "muon" and self.fsdp,
+             "--optimizer muon moves whole matrices, which no rank has with --fsdp; use adamw"),
             *memory_problems(self, self.lora_dropout),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
@@ -85,7 +95,10 @@ class Config(MemoryFlags, RunFlags):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
-    judge = load_trainee(config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed, dropout=config.lora_dropout, plain=config.plain)
+    judge = load_trainee(
+        config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed,
+        dropout=config.lora_dropout, plain=config.plain,
+    )  # fmt: skip
     common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
     rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)
     dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
@@ -93,35 +106,31 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
-    team = DistributedModel(judge.model, judge.engine, fsdp=config.fsdp, device=device)
-    fresh = config.model == TINY and not config.fsdp
-    muon_lr = config.muon_lr if config.optimizer == "muon" or (config.optimizer == "auto" and fresh) else 0.0
+    distributed = DistributedModel(
+        judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
+    )
 
-    def step_batches(step: int, cursor: dict) -> list[Batch]:
-        drawn = balanced_order(grades, config.seed, step * config.batch_size, config.batch_size, power=config.grade_power)
-        batch = [examples[row] for row in drawn]
-        parts = micro_batches(batch, team.budget(batch, config.micro_batch_tok))
-        return [part and collate(part, device) for part in team.share(parts, padded_tok)]
+    def draw(step: int, cursor: dict) -> Drawn:
+        start = step * config.batch_size
+        order = balanced_order(grades, config.seed, start, config.batch_size, power=config.grade_power)
+        return Drawn([examples[row] for row in order])
 
-    def loss_fn(model, batch: Batch) -> LossSum:
-        weights = label_token_weights(batch.mask, config.label_weight, "none" if config.order == "pre-cot" else "first")
+    def loss(model: Decoder, batch: Batch) -> LossSum:
+        weights = label_token_weights(batch.mask, config.label_weight, config.order)
         return sft_loss(judge.engine.completion_logp(model, batch.ids, batch.mask), batch.mask, weights=weights)
 
-    def evaluate(step: int) -> dict[str, float]:
-        with team.whole(DTYPES[config.dtype]) as model:
-            return dev_scores(replace(judge, model=model), dev, config.max_new_tokens)
-
+    fresh = config.model == TINY and not config.fsdp
+    with_muon = config.optimizer == "muon" or config.optimizer == "auto" and fresh
+    muon_lr = config.muon_lr if with_muon else 0.0
     return train(
-        judge.model, judge.tokenizer, judge.prompt, run,
-        schedule=Schedule(config.steps, eval_every=config.eval_every, save_every=config.save_every, keep_last=config.keep_last, max_skipped=config.max_skipped),
+        judge,
+        run,
+        Stage(f"sft {config.order}", draw, loss),
+        schedule=Schedule.of(config),
         optimizers=make_optimizers(judge.model, config.lr, weight_decay=config.weight_decay, muon_lr=muon_lr),
-        step_batches=step_batches,
-        loss_fn=loss_fn,
-        evaluate=evaluate,
-        compute_dtype=DTYPES[config.dtype],
-        description=f"sft {config.order}",
-        team=team,
-    )  # fmt: skip
+        distributed=distributed,
+        evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
+    )
 
 
 if __name__ == "__main__":

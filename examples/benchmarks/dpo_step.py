@@ -6,7 +6,7 @@
 8 pairs: prompts of 192 tokens, two replies of 64 each, end token included. Sigmoid loss, beta 0.1, no other term; all pairs in one pass.
 The reference's log-probs are computed before the first step on both sides and are no part of it, as in train/dpo.py.
 
-Ours: `collate_pairs` of train/dpo.py and `accumulate` over `dpo_loss(sequence_logp(completion_logp(...)))`. TRL: all of
+Ours: `PreferencePair.collate` and `accumulate` over `dpo_loss(sequence_logp(completion_logp(...)))`. TRL: all of
 `DPOTrainer.train()` with `precompute_ref_log_probs=True`, that is `_compute_loss` (its fused head), backward, clip, AdamW. For its log TRL also
 computes the tokens' entropy, accuracy and mean logit, which ours does not log. On a CPU its head scores all 255 positions of a row, prompt
 included; only on a GPU does it leave out what nobody reads.
@@ -39,13 +39,14 @@ from examples.benchmarks.steps import (
     trl_settings,
 )
 from taosr1.learning.batches import Example
-from taosr1.learning.loop import accumulate
+from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum, dpo_loss
+from taosr1.learning.preference_pairs import PairBatch, PreferencePair
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import completion_logp, sequence_logp
 from taosr1.runtime.cli import parse_config
 from taosr1.runtime.signals import run_main
-from train.dpo import PairBatch, PreferencePair, collate_pairs
 
 PAIRS, BETA = 8, 0.1
 
@@ -67,7 +68,7 @@ def our_step(model: Decoder, data: list[tuple]):
     pairs, update = with_reference(model, data), make_update(model, loss_fn)
 
     def step(number: int) -> float:
-        update(collate_pairs(pairs, "cpu"))
+        update(PreferencePair.collate(pairs))
         return 0.0
 
     return step
@@ -76,7 +77,7 @@ def our_step(model: Decoder, data: list[tuple]):
 @torch.no_grad()
 def with_reference(model: Decoder, data: list[tuple]) -> list[PreferencePair]:
     pairs = [PreferencePair(Example(prompt, chosen), Example(prompt, rejected)) for prompt, chosen, rejected, _ in data]
-    logp = reply_logp(model, collate_pairs(pairs, "cpu")).view(-1, 2).tolist()
+    logp = reply_logp(model, PreferencePair.collate(pairs)).view(-1, 2).tolist()
     return [replace(pair, ref_chosen=chosen, ref_rejected=rejected) for pair, (chosen, rejected) in zip(pairs, logp)]
 
 
@@ -108,14 +109,14 @@ def trl_trainer(folder: str, data: list[tuple], steps: int):
 
 def compare(model: Decoder, trainer, data: list[tuple]) -> tuple[float, float]:
     """Loss of both on the pairs, with reference log-probs that are not the policy's; the gradients are left in `.grad`."""
-    batch = collate_pairs(with_reference(model, data), "cpu")
+    batch = PreferencePair.collate(with_reference(model, data))
     inputs = trainer.data_collator(list(trainer.train_dataset))
     stored = torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]], dim=1).flatten()
     torch.testing.assert_close(batch.ref_logp, stored, rtol=1e-5, atol=0)
     noise = 10 * torch.randn(batch.ref_logp.shape, generator=torch.Generator().manual_seed(0))  # of sums over 64 tokens, which beta divides by 10
     batch = replace(batch, ref_logp=batch.ref_logp + noise)
     inputs |= {"ref_chosen_logps": batch.ref_logp[::2], "ref_rejected_logps": batch.ref_logp[1::2]}
-    ours = accumulate(model, [batch], loss_fn)["loss"]
+    ours = accumulate(DistributedModel(model), [batch], loss_fn)["loss"]
     theirs = trainer.compute_loss(trainer.model, inputs)
     theirs.backward()
     return ours, theirs.item()

@@ -7,7 +7,7 @@
 training. The reward is a pure function of the sampled ids. Loss: clip 0.2, every reply weighs the same, no KL term; one update for each
 batch of rollouts; all 32 replies in one pass.
 
-Ours: `DistributedModel.for_sampling`, `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
+Ours: `DistributedModel.sampling_model`, `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
 log-probs are the old policy's. TRL: all of `GRPOTrainer.train()`, that is `_generate_and_score_completions` (`transformers.generate` over 32
 rows, decoding to text, rewards, advantages), `_compute_loss` (its fused head; the old policy's log-probs are the policy's), backward, clip, AdamW.
 Both compute the entropy for their logs. On a CPU TRL's head scores all 255 positions of a row, prompt included; only on a GPU does it leave out
@@ -44,7 +44,7 @@ from examples.benchmarks.steps import (
 from taosr1.fast.generate import Rollouts, generate
 from taosr1.learning.batches import Example, collate
 from taosr1.learning.distributed_model import DistributedModel
-from taosr1.learning.loop import accumulate
+from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum, group_advantages, grpo_loss
 from taosr1.learning.rollout_group import RolloutBatch
 from taosr1.model.decoder import Decoder
@@ -90,7 +90,7 @@ def our_step(model: Decoder, data: list[tuple[list[int], str]]):
 
 def sample(model: Decoder, prompts: list[list[int]], seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
-    sampler = DistributedModel(model).for_sampling(torch.float32)
+    sampler = DistributedModel(model).sampling_model()
     return generate(sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[no_token(model.config)], generator=generator)
 
 
@@ -101,12 +101,12 @@ def rollout_batch(prompts: list[list[int]], rollouts: Rollouts) -> RolloutBatch:
     old_logp[:, PROMPT_TOK:] = rollouts.logp
     rewards = torch.tensor([reward(reply) for reply in replies], dtype=torch.float64)
     advantages = group_advantages(rewards, SAMPLES).float()
-    return RolloutBatch(batch.ids, batch.mask, old_logp, None, batch.mask.float(), advantages)
+    return RolloutBatch(batch.ids, batch.mask, advantages, old_logp)
 
 
 def loss_fn(model: Decoder, batch: RolloutBatch) -> LossSum:
     logp, entropy = completion_logp(model, batch.ids, batch.mask, with_entropy=True)
-    return grpo_loss(logp, batch.old_logp, batch.advantages, batch.mask, clip_low=CLIP, weights=batch.weights, entropy=entropy)
+    return grpo_loss(logp, batch.old_logp, batch.advantages, batch.mask, clip_low=CLIP, entropy=entropy)
 
 
 # --- TRL's ------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def compare(model: Decoder, trainer, data: list[tuple[list[int], str]]) -> tuple
     batch = rollout_batch(prompts, sample(model, prompts, seed=0))
     noise = 0.2 * torch.randn(batch.ids.shape, generator=torch.Generator().manual_seed(0))
     batch = replace(batch, old_logp=(batch.old_logp + noise) * batch.mask)
-    ours = accumulate(model, [batch], loss_fn)
+    ours = accumulate(DistributedModel(model), [batch], loss_fn)
     assert ours["clip_ratio/region_mean"] > 0, "the clip did not act"
     ids = {"prompt": batch.ids[:, :PROMPT_TOK], "completion": batch.ids[:, PROMPT_TOK:]}
     inputs = {f"{name}_ids": values for name, values in ids.items()} | {f"{name}_mask": torch.ones_like(values) for name, values in ids.items()}

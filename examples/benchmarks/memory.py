@@ -83,7 +83,9 @@ def token_ids(rows: int, length: int, seed: int) -> list[list[int]]:
 def ours(stage: str, mode: str, config: Config) -> dict:
     import torch._dynamo  # noqa: F401  PyTorch's optimizers import it when the first is made (70 MiB, beside Triton 150); TRL has by now
 
-    from taosr1.learning.loop import accumulate, make_optimizers
+    from taosr1.learning.distributed_model import DistributedModel
+    from taosr1.learning.gradient import accumulate
+    from taosr1.learning.optimizers import make_optimizers
     from taosr1.model.io.weights import load_decoder
     from taosr1.model.lora import LoraConfig, add_adapters
 
@@ -98,7 +100,7 @@ def ours(stage: str, mode: str, config: Config) -> dict:
     started = time.perf_counter()
     for number in range(STEPS):
         batch, loss_fn = step(number)
-        accumulate(model, [batch], loss_fn, DTYPES[config.dtype])
+        accumulate(DistributedModel(model, dtype=DTYPES[config.dtype]), [batch], loss_fn)
         optimizer.step()
         model.zero_grad(set_to_none=True)
     return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started, "weights": weights}
@@ -108,20 +110,20 @@ def our_grpo(model, config: Config):
     from taosr1.fast.generate import generate
     from taosr1.learning.batches import Example, collate
     from taosr1.learning.distributed_model import DistributedModel
-    from taosr1.learning.loop import compute_in
     from taosr1.learning.losses import group_advantages, grpo_loss
+    from taosr1.learning.reference import reference_policy
     from taosr1.model.logprobs import completion_logp
     from taosr1.model.lora import adapters_off
-    from train.grpo import reference_policy
 
-    reference = reference_policy(model)
+    reference, distributed = reference_policy(model), DistributedModel(model, dtype=DTYPES[config.dtype])
 
     def step(number: int):
         prompts = token_ids(PROMPTS, PROMPT_TOK, number)
         generator = torch.Generator().manual_seed(number)
-        replies = generate(DistributedModel(model).for_sampling(DTYPES[config.dtype]), prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
+        sampler = distributed.sampling_model()
+        replies = generate(sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
         batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
-        with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
+        with torch.no_grad(), distributed.compute_dtype():
             old = completion_logp(model, batch.ids, batch.mask)
             with adapters_off(reference):
                 ref = completion_logp(reference, batch.ids, batch.mask)
@@ -133,14 +135,14 @@ def our_grpo(model, config: Config):
 
 def our_dpo(model, config: Config):
     from taosr1.learning.batches import Example, collate
-    from taosr1.learning.loop import compute_in
+    from taosr1.learning.distributed_model import DistributedModel
     from taosr1.learning.losses import dpo_loss
     from taosr1.model.logprobs import completion_logp, sequence_logp
 
     def step(number: int):
         prompts, replies = token_ids(PAIRS, PROMPT_TOK, number), token_ids(2 * PAIRS, REPLY_TOK, 100 + number)
         batch = collate([Example(prompts[row // 2], reply) for row, reply in enumerate(replies)], config.device)  # chosen, rejected by turns
-        with torch.no_grad(), compute_in(model, DTYPES[config.dtype]):
+        with torch.no_grad(), DistributedModel(model, dtype=DTYPES[config.dtype]).compute_dtype():
             ref = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
 
         def loss_fn(model, batch):

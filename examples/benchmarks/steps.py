@@ -33,8 +33,9 @@ import torch
 
 from examples.benchmarks import common
 from taosr1.learning.distributed_model import DistributedModel
-from taosr1.learning.loop import accumulate, make_optimizers
+from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum
+from taosr1.learning.optimizers import make_optimizers
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import load_decoder
 from taosr1.model.tokenizer import Tokenizer
@@ -194,11 +195,12 @@ def random_words(tokenizer: Tokenizer, count: int, length: int, seed: int) -> li
 
 def make_update(model: Decoder, loss_fn: Callable[[Decoder, object], LossSum]) -> Callable[[object], None]:
     """What the training loop does with a micro-batch that is a whole step: gradient, clip, AdamW."""
-    (optimizer,), team = make_optimizers(model, LEARNING_RATE, weight_decay=0.0), DistributedModel(model)
+    (optimizer,) = make_optimizers(model, LEARNING_RATE, weight_decay=0.0)
+    distributed = DistributedModel(model)
 
     def update(batch: object) -> None:
-        accumulate(model, [batch], loss_fn, team=team)
-        team.clip_gradients(CLIP_NORM)
+        accumulate(distributed, [batch], loss_fn)
+        distributed.clip_gradients(CLIP_NORM)
         optimizer.step()
         model.zero_grad(set_to_none=True)
 

@@ -55,10 +55,12 @@ def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[in
         try:
             record = next(reader, None)
         except csv.Error as error:
+            is_cr = "new-line character" in str(error)
+            problem = CR_ONLY if is_cr else f"{error} (quotes inside a quoted cell are doubled)"
             if not header or "field larger" in str(error):  # reading on would start inside a cell
-                raise DamagedFile(f"{path}:{number}: {_csv_problem(error)}") from None
+                raise DamagedFile(f"{path}:{number}: broken CSV: {problem}") from None
             bad_rows.rows += 1
-            bad_rows.add(number, _csv_problem(error), rows=num_rows)
+            bad_rows.add(number, f"broken CSV: {problem}", rows=num_rows)
             continue
         if record is None:
             return
@@ -68,40 +70,30 @@ def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[in
             header = _check_header(path, number, record, delimiter)
             continue
         bad_rows.rows += 1
-        problem = _joined_files(record, header)
-        if len(record) != len(header):
-            problem = problem or f"{len(record)} cells, expected {len(header)} as in the header"
-            bad_rows.add(number, problem, rows=num_rows)
-        elif problem := next(filter(None, map(damage_in, record)), "") or problem:
-            bad_rows.add(number, problem)
+        if record[0].startswith(BYTE_ORDER_MARK):
+            problem = JOINED
+        elif [cell.strip() for cell in record] == header:
+            problem = "this record repeats the header: were two files joined?"
+        elif len(record) != len(header):
+            problem = f"{len(record)} cells, expected {len(header)} as in the header"
+        else:
+            problem = next(filter(None, map(damage_in, record)), "")
+        if problem:
+            bad_rows.add(number, problem, rows=num_rows if len(record) != len(header) else 1)
         else:
             yield number, dict(zip(header, record))
 
 
-def _csv_problem(error: csv.Error) -> str:
-    if "new-line character" in str(error):
-        return f"broken CSV: {CR_ONLY}"
-    return f"broken CSV: {error} (quotes inside a quoted cell are doubled)"
-
-
-def _joined_files(record: list[str], header: list[str]) -> str:
-    """The problem if this record is the beginning of another file; "" if not."""
-    if record[0].startswith(BYTE_ORDER_MARK):
-        return JOINED
-    repeats = [cell.strip() for cell in record] == header
-    return "this record repeats the header: were two files joined?" if repeats else ""
-
-
 def _check_header(path: Path, number: int, record: list[str], delimiter: str) -> list[str]:
     header = [name.strip() for name in record]
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    other = {",": ";", "\t": ","}[delimiter]
     problem = damage_in("".join(header))
     if not problem and "" in header:
         problem = f"header {shorten(repr(header), 200)} has an empty column name"
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if not problem and repeated:
+    elif not problem and repeated:
         problem = f"header names {shorten(repr(repeated), 200)} twice"
-    other = {",": ";", "\t": ","}[delimiter]
-    if not problem and len(header) == 1 and other in header[0]:
+    elif not problem and len(header) == 1 and other in header[0]:
         problem = f"cells seem to be separated by {other!r}, expected {delimiter!r}"
     if problem:
         raise DamagedFile(f"{path}:{number}: {problem}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
@@ -17,16 +17,13 @@ from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
 from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
-_READERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+T = TypeVar("T")
+_GRADE_OF_TEXT = {text: grade for grade in GRADES for text in (str(grade), f"{grade}.0", grade_name(grade).lower())}
+_JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # columns in which a list has a clear meaning
 
 
 def read_judgements(
-    path: str | Path,
-    *,
-    max_bad_rows: int = 0,
-    need_grade: bool = False,
-    need_cot: bool = False,
-    split: str | None = None,
+    path: str | Path, *, max_bad_rows: int = 0, need_grade: bool = False, need_cot: bool = False, split: str = ""
 ) -> list[Judgement]:
     """Read judgements from .jsonl, .json, .csv, .tsv (each also .gz) or .parquet; ESCI rows are recognised.
 
@@ -35,63 +32,88 @@ def read_judgements(
     becomes "", a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other
     names are kept in `extra`, verbatim. `split` keeps the rows with this value in their `split` column.
 
-    Rows that can be read but count as bad: a name like "Grade" or " grade" where `grade` is missing, and ids that
-    contradict an earlier row (`Duplicates`). The number of skipped rows, by kind, is printed at the end, on stderr.
+    A row with a name like "Grade" or " grade" but no `grade`, or that contradicts an earlier row (`Duplicates`), is a
+    bad row too. The first `max_bad_rows` bad rows are skipped, and printed and counted by kind on stderr.
 
-    Raises: FileNotFoundError; ValueError naming file, line and field for a bad row beyond the first `max_bad_rows`
-        (those are skipped and printed to stderr), for a damaged file, and for a file without a single row.
+    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
+        a file without a single row.
+    """
+    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
+    return [row for row, _ in read_parsed(path, parse, max_bad_rows=max_bad_rows, split=split)]
+
+
+def read_parsed(
+    path: str | Path,
+    parse: Callable[[dict], tuple[Judgement, T]],
+    *,
+    max_bad_rows: int = 0,
+    split: str = "",
+    limit: int = 0,
+    flag: str = "--data",
+) -> list[tuple[Judgement, T]]:
+    """`read_judgements` for callers that keep something beside each judgement: what `parse` makes of the raw rows.
+
+    parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` the file is
+    read no further. flag: the option that the error for an empty file names.
     """
     bad_rows = BadRows(path, max_bad_rows)
-    rows = list(iter_judgements(path, bad_rows, need_grade=need_grade, need_cot=need_cot))
-    if not rows:
+    pairs = list(islice(_iter_parsed(path, parse, bad_rows), None if split else limit or None))
+    if not pairs:
         skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
-        raise ValueError(f"{path}: no rows in this file{skipped}: check --data")
-    return rows if split is None else keep_split(rows, split)
+        raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+    if split:
+        kept = {id(row) for row in keep_split([row for row, _ in pairs], split)}
+        pairs = [pair for pair in pairs if id(pair[0]) in kept][: limit or None]
+    return pairs
 
 
 def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
     """`read_judgements` one row at a time, for files that do not fit into memory. An empty file yields nothing."""
-    bad_rows = bad_rows or BadRows(path)
+    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
+    return (row for row, _ in _iter_parsed(path, parse, bad_rows or BadRows(path)))
+
+
+def _iter_parsed(
+    path: str | Path, parse: Callable[[dict], tuple[Judgement, T]], bad_rows: BadRows
+) -> Iterator[tuple[Judgement, T]]:
     duplicates = Duplicates(bad_rows)
     for line, row in read_rows(path, bad_rows):
         try:
-            judgement = parse_judgement(row)
-            if need_grade and judgement.grade is None:
-                raise ValueError("field 'grade' is missing, expected 1-4")
-            if need_cot:
-                check_cot(judgement.cot)
-            duplicates.add(line, judgement)
+            parsed = parse(row)
+            duplicates.add(line, parsed[0])
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
-            yield judgement
+            yield parsed
+
+
+def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judgement, None]:
+    judgement = parse_judgement(row)
+    if need_grade and judgement.grade is None:
+        raise ValueError("field 'grade' is missing, expected 1-4")
+    if need_cot:
+        check_cot(judgement.cot)
+    return judgement, None
 
 
 def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
     """The raw rows of a data file in any supported format, with their line (parquet: row) numbers."""
-    path = Path(path)
-    if path.is_dir():
+    path = Path(path) if Path(path).is_dir() else check_file(path)
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
+    if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
-    path = check_file(path)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-    if kind not in _READERS:
-        expected = ", ".join(_READERS)
-        raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected} (text also .gz): check --data")
-    if _READERS[kind] == "parquet":
-        return read_parquet(path, bad_rows)
-    if _READERS[kind] == "csv":
+    if kind in (".csv", ".tsv"):
         return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
-    return read_jsonl(path, bad_rows)
+    if kind in (".jsonl", ".json", ".ndjson"):
+        return read_jsonl(path, bad_rows)
+    expected = ".jsonl, .json, .ndjson, .csv, .tsv, .parquet (text also .gz)"
+    raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected}: check --data")
 
 
 def parse_judgement(row: dict) -> Judgement:
-    """One raw row, ours or ESCI's, as a checked judgement.
-
-    Raises: ValueError naming the field, what it is and what is expected.
-    """
+    """One raw row, ours or ESCI's, as a checked judgement. Raises: ValueError naming the field and what is expected."""
     esci = is_esci(row)
     _check_names(row, COLUMNS + ESCI_COLUMNS if esci else COLUMNS)
     row = esci_row(row) if esci else row
@@ -118,41 +140,32 @@ def judgement_to_dict(judgement: Judgement) -> dict:
 
 
 def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
-    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none.
+    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none. Returns: how many.
 
-    Returns: the number of rows.
     Raises: ValueError for a file name of another format.
     """
-    if not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", Path(path).name.lower()):
+    if not str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
         raise ValueError(f"{path}: judgements are written as JSON Lines, expected a name ending in .jsonl or .jsonl.gz")
     return write_jsonl(path, (judgement_to_dict(row) for row in rows))
 
 
 def _text(name: str, value: Any) -> str:
-    """A text column's value as text; lists and objects only in the columns where they have a clear meaning."""
+    """A text column's value as text; lists only in the columns of `_JOINERS`, an object only as attributes."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if (isinstance(value, list) and name in _JOINERS) or (isinstance(value, dict) and name == "attributes"):
-        texts = [_attribute(item) for item in (value.items() if isinstance(value, dict) else value)]
-        if name == "attributes":
-            texts = [text.replace(";", ",") for text in texts]
-        return _JOINERS[name].join(filter(None, texts))
+        texts = filter(None, map(_attribute, value.items() if isinstance(value, dict) else value))
+        return _JOINERS[name].join(text.replace(";", ",") if name == "attributes" else text for text in texts)
     if isinstance(value, float):
         if abs(value) >= 2**53:  # two ids of so many digits can be the same float
-            raise ValueError(
-                f"field {name!r} is {value}, too large for a number with a point or exponent to be exact: "
-                "write it as text"
-            )
+            raise ValueError(f"field {name!r} is {value}, too large to be exact as a float: write it as text")
         # Many tools write the integers of a column with missing values as 123.0.
         return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"field {name!r} is {shorten(repr(value))}, expected text")
-
-
-_JOINERS = {"attributes": "; ", "category": " > ", "description": " "}
 
 
 def _attribute(item: Any) -> str:
@@ -176,26 +189,15 @@ def _scalar(value: Any) -> str:
 
 def _grade(value: Any) -> int | None:
     """1-4 from 4, 4.0, "4" or "4-Excellent"; None from null or an empty cell."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, str):
-        word = value.strip().lower()
-        for grade in GRADES:
-            if word in (str(grade), f"{grade}.0", grade_name(grade).lower()):
-                return grade
-    elif not isinstance(value, bool) and isinstance(value, (int, float)) and value in GRADES:
-        return int(value)
-    raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
+    word = "" if value is None else str(value).strip().lower()
+    if word and word not in _GRADE_OF_TEXT:
+        raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
+    return _GRADE_OF_TEXT.get(word)
 
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:
     """Raise ValueError for a column that would be ignored without notice: "Grade" or " grade", and no "grade"."""
-    for name in row:
-        expected = _normalised_name(name)
-        if expected != name and expected in columns and expected not in row:
+    for name in (name for name in row if name not in columns):
+        expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
+        if expected in columns and expected not in row:
             raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it")
-
-
-@lru_cache(maxsize=4096)
-def _normalised_name(name: str) -> str:
-    return name.strip().strip(BYTE_ORDER_MARK).strip().lower()

@@ -1,7 +1,5 @@
 """Exports prompts to an outside LLM that explains graded rows, and imports its replies as chains of thought.
 
-`export` writes one chat prompt per graded row; you send them to any LLM; `import` reads the replies back:
-
     python -m taosr1.data.teacher_files export --data graded.jsonl --out prompts.jsonl
     (send each line's "messages" to an LLM, write {"id": ..., "reply": ...} lines to replies.jsonl)
     python -m taosr1.data.teacher_files import --data graded.jsonl --replies replies.jsonl --out reasoned.jsonl
@@ -10,10 +8,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
@@ -24,10 +24,9 @@ from taosr1.task.teacher import read_reply, teacher_messages
 
 
 def row_ids(rows: Sequence[Judgement]) -> list[str]:
-    """One id per row, which connects a teacher's reply to its row: the same rows give the same ids.
+    """One id per row, which connects a teacher's reply to its row, even once the file is sorted or filtered.
 
-    "query_id/item_id" if the row has both, else a checksum of its query and title: a row number would attach replies
-    to the wrong rows once the file is sorted or filtered. A repeated id gets "#2", "#3", ...
+    "query_id/item_id" if the row has both, else a checksum of its query and title. A repeated id gets "#2", "#3", ...
     """
     ids: dict[str, None] = {}  # in order, each once
     count: dict[str, int] = {}
@@ -57,22 +56,20 @@ def export_prompts(
     """Write one prompt per graded row, {"id", "messages"}, with its k rules; with `openai_model`, batch requests.
 
     Returns: the number of prompts.
-    Raises: ValueError naming the first row without a grade (unless `skip_ungraded`), and if no row has one; then
-        nothing is written.
+    Raises, before writing: ValueError naming the first row without a grade (unless skipped), or if no row has one.
     """
     named = list(zip(row_ids(rows), rows))  # ids of all rows: `import` is given all rows too
     for number, (name, row) in enumerate(named, start=1):
         if row.grade is None and not skip_ungraded:
-            raise ValueError(
-                f"row {number} (id {shorten(name)}) has no grade: grade it, or leave such rows out with --skip-ungraded"
-            )
+            hint = "grade it, or leave such rows out with --skip-ungraded"
+            raise ValueError(f"row {number} (id {shorten(name)}) has no grade: {hint}")
     if all(row.grade is None for row in rows):
         raise ValueError("no row has a grade: there is nothing for a teacher to explain")
     prompts = ((name, teacher_messages(row, rules, k)) for name, row in named if row.grade is not None)
     if not openai_model:
         return write_jsonl(path, ({"id": name, "messages": messages} for name, messages in prompts))
-    request = {"method": "POST", "url": "/v1/chat/completions"}
     bodies = ((name, {"model": openai_model, "messages": messages}) for name, messages in prompts)
+    request = {"method": "POST", "url": "/v1/chat/completions"}
     return write_jsonl(path, ({"custom_id": name, **request, "body": body} for name, body in bodies))
 
 
@@ -97,15 +94,14 @@ def import_replies(
 ) -> tuple[list[Judgement], ImportReport]:
     """Add to rows the chains of thought of a replies file: {"id", "reply"} lines, or OpenAI batch output.
 
-    Several replies to one row are allowed; the first acceptable one is taken.
-
+    Of several replies to one row the first acceptable one is taken.
     Returns: (the rows that now have a chain of thought, in the data's order; the counts).
     Raises: ValueError naming file and line for a line that is not a reply, beyond the first `max_bad_rows`.
     """
     rules = load_rules() if rules is None else rules
     row_of = dict(zip(row_ids(rows), rows))
     answered: dict[str, Judgement] = {}
-    counts = dict.fromkeys((item.name for item in fields(ImportReport)), 0)
+    counts: Counter[str] = Counter()
     bad_rows = BadRows(path, max_bad_rows)
     for line, reply in read_jsonl(path, bad_rows, flag="--replies"):
         try:
@@ -123,24 +119,22 @@ def import_replies(
             if verdict == "accepted":
                 counts["inconsistent"] += implied != row_of[name].grade
                 answered[name] = replace(row_of[name], cot=cot)
-    counts["unanswered"] = sum(row.grade is not None for row in rows) - len(answered)
-    return [answered[name] for name in row_of if name in answered], ImportReport(**counts)
+    unanswered = sum(row.grade is not None for row in rows) - len(answered)
+    return [answered[name] for name in row_of if name in answered], ImportReport(**counts, unanswered=unanswered)
 
 
 def _id_and_text(line: dict) -> tuple[str, str]:
     """(row id, reply text) of one line of a replies file; a request that failed has an empty, unparsable reply."""
     if "custom_id" in line:
-        name, text = line["custom_id"], ""
-        try:
+        if not line.get("error") and "response" not in line:
+            raise ValueError("an OpenAI batch line without 'response' and 'error'")
+        name, text = line["custom_id"], None
+        with contextlib.suppress(KeyError, IndexError, TypeError):
             text = line["response"]["body"]["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            if not line.get("error") and "response" not in line:
-                raise ValueError("an OpenAI batch line without 'response' and 'error'") from None
         text = "" if text is None else text
+    elif missing := [name for name in ("id", "reply") if name not in line]:
+        raise ValueError(f"fields {missing} are missing, expected 'id' and 'reply' (or OpenAI batch output)")
     else:
-        missing = [name for name in ("id", "reply") if name not in line]
-        if missing:
-            raise ValueError(f"fields {missing} are missing, expected 'id' and 'reply' (or OpenAI batch output)")
         name, text = line["id"], line["reply"]
     if not isinstance(name, str) or not isinstance(text, str):
         raise ValueError("fields 'id' and 'reply' have to be text")
@@ -155,21 +149,19 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The rows that `import` writes have a 'cot' column: train on them with python train/sft.py --data.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    export = commands.add_parser("export", formatter_class=formatter, help="write one chat prompt per graded row")
-    export.add_argument("--k", type=int, default=8, help="rules of the rule book shown with each row")
+    export = commands.add_parser("export", help="write one chat prompt per graded row")
+    export.add_argument("--k", type=int, default=8, help="rules of the rule book shown with each row (default: 8)")
     export.add_argument("--skip-ungraded", action="store_true", help="leave rows without a grade out, do not stop")
     export.add_argument("--openai-batch", metavar="MODEL", default="", help="write OpenAI batch requests to this model")
-    importing = commands.add_parser("import", formatter_class=formatter, help="attach the replies to their rows")
-    required = {"required": True, "default": argparse.SUPPRESS}
+    importing = commands.add_parser("import", help="attach the replies to their rows")
     replies = 'JSONL of {"id": ..., "reply": ...}, or OpenAI batch output'
-    importing.add_argument("--replies", **required, help=replies)
+    importing.add_argument("--replies", required=True, help=replies)
     data = "graded rows: JSONL, CSV or parquet, ours or ESCI's; the same for both commands"
-    skipped = "bad input rows to skip (all are counted, the first ones named)"
+    skipped = "bad input rows to skip (all are counted, the first ones named; default: 0)"
     for command in (export, importing):
-        command.add_argument("--data", **required, help=data)
-        command.add_argument("--out", **required, help="file to write (.jsonl or .jsonl.gz)")
-        command.add_argument("--rules", default=argparse.SUPPRESS, help="rule book (default: the bundled rules.jsonl)")
+        command.add_argument("--data", required=True, help=data)
+        command.add_argument("--out", required=True, help="file to write (.jsonl or .jsonl.gz)")
+        command.add_argument("--rules", help="rule book (default: the bundled rules.jsonl)")
         command.add_argument("--max-bad-rows", type=int, default=0, help=skipped)
     return parser
 
@@ -178,12 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns: 0, or 2 after a message for wrong input."""
     args = _parser().parse_args(argv)
     try:
-        rules = load_rules(getattr(args, "rules", None))
+        rules = load_rules(args.rules)
         rows = read_judgements(args.data, max_bad_rows=args.max_bad_rows)
         if args.command == "export":
-            count = export_prompts(
-                rows, rules, args.k, args.out, skip_ungraded=args.skip_ungraded, openai_model=args.openai_batch
-            )
+            settings = {"skip_ungraded": args.skip_ungraded, "openai_model": args.openai_batch}
+            count = export_prompts(rows, rules, args.k, args.out, **settings)
             print(f"{count} prompts -> {args.out}")
         else:
             reasoned, report = import_replies(rows, args.replies, max_bad_rows=args.max_bad_rows, rules=rules)

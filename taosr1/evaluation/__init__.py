@@ -1,4 +1,4 @@
-"""Metrics with intervals over queries, reports, training curves and a baseline."""
+"""Metrics with intervals over queries, reports and training curves."""
 
 from taosr1.evaluation.metrics import bootstrap_difference, bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error, ndcg_by_query

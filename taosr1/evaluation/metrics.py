@@ -27,8 +27,7 @@ def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
     """
     if hasattr(values, "tolist"):
         values = values.tolist()
-    lowest = 0 if unparsable else 1
-    allowed = "1-4, or None/0 for an unparsable reply" if unparsable else "1-4"
+    lowest, allowed = (0, "1-4, or None/0 for an unparsable reply") if unparsable else (1, "1-4")
     out = np.zeros(len(values), dtype=np.int64)
     for row, value in enumerate(values):
         number = 0 if value is None and unparsable else value
@@ -38,59 +37,61 @@ def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
     return out
 
 
-def _grade_pair(gold: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    gold = grade_array(gold, "gold", unparsable=False)
-    predicted = grade_array(predicted, "predicted", unparsable=True)
+def _grade_pair(gold: Sequence, predicted: Sequence, name: str = "predicted") -> tuple[np.ndarray, np.ndarray]:
+    gold, predicted = grade_array(gold, "gold", unparsable=False), grade_array(predicted, name, unparsable=True)
     if len(gold) != len(predicted):
-        raise ValueError(f"gold has {len(gold)} rows, predicted has {len(predicted)}: they must be parallel")
+        raise ValueError(f"gold has {len(gold)} rows, {name} has {len(predicted)}: they must be parallel")
     if len(gold) == 0:
-        raise ValueError("no rows to evaluate: gold and predicted are empty")
+        raise ValueError(f"no rows to evaluate: gold and {name} are empty")
     return gold, predicted
 
 
-def _column(predicted: np.ndarray) -> np.ndarray:
-    return np.where(predicted == 0, NUM_GRADES, predicted - 1)
+def query_counts(gold: Sequence, predicted: Sequence, query_ids: Sequence) -> np.ndarray:
+    """Number of rows of each query, gold grade and predicted grade; queries are sorted, whatever the order of rows.
+
+    Shapes: gold (N,), predicted (N,), query_ids (N,) -> int64 (Q, 4, 5); [:, g - 1, p - 1] is gold g predicted as p,
+        column 4 unparsable.
+    """
+    gold, predicted = _grade_pair(gold, predicted)
+    if len(query_ids) != len(gold):
+        raise ValueError(f"gold has {len(gold)} rows, query_ids has {len(query_ids)}: they must be parallel")
+    queries, query = np.unique(np.asarray(query_ids, dtype=str), return_inverse=True)
+    column = np.where(predicted == 0, NUM_GRADES, predicted - 1)
+    cells = (query.reshape(-1) * NUM_GRADES + gold - 1) * (NUM_GRADES + 1) + column
+    shape = (len(queries), NUM_GRADES, NUM_GRADES + 1)
+    return np.bincount(cells, minlength=int(np.prod(shape))).reshape(shape)
 
 
 def confusion_matrix(gold: Sequence, predicted: Sequence) -> np.ndarray:
-    """Number of rows of each gold and predicted grade.
-
-    Shapes: gold (N,), predicted (N,) -> int64 (4, 5); [g - 1, p - 1] is gold g predicted as p, column 4 unparsable.
-    """
-    gold, predicted = _grade_pair(gold, predicted)
-    cells = (gold - 1) * (NUM_GRADES + 1) + _column(predicted)
-    return np.bincount(cells, minlength=NUM_GRADES * (NUM_GRADES + 1)).reshape(NUM_GRADES, NUM_GRADES + 1)
+    """`query_counts` of all rows together, (4, 5)."""
+    return query_counts(gold, predicted, [""] * len(gold))[0]
 
 
 # ---- functions of confusion counts (..., C, C + 1) -------------------------------------------------------------------
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Elementwise division; NaN where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(-1), known.sum(-1))
 
 
 def f1_of(counts: np.ndarray) -> np.ndarray:
     """Per-class F1 = 2 TP / (gold + predicted) of counts (..., C, C + 1), as (..., C); NaN where both are 0."""
     classes = counts.shape[-2]
     hits = np.diagonal(counts, axis1=-2, axis2=-1)[..., :classes]
-    return _ratio(2 * hits, counts.sum(-1) + counts[..., :classes].sum(-2))
+    return ratio(2 * hits, counts.sum(-1) + counts[..., :classes].sum(-2))
 
 
 def macro_f1_of(counts: np.ndarray) -> np.ndarray:
     """Mean of the per-class F1s of counts (..., C, C + 1), over the classes that have one."""
-    return _nanmean(f1_of(counts))
+    f1 = f1_of(counts)
+    return ratio(np.nansum(f1, -1), (~np.isnan(f1)).sum(-1))
 
 
 def accuracy_of(counts: np.ndarray) -> np.ndarray:
     """Share of rows on the diagonal of counts (..., C, C + 1)."""
-    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1).sum(-1), counts.sum((-2, -1)))
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1).sum(-1), counts.sum((-2, -1)))
 
 
 def tier_counts(counts: np.ndarray) -> np.ndarray:
@@ -100,52 +101,32 @@ def tier_counts(counts: np.ndarray) -> np.ndarray:
     return merge[:NUM_GRADES, : len(TIERS)].T @ counts @ merge
 
 
-def good_f1_of(counts: np.ndarray) -> np.ndarray:
-    """F1 of "the item is Good" (grades 3 and 4 together)."""
-    return f1_of(tier_counts(counts))[..., TIERS.index(GOOD_TIER)]
-
-
-def tier_accuracy_of(counts: np.ndarray) -> np.ndarray:
-    """Share of rows whose tier is right; an unparsable prediction is wrong."""
-    return accuracy_of(tier_counts(counts))
-
-
-def tier_macro_f1_of(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 over Good, Mid, Bad."""
-    return macro_f1_of(tier_counts(counts))
-
-
 def quadratic_kappa_of(counts: np.ndarray) -> np.ndarray:
     """Cohen's kappa over the parsed rows, weighted by squared distance; NaN where only one grade occurs."""
     parsed = np.asarray(counts[..., :NUM_GRADES], dtype=np.float64)
     grade = np.arange(NUM_GRADES)
     distance = (grade[:, None] - grade[None, :]) ** 2  # the usual 1/(C - 1)^2 cancels
     by_chance = parsed.sum(-1)[..., :, None] * parsed.sum(-2)[..., None, :]
-    return 1.0 - _ratio((distance * parsed).sum((-2, -1)) * parsed.sum((-2, -1)), (distance * by_chance).sum((-2, -1)))
+    return 1.0 - ratio((distance * parsed).sum((-2, -1)) * parsed.sum((-2, -1)), (distance * by_chance).sum((-2, -1)))
 
 
 def signed_bias_of(counts: np.ndarray) -> np.ndarray:
     """Mean of predicted minus gold grade over the parsed rows; above 0 the judge is too generous."""
     parsed = counts[..., :NUM_GRADES]
     grade = np.arange(NUM_GRADES)
-    return _ratio((parsed * (grade[None, :] - grade[:, None])).sum((-2, -1)), parsed.sum((-2, -1)))
+    return ratio((parsed * (grade[None, :] - grade[:, None])).sum((-2, -1)), parsed.sum((-2, -1)))
 
 
-def parse_failure_rate_of(counts: np.ndarray) -> np.ndarray:
-    """Share of predictions that could not be parsed."""
-    return _ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1)))
-
-
-# Metrics of grade counts (..., 4, 5) -> (...), by the names that reports use.
+# Metrics of grade counts (..., 4, 5) -> (...), by the names that reports use. An unparsable prediction has no tier.
 COUNT_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "macro_f1": macro_f1_of,
     "accuracy": accuracy_of,
-    "good_f1": good_f1_of,
-    "tier_accuracy": tier_accuracy_of,
-    "tier_macro_f1": tier_macro_f1_of,
+    "good_f1": lambda counts: f1_of(tier_counts(counts))[..., TIERS.index(GOOD_TIER)],  # grades 3 and 4 together
+    "tier_accuracy": lambda counts: accuracy_of(tier_counts(counts)),
+    "tier_macro_f1": lambda counts: macro_f1_of(tier_counts(counts)),
     "quadratic_kappa": quadratic_kappa_of,
     "signed_bias": signed_bias_of,
-    "parse_failure_rate": parse_failure_rate_of,
+    "parse_failure_rate": lambda counts: ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1))),
 }
 
 
@@ -172,14 +153,12 @@ def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> d
     Source: arXiv 2508.12365 calls the second "discriminative hallucination".
     """
     gold, labels = _grade_pair(gold, labels)
-    stated = grade_array(stated, "stated", unparsable=True)
-    if len(stated) != len(gold):
-        raise ValueError(f"gold has {len(gold)} rows, stated has {len(stated)}: they must be parallel")
+    _, stated = _grade_pair(gold, stated, "stated")
     counted = (labels > 0) & (stated > 0)
-    wrong_label = (stated == gold) & (labels != gold)
+    wrong_label = counted & (stated == gold) & (labels != gold)
     return {
-        "disagrees": float(_ratio((counted & (stated != labels)).sum(), counted.sum())),
-        "right_but_label_wrong": float(_ratio((counted & wrong_label).sum(), counted.sum())),
+        "disagrees": float(ratio((counted & (stated != labels)).sum(), counted.sum())),
+        "right_but_label_wrong": float(ratio(wrong_label.sum(), counted.sum())),
         "rows": int(counted.sum()),
     }
 
@@ -194,17 +173,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-
-def query_counts(gold: Sequence, predicted: Sequence, query_ids: Sequence) -> np.ndarray:
-    """One confusion matrix per query, (Q, 4, 5); queries are sorted, so the order of rows does not matter."""
-    gold, predicted = _grade_pair(gold, predicted)
-    if len(query_ids) != len(gold):
-        raise ValueError(f"gold has {len(gold)} rows, query_ids has {len(query_ids)}: they must be parallel")
-    queries, query = np.unique(np.asarray(query_ids, dtype=str), return_inverse=True)
-    cells = (query.reshape(-1) * NUM_GRADES + gold - 1) * (NUM_GRADES + 1) + _column(predicted)
-    shape = (len(queries), NUM_GRADES, NUM_GRADES + 1)
-    return np.bincount(cells, minlength=int(np.prod(shape))).reshape(shape)
 
 
 def resampled_counts(per_query: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -226,22 +194,21 @@ def resampled_counts(per_query: np.ndarray, samples: int, seed: int) -> np.ndarr
     return np.concatenate(totals).reshape(samples, *per_query.shape[1:])
 
 
-def percentile_interval(value: float, resamples: np.ndarray) -> Interval:
-    """The central `LEVEL` of the resampled values; resamples in which the metric is undefined are left out."""
-    known = resamples[~np.isnan(resamples)]
-    if len(known) == 0:
-        return Interval(float(value), float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(value), float(low), float(high))
+def bootstrap_intervals(
+    metrics: Sequence[str], gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int, seed: int
+) -> dict[str, Interval]:
+    """Metrics of `COUNT_METRICS` with their bootstrap intervals over queries, all from the same resamples."""
+    metric_of = {name: _count_metric(name) for name in metrics}
+    per_query = query_counts(gold, predicted, query_ids)
+    total, resamples = per_query.sum(0), resampled_counts(per_query, samples, seed)
+    return {name: _interval(metric(total), metric(resamples)) for name, metric in metric_of.items()}
 
 
 def bootstrap_interval(
     metric: str, gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int = 1000, seed: int = 0
 ) -> Interval:
     """A metric of `COUNT_METRICS` with its percentile bootstrap interval over queries (clusters of rows)."""
-    metric_of = _count_metric(metric)
-    counts = query_counts(gold, predicted, query_ids)
-    return percentile_interval(metric_of(counts.sum(0)), metric_of(resampled_counts(counts, samples, seed)))
+    return bootstrap_intervals([metric], gold, predicted, query_ids, samples, seed)[metric]
 
 
 def bootstrap_difference(
@@ -256,10 +223,17 @@ def bootstrap_difference(
     first, second = (query_counts(gold, predicted, query_ids) for predicted in (before, after))
     value = metric_of(second.sum(0)) - metric_of(first.sum(0))
     resamples = metric_of(resampled_counts(second, samples, seed)) - metric_of(resampled_counts(first, samples, seed))
-    return percentile_interval(value, resamples)
+    return _interval(value, resamples)
 
 
 def _count_metric(name: str) -> Callable[[np.ndarray], np.ndarray]:
     if name not in COUNT_METRICS:
         raise ValueError(f"metric is {name!r}, expected one of {', '.join(COUNT_METRICS)}")
     return COUNT_METRICS[name]
+
+
+def _interval(value: float, resamples: np.ndarray) -> Interval:
+    """The central `LEVEL` of the resampled values; resamples in which the metric is undefined are left out."""
+    known = resamples[~np.isnan(resamples)]
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(known) else (np.nan, np.nan)
+    return Interval(float(value), float(low), float(high))

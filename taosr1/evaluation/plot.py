@@ -15,10 +15,14 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from taosr1.runtime.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,14 +50,7 @@ NEVER_SMOOTHED = ("dev_macro_f1", "dev_ece", "lr_factor")  # few points, or no n
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 4
 MARKED_POINTS = 30  # curves with fewer points show each of them
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of one run: `steps` ascend, each with one finite value."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+Curve = dict[int, float]  # one metric of one run: its finite value at each step that has one, steps ascend
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ class RunCurves:
 
     folder: Path
     curves: dict[str, Curve]
-    origin: str
-    notes: tuple[str, ...]
+    origin: str = ""
+    notes: tuple[str, ...] = ()
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -77,29 +74,29 @@ def read_run(folder: str | Path) -> RunCurves:
     if left_out:
         values = ", ".join(f"{name} ({count})" for name, count in left_out.items())
         notes.append(f"{folder / METRICS_FILE}: values that are not finite are left out: {values}")
-    return RunCurves(folder, curves, _origin(folder), tuple(notes))
+    config, environment = (_settings(folder / name) for name in ("config.json", "env.json"))
+    seed = f"seed {config['seed']}" if "seed" in config else ""
+    facts = (seed, environment.get("commit"), environment.get("cuda") or environment.get("machine"))
+    return RunCurves(folder, curves, ", ".join(str(fact) for fact in facts if fact), tuple(notes))
 
 
 def read_metrics(path: Path) -> tuple[list[dict], list[str]]:
     """The lines of metrics.jsonl that are objects with a step, and a note for everything else."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         return [], [f"{path}: {error.strerror or error}"]
     rows, notes = [], []
-    lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
             row = json.loads(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)
-        elif number == len(lines):  # every complete line ends with a line break
+        elif line.strip() and number == len(lines):  # every complete line ends with a line break
             notes.append(f"{path}:{number}: left out, the run was stopped while it wrote this line, or still writes it")
-        else:
+        elif line.strip():
             notes.append(f"{path}:{number}: left out, not a JSON object with a step")
     if not rows and not notes:
         notes.append(f"{path}: nothing is logged yet")
@@ -111,33 +108,24 @@ def curves_of(rows: Sequence[dict]) -> tuple[dict[str, Curve], dict[str, int]]:
 
     Of several values of a metric for one step the last counts. (The scores of a step are on a line of their own.)
     """
-    points: dict[str, dict[int, float]] = {}
-    left_out: dict[str, int] = {}
-    for row in rows:
+    curves: dict[str, Curve] = {}
+    left_out: Counter[str] = Counter()
+    for row in sorted(rows, key=itemgetter("step")):
         for name, value in row.items():
             if name == "step" or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if math.isfinite(value):
-                points.setdefault(name, {})[row["step"]] = float(value)
+                curves.setdefault(name, {})[row["step"]] = float(value)
             else:
-                left_out[name] = left_out.get(name, 0) + 1
-    return {name: Curve(*map(tuple, zip(*sorted(by_step.items())))) for name, by_step in points.items()}, left_out
+                left_out[name] += 1
+    return curves, dict(left_out)
 
 
-def _origin(folder: Path) -> str:
-    """ "seed 0, 97e0ece, x86_64": from config.json and env.json, as far as they can be read."""
-    config, environment = (_read_object(folder / name) for name in ("config.json", "env.json"))
-    seed = f"seed {config['seed']}" if "seed" in config else ""
-    machine = environment.get("cuda") or environment.get("machine")
-    return ", ".join(str(fact) for fact in (seed, environment.get("commit"), machine) if fact)
-
-
-def _read_object(path: Path) -> dict:
+def _settings(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}  # the legend then lacks it
-    return value if isinstance(value, dict) else {}
 
 
 # ---- arrange ---------------------------------------------------------------------------------------------------------
@@ -146,17 +134,6 @@ def _read_object(path: Path) -> dict:
 def panels_of(runs: Sequence[RunCurves], metrics: Sequence[str] = ()) -> list[str]:
     """The metrics of `PANELS` that at least one run has, in that order; if `metrics` is not empty, only those in it."""
     return [name for name in PANELS if name in (metrics or PANELS) and any(name in run.curves for run in runs)]
-
-
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that differs for all of them: a and b, or x/run and y/run."""
-    paths = [folder.absolute().parts for folder in folders]
-    names: list[str] = []
-    for depth in range(1, 1 + max(map(len, paths), default=0)):
-        names = ["/".join(path[-depth:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            break
-    return names
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -192,38 +169,35 @@ def figure_of(runs: Sequence[RunCurves], smooth: int = 1, metrics: Sequence[str]
     width, height, font = (6.4, 2.8, 9) if len(panels) == 1 else (3.4, 2.4, 7)
     figure = Figure(figsize=(width * columns, height * rows + 0.5 + 0.22 * len(runs)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    last = max(run.curves[name].steps[-1] for name in panels for run in runs if name in run.curves)
+    last = max(max(run.curves[name]) for name in panels for run in runs if name in run.curves)
     for axes, name in zip(grid, panels):
         for number, run in enumerate(runs):
             if name in run.curves:
                 _draw(axes, run.curves[name], number, 1 if name in NEVER_SMOOTHED else smooth)
         axes.set_title(f"{name}\n{PANELS[name]}", fontsize=font + 1)
+        axes.set_xlabel("step", fontsize=font)
+        axes.set_xlim(0, 1.03 * max(last, 1))
         axes.tick_params(labelsize=font)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.grid(alpha=0.25, linewidth=0.5)
-        axes.set_xlim(0, 1.03 * max(last, 1))
-        axes.set_xlabel("step", fontsize=font)
     for axes in grid[len(panels) :]:
         axes.remove()
-    lines = [_draw(grid[0], None, number) for number in range(len(runs))]
-    names = zip(names_of([run.folder for run in runs]), runs)
-    labels = [f"{name} ({run.origin})" if run.origin else name for name, run in names]
+    lines = [_draw(grid[0], {}, number) for number in range(len(runs))]  # not every run is in the first panel
+    labels = [f"{run.folder} ({run.origin})" if run.origin else str(run.folder) for run in runs]
     note = f"smoothed: mean of {smooth} logged values (not {', '.join(NEVER_SMOOTHED)})" if smooth > 1 else None
-    legend = figure.legend(lines, labels, loc="outside lower left", frameon=False, fontsize=font + 1, title=note)
-    legend.set_alignment("left")
-    legend.get_title().set_fontsize(font + 1)
+    look = {"loc": "outside lower left", "frameon": False, "fontsize": font + 1, "title_fontsize": font + 1}
+    figure.legend(lines, labels, title=note, alignment="left", **look)
     return figure
 
 
-def _draw(axes, curve: Curve | None, number: int, smooth: int = 1):
-    """Draw a curve in the style of run `number`; without a curve, only a line for the legend."""
+def _draw(axes, curve: Curve, number: int, smooth: int = 1):
+    """Draw a curve in the style of run `number`."""
     style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4], "linewidth": 1.2}
-    if curve is None:
-        return axes.plot([], [], **style)[0]
-    marker = {"marker": "o", "markersize": 2.5} if len(curve.steps) < MARKED_POINTS else {}
+    marker = {"marker": "o", "markersize": 2.5} if 0 < len(curve) < MARKED_POINTS else {}
+    steps, values = list(curve), list(curve.values())
     if smooth > 1:
-        axes.plot(curve.steps, curve.values, **style | {"alpha": 0.25, "linewidth": 0.8})
-    return axes.plot(curve.steps, smoothed(curve.values, smooth), **style, **marker)[0]
+        axes.plot(steps, values, **style | {"alpha": 0.25, "linewidth": 0.8})
+    return axes.plot(steps, smoothed(values, smooth), **style, **marker)[0]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -236,23 +210,17 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=140, metadata=metadata)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m taosr1.evaluation.plot", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns: 0, or 2 after a message for wrong input."""
+    look = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("python -m taosr1.evaluation.plot", description=__doc__, **look)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run folder (it holds metrics.jsonl)")
     add("--out", metavar="FILE", help="picture: .png, .svg or .pdf (default: curves.png in the first run drawn)")
     add("--smooth", metavar="N", type=int, default=1, help="draw the mean of N logged values at a time (default: 1)")
-    add("--metric", metavar="NAME", action="append", default=[], choices=list(PANELS),
-        help=f"draw only this metric; may be repeated. One of {', '.join(PANELS)}")  # fmt: skip
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns: 0, or 2 after a message for wrong input."""
-    args = _parser().parse_args(argv)
+    help_metric = f"draw only this metric; may be repeated. One of {', '.join(PANELS)}"
+    add("--metric", metavar="NAME", action="append", default=[], choices=list(PANELS), help=help_metric)
+    args = parser.parse_args(argv)
     try:
         if args.out and Path(args.out).suffix.lower() not in FORMATS:
             raise ValueError(f"--out is {args.out}, expected a file that ends with {', '.join(FORMATS)}")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from taosr1.data.judgements import Judgement
-from taosr1.engine import PLAIN
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
-from taosr1.judge import Judge, load_judge
+from taosr1.judge import Judge
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.adapters import load_adapters
-from taosr1.model.io.folders import model_folder
-from taosr1.model.lora import adapters, adapters_off
-from taosr1.runtime.distributed import gather, on_rank_zero, share, this_rank
-from taosr1.runtime.files import verify, write_json
+from taosr1.runtime.distributed import divide_work, on_rank_zero
+from taosr1.runtime.files import write_json
 from taosr1.sampling.rollouts import Rollouts
 from taosr1.task.grades import GRADES
+from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import Reply, parse_reply
 from taosr1.task.rules import implied_grade, load_rules
 
@@ -49,7 +45,7 @@ def predict(
 def predict_with_cost(
     judge: Judge, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96, progress: bool = False
 ) -> tuple[list[Prediction], Cost]:
-    """`predict`, and what it took. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
+    """`predict`, and its cost. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
     prompts = judge.prompts(list(rows))
     if judge.prompt.order == "pre-cot":
         replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
@@ -70,16 +66,19 @@ def predict_with_cost(
 
 def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> list[Prediction]:
     """`predict` by all ranks of a job, each for its share of the rows; every rank gets all predictions."""
-    places = share(range(len(rows)), this_rank(), lambda place: len(rows[place].query) + len(rows[place].title))
-    mine = dict(zip(places, predict(judge, [rows[place] for place in places], max_new_tokens=max_new_tokens)))
-    found = {place: prediction for of_rank in gather(mine) for place, prediction in of_rank.items()}
-    return [found[place] for place in range(len(rows))]
+    costs = [len(row.query) + len(row.title) for row in rows]
+
+    def work(places: list[int]) -> list[Prediction]:
+        return predict(judge, [rows[place] for place in places], max_new_tokens=max_new_tokens)
+
+    return divide_work(costs, work)
 
 
 def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[Reply], Rollouts]:
     """The most likely continuation of every prompt, token by token, parsed."""
-    stop_ids = judge.tokenizer.eos_ids
-    rollouts = judge.engine.generate(judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=stop_ids)
+    rollouts = judge.engine.generate(
+        judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids
+    )
     return [parse_reply(judge.reply_text(ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
 
 
@@ -88,7 +87,7 @@ def _with_steps(reply: Reply) -> Prediction:
 
 
 def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
-    """What the training loop logs and picks its best checkpoint by; calibration too, where there are label probabilities.
+    """What the training loop logs and chooses its best checkpoint by.
 
     Returns: macro-F1, the share of unreadable replies and, for judges that answer first, ECE and Brier score.
     """
@@ -105,46 +104,28 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
     return scores | {"dev_ece": expected_calibration_error(probs, gold), "dev_brier": brier_score(probs, gold)}
 
 
-@contextmanager
-def _with(model: Decoder, switch: AbstractContextManager) -> Iterator[Decoder]:
-    with switch:
-        yield model
-
-
 def before_and_after(
     judge: Judge,
-    start: Decoder,
+    weights: Mapping[str, AbstractContextManager[Decoder]],
     run_folder: str,
     rows: Sequence[Judgement],
     max_new_tokens: int = 96,
-    whole: Callable[[str], AbstractContextManager[Decoder]] | None = None,
 ) -> dict[str, float]:
-    """Held-out macro-F1 of the weights a stage began with and of its best checkpoint, with 95 % intervals over queries.
+    """Held-out macro-F1 of several weights, one after the other, with 95 % intervals over queries.
 
-    Where `start` has adapters, it is judged without them, and then with those of the best checkpoint: one copy of the weights.
-    whole: of a sharded model, opens a whole copy of the weights of "start" or "result", one at a time; `start` is not looked at then.
+    weights: by name ("start", "result"), contexts that return the model; only one is open at a time.
     Prints both, writes them to `run_folder`/test.json and returns them.
     """
     gold, queries = [row.grade for row in rows], [row.query_id or row.query for row in rows]
     results: dict[str, float] = {}
-    for name in ("start", "result"):
-        if whole is not None:
-            opened: AbstractContextManager = whole(name)
-        elif name == "start":
-            opened = _with(start, adapters_off(start))
-        elif adapters(start):
-            verify(Path(model_folder(run_folder)), without="optimizer")
-            load_adapters(start, model_folder(run_folder))
-            opened = nullcontext(start)
-        else:
-            opened = nullcontext(load_judge(
-                run_folder, device=str(next(start.parameters()).device), plain=judge.engine is PLAIN
-            ).model)
+    for name, opened in weights.items():
         with opened as model:
-            contender = replace(judge, model=model)
-            grades = [prediction.grade for prediction in predict_together(contender, rows, max_new_tokens)]
-        interval = bootstrap_interval("macro_f1", gold, grades, queries)
-        results |= {f"test_macro_f1_{name}": interval.value, f"test_low_{name}": interval.low, f"test_high_{name}": interval.high}
-        print(f"test macro-F1 of the {name}: {100 * interval.value:.1f} (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})")
+            predictions = predict_together(replace(judge, model=model), rows, max_new_tokens)
+        grades = [prediction.grade for prediction in predictions]
+        found = bootstrap_interval("macro_f1", gold, grades, queries)
+        results |= {f"test_macro_f1_{name}": found.value}
+        results |= {f"test_low_{name}": found.low, f"test_high_{name}": found.high}
+        shown, interval = 100 * found.value, f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+        print(f"test macro-F1 of the {name}: {shown:.1f} (95 % interval {interval})")
     on_rank_zero(lambda: write_json(Path(run_folder) / "test.json", results))
     return results

@@ -3,7 +3,7 @@
 Otherwise oneDNN rearranges them at every product, which costs the more the fewer rows the product has: a third of the
 time or more at one row, a fifth at 64 (a decode step), a twentieth at 1,000 (a prefill); little if all weights fit into
 the processor's cache. Values, digests and files stay the same; sums round in another order. Training changes its
-weights at every step and keeps them as they are; GRPO prepacks a copy to sample from (`DistributedModel.for_sampling`).
+weights at every step and keeps them; GRPO prepacks a copy to sample from (`DistributedModel.sampling_model`).
 """
 
 from __future__ import annotations

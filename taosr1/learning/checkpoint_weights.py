@@ -2,8 +2,8 @@
 
 `runtime.checkpoint` calls these two functions, so that it needs to know no model:
 
-    save_checkpoint(folder, step, optimizers, cursor, write_weights=partial(write_weights, model, tokenizer, prompt))
-    load_checkpoint(path, optimizers, read_weights=partial(read_weights, model))
+    save_checkpoint(folder, step, optimizers, cursor, skipped, partial(write_weights, model, tokenizer, prompt))
+    load_checkpoint(path, optimizers, partial(read_weights, model))
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
-"""One model trained by several ranks: whole on each of them (DDP), or in shards (FSDP2) where it does not fit on one.
+"""One model trained by several ranks: a copy on each of them (DDP), or in shards (FSDP2) where it does not fit on one.
 
-Both are PyTorch's own. What is ours is how a step is dealt out so that no rank ever waits for another in vain:
+Both are PyTorch's own. What is ours is how a step's work is divided, so that no rank waits for one that has stopped:
 
-- A step's micro-batches are the same list on every rank, and `DistributedModel.share` deals them out. Losses are sums, so who computes which
-  part changes nothing: one rank and sixteen take the same step.
-- DDP: a rank works through its part by itself, however long that part is, and then all ranks add up their gradients, once a step.
-- FSDP2: every forward and backward pass gathers weights from all ranks, layer by layer, so every rank has to run equally many of
-  them. The shorter parts are filled up with None, which stands for a pass that counts nothing.
-- Sampling takes as many passes as the longest reply has tokens, which no plan knows. So a sharded model samples and is judged from a
-  whole copy, gathered tensor by tensor (`DistributedModel.for_sampling`, `DistributedModel.whole`): weights in the compute type, without gradients and optimizer,
-  fit where training does not.
+- A step's items are the same list on every rank. All ranks cut it into the same micro-batches, and each takes its share
+  (`DistributedModel.deal`). Losses are sums, so it does not matter who computes what: one rank and sixteen take the
+  same step.
+- DDP: a rank computes its micro-batches, however many these are; then gradients are averaged over ranks, once a step.
+- FSDP2: every forward and backward pass gathers weights from all ranks, layer by layer, so every rank has to run
+  equally many. Shorter shares are filled up with None, for which a pass that counts nothing is run (`dummy_forward`).
+- Sampling takes as many passes as the longest reply has tokens, which is not known beforehand. So a sharded model
+  samples and is evaluated from an unsharded copy, gathered tensor by tensor (`sampling_model`, `unsharded`): weights in
+  the compute type, without gradients and optimizer, fit where training does not.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -24,20 +25,23 @@ from torch import Tensor, nn
 
 from taosr1.engine import PLAIN, Engine
 from taosr1.judge import fast_dtype
-from taosr1.learning.batches import Sized
+from taosr1.learning.batches import Batch, Item, micro_batches, padded_tok
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters
 from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
 
 T = TypeVar("T")
-NEEDS_TORCHRUN = "--fsdp shards a model over the ranks of a job: start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
+NEEDS_TORCHRUN = (
+    "--fsdp shards a model over the ranks of a job: "
+    "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
+)
 
 
 def init_distributed(device: str, *, deterministic: bool = False, fsdp: bool = False) -> str:
-    """Meet the other ranks, if torchrun started any; returns this rank's device. First thing in a training script.
+    """Connect to the other ranks, if torchrun started any; returns this rank's device. First call of a training script.
 
-    deterministic: of CUDA's kernels take those that give the same bits each time; a CPU's always do.
+    deterministic: use only those of CUDA's kernels that give the same bits every time; a CPU's always do.
     Raises: ValueError for `fsdp` without torchrun.
     """
     if fsdp and "WORLD_SIZE" not in os.environ:
@@ -49,7 +53,7 @@ def init_distributed(device: str, *, deterministic: bool = False, fsdp: bool = F
 
 
 class Root(nn.Module):
-    """Runs any function of a model inside this module's forward pass: that is where DDP and FSDP2 have their hooks."""
+    """Runs any function of a model inside this module's forward pass, where DDP and FSDP2 have their hooks."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
@@ -60,102 +64,127 @@ class Root(nn.Module):
 
 
 class DistributedModel:
-    """The ranks of a job around one model. Alone, every method is the plain thing."""
+    """A model and the ranks that train it. With one rank, every method is the plain operation."""
 
-    def __init__(self, model: Decoder, engine: Engine = PLAIN, *, fsdp: bool = False, device: torch.device | str = "cpu") -> None:
-        """fsdp: cut the model into shards, one a rank; a model on the meta device gets its weights from `model.source` afterwards.
+    def __init__(
+        self,
+        model: Decoder,
+        engine: Engine = PLAIN,
+        *,
+        fsdp: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """dtype: the type that training computes in.
 
+        fsdp: cut the model into shards, one a rank; a model on the meta device then gets its weights from its source.
         Raises: ValueError for --fsdp without torchrun, or for a model with adapters.
         """
         self.model, self.engine, self.ranks, self.root = model, engine, this_rank(), Root(model)
-        self.sharded = fsdp
+        self.sharded, self.dtype = fsdp, dtype
         self._ddp: nn.Module | None = None
         if fsdp:
             _shard(self.root, device)
+        self.device = next(model.parameters()).device
 
-    def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """function(model, *arguments), where a sharded model gathers its weights. Then every rank has to call it equally often."""
-        return self.root(function, *arguments) if self.sharded else function(self.model, *arguments)
+    # ---- A step's work -----------------------------------------------------------------------------------------------
+
+    def deal(self, items: Sequence[Item], max_tokens: int) -> list[Batch | None]:
+        """This rank's micro-batches, of at most `max_tokens`, of items that every rank has.
+
+        With several ranks a micro-batch is no larger than one rank's fair share, or some would have nothing to do. None
+        stands for a dummy pass of a sharded model.
+        """
+        if self.ranks.world > 1:
+            fair = -(-sum(item.length_tok for item in items) // self.ranks.world)
+            max_tokens = max(1, min(max_tokens, fair))
+        mine = self.share(micro_batches(items, max_tokens), padded_tok)
+        return [part and type(part[0]).collate(part, self.device) for part in mine]
 
     def share(self, parts: Sequence[T], cost: Callable[[T], float] = lambda part: 1.0) -> list[T | None]:
-        """This rank's micro-batches of a list that all ranks have; filled up with None to equal length for a sharded model."""
+        """This rank's share of a list that every rank has; for a sharded model filled up with None to equal length."""
         mine: list[T | None] = list(share(parts, self.ranks, cost))
         if self.sharded:
-            longest = max(gather(len(mine)))
-            mine += [None] * (longest - len(mine))
+            mine += [None] * (max(gather(len(mine))) - len(mine))
         return mine
 
-    def budget(self, items: Sequence[Sized], max_tokens: int) -> int:
-        """Tokens of a micro-batch: `max_tokens`, but of several ranks no more than one's fair share, or some would have nothing to do."""
-        if self.ranks.world == 1:
-            return max_tokens
-        return max(1, min(max_tokens, -(-sum(item.length_tok for item in items) // self.ranks.world)))
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """function(model, *arguments) in the compute type. With a sharded model all ranks have to call it together."""
+        with self.compute_dtype():
+            return self.root(function, *arguments) if self.sharded else function(self.model, *arguments)
 
-    def sum_gradients(self) -> None:
-        """`.grad` of every trained weight becomes its sum over all ranks."""
-        if self.ranks.world == 1:
+    def dummy_forward(self) -> Tensor:
+        """A pass of a rank that has nothing to compute while others do: 0, with a gradient of 0 for every weight."""
+        return self.run(_dummy_logp, self.engine.completion_logp)
+
+    def compute_dtype(self) -> AbstractContextManager:
+        """Autocast to the compute type on the model's device; float32 needs none."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+
+    # ---- Gradients ---------------------------------------------------------------------------------------------------
+
+    def average_gradients(self) -> None:
+        """`.grad` of every trained weight becomes its mean over all ranks; that of a sharded model is one already."""
+        if self.ranks.world == 1 or self.sharded:
             return
-        if not self.sharded:
-            if self._ddp is None:
-                self._ddp = nn.parallel.DistributedDataParallel(self.root)
-            # Gradients were added up outside of DDP. This pass adds nothing to them, and DDP reduces what is there.
-            self._ddp(_nothing).backward()
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= self.ranks.world  # both engines average
+        if self._ddp is None:
+            self._ddp = nn.parallel.DistributedDataParallel(self.root)
+        # Gradients were added up outside of DDP. This pass adds 0 to each of them, and DDP averages the result.
+        self._ddp(_zero).backward()
 
     def clip_gradients(self, max_norm: float) -> float:
         """Scale all gradients down to this norm at most; returns the norm that they had."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
-        return float(whole_tensor(norm))
+        return float(full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)))
+
+    # ---- The weights -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def whole(self, dtype: torch.dtype = torch.float32) -> Iterator[Decoder]:
-        """The model with all weights on this rank: itself, or a copy of the shards in `dtype` that lasts as long as the context.
+    def unsharded(self) -> Iterator[Decoder]:
+        """The model with all weights on this rank: itself, or of a sharded one a copy in the compute type.
 
-        Each tensor is gathered by itself, so beside the copy only one more is in memory. All ranks have to enter together.
+        Each tensor is gathered by itself, so that beside the copy only one more is in memory. All ranks have to enter
+        together.
         """
-        yield self._in_type(dtype) if self.sharded else self.model
+        yield self._copy(self.dtype) if self.sharded else self.model
 
-    def for_sampling(self, dtype: torch.dtype) -> Decoder:
-        """The model to decode many replies with: in the type of training, and on a CPU with its matrices laid out for that (`pack`). Not kept: the next
-        step changes the weights. What it takes beside them is room that their gradients have afterwards. All ranks have to call it together.
+    def sampling_model(self) -> Decoder:
+        """A model with these weights to decode many replies with. All ranks have to call it together.
 
-        In float32 where training takes float16, whose range the residual stream of training, which is float32, may exceed; and where a CPU has
-        no units for bfloat16. A model with adapters is itself: its frozen weights are in `dtype` already and have no gradients.
+        It is in the compute type and, on a CPU, its matrices are laid out for decoding (`engine.prepack`). It must not
+        be kept: the next step changes the weights, and the memory that it takes is needed for their gradients.
+
+        In float32 where training computes in float16, whose range the residual stream of training, which is float32,
+        may exceed; and where a CPU has no instructions for bfloat16. A model with adapters is returned itself: its
+        frozen weights are in the compute type already and have no gradients.
         """
         if adapters(self.model):
             return self.model
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        slow = dtype == torch.bfloat16 and on_cpu and fast_dtype() != "bfloat16"
+        dtype = self.dtype
+        slow = dtype == torch.bfloat16 and self.device.type == "cpu" and fast_dtype() != "bfloat16"
         if not self.sharded and (dtype == torch.float16 or slow):
             dtype = torch.float32
-        return self.engine.prepack(self._in_type(dtype), decodes=True)
+        return self.engine.prepack(self._copy(dtype), decodes=True)
 
-    def _in_type(self, dtype: torch.dtype) -> Decoder:
-        """Another model with these weights, gathered where they are shards; those that are in `dtype` anyway are shared."""
+    def _copy(self, dtype: torch.dtype) -> Decoder:
+        """Another model with these weights, gathered where they are sharded; those of that type already are shared."""
         with torch.device("meta"):
             copy = Decoder(self.model.config)
-        device = next(self.model.parameters()).device
-        tensors = self.model.state_dict()
-        copy.load_state_dict({name: whole_tensor(tensor.detach()).to(device, dtype) for name, tensor in tensors.items()}, assign=True)
+        weights = self.model.state_dict().items()
+        copied = {name: full_tensor(weight.detach()).to(self.device, dtype) for name, weight in weights}
+        copy.load_state_dict(copied, assign=True)
         return self.engine.prepare(copy).requires_grad_(False)
 
-    def idle(self) -> Tensor:
-        """A forward pass for ranks that have nothing to do while the others do: 0, with a gradient of 0 for every weight."""
-        return self.run(_idle, self.engine.completion_logp)
 
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered on every rank; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered on every rank; any other unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _nothing(model: Decoder) -> Tensor:
+def _zero(model: Decoder) -> Tensor:
     return sum((parameter * 0).sum() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _idle(model: Decoder, completion_logp: Callable[..., Tensor]) -> Tensor:
+def _dummy_logp(model: Decoder, completion_logp: Callable[..., Tensor]) -> Tensor:
     device = next(model.parameters()).device
     ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     mask = torch.tensor([[False, True]], device=device)
@@ -172,17 +201,17 @@ def _shard(root: Root, device: torch.device | str) -> None:
     model = root.model
     mesh = init_device_mesh(torch.device(device).type, (torch.distributed.get_world_size(),))
     on_meta = next(model.parameters()).is_meta
-    # reshard_after_forward also for the rest, where it is not the default: between passes parameters are shards, always. Else an
-    # optimizer made after a pass without gradients would hold whole tensors that nothing reads again.
-    for part in (*model.model.layers, root):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True, shard_placement_fn=_placement)
+    # reshard_after_forward also for the rest, where it is not the default: between passes parameters are always shards.
+    # Else an optimizer made after a pass without gradients would hold unsharded tensors that are never used again.
+    for module in (*model.model.layers, root):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=_placement)
     if on_meta:
         model.to_empty(device=device)
         load_weights(model, model.source)
 
 
 def _placement(parameter: nn.Parameter):
-    """Stacked experts (E, out, in) are cut across `out`, so that each expert's matrix, which files hold by itself, is a shard too."""
+    """Stacked experts (E, out, in) are cut across `out`: then each expert's matrix, a tensor in files, is a shard."""
     from torch.distributed.tensor import Shard
 
     return Shard(1) if parameter.ndim == 3 else None

@@ -1,109 +1,125 @@
-"""What GRPO's rollouts are made of: a prompt with its G replies, one reply to train on, a micro-batch, and what became of them all."""
+"""One reply from sampling to training, the group of replies to a prompt, and the batch that several groups become."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from taosr1.learning.batches import Batch, Example, Item, collate
+from taosr1.sampling.replies import SampledReply
+from taosr1.task.prompt import Reply, parse_reply
+
 
 @dataclass(frozen=True)
-class RolloutSettings:
-    """How rollouts are made; each is a flag of train/grpo.py and explained there."""
+class Rollout(SampledReply):
+    """One reply, and everything that is known of it: what rewards read, metrics count and training learns from.
 
-    groups: int
-    samples: int
-    gamma: int | None
-    difficulty: str
-    balance: str
-    min_groups: int
-    max_resample: int
-    temperature: float
-    max_new_tokens: int
-    adv_std: str
-    adv_clamp: float | None
-    compute_dtype: torch.dtype
-    label_weight: float
-    micro_batch_tok: int
-    seed: int
+    Of SampledReply: source ("model" or "teacher"), text, ids (the end-of-sequence token included), logp, finished.
+    parsed: its label (`parsed.grade`) and steps. token_logp: of each token, at the sampling temperature; None for a
+        teacher's reply. decoded: False while only its first token is drawn (--difficulty prefill).
+    reward_parts: unweighted, by name; reward: their weighted sum. advantage: None unless its group is trained on.
+    """
+
+    parsed: Reply = field(default_factory=lambda: Reply(None))
+    token_logp: list[float] | None = None
+    decoded: bool = True
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    reward: float | None = None
+    advantage: float | None = None
+
+    @property
+    def grade(self) -> int | None:
+        """Its label; None where it could not be read."""
+        return self.parsed.grade
 
 
-@dataclass(eq=False)  # a group is itself: a row that is drawn twice may be answered alike twice
-class Group:
-    """One prompt and its G replies. `dropped` says why it is not trained on, "" where it is.
+def read_rollout(text: str, order: str, *, source: str = "model", ids: Sequence[int] = (), **known) -> Rollout:
+    """A reply from its text, which is parsed; `known` are further fields of `Rollout`."""
+    return Rollout(source, text, list(ids), parsed=parse_reply(text, order), **known)
 
-    probs: of grades 1..4. Where the label comes first, the label probabilities that serving would see (temperature 1); where it comes
-        last, the shares of the G labels: they sum to less than 1 where a reply could not be read.
+
+@dataclass(eq=False)  # compared by identity: a row that is drawn twice may get equal replies twice
+class Group(Item):
+    """One prompt and its replies. `dropped` says why the group is not trained on, "" where it is.
+
+    row: its place in the data; gold: its grade. probs: of grades 1..4. Where the label comes first, the label
+        probabilities that serving would compute (temperature 1); where it comes last, the shares of the replies'
+        labels, which sum to less than 1 where a reply could not be read.
     """
 
     row: int
     prompt: list[int]
     gold: int
-    dropped: str
+    replies: list[Rollout] = field(default_factory=list)
+    dropped: str = ""
     probs: list[float] = field(default_factory=list)
-    first_tokens: list[int] = field(default_factory=list)  # where difficulty was measured by prefill: they begin the replies
-    replies: list[list[int]] = field(default_factory=list)
-    finished: list[bool] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    labels: list[int | None] = field(default_factory=list)
-    logp: list[list[float]] = field(default_factory=list)
-    parts: list[dict[str, float]] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    trouble: str = ""  # why a reward is no number
-    advantages: list[float] = field(default_factory=list)
 
     @property
     def right(self) -> int:
-        """How many of the G labels are the gold grade: what difficulty counts."""
-        return self.labels.count(self.gold)
+        """How many of the replies have the gold label: what difficulty counts."""
+        return sum(reply.grade == self.gold for reply in self.replies)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether its replies are complete, and not their first tokens alone."""
+        return all(reply.decoded for reply in self.replies)
+
+    @property
+    def length_tok(self) -> int:
+        return len(self.prompt) + sum(len(reply.ids) for reply in self.replies)
+
+    def cut(self, max_tokens: int) -> list[Group]:
+        """The group in pieces of at most `max_tokens`, each with the prompt, in the order of its replies."""
+        pieces: list[Group] = []
+        for reply in self.replies:
+            longer = pieces and replace(pieces[-1], replies=[*pieces[-1].replies, reply])
+            if longer and longer.length_tok <= max_tokens:
+                pieces[-1] = longer
+            else:
+                pieces.append(replace(self, replies=[reply]))
+        return pieces
+
+    @staticmethod
+    def collate(items: Sequence[Group], device: torch.device | str = "cpu") -> RolloutBatch:
+        """Rows in the order of groups and replies. Replies to one prompt stay neighbours, so that they can share it."""
+        rows = [(group.prompt, reply) for group in items for reply in group.replies]
+        batch = collate([Example(prompt, reply.ids) for prompt, reply in rows], device)
+        advantages = torch.tensor([reply.advantage for _, reply in rows], dtype=torch.float32, device=device)
+        old_logp = None
+        if all(reply.token_logp is not None for _, reply in rows):
+            old_logp = torch.zeros(batch.ids.shape)
+            for row, (prompt, reply) in enumerate(rows):
+                old_logp[row, len(prompt) : len(prompt) + len(reply.ids)] = torch.tensor(reply.token_logp)
+            old_logp = old_logp.to(device)
+        return RolloutBatch(batch.ids, batch.mask, advantages, old_logp)
 
     def record(self) -> dict[str, object]:
         """The group as a line of samples.jsonl; `logps` are of whole replies, at the sampling temperature."""
-        return {
+        replies = self.replies if self.decoded else []
+        advantages = [reply.advantage for reply in self.replies if reply.advantage is not None]
+        record: dict[str, object] = {
             "row": self.row, "gold": self.gold, "right": self.right, "kept": not self.dropped, "dropped": self.dropped,
-            "probs": [round(p, 4) for p in self.probs], "labels": self.labels, "logps": [round(sum(logp), 4) for logp in self.logp],
-            "reward_parts": self.parts, "rewards": self.rewards, "advantages": [round(a, 4) for a in self.advantages], "replies": self.texts,
+            "probs": [round(p, 4) for p in self.probs], "labels": [reply.grade for reply in self.replies],
+            "logps": [None if reply.logp is None else round(reply.logp, 4) for reply in replies],
+            "reward_parts": [reply.reward_parts for reply in replies],
+            "rewards": [reply.reward for reply in replies if reply.reward is not None],
+            "advantages": [round(advantage, 4) for advantage in advantages],
+            "replies": [reply.text for reply in replies],
         }  # fmt: skip
+        if any(reply.source != "model" for reply in self.replies):
+            record["sources"] = [reply.source for reply in self.replies]
+        return record
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One reply to train on."""
+class RolloutBatch(Batch):
+    """Replies to train on: ids, mask, old_logp, ref_logp (B, T); advantages (B,).
 
-    prompt: list[int]
-    reply: list[int]
-    logp: list[float]
-    advantage: float
+    old_logp: of the policy that sampled; None until it is measured. ref_logp: None without a KL term.
+    """
 
-
-@dataclass(frozen=True)
-class RolloutBatch:
-    """ids, mask, old_logp, ref_logp, weights (B, T); advantages (B,). ref_logp is None without a KL term."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    old_logp: torch.Tensor
-    ref_logp: torch.Tensor | None
-    weights: torch.Tensor
     advantages: torch.Tensor
-
-
-def describe_outcomes(outcomes: dict[str, int]) -> str:
-    """What became of a run's groups, for the person who started it, with advice where nothing was learned; "" for no step."""
-    if not outcomes:
-        return ""
-    groups = {name: count for name, count in outcomes.items() if not name.startswith("steps")}
-    shown = ", ".join(f"{count} {name}" for name, count in sorted(groups.items(), key=lambda item: -item[1]))
-    text = f"of {sum(groups.values())} sampled groups: {shown}"
-    if outcomes.get("steps short of groups"):
-        text += f"; of {outcomes['steps']} batches of rollouts {outcomes['steps short of groups']} held fewer than --min-groups groups to train on"
-        text += f", {outcomes.get('steps without a group', 0)} none at all"
-    if outcomes.get("trained on"):
-        return text
-    advice = {
-        "all right": "the model already knows these rows: give it others, or raise --temperature or --samples",
-        "all wrong": "the model is never right here: train/sft.py comes first, or raise --temperature or --samples",
-        "too easy": "--gamma drops what the model is mostly right on: raise it",
-        "balance": "--balance class finds no grade that survives together with others: try --balance root",
-    }
-    return f"{text}. Nothing was learned: {advice[max(groups, key=groups.get)]}"
+    old_logp: torch.Tensor | None = None
+    ref_logp: torch.Tensor | None = None

@@ -70,10 +70,10 @@ class BadRows:
             return
         self._finished = True
         if self.skipped:
-            kinds = self.kinds.most_common()
-            shown = [f"{kind} {count}" for kind, count in kinds[:SHOWN_KINDS]]
-            shown += [f"other {sum(count for _, count in kinds[SHOWN_KINDS:])}"] if kinds[SHOWN_KINDS:] else []
-            print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {', '.join(shown)}", file=sys.stderr)
+            shown = dict(self.kinds.most_common(SHOWN_KINDS))
+            rest = {"other": self.skipped - sum(shown.values())}
+            kinds = ", ".join(f"{kind} {count}" for kind, count in [*shown.items(), *rest.items()] if count)
+            print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {kinds}", file=sys.stderr)
         for what, (count, first) in self._notes.items():
             print(f"{self.path}: {count} row{'s'[: count != 1]} {what}, first at {first}", file=sys.stderr)
 

@@ -18,23 +18,24 @@ T = TypeVar("T")
 def option(default: Any, help: str, choices: Sequence[str] | None = None, *, positional: bool = False) -> Any:
     """A config field with its one-line help and, where there are only a few, its allowed values.
 
-    `positional` makes it an argument without a flag; it can still be left out, so its script checks whether it is there.
+    positional: an argument without a flag; it can still be left out, so its script checks whether it was given.
     """
     metadata = {"help": help, "choices": tuple(choices) if choices else None, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_config(config: type[T], description: str, argv: Sequence[str] | None = None) -> T:
-    """Defaults, then --config FILE.json, then flags. An unknown flag, key or value ends the program with a message.
+    """A config from its defaults, then the --config file (JSON), then the flags.
 
-    Raises: SystemExit(2) with the reason on stderr, like every command line.
+    Raises: SystemExit(2) with a message on stderr for an unknown flag or key, or a wrong value.
     """
-    summary = (description or "").strip()
-    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    summary, formatter = (description or "").strip(), argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=summary, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these settings; flags win over it")
     types = get_type_hints(config)
-    own = vars(config).get("__annotations__", {})  # a script's own settings come first in its help, then those it shares with others
-    fields = {field.name: field for field in sorted(dataclasses.fields(config), key=lambda field: field.name not in own)}
+    own = vars(config).get("__annotations__", {})  # in the help a script's own settings come before inherited ones
+    ordered = sorted(dataclasses.fields(config), key=lambda field: field.name not in own)
+    fields = {field.name: field for field in ordered}
     for name, field in fields.items():
         kind, choices = types[name], field.metadata.get("choices")
         shown = field.default if field.default not in ("", None) else "none"
@@ -49,7 +50,7 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
             parser.add_argument(_flag(name), dest=name, **typed, **common)
     positional = any(field.metadata.get("positional") for field in fields.values())
     given = sys.argv[1:] if argv is None else list(argv)
-    # Intermixed: `"boots" --price 5 "title"` is a query and a title. It does not know `--`, plain parse_args does.
+    # Intermixed parsing takes `"boots" --price 5 "title"` as query and title, but does not know `--`.
     parse = parser.parse_intermixed_args if positional and "--" not in given else parser.parse_args
     flags = vars(parse(given))
     path = flags.pop("config", None)
@@ -88,16 +89,16 @@ def _read_config_file(path: str, fields: dict, types: dict) -> dict[str, Any]:
 
 
 def check(problems: Sequence[tuple[bool, str]]) -> None:
-    """Every message whose condition is true, in one ValueError. For `__post_init__` of the scripts' configs."""
+    """For `__post_init__` of a config. Raises: ValueError with every message whose condition is true."""
     found = [message for wrong, message in problems if wrong]
     if found:
         raise ValueError("; ".join(found))
 
 
 def at_least(config: object, **lowest: float) -> list[tuple[bool, str]]:
-    """Problems for `check`: every named setting that is below its lowest allowed value (or not a number)."""
-    values = {name: getattr(config, name) for name in lowest}
-    return [(not values[name] >= low, f"{_flag(name)} is {values[name]}, expected at least {low}") for name, low in lowest.items()]
+    """Problems for `check`: every named setting below its lowest allowed value, or NaN."""
+    values = [(name, getattr(config, name), low) for name, low in lowest.items()]
+    return [(not value >= low, f"{_flag(name)} is {value}, expected at least {low}") for name, value, low in values]
 
 
 def _flag(name: str) -> str:
@@ -117,7 +118,7 @@ def progress(**settings: Any) -> tqdm:
 
 
 class _Lines:
-    """A stream that ends what tqdm writes with a line break instead of returning to the start of the line."""
+    """A stream that writes each state of a tqdm bar as a line of its own."""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")

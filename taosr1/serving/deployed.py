@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
-from taosr1.judge import Judge, check_device, load_judge
+from taosr1.judge import Judge, load_judge
 from taosr1.model.io.folders import model_folder
 from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
@@ -15,14 +14,9 @@ DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set ha
 TIERING_FILE = "tiering.json"
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURE_SCALING = ("stored", "off")  # what `--temperature-scaling` may be
-RUNS = "runs/"
 # The scripts' default output folders, furthest along first.
 JUDGE_RUNS = ("runs/student", "runs/post-grpo", "runs/post-dpo", "runs/post-sft")
 THINKER_RUNS = ("runs/thinker-grpo", "runs/thinker-sft")
-HOW_TO_TRAIN = {
-    "a judge that answers first": "python train/sft.py --order post-cot --out runs/post-sft",
-    "a thinker": "python train/sft.py",
-}
 
 
 def open_judge(
@@ -41,34 +35,31 @@ def open_judge(
         the same, and the caller says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
-    check_device(device)
-    name = spec or newest_run(thinkers=thinkers)
-    if name.startswith(RUNS) and not Path(name).is_dir():  # looks like a hub id, but is meant as a run
-        raise FileNotFoundError(
-            f"--model {name}: no such run here; give the folder of a run, a Hugging Face folder or a hub id"
-        )
+    name = spec or _newest_run(thinkers)
     try:
         judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
-        raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
+        raise type(error)(message if message.startswith("--") else f"--model {name}: {message}") from error
     judge.engine.prepack(judge.model, decodes=decodes)
     return name, judge
 
 
-def newest_run(*, thinkers: bool = True) -> str:
-    """The first of the scripts' default run folders that holds a checkpoint.
-
-    Raises: FileNotFoundError with the command that makes one.
-    """
+def _newest_run(thinkers: bool) -> str:
+    """The first of the scripts' default run folders that holds a checkpoint."""
     runs = JUDGE_RUNS + (THINKER_RUNS if thinkers else ())
     for run in runs:
         if checkpoints(Path(run) / "checkpoints"):
             return run
-    makes = [f"`{command}` makes {what}" for what, command in HOW_TO_TRAIN.items() if thinkers or "thinker" not in what]
     raise FileNotFoundError(
-        f"no --model given and none trained yet ({', '.join(runs)}): {', '.join(makes)}; or give --model FOLDER"
+        f"no --model given and none trained yet ({', '.join(runs)}): "
+        "`python train/sft.py --order post-cot --out runs/post-sft` makes a judge that answers first"
+        + (", `python train/sft.py` makes a thinker" if thinkers else "")
+        + "; or give --model FOLDER"
     )
+
+
+# ---- stored beside the weights ---------------------------------------------------------------------------------------
 
 
 def stored_temperature(model: str) -> float | None:
@@ -76,16 +67,9 @@ def stored_temperature(model: str) -> float | None:
 
     Raises: ValueError naming the file, where it holds something else.
     """
-    path = Path(model_folder(model)) / CALIBRATION_FILE
-    if not path.is_file():
-        return None
-    temperature = read_json(path).get("temperature")
-    if not _is_number(temperature) or not 0 < temperature < math.inf:
-        raise ValueError(
-            f"{path}: temperature is {temperature!r}, expected a finite number above 0: fit it again "
-            "(infer/evaluate.py --dev DEV --fit-temperature), delete the file, or give --temperature-scaling off"
-        )
-    return float(temperature)
+    way_out = "(infer/evaluate.py --dev DEV --fit-temperature), delete the file, or give --temperature-scaling off"
+    found = _stored(model, CALIBRATION_FILE, "temperature", sys.float_info.max, "a finite number above 0", way_out)
+    return float(found["temperature"]) if found else None
 
 
 def chosen_temperature(model: str, scaling: str) -> float:
@@ -103,53 +87,51 @@ def chosen_temperature(model: str, scaling: str) -> float:
     return temperature
 
 
-def store_temperature(model: str, temperature: float, **facts: object) -> Path:
-    """Write a temperature beside the weights behind `--model`, with what it was fitted on; returns the file.
-
-    Raises: ValueError where those weights are in no local folder.
-    """
-    path = _local_folder(model, "--fit-temperature", "leave it out") / CALIBRATION_FILE
-    write_json(path, {"temperature": temperature, **facts})
-    return path
-
-
 def stored_beta(model: str, temperature: float = 1.0) -> float | None:
     """The CumPT beta stored beside the weights behind `--model`, or None.
 
     A beta is a threshold on probabilities, so it holds only at the temperature it was fitted at.
     Raises: ValueError naming the file, where it holds something else or a beta fitted at another temperature.
     """
-    path = Path(model_folder(model)) / TIERING_FILE
+    way_out = "(infer/evaluate.py --dev DEV --save-beta) or give --beta"
+    found = _stored(model, TIERING_FILE, "beta", 1.0, "a number in (0, 1]", way_out)
+    if found and (fitted_at := found.get("temperature", 1.0)) != temperature:
+        raise ValueError(
+            f"{Path(model_folder(model)) / TIERING_FILE}: beta was fitted on probabilities at temperature {fitted_at}, "
+            f"these are at {temperature}: fit it again {way_out}"
+        )
+    return float(found["beta"]) if found else None
+
+
+def _stored(model: str, file: str, key: str, most: float, expected: str, way_out: str) -> dict | None:
+    """The object in a file beside the weights, its `key` checked to be in (0, most]; None where there is no file."""
+    path = Path(model_folder(model)) / file
     if not path.is_file():
         return None
-    stored = read_json(path)
-    beta, fitted_at = stored.get("beta"), stored.get("temperature", 1.0)
-    if not _is_number(beta) or not 0 < beta <= 1:
-        raise ValueError(f"{path}: beta is {beta!r}, expected a number in (0, 1]: fit it again or give --beta")
-    if fitted_at != temperature:
-        raise ValueError(
-            f"{path}: beta was fitted on probabilities at temperature {fitted_at}, these are at {temperature}: "
-            "fit it again (infer/evaluate.py --dev DEV --save-beta) or give --beta"
-        )
-    return float(beta)
+    found = read_json(path)
+    value = found.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+        raise ValueError(f"{path}: {key} is {value!r}, expected {expected}: fit it again {way_out}")
+    return found
 
 
-def store_beta(model: str, beta: float, temperature: float = 1.0, **facts: object) -> Path:
-    """Write a beta beside the weights behind `--model`, with what it was fitted on; returns the file.
+def store_temperature(model: str, temperature: float, **facts: object) -> Path:
+    """Write a temperature beside the weights behind `--model`, with what it was fitted on; returns the file.
 
     Raises: ValueError where those weights are in no local folder.
     """
-    path = _local_folder(model, "--save-beta", f"pass --beta {beta:.4g} when scoring") / TIERING_FILE
-    write_json(path, {"beta": beta, "temperature": temperature, **facts})
-    return path
+    return _store(model, CALIBRATION_FILE, {"temperature": temperature, **facts}, "--fit-temperature", "leave it out")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def store_beta(model: str, beta: float, temperature: float = 1.0, **facts: object) -> Path:
+    """The same for a beta, with the temperature it was fitted at."""
+    values = {"beta": beta, "temperature": temperature, **facts}
+    return _store(model, TIERING_FILE, values, "--save-beta", f"pass --beta {beta:.4g} when scoring")
 
 
-def _local_folder(model: str, flag: str, otherwise: str) -> Path:
-    folder = Path(model_folder(model))
-    if not folder.is_dir():
+def _store(model: str, file: str, values: dict, flag: str, otherwise: str) -> Path:
+    path = Path(model_folder(model)) / file
+    if not path.parent.is_dir():
         raise ValueError(f"{flag}: {model} is not a local folder; give --model FOLDER, or {otherwise}")
-    return folder
+    write_json(path, values)
+    return path

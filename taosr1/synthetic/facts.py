@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 from taosr1.synthetic import catalogue
+from taosr1.synthetic.catalogue import GROUP_OF, SIZES, TIER_OF_BRAND, TIERS
 from taosr1.task.rules import decide, load_rules
 from taosr1.task.teacher import write_cot
 
@@ -50,9 +51,6 @@ class Item:
     price: str = ""
 
 
-GROUP_OF = {kind: group for group, types in catalogue.TYPES.items() for kind in types}
-TIER_OF_BRAND = {brand: tier for tier, brands in catalogue.BRANDS.items() for brand in brands}
-ALL_BRANDS = tuple(TIER_OF_BRAND)
 _FAMILY = {value: family for family in catalogue.COLOUR_FAMILIES + catalogue.MATERIAL_FAMILIES for value in family}
 
 
@@ -86,44 +84,36 @@ def item_value(item: Item, demand: Demand) -> str:
 
 def outcome(item: Item, demand: Demand) -> str:
     """met, near, missed or unknown (the rule book's words) for one demand."""
-    if demand.attribute == "price":
-        return compare(demand, item.brand, item.type)
-    return compare(demand, item_value(item, demand), item.type)
+    return compare(demand, item.brand if demand.attribute == "price" else item_value(item, demand))
 
 
 def relation(item: Item, demand: Demand) -> str:
     """Relation of the item's value to the demanded one, without regard to "not"; "" if the item has no such value.
 
-    An easy step before the outcome: "not red: red same missed" and "red: red same met" share the comparison.
+    An easy step before the outcome: "not red: red same missed" and "red: red same met" share it.
     """
-    value = item_value(item, demand)
-    if value in ("none", "unknown"):
+    if item_value(item, demand) in ("none", "unknown"):
         return ""
-    result = outcome(item, replace(demand, excluded=False))
-    if demand.attribute == "price":
-        return {"met": "lower", "near": "same", "missed": "higher"}[result] if item.brand != demand.value else "itself"
-    return {"met": "same", "near": "near", "missed": "other"}[result]
+    if demand.attribute == "price" and item.brand == demand.value:
+        return "itself"
+    met, near, missed = ("lower", "same", "higher") if demand.attribute == "price" else ("same", "near", "other")
+    return {"met": met, "near": near, "missed": missed}[outcome(item, replace(demand, excluded=False))]
 
 
-def compare(demand: Demand, value: str | None, item_type: str) -> str:
+def compare(demand: Demand, value: str | None) -> str:
     """The outcome of a demand if the item has `value` ("price": if it is of brand `value`)."""
     if value in (None, "unknown"):
         return "unknown"
     if demand.attribute == "price":
-        gap = catalogue.TIERS.index(TIER_OF_BRAND[demand.value]) - catalogue.TIERS.index(TIER_OF_BRAND[value])
-        if value == demand.value or gap < 0:
-            return "missed"
-        return "met" if gap > 0 else "near"
+        gap = TIERS.index(TIER_OF_BRAND[demand.value]) - TIERS.index(TIER_OF_BRAND[value])
+        return "met" if gap > 0 else "near" if gap == 0 and value != demand.value else "missed"
     if value == demand.value:
         return "missed" if demand.excluded else "met"
     if demand.attribute == "size":
-        sizes = catalogue.SIZES.get(GROUP_OF[item_type], ())
-        near = demand.value in sizes and abs(sizes.index(value) - sizes.index(demand.value)) == 1
+        near = abs(SIZES.index(value) - SIZES.index(demand.value)) == 1
     else:
         near = demand.attribute == "use" or value in _FAMILY.get(demand.value, ())
-    if near:
-        return "near"
-    return "met" if demand.excluded else "missed"
+    return "near" if near else "met" if demand.excluded else "missed"
 
 
 def facts_of(query: Query, item: Item) -> dict[str, str]:
@@ -132,30 +122,26 @@ def facts_of(query: Query, item: Item) -> dict[str, str]:
 
 
 def item_line(item: Item) -> str:
-    """The product in one normalised order: type, price tier, brand, then its other attributes.
+    """The product in one normalised order: type, price tier, brand, then all its other attributes.
 
-    Attributes that the query does not ask for are listed too: a line with the demanded ones alone would teach the
-    model to copy the query's value, which is right in most cases.
+    A line with the demanded ones alone would teach the model to copy the query's value, which is mostly right.
     """
-    values = (TIER_OF_BRAND[item.brand], item.brand, item.colour, item.material, item.size)
     category = " ".join(category_path(item.type)) + (" accessory" if item.accessory else "")
-    return f"{category}; " + " ".join(filter(None, (*values, *sorted(item.features), item.use)))
+    values = (item.brand, item.colour, item.material, item.size, *sorted(item.features), item.use)
+    return f"{category}; {TIER_OF_BRAND[item.brand]} " + " ".join(filter(None, values))
 
 
 def cot_of(query: Query, item: Item, facts: dict[str, str], grade: int) -> str:
     """The five-line chain of thought for these facts (which may be wrong ones) and the grade that follows from them."""
     wanted, outcomes, evidence = [" ".join(category_path(query.type))], [], []
     for demand in query.demands:
-        words = f"{'not ' if demand.excluded else ''}{_asked_value(demand)}"
-        brand = f" {demand.value}" if demand.attribute == "price" else ""
+        words, brand = ("not " if demand.excluded else "") + demand.value, ""
+        if demand.attribute == "price":
+            words, brand = f"below {TIER_OF_BRAND[demand.value]}", f" {demand.value}"
         wanted.append(f"{demand.attribute} {words}{brand}")
         outcomes.append((demand.fact, facts[demand.fact]))
         evidence.append(f"{words}: {item_value(item, demand)} {relation(item, demand)}".rstrip())
     return write_cot("; ".join(wanted), item_line(item), facts["category"], outcomes, grade, evidence)
-
-
-def _asked_value(demand: Demand) -> str:
-    return f"below {TIER_OF_BRAND[demand.value]}" if demand.attribute == "price" else demand.value
 
 
 def wrong_facts(rng: random.Random, query: Query, facts: dict[str, str], grade: int) -> tuple[dict[str, str], int]:

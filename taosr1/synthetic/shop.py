@@ -1,8 +1,8 @@
 """The synthetic shop: deterministic query-product pairs, graded by the rule book, so that every stage runs offline.
 
-It has five pools, as a real shop would: few pairs with a grade and a (noisy) teacher's chain of thought, more with a
-grade only, many with neither; and dev and test pairs whose products, query templates and a share of whose (kind,
-value) combinations occur in no training pool. Grades follow from `facts.py`. Scripts call `read_pool("reasoned")`.
+It has five pools: few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only, many with
+neither; and dev and test pairs whose products, query templates and a share of whose (kind, value) combinations occur in
+no training pool. Scripts call `read_pool("reasoned")`.
 
 Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
 paper's; everything else here is ours.
@@ -16,19 +16,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from taosr1.synthetic import catalogue
-from taosr1.synthetic.facts import (
-    ALL_BRANDS,
-    GROUP_OF,
-    TIER_OF_BRAND,
-    Demand,
-    Item,
-    Query,
-    category_path,
-    compare,
-    cot_of,
-    facts_of,
-    wrong_facts,
-)
+from taosr1.synthetic.catalogue import ALL_BRANDS, GROUP_OF, TIER_OF_BRAND, TYPES, VALUES
+from taosr1.synthetic.facts import Demand, Item, Query, category_path, compare, cot_of, facts_of, wrong_facts
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
 
@@ -36,12 +25,8 @@ POOL_SIZES = {"reasoned": 3000, "labelled": 9000, "unlabelled": 40000, "dev": 30
 EXPLAINED = "explained"  # the pairs of "labelled" with a correct chain of thought
 # Products are split by a hash of their attributes into sixteen buckets, each of which belongs to one pool.
 POOL_BUCKETS = {
-    "test": (0, 1),
-    "dev": (2, 3),
-    "reasoned": (4, 5),
-    "labelled": (6, 7, 8),
-    "unlabelled": tuple(range(9, 16)),
-}
+    "test": (0, 1), "dev": (2, 3), "reasoned": (4, 5), "labelled": (6, 7, 8), "unlabelled": tuple(range(9, 16)),
+}  # fmt: skip
 HELD_OUT_POOLS = ("dev", "test")
 KIND_SHARES = {"plain": 0.40, "negation": 0.15, "affordable": 0.15, "question": 0.15, "knowledge": 0.15}
 GRADE_SHARES = {4: 0.50, 3: 0.05, 2: 0.36, 1: 0.09}
@@ -54,40 +39,23 @@ OUTCOME_MIX = ("met", "met", "near", "missed")  # outcomes of demands that do no
 
 # --- Drawing queries --------------------------------------------------------------------------------------------------
 def is_held_out(kind: str, demand: Demand) -> bool:
-    """True for the (kind, attribute, value) combinations that training queries never name.
-
-    The demand behind a knowledge phrase is exempt: only training can teach its meaning.
-    """
-    key = f"{kind}|{demand.fact}|{demand.value}"
-    return zlib.crc32(key.encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
-
-
-def _values(group: str, attribute: str) -> tuple[str, ...]:
-    if attribute in ("brand", "price"):
-        return ALL_BRANDS
-    if attribute == "colour":
-        return tuple(value for family in catalogue.COLOUR_FAMILIES for value in family)
-    return catalogue.VALUES[attribute].get(group, ())
+    """Whether training queries of this kind never name this demand (a knowledge phrase may: it has to be taught)."""
+    return zlib.crc32(f"{kind}|{demand.fact}|{demand.value}".encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
 
 
 def _draw_demand(
-    rng: random.Random, kind: str, group: str, attribute: str, excluded: bool, held_out: bool
+    rng: random.Random, kind: str, group: str, attribute: str, held_out: bool, excluded: bool = False
 ) -> Demand | None:
     """A demand that this pool may use, or None if the group has no such attribute."""
-    options = [Demand(attribute, value, excluded) for value in _values(group, attribute)]
-    if attribute == "price":  # nothing is cheaper than the cheapest tier
-        options = [demand for demand in options if TIER_OF_BRAND[demand.value] != "budget"]
-    if not held_out:
-        options = [demand for demand in options if not is_held_out(kind, demand)]
+    demands = [Demand(attribute, value, excluded) for value in VALUES[attribute][group]]
+    options = [demand for demand in demands if held_out or not is_held_out(kind, demand)]
     return rng.choice(options) if options else None
 
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
-    numbers, shares = ((0, 1, 2), (0.10, 0.65, 0.25)) if kind == "plain" else ((0, 1), (0.7, 0.3))
-    count = rng.choices(numbers, shares)[0]
-    attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
-    drawn = rng.sample(attributes, min(count, len(attributes)))
-    demands = [_draw_demand(rng, kind, group, attribute, False, held_out) for attribute in drawn]
+    (count,) = rng.choices((0, 1, 2), (0.10, 0.65, 0.25) if kind == "plain" else (0.7, 0.3, 0))
+    attributes = [name for name in catalogue.DEMAND_PHRASES if name not in taken]
+    demands = [_draw_demand(rng, kind, group, name, held_out) for name in rng.sample(attributes, count)]
     return [demand for demand in demands if demand]
 
 
@@ -95,27 +63,25 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
     """One query of a kind, worded by a training template or by a held-out one."""
     type_name = rng.choice(list(GROUP_OF))
     group = GROUP_OF[type_name]
-    words = {"t": rng.choice(catalogue.TYPES[group][type_name][0])}
+    words = {"t": rng.choice(TYPES[group][type_name][0])}
     special: Demand | None = None
     if kind == "negation":
-        attribute = rng.choice(list(catalogue.EXCLUSION_PHRASES))
-        special = _draw_demand(rng, kind, group, attribute, True, held_out)
+        special = _draw_demand(rng, kind, group, rng.choice(catalogue.EXCLUDABLE), held_out, excluded=True)
         if special is None:
             return draw_query(rng, kind, held_out)
-        words["x"] = catalogue.EXCLUSION_PHRASES[attribute].format(v=special.value)
+        words["x"] = special.value
     elif kind == "affordable":
-        special = _draw_demand(rng, kind, group, "price", False, held_out)
+        special = _draw_demand(rng, kind, group, "price", held_out)
         words["b"] = special.value
     elif kind == "knowledge":
         phrases, demand = rng.choice(catalogue.CONCEPTS)
         special = Demand(*demand)
-        if special.value not in _values(group, special.attribute):
+        if special.value not in VALUES[special.attribute][group]:
             return draw_query(rng, kind, held_out)
         words["c"] = rng.choice(phrases)
     elif kind == "question":
         words["n"] = rng.choice(catalogue.NEEDS[type_name])
-    taken = {special.attribute, "brand"} if special else set()
-    positive = _positive_demands(rng, kind, group, taken, held_out)
+    positive = _positive_demands(rng, kind, group, {special.attribute, "brand"} if special else set(), held_out)
     words["d"] = " ".join(rng.choice(catalogue.DEMAND_PHRASES[d.attribute]).format(v=d.value) for d in positive)
     template = rng.choice(catalogue.TEMPLATES[kind][1 if held_out else 0])
     text = " ".join(template.format(**words).split()).strip(" ,")
@@ -125,27 +91,21 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
 # --- Drawing items ----------------------------------------------------------------------------------------------------
 def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
     group = GROUP_OF[type_name]
-    brand, colour = rng.choice(ALL_BRANDS), rng.choice(_values(group, "colour"))
+    brand, colour = rng.choice(ALL_BRANDS), rng.choice(VALUES["colour"][group])
     if accessory:
-        return Item(type_name, brand, colour, None, None, (), None, rng.choice(catalogue.TYPES[group][type_name][1]))
-    sizes = _values(group, "size")
-    return Item(
-        type=type_name,
-        brand=brand,
-        colour=colour,
-        material=rng.choice(_values(group, "material")),
-        size=rng.choice(sizes) if sizes and rng.random() < 0.8 else None,
-        features=tuple(rng.sample(_values(group, "feature"), rng.choice((1, 2)))),
-        use=rng.choice(_values(group, "use")) if rng.random() < 0.5 else None,
-        accessory=None,
-    )
+        return Item(type_name, brand, colour, None, None, (), None, rng.choice(TYPES[group][type_name][1]))
+    material, sizes = rng.choice(VALUES["material"][group]), VALUES["size"][group]
+    size = rng.choice(sizes) if sizes and rng.random() < 0.8 else None
+    features = tuple(rng.sample(VALUES["feature"][group], rng.choice((1, 2))))
+    use = rng.choice(VALUES["use"][group]) if rng.random() < 0.5 else None
+    return Item(type_name, brand, colour, material, size, features, use, None)
 
 
 def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -> Item | None:
     """The item with the demanded attribute changed so that its outcome is `wanted`; None if no value gives it."""
     group = GROUP_OF[item.type]
     if demand.attribute == "feature":
-        present, known = wanted == ("missed" if demand.excluded else "met"), _values(group, "feature")
+        present, known = wanted == ("missed" if demand.excluded else "met"), VALUES["feature"][group]
         if item.accessory or wanted not in ("met", "missed") or (present and demand.value not in known):
             return None
         others = [feature for feature in known if feature != demand.value]
@@ -155,41 +115,40 @@ def _with_outcome(rng: random.Random, item: Item, demand: Demand, wanted: str) -
     field = "brand" if demand.attribute == "price" else demand.attribute
     if item.accessory and field not in ("brand", "colour"):
         return None  # the title of an accessory names no other attribute
-    values: tuple[str | None, ...] = _values(group, field) + ((None,) if field in ("size", "use") else ())
-    options = [value for value in values if compare(demand, value, item.type) == wanted]
+    values: tuple[str | None, ...] = VALUES[field][group] + ((None,) if field in ("size", "use") else ())
+    options = [value for value in values if compare(demand, value) == wanted]
     return replace(item, **{field: rng.choice(options)}) if options else None
 
 
 def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
     """An item intended to get `grade` for this query; None if the draw failed (the caller draws again)."""
+
+    def any_outcomes() -> dict[Demand, str]:
+        return {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
+
     group = GROUP_OF[query.type]
-    types = list(catalogue.TYPES[group])
+    types = list(TYPES[group])
     partner = types[types.index(query.type) ^ 1]
-    wanted = {demand: "met" for demand in query.demands}
     type_name, accessory = query.type, False
-    decisive = query.demands  # demands whose outcome must be as wanted; none if the category alone decides
+    wanted = dict.fromkeys(query.demands, "met")
+    decisive = query.demands if grade > 2 else ()  # demands whose outcome must be as wanted
     if grade == 1:
-        decisive = ()
         type_name = rng.choice([t for t in GROUP_OF if GROUP_OF[t] != group])
         accessory = rng.random() < 0.1
-        wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
-    elif grade == 3:
-        if not query.demands or rng.random() < 0.4:
-            type_name = partner
-        else:
-            wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
+        wanted = any_outcomes()
+    elif grade == 2 and query.demands and rng.random() < NEAR_MISS_SHARE:
+        decisive = (rng.choice(query.demands),)
+        wanted = any_outcomes() | {decisive[0]: "missed"}
+        type_name = partner if rng.random() < 0.3 else query.type
+    elif grade == 2 and rng.random() < 0.5:
+        accessory = True  # for the wanted type; only its brand and colour can still be as wanted
     elif grade == 2:
-        if query.demands and rng.random() < NEAR_MISS_SHARE:
-            decisive = (rng.choice(query.demands),)
-            wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands} | {decisive[0]: "missed"}
-            type_name = partner if rng.random() < 0.3 else query.type
-        elif rng.random() < 0.5:
-            accessory, decisive = True, ()
-            wanted = {demand: "met" for demand in query.demands if demand.attribute in ("brand", "colour", "price")}
-        else:
-            type_name = rng.choice([t for t in types if t not in (query.type, partner)])
-            decisive = ()
-            wanted = {demand: rng.choice(OUTCOME_MIX) for demand in query.demands}
+        type_name = rng.choice([t for t in types if t not in (query.type, partner)])
+        wanted = any_outcomes()
+    elif grade == 3 and (not query.demands or rng.random() < 0.4):
+        type_name = partner
+    elif grade == 3:
+        wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
     item = _random_item(rng, type_name, accessory)
     for demand, result in wanted.items():
         changed = _with_outcome(rng, item, demand, result)
@@ -200,43 +159,38 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
 
 
 def _title(rng: random.Random, item: Item) -> str:
-    names, _, _ = catalogue.TYPES[GROUP_OF[item.type]][item.type]
-    name = rng.choice(names)
+    name, brand, colour = rng.choice(TYPES[GROUP_OF[item.type]][item.type][0]), item.brand, item.colour
     if item.accessory:
-        forms = (
-            f"{item.brand} {item.accessory} for {name} {item.colour}",
-            f"{item.colour} {name} {item.accessory} by {item.brand}",
-        )
+        forms = (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
         return rng.choice(forms)
     features = " ".join(item.features)
     use = f"for {item.use}" if item.use else ""
     size = f"size {item.size}" if item.size else ""
     fluff = rng.choice(catalogue.FLUFF) if rng.random() < 0.3 else ""
     forms = (
-        f"{item.brand} {fluff} {features} {name} {item.material} {item.colour} {size} {use}",
-        f"{item.brand} {name} {use} {features} {item.colour} {item.material} {fluff} {size}",
-        f"{item.colour} {item.material} {name} {use} {size} {features} by {item.brand} {fluff}",
-        f"{fluff} {name} {item.brand} {size} {features} {item.material} {item.colour} {use}",
+        f"{brand} {fluff} {features} {name} {item.material} {colour} {size} {use}",
+        f"{brand} {name} {use} {features} {colour} {item.material} {fluff} {size}",
+        f"{colour} {item.material} {name} {use} {size} {features} by {brand} {fluff}",
+        f"{fluff} {name} {brand} {size} {features} {item.material} {colour} {use}",
     )
     return " ".join(rng.choice(forms).split())
 
 
 def _price(rng: random.Random, item: Item) -> str:
-    _, _, base = catalogue.TYPES[GROUP_OF[item.type]][item.type]
+    _, _, base = TYPES[GROUP_OF[item.type]][item.type]
     base *= catalogue.TIER_PRICE_FACTOR[catalogue.TIERS.index(TIER_OF_BRAND[item.brand])]
     return f"${max(3, round(base * rng.uniform(0.85, 1.15) * (0.2 if item.accessory else 1.0)))}"
 
 
 def item_bucket(item: Item) -> int:
     """The bucket (0..15) of this product; depends on its attributes, not on the wording of its title."""
-    plain = (item.type, item.brand, item.colour, item.material, item.size)
-    key = (*plain, sorted(item.features), item.use, item.accessory)
+    features = sorted(item.features)
+    key = (item.type, item.brand, item.colour, item.material, item.size, features, item.use, item.accessory)
     return zlib.crc32(repr(key).encode()) % 16
 
 
 def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, ...], tries: int = 400) -> Item | None:
-    """An item of these buckets, with title and price, that the rule book gives `grade` for this query; None if none
-    is found in `tries` draws."""
+    """An item of these buckets, with title and price, that gets this grade for the query; None after `tries` draws."""
     rules = load_rules()
     for _ in range(tries):
         item = _item_for(rng, query, grade)
@@ -248,10 +202,9 @@ def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, 
 # --- Pools ------------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=8)
 def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, Judgement], ...]:
-    """`size` pairs of one pool: the query, the item, and the judgement that scripts use.
+    """`size` pairs of one pool (query, item, judgement): the same for the same arguments, on every machine.
 
-    Returns: the same pairs for the same arguments, on every machine. Judgements of "unlabelled" have no grade, only
-    those of "reasoned" have a chain of thought.
+    Judgements of "unlabelled" have no grade, only those of "reasoned" have a chain of thought.
     Raises: ValueError for an unknown pool or a negative size.
     """
     if pool not in POOL_BUCKETS or size < 0:
@@ -296,10 +249,9 @@ def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, 
 
 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
-    """The judgements of one pool of the synthetic shop (default sizes: `POOL_SIZES`).
+    """The judgements of one pool, default sizes as in `POOL_SIZES`.
 
-    "explained" are the pairs of "labelled", each with its correct chain of thought: the reference of the reward for
-    steps.
+    "explained" are the pairs of "labelled", each with its correct chain of thought: what the steps' reward compares to.
     """
     drawn = "labelled" if pool == EXPLAINED else pool
     pairs = make_pool(drawn, POOL_SIZES.get(drawn, 0) if size is None else size, seed)

@@ -37,18 +37,15 @@ def check_cot(cot: str) -> None:
     if not cot:
         raise ValueError("field 'cot' is missing, expected the five lines Query: to Decision:")
     if len(cot) > MAX_COT_CHARS:
-        raise ValueError(
-            f"field 'cot' has {len(cot)} characters, expected five lines of at most {MAX_COT_CHARS} together"
-        )
+        limit = f"expected five lines of at most {MAX_COT_CHARS} together"
+        raise ValueError(f"field 'cot' has {len(cot)} characters, {limit}")
     lines = cot.split("\n")
     if len(lines) != len(COT_STEPS):
         raise ValueError(f"field 'cot' has {len(lines)} lines, expected {len(COT_STEPS)}: {', '.join(COT_STEPS)}")
     for line, step in zip(lines, COT_STEPS):
         if not is_cot_line(line, step):
-            raise ValueError(
-                f"field 'cot' has the line {line[:40]!r}, expected it to begin with '{step}: ' and to be one line, "
-                "without spaces around its text"
-            )
+            expected = f"expected it to begin with '{step}: ' and to be one line, without spaces around its text"
+            raise ValueError(f"field 'cot' has the line {line[:40]!r}, {expected}")
 
 
 def is_cot_line(line: str, step: str) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,48 +108,44 @@ def _read_rules(path: Path) -> list[Rule]:
 
 def _parse_rule(row: dict) -> Rule:
     """One checked rule from its JSON object; ValueError says which field is wrong."""
-    expected = {"id", "applies_to", "condition", "consequence", "when", "grade", "example"}
-    if set(row) != expected:
-        problems = [f"missing {sorted(expected - set(row))}"] if expected - set(row) else []
-        problems += [f"unknown {sorted(set(row) - expected)}"] if set(row) - expected else []
-        raise ValueError("fields: " + ", ".join(problems))
+    expected = {item.name for item in fields(Rule)}
+    if row.keys() != expected:
+        raise ValueError(f"fields: missing {sorted(expected - row.keys())}, unknown {sorted(row.keys() - expected)}")
     for name in ("id", "condition", "consequence"):
-        if not isinstance(row[name], str) or not row[name].strip():
-            raise ValueError(f"field {name!r} is {row[name]!r}, expected text")
-    groups = row["applies_to"]
-    if not isinstance(groups, list) or not groups or not all(isinstance(group, str) and group for group in groups):
-        raise ValueError(f"field 'applies_to' is {groups!r}, expected a list of category groups or [\"any\"]")
-    when, grade = row["when"], row["grade"]
-    if not isinstance(when, dict):
-        raise ValueError(f"field 'when' is {when!r}, expected an object of facts")
-    for fact, value in when.items():
-        if value not in FACT_VALUES.get(fact, ()):
-            raise ValueError(f"field 'when' says {fact!r}: {value!r}, expected {_allowed(fact)}")
-    if not _is_grade(grade) and grade is not None:
-        raise ValueError(f"field 'grade' is {grade!r}, expected 1-4 or null")
+        _require(_is_text(row[name]), name, row[name], "text")
+    groups, when, grade, example = row["applies_to"], row["when"], row["grade"], row["example"]
+    is_list = isinstance(groups, list) and groups and all(map(_is_text, groups))
+    _require(is_list, "applies_to", groups, 'a list of category groups or ["any"]')
+    _require(isinstance(when, dict), "when", when, "an object of facts")
+    _check_facts(when, "field 'when': ")
+    _require(grade is None or type(grade) is int and grade in GRADES, "grade", grade, "1-4 or null")
     if bool(when) != (grade is not None):
         raise ValueError("fields 'when' and 'grade' go together: both set (decision) or {} and null (definition)")
-    _check_example(row["example"], grade)
-    return Rule(row["id"], tuple(groups), row["condition"], row["consequence"], when, grade, row["example"])
+    is_example = isinstance(example, dict) and example.keys() == {"query", "title", "grade"}
+    _require(is_example, "example", example, "an object with query, title and grade")
+    for name in ("query", "title"):
+        _require(_is_text(example[name]), f"example.{name}", example[name], "text")
+    of_example = example["grade"]
+    _require(type(of_example) is int and of_example in GRADES, "example.grade", of_example, "1-4")
+    _require(grade is None or of_example <= grade, "example.grade", of_example, f"at most the rule's own grade {grade}")
+    return Rule(**{**row, "applies_to": tuple(groups)})
 
 
-def _check_example(example: object, grade: int | None) -> None:
-    if not isinstance(example, dict) or set(example) != {"query", "title", "grade"}:
-        raise ValueError(f"field 'example' is {example!r}, expected an object with query, title and grade")
-    if not all(isinstance(example[name], str) and example[name].strip() for name in ("query", "title")):
-        raise ValueError("field 'example' needs text for query and title")
-    if not _is_grade(example["grade"]):
-        raise ValueError(f"field 'example.grade' is {example['grade']!r}, expected 1-4")
-    if grade is not None and example["grade"] > grade:
-        raise ValueError(f"field 'example.grade' is {example['grade']}, above the rule's own grade {grade}")
+def _require(ok: object, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"field {name!r} is {value!r}, expected {expected}")
 
 
-def _allowed(fact: str) -> str:
-    return "|".join(FACT_VALUES.get(fact, ())) or f"a fact out of {', '.join(FACT_VALUES)}"
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
-def _is_grade(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in GRADES
+def _check_facts(facts: dict[str, str], where: str = "") -> None:
+    for fact, value in facts.items():
+        allowed = FACT_VALUES.get(fact, ())
+        if value not in allowed:
+            expected = "|".join(allowed) or f"a fact out of {', '.join(FACT_VALUES)}"
+            raise ValueError(f"{where}fact {fact!r} is {value!r}, expected {expected}")
 
 
 def decide(facts: dict[str, str], rules: Iterable[Rule]) -> tuple[int, tuple[str, ...]]:
@@ -160,9 +156,7 @@ def decide(facts: dict[str, str], rules: Iterable[Rule]) -> tuple[int, tuple[str
     """
     if "category" not in facts:
         raise ValueError(f"facts without 'category': {facts!r}; expected one of {'|'.join(CATEGORY_FACTS)}")
-    for fact, value in facts.items():
-        if value not in FACT_VALUES.get(fact, ()):
-            raise ValueError(f"fact {fact!r} is {value!r}, expected {_allowed(fact)}")
+    _check_facts(facts)
     matching = [rule for rule in rules if rule.grade is not None and rule.when.items() <= facts.items()]
     return min([4, *(rule.grade for rule in matching)]), tuple(rule.id for rule in matching)
 
@@ -177,17 +171,19 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
 
     The Query line says which demands are exclusions ("material not plastic"): the n-th `material` of the Attributes
     line belongs to the n-th `material` of the Query line. A demand listed twice under one key keeps its worse outcome.
-    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature, so that it is not
-    lost.
+    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature.
     """
-    category = _CATEGORY.match(_text(reply.category).strip())
-    attributes = _text(reply.attributes).strip().rstrip(".")
+    category = _CATEGORY.match(reply.category.strip())
+    attributes = reply.attributes.strip().rstrip(".")
     if category is None or not attributes:
         return None
     facts = {"category": category.group(1).lower().split()[-1]}
     if attributes.lower() == "none":
         return facts
-    negations = _negations(_text(reply.query))
+    excluded_in_query: dict[str, list[bool]] = {}  # of each demand, in the order of its entries
+    for entry in reply.query.split(";")[1:]:
+        name, *value = entry.lower().split() or [""]
+        excluded_in_query.setdefault(name, []).append(value[:1] == ["not"])
     for entry in filter(None, (text.strip() for text in attributes.split(";"))):
         *words, outcome = entry.lower().replace(":", " ").split() or [""]
         if not words or outcome not in OUTCOMES:
@@ -195,24 +191,11 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
         # In "colour red: navy near", what was asked and what the item has stand between demand and outcome.
         name = (words[0] if words[0].removeprefix("no-") in DEMANDS else " ".join(words)).removeprefix("no-")
         demand = name if name in DEMANDS else "feature"
-        excluded = negations[name].pop(0) if negations.get(name) else words[0].startswith("no-")
+        of_query = excluded_in_query.get(name)
+        excluded = of_query.pop(0) if of_query else words[0].startswith("no-")
         key = f"no-{demand}" if excluded and f"no-{demand}" in EXCLUSIONS else demand
         facts[key] = min(outcome, facts.get(key, outcome), key=_WORST_FIRST.index)
     return facts
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _negations(query_line: str) -> dict[str, list[bool]]:
-    """For each demand of a Query line ("travel mug; material not plastic"), in order: whether it is an exclusion."""
-    found: dict[str, list[bool]] = {}
-    for entry in query_line.split(";")[1:]:
-        words = entry.lower().split()
-        if words:
-            found.setdefault(words[0], []).append("not" in words[1:2])
-    return found
 
 
 def implied_grade(reply: Reply, rules: Sequence[Rule]) -> int | None:
@@ -248,10 +231,10 @@ class RuleIndex:
 
     def __init__(self, rules: Sequence[Rule], k1: float = 1.2, b: float = 0.75) -> None:
         self.rules = tuple(rules)
-        counts = [Counter(tokenize(_rule_words(rule))) for rule in self.rules]
-        words = sorted(set().union(*counts)) if counts else []
-        self.column = {word: index for index, word in enumerate(words)}
-        frequency = np.zeros((len(self.rules), len(words)))  # (rules, words)
+        examples = [f"{rule.example.get('query', '')} {rule.example.get('title', '')}" for rule in self.rules]
+        counts = [Counter(tokenize(f"{rule.text} {example}")) for rule, example in zip(self.rules, examples)]
+        self.column = {word: index for index, word in enumerate(sorted(set().union(*counts)))}
+        frequency = np.zeros((len(self.rules), len(self.column)))  # (rules, words)
         for row, counter in enumerate(counts):
             for word, count in counter.items():
                 frequency[row, self.column[word]] = count
@@ -268,8 +251,7 @@ class RuleIndex:
         return self.weight[:, columns].sum(axis=1)
 
 
-def _rule_words(rule: Rule) -> str:
-    return " ".join((rule.condition, rule.consequence, rule.example.get("query", ""), rule.example.get("title", "")))
+_index_of = lru_cache(maxsize=8)(RuleIndex)
 
 
 def category_groups(category: str, groups: Iterable[str]) -> set[str]:
@@ -278,28 +260,20 @@ def category_groups(category: str, groups: Iterable[str]) -> set[str]:
     return {group for group in groups if words & {group.lower(), *GROUP_WORDS.get(group, ())}}
 
 
-@lru_cache(maxsize=8)
-def _index(rules: tuple[Rule, ...]) -> RuleIndex:
-    return RuleIndex(rules)
-
-
 def retrieve(query: str, title: str, category: str, rules: Sequence[Rule], k: int) -> list[Rule]:
     """The k rules most relevant to a pair, best first: category filter, then BM25 on query and title.
 
     A rule passes the filter if it applies to "any" or to a group that the category names; with an empty category all
     rules pass. Equal scores keep rule-book order, so the result never varies; if fewer than k rules share a word with
-    the pair, the first rules of the book (the general ones) are added.
-
-    Returns: at most k rules.
-    Raises: ValueError for a negative k.
+    the pair, the first rules of the book (the general ones) are added. Raises: ValueError for a negative k.
     """
     if k < 0:
         raise ValueError(f"k is {k}, expected 0 or more rules")
-    index = _index(tuple(rules))
+    index = _index_of(tuple(rules))
     allowed = {"any"} | category_groups(category, {group for rule in index.rules for group in rule.applies_to})
-    passes = [not category.strip() or not allowed.isdisjoint(rule.applies_to) for rule in index.rules]
     scores = index.scores(f"{query} {title}")
-    rows = [row for row, keep in enumerate(passes) if keep]
+    no_filter = not category.strip()
+    rows = [row for row, rule in enumerate(index.rules) if no_filter or not allowed.isdisjoint(rule.applies_to)]
     # Rounded: two sums of the same terms in another order must not differ by the last bit of a float.
     rows.sort(key=lambda row: (-round(float(scores[row]), 9), row))
     return [index.rules[row] for row in rows[:k]]

@@ -1,20 +1,20 @@
 """The words of the teacher, which explains a known grade in the five lines of a chain of thought.
 
-There are two teachers. `write_cot` puts facts of the synthetic shop into words. For rows of your own an outside LLM can
-teach: `teacher_messages` asks it for the explanation of one pair (query, product, the retrieved atomic rules and the
-gold grade, as in the paper, section 3.2), and `read_reply` checks its reply. `taosr1/data/teacher_files.py` exports
-those prompts to a file and imports the replies.
+`write_cot` puts facts of the synthetic shop into words. For rows of your own an outside LLM can teach:
+`teacher_messages` asks it to explain one pair (query, product, the retrieved atomic rules and the gold grade, as in the
+paper, section 3.2), and `read_reply` checks its reply. `taosr1/data/teacher_files.py` handles whole files.
 
 Choice: a reply is accepted only if it can be read (all five lines, a known category relation, known outcomes) and
-decides for the gold grade: a teacher that argues for another grade than the one it was given teaches the wrong thing.
-Rejected replies are counted, never repaired.
+decides for the gold grade: a teacher that argues for another grade teaches the wrong thing. Rejected replies are
+counted, never repaired.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.grades import GRADE_NAMES, GRADES, grade_name
@@ -22,13 +22,7 @@ from taosr1.task.judgement import COT_STEPS, PRODUCT_TEXT, Judgement
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import CATEGORY_FACTS, DEMANDS, OUTCOMES, Rule, implied_grade, retrieve
 
-CATEGORY_WORDS = {
-    "same": "same",
-    "substitute": "related substitute",
-    "accessory": "related accessory",
-    "sibling": "related sibling",
-    "different": "different",
-}
+CATEGORY_WORDS = {fact: fact if fact in ("same", "different") else f"related {fact}" for fact in CATEGORY_FACTS}
 # Of the query and of each product field in an exported prompt: enough to judge by, and a bound on the cost.
 MAX_FIELD_CHARS = 2000
 MAX_STEP_CHARS = 600  # of one line of a reply: longer explanations are no good examples to learn from
@@ -59,35 +53,31 @@ def write_cot(
     query_line: str,
     item_line: str,
     category_fact: str,
-    outcomes: Iterable[tuple[str, str]],
+    outcomes: Sequence[tuple[str, str]],
     grade: int,
-    evidence: Sequence[str] | None = None,
+    evidence: Sequence[str] = (),
 ) -> str:
     """The five lines of a chain of thought, from facts.
 
     outcomes: (demand, outcome) pairs in the query's order; the "no-" of an exclusion is dropped, since the Query line
         already says "not".
-    evidence: parallel to outcomes, what was asked and what the item has ("colour red: navy near"). Looking the two up
-        and then judging them are easy steps for a small model; doing both at once is hard.
+    evidence: parallel to outcomes, or empty: what was asked and what the item has ("colour red: navy near"). Looking
+        the two up and then judging them are easy steps for a small model; doing both at once is hard.
 
     Raises: ValueError for an unknown category fact, outcome or grade, or an empty or multi-line query or item line.
     """
-    problems = []
     if category_fact not in CATEGORY_WORDS:
-        problems.append(f"category fact is {category_fact!r}, expected one of {', '.join(CATEGORY_FACTS)}")
+        raise ValueError(f"category fact is {category_fact!r}, expected one of {', '.join(CATEGORY_FACTS)}")
     if grade not in GRADE_NAMES:
-        problems.append(f"grade is {grade!r}, expected 1-4")
+        raise ValueError(f"grade is {grade!r}, expected 1-4")
     for name, line in (("query_line", query_line), ("item_line", item_line)):
         if not line.strip() or len(line.splitlines()) != 1:
-            problems.append(f"{name} is {line!r}, expected one line of text")
-    outcomes = list(outcomes)
-    for demand, word in outcomes:
+            raise ValueError(f"{name} is {line!r}, expected one line of text")
+    judged = []
+    for (demand, word), value in itertools.zip_longest(outcomes, evidence):
         if word not in OUTCOMES:
-            problems.append(f"outcome of {demand!r} is {word!r}, expected {'|'.join(OUTCOMES)}")
-    if problems:
-        raise ValueError("; ".join(problems))
-    found = [f" {value}" for value in evidence] if evidence is not None else [""] * len(outcomes)
-    judged = [f"{d.removeprefix('no-')}{value} {word}" for (d, word), value in zip(outcomes, found)]
+            raise ValueError(f"outcome of {demand!r} is {word!r}, expected {'|'.join(OUTCOMES)}")
+        judged.append(" ".join(filter(None, (demand.removeprefix("no-"), value, word))))
     steps = (query_line, item_line, CATEGORY_WORDS[category_fact], "; ".join(judged) or "none", grade_name(grade))
     return "\n".join(f"{name}: {text}" for name, text in zip(COT_STEPS, steps))
 
@@ -96,10 +86,7 @@ def write_cot(
 def teacher_messages(row: Judgement, rules: Sequence[Rule], k: int) -> list[dict[str, str]]:
     """The chat messages that ask an outside LLM for one row's chain of thought.
 
-    Choice: the query and every field are cut to `MAX_FIELD_CHARS` characters, as `encode_prompt` cuts them for our own
-    judge: a description of a megabyte would cost as many tokens. The rows themselves are not changed.
-
-    Raises: ValueError for a row without a grade.
+    The query and every field are cut to `MAX_FIELD_CHARS` characters. Raises: ValueError for a row without a grade.
     """
     if row.grade is None:
         pair = f"query {shorten(repr(row.query))} and title {shorten(repr(row.title))}"
@@ -125,8 +112,8 @@ _STEP_LINE = re.compile(
 def extract_cot(text: str) -> str | None:
     """The five lines in an outside LLM's reply, or None.
 
-    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop);
-    their text is not changed. Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
+    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop).
+    Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
     """
     text = text.rpartition("</think>")[2]
     found = [match for match in map(_STEP_LINE.fullmatch, text.splitlines()) if match]

@@ -12,12 +12,10 @@ import pytest
 from taosr1.evaluation.plot import (
     NEVER_SMOOTHED,
     PANELS,
-    Curve,
     RunCurves,
     curves_of,
     figure_of,
     main,
-    names_of,
     panels_of,
     read_metrics,
     read_run,
@@ -39,8 +37,8 @@ def write(folder: Path, lines: list[dict] = LINES, tail: str = "") -> Path:
     return folder
 
 
-def run_of(folder: str, **curves: Curve) -> RunCurves:
-    return RunCurves(Path(folder), curves, "", ())
+def run_of(folder: str, **curves: dict[int, float]) -> RunCurves:
+    return RunCurves(Path(folder), curves)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -48,14 +46,14 @@ def run_of(folder: str, **curves: Curve) -> RunCurves:
 
 def test_every_metric_is_a_curve_over_the_steps_that_have_it(tmp_path):
     run = read_run(write(tmp_path / "run"))
-    assert run.curves["loss"] == Curve((1, 2, 3), (0.9, 0.7, 0.5))
-    assert run.curves["dev_macro_f1"] == Curve((2,), (0.4,))
+    assert run.curves["loss"] == {1: 0.9, 2: 0.7, 3: 0.5}
+    assert run.curves["dev_macro_f1"] == {2: 0.4}
     assert run.notes == () and run.origin == "" and "step" not in run.curves
 
 
 def test_steps_ascend_and_the_later_line_of_a_step_counts():
     curves, _ = curves_of([{"step": 3, "loss": 0.1}, {"step": 1, "loss": 0.9}, {"step": 3, "loss": 0.2}])
-    assert curves == {"loss": Curve((1, 3), (0.9, 0.2))}
+    assert curves == {"loss": {1: 0.9, 3: 0.2}} and list(curves["loss"]) == [1, 3]
 
 
 def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
@@ -63,7 +61,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
     infinite = [{"step": 4, "loss": float("nan"), "grad_norm": float("inf")}, {"step": 5, "loss": float("-inf")}]
     folder = write(tmp_path / "run", [*LINES, *infinite])
     run = read_run(folder)
-    assert run.curves["loss"].steps == run.curves["grad_norm"].steps == (1, 2, 3)
+    assert list(run.curves["loss"]) == list(run.curves["grad_norm"]) == [1, 2, 3]
     note = "values that are not finite are left out: loss (2), grad_norm (1)"
     assert run.notes == (f"{folder / 'metrics.jsonl'}: {note}",)
 
@@ -87,14 +85,14 @@ def test_a_last_line_that_a_kill_cut_off_is_left_out_with_a_note(tmp_path, tail)
 
 def test_a_complete_last_line_without_a_line_break_is_read(tmp_path):
     run = read_run(write(tmp_path / "run", tail='{"step": 4, "loss": 0.3}'))
-    assert run.curves["loss"].steps == (1, 2, 3, 4) and run.notes == ()
+    assert list(run.curves["loss"]) == [1, 2, 3, 4] and run.notes == ()
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"loss": 1.0}', '{"step": "4"}', '{"step": true}'])
 def test_a_broken_line_in_between_is_named(tmp_path, line):
     folder = write(tmp_path / "run", tail=line + "\n" + json.dumps({"step": 9, "loss": 0.1}) + "\n")
     run = read_run(folder)
-    assert run.curves["loss"].steps == (1, 2, 3, 9)
+    assert list(run.curves["loss"]) == [1, 2, 3, 9]
     assert run.notes == (f"{folder / 'metrics.jsonl'}:5: left out, not a JSON object with a step",)
 
 
@@ -114,7 +112,7 @@ def test_what_a_run_writes_is_read_and_its_seed_commit_and_machine_are_named(tmp
     for line in LINES:
         run.log(**line)
     found = read_run(tmp_path / "run")
-    assert found.curves["loss"].values == (0.9, 0.7, 0.5)
+    assert list(found.curves["loss"].values()) == [0.9, 0.7, 0.5]
     environment = json.loads((tmp_path / "run" / "env.json").read_text())
     expected = ["seed 7", environment["commit"], environment["cuda"] or environment["machine"]]
     assert found.origin == ", ".join(part for part in expected if part)
@@ -131,27 +129,12 @@ def test_an_unreadable_config_costs_only_the_origin(tmp_path, text):
 
 
 def test_panels_are_what_some_run_has_in_one_order():
-    point = Curve((1,), (1.0,))
+    point = {1: 1.0}
     one, other = run_of("a", kl=point, loss=point, decoded_tok=point), run_of("b", grad_norm=point, dev_macro_f1=point)
     assert panels_of([one, other]) == ["loss", "dev_macro_f1", "kl", "grad_norm"] == panels_of([other, one])
     assert panels_of([one, other], ["grad_norm", "loss", "entropy"]) == ["loss", "grad_norm"]
     assert panels_of([]) == panels_of([run_of("c")]) == []
     assert set(NEVER_SMOOTHED) < PANELS.keys()
-
-
-@pytest.mark.parametrize(
-    ("folders", "names"),
-    [
-        (["runs/a", "runs/b"], ["a", "b"]),
-        (["x/run", "y/run"], ["x/run", "y/run"]),
-        (["x/run", "y/run", "y/other"], ["x/run", "y/run", "y/other"]),
-        (["x/run", "x/run"], ["run", "run"]),  # the same run twice is one name
-        (["only"], ["only"]),
-        ([], []),
-    ],
-)
-def test_a_run_is_named_by_the_shortest_ending_that_no_other_has(folders, names):
-    assert names_of([Path(folder) for folder in folders]) == names
 
 
 def test_smoothing_by_hand():
@@ -203,22 +186,22 @@ def drawn_lines(axes) -> list[tuple[list, list]]:
 
 
 def test_every_panel_holds_the_curves_of_the_runs_that_have_it(matplotlib):
-    a = run_of("runs/a", loss=Curve((1, 2), (0.9, 0.7)), dev_macro_f1=Curve((2,), (0.4,)))
-    b = run_of("runs/b", loss=Curve((1, 2, 3), (0.8, 0.6, 0.5)))
+    a = run_of("runs/a", loss={1: 0.9, 2: 0.7}, dev_macro_f1={2: 0.4})
+    b = run_of("runs/b", loss={1: 0.8, 2: 0.6, 3: 0.5})
     figure = figure_of([a, b])
     assert [axes.get_title().split("\n")[0] for axes in figure.axes] == ["loss", "dev_macro_f1"]
     assert drawn_lines(figure.axes[0]) == [([1, 2], [0.9, 0.7]), ([1, 2, 3], [0.8, 0.6, 0.5])]
     assert drawn_lines(figure.axes[1]) == [([2], [0.4])]
     assert {axes.get_xlim() for axes in figure.axes} == {figure.axes[0].get_xlim()}
     legend = figure.legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in legend.get_texts()] == ["runs/a", "runs/b"]
     colours = [line.get_color() for line in legend.get_lines()]
     assert len(set(colours)) == 2
     assert [line.get_color() for line in figure.axes[0].get_lines() if len(line.get_xdata())] == colours
 
 
 def test_smoothing_keeps_the_logged_curve_behind_and_leaves_scores_alone(matplotlib):
-    curve = Curve((1, 2, 3), (1.0, 3.0, 5.0))
+    curve = {1: 1.0, 2: 3.0, 3: 5.0}
     figure = figure_of([run_of("a", loss=curve, dev_macro_f1=curve)], smooth=2)
     assert drawn_lines(figure.axes[0]) == [([1, 2, 3], [1.0, 3.0, 5.0]), ([1, 2, 3], [1.0, 2.0, 4.0])]
     assert drawn_lines(figure.axes[1]) == [([1, 2, 3], [1.0, 3.0, 5.0])]
@@ -226,7 +209,7 @@ def test_smoothing_keeps_the_logged_curve_behind_and_leaves_scores_alone(matplot
 
 
 def test_more_runs_than_colours_are_still_told_apart(matplotlib):
-    figure = figure_of([run_of(f"run{n}", loss=Curve((1, 2), (n, n + 1.0))) for n in range(15)])
+    figure = figure_of([run_of(f"run{n}", loss={1: n, 2: n + 1.0}) for n in range(15)])
     assert len({(line.get_color(), line.get_linestyle()) for line in figure.legends[0].get_lines()}) == 15
 
 

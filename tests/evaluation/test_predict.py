@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from taosr1.data.judgements import Judgement
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.judge import Judge
+from taosr1.learning.best import start_and_best
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
@@ -121,11 +124,14 @@ def test_before_and_after_compares_the_start_with_the_best_checkpoint_and_writes
         judge.prompt.save(aside)
     later = parrot("pre-cot", "none")  # the weights at the end of the run, which are not its best
     rows = [row for row in ROWS if row.grade == 2]
-    found = before_and_after(Judge(later.model, judge.tokenizer, judge.prompt), start, str(tmp_path), rows)
+    distributed = DistributedModel(later.model)
+    contender = Judge(later.model, judge.tokenizer, judge.prompt)
+    weights = start_and_best(distributed, DistributedModel(start), "", str(tmp_path))
+    found = before_and_after(contender, weights, str(tmp_path), rows)
     assert found["test_macro_f1_start"] == 0.0
     assert found["test_macro_f1_result"] == pytest.approx(found["test_high_result"]) and found["test_high_result"] > 0
     assert json.loads((tmp_path / "test.json").read_text(encoding="utf-8")) == found
     assert "test macro-F1 of the start: 0.0" in capsys.readouterr().out
-    cut = before_and_after(judge, start, str(tmp_path), rows, max_new_tokens=3)
+    cut = before_and_after(judge, {"result": nullcontext(judge.model)}, str(tmp_path), rows, max_new_tokens=3)
     assert cut["test_macro_f1_result"] == 0.0  # replies are as long as the stage allowed
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["checkpoints", "test.json"]

@@ -1,4 +1,4 @@
-"""The long form of the fault tests: break runs on purpose, many times, and count what became of them.
+"""The long form of the fault tests: break runs on purpose, many times, and count the outcomes.
 
     python tests/faults/campaign.py                          # everything: about an hour on two cores
     python tests/faults/campaign.py --only kill --runs 200
@@ -10,8 +10,8 @@ disk    a full disk, a read-only one, a data file that is deleted, in every stag
 ranks   one process against two (DDP, FSDP2) in every stage; a rank that is killed in the middle of a step
 groups  two ranks with random numbers of kept groups, none at all among them
 
-Each part ends with a line of counts; any failure is named, its folder is kept, and the exit code is 1. tests/faults/test_faults.py
-runs the same functions with small numbers.
+Each part ends with a line of counts; any failure is named, its folder is kept, and the exit code is 1.
+tests/faults/test_faults.py runs the same functions with small numbers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from harness import (
     damage,
     ended,
     forked,
+    forked_ranks,
     full_disk,
     make_world,
     out_of,
@@ -76,22 +77,46 @@ def expect(condition: bool, message: str, log: Path | None = None) -> None:
         raise Broken(message + tail)
 
 
-# --- Kills ----------------------------------------------------------------------------------------------------------------
-def unbroken(world: dict[str, list[str]], stage: str, folder: Path) -> tuple[dict, float]:
-    """The result of a stage's short run that nobody disturbs, and how long it takes."""
+# ---- Kills -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """A stage's short run that was not disturbed: its result, its output, and how long it took."""
+
+    result: dict
+    out: Path
+    length_s: float
+
+
+def unbroken(world: dict[str, list[str]], stage: str, folder: Path) -> Unbroken:
     folder.mkdir(parents=True, exist_ok=True)
     started, out = time.monotonic(), out_of(stage, folder)
     code = run_whole(script_of(stage), [*world[stage], "--out", out], folder / "log")
     expect(code == 0, f"{stage}: the undisturbed run ended with {code}", folder / "log")
-    return result_of(stage, out), time.monotonic() - started
+    return Unbroken(result_of(stage, out), out, time.monotonic() - started)
 
 
-def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: float, signum: int, chance: random.Random, counts: Counter) -> None:
-    """One run that is killed up to three times at random moments and must end as if it had not been."""
+def unbroken_runs(world: dict[str, list[str]], folder: Path) -> dict[str, Unbroken]:
+    return {stage: unbroken(world, stage, folder / stage) for stage in STAGES}
+
+
+def disturbed(
+    argv: list,
+    stage: str,
+    folder: Path,
+    known: Unbroken,
+    signum: int,
+    kills: int,
+    chance: random.Random,
+    counts: Counter,
+) -> None:
+    """One run that is killed so many times at random moments and must end as if it had not been."""
     folder.mkdir(parents=True)
+    length_s = known.length_s
     out, log = out_of(stage, folder), folder / "log"
-    argv = [*world[stage], "--out", out]
-    for _ in range(chance.randint(1, 3)):
+    argv = [*argv, "--out", out]
+    for _ in range(kills):
         newest = max(checkpoints(out / "checkpoints"), default=(0, None))[0] if stage in TRAINED else 0
         log.write_text("")  # a kill may come before the child opens it
         child = forked(script_of(stage), argv, log)
@@ -109,7 +134,8 @@ def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: f
         said = log.read_text(encoding="utf-8")
         expect("Traceback" not in said, f"{stage} in {folder}: a bare traceback", log)
         if newest and "step/s" in said:
-            expect(f"continuing from step {newest} " in said, f"{stage} in {folder}: did not continue from step {newest}", log)
+            problem = f"{stage} in {folder}: did not continue from step {newest}"
+            expect(f"continuing from step {newest} " in said, problem, log)
             counts["continued from the newest step"] += 1
         if code == 0:
             break
@@ -118,22 +144,27 @@ def disturbed(world: dict, stage: str, folder: Path, expected: dict, length_s: f
     code = run_whole(script_of(stage), argv, log)
     expect(code == 0, f"{stage} in {folder}: the last start ended with {code}", log)
     if newest:
-        expect(f"continuing from step {newest} " in log.read_text(encoding="utf-8"), f"{stage} in {folder}: did not continue from step {newest}", log)
+        problem = f"{stage} in {folder}: did not continue from step {newest}"
+        expect(f"continuing from step {newest} " in log.read_text(encoding="utf-8"), problem, log)
         counts["continued from the newest step"] += 1
-    expect(result_of(stage, out) == expected, f"{stage} in {folder}: the result is not that of the undisturbed run", log)
-    left = [path.name for path in folder.rglob(".*") if path.name.startswith((".writing-", ".deleting-")) or path.name.endswith(".tmp")]
+    problem = f"{stage} in {folder}: the result is not that of the undisturbed run"
+    expect(result_of(stage, out) == known.result, problem, log)
+    hidden = [path.name for path in folder.rglob(".*")]
+    left = [name for name in hidden if name.startswith((".writing-", ".deleting-")) or name.endswith(".tmp")]
     expect(not left, f"{stage} in {folder}: left behind {left}")
     counts["same result"] += 1
     shutil.rmtree(folder)
 
 
-def kill(folder: Path, world: dict, runs: int, seed: int, signum: int = signal.SIGKILL) -> Counter:
-    """Random kills, the stages by turns."""
+def kill(folder: Path, world: dict, known: dict, runs: int, seed: int, signum: int, most_kills: int = 3) -> Counter:
+    """Random kills, the stages by turns. known: as `unbroken_runs` returns it."""
     counts, chance = Counter(), random.Random(seed)
-    known = {stage: unbroken(world, stage, folder / f"whole-{stage}") for stage in STAGES}
     for number in tqdm(range(runs), desc=signal.Signals(signum).name, unit="run", disable=None):
         stage = STAGES[number % len(STAGES)]
-        disturbed(world, stage, folder / f"{number:03d}-{stage}", *known[stage], signum, chance, counts)
+        kills = chance.randint(1, most_kills)
+        disturbed(
+            world[stage], stage, folder / f"{number:03d}-{stage}", known[stage], signum, kills, chance, counts
+        )
         counts["runs"] += 1
     return counts
 
@@ -144,19 +175,29 @@ def wait_for(happened: Callable[[], bool], patience_s: float) -> None:
         time.sleep(0.002)
 
 
-# --- Damage ---------------------------------------------------------------------------------------------------------------
-def damaged(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, *, places: tuple[float, ...] = (0.0, 0.3, 0.99), starts: bool = True) -> Counter:
-    """Every file of a finished run's newest checkpoint, damaged in every way: no way of reading it may take it for whole.
+# ---- Damage ----------------------------------------------------------------------------------------------------------
+
+
+def damaged(
+    folder: Path,
+    world: dict,
+    known: dict[str, Unbroken],
+    stages: tuple[str, ...] = TRAINED,
+    *,
+    places: tuple[float, ...] = (0.0, 0.3, 0.99),
+    starts: bool = True,
+) -> Counter:
+    """Every file of a finished run's newest checkpoint, damaged in every way: nothing that reads it may accept it.
 
     starts: also start the stage's script on each, with --resume auto and --resume PATH; else only load the judge.
     """
     counts: Counter = Counter()
     for stage in stages:
-        expected, _ = unbroken(world, stage, folder / stage)
-        run = folder / stage / "run"
+        run = known[stage].out
         (_, before), (_, newest) = checkpoints(run / "checkpoints")[-2:]
         files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
-        cases = [(name, how, place) for name in files for how in DAMAGES for place in (places if how == "flipped" else places[-2:][:1])]
+        places_of = {how: places if how == "flipped" else places[-2:][:1] for how in DAMAGES}
+        cases = [(name, how, place) for name in files for how in DAMAGES for place in places_of[how]]
         for number, (name, how, place) in enumerate(tqdm(cases, desc=f"damage {stage}", unit="file", disable=None)):
             copy = folder / f"{stage}-{number}" / "run"
             shutil.copytree(run, copy)
@@ -168,7 +209,7 @@ def damaged(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, *, pla
             damage(target, how, twin, place)
             must_refuse(copy, str(name), counts)
             if starts:
-                must_fall_back(stage, world[stage], copy, target, expected, counts)
+                must_fall_back(stage, world[stage], copy, target, known[stage].result, counts)
             counts["damaged files"] += 1
             shutil.rmtree(copy.parent)
     return counts
@@ -187,61 +228,70 @@ def must_refuse(run: Path, name: str, counts: Counter) -> None:
 
 
 def must_fall_back(stage: str, argv: list[str], run: Path, target: Path, expected: dict, counts: Counter) -> None:
-    """--resume PATH fails and names the file; auto goes back one checkpoint, says so, and ends as the undisturbed run did."""
-    log = run.parent / "log"
-    code = run_whole(script_of(stage), [*argv, "--out", run, "--resume", target.parents[len(target.relative_to(run).parts) - 3]], log)
+    """--resume PATH fails and names the file; auto goes back one checkpoint, says so, and ends with the same result."""
+    log, checkpoint = run.parent / "log", target.parents[len(target.relative_to(run).parts) - 3]
+    code = run_whole(script_of(stage), [*argv, "--out", run, "--resume", checkpoint], log)
     said = log.read_text(encoding="utf-8")
-    expect(code == 1 and target.name in said and "Traceback" not in said, f"{run}: --resume PATH ended with {code}", log)
+    named = target.name in said and "Traceback" not in said
+    expect(code == 1 and named, f"{run}: --resume PATH ended with {code}", log)
     counts["refused by --resume PATH"] += 1
     log.unlink()
     code = run_whole(script_of(stage), [*argv, "--out", run], log)
     said = log.read_text(encoding="utf-8")
-    expect(code == 0 and target.name in said and "going back to the checkpoint before it" in said, f"{run}: --resume auto ended with {code}", log)
+    reported = target.name in said and "going back to the checkpoint before it" in said
+    expect(code == 0 and reported, f"{run}: --resume auto ended with {code}", log)
     found = result_of(stage, run)
-    # best.json was taken away, so only the last evaluation is known to it.
-    expect(all(found[part] == expected[part] for part in ("metrics", "last")), f"{run}: another result after going back", log)
+    # best.json was deleted, so it knows the last evaluation only.
+    equal = all(found[name] == expected[name] for name in ("metrics", "last"))
+    expect(equal, f"{run}: another result after going back", log)
     counts["went back and ended alike"] += 1
 
 
-# --- Disks ----------------------------------------------------------------------------------------------------------------
-def disk(folder: Path, world: dict, stages: tuple[str, ...] = STAGES) -> Counter:
+# ---- Disks -----------------------------------------------------------------------------------------------------------
+
+
+def disk(folder: Path, world: dict, known: dict[str, Unbroken]) -> Counter:
     """A disk that fills up while a stage runs, one that is read-only, and data that is gone when a run is continued."""
     counts: Counter = Counter()
-    for stage in stages:
-        expected, _ = unbroken(world, stage, folder / f"whole-{stage}")
-        full(stage, world[stage], folder / f"full-{stage}", expected, counts)
+    folder.mkdir(parents=True)
+    for stage in STAGES:
+        full(stage, world[stage], folder / f"full-{stage}", known[stage].result, counts)
     vanished(world["sft"], folder / "vanished", counts)
     return counts
 
 
 def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Counter) -> None:
     log = folder.with_name(f"{folder.name}.log")
-    size = "48k" if stage == "mine" else "2500k"  # of pairs a part; of checkpoints two or three
+    size = "72k" if stage == "mine" else "2500k"  # the first of three chunks; two or three checkpoints
     with full_disk(folder, size) as place:
         out = out_of(stage, place)
         code = run_whole(script_of(stage), [*argv, "--out", out], log)
         said = log.read_text(encoding="utf-8")
-        expect(code == 1 and "No space left" in said and "Traceback" not in said, f"{stage} on a full disk ended with {code}", log)
+        clear = "No space left" in said and "Traceback" not in said
+        expect(code == 1 and clear, f"{stage} on a full disk ended with {code}", log)
         counts["full disk: clear end"] += 1
         if stage in TRAINED:
-            whole = checkpoints(out / "checkpoints")
-            expect(bool(whole), f"{stage}: the disk was to hold a checkpoint", log)
+            expect(bool(checkpoints(out / "checkpoints")), f"{stage}: the disk was to hold a checkpoint", log)
             load_judge(str(out))
-            counts["full disk: last checkpoint whole"] += 1
+            counts["full disk: last checkpoint valid"] += 1
+        else:
+            expect("1 of 3 chunks are done and kept" in said, f"{stage}: the disk was to hold a chunk", log)
         os.system(f"mount -o remount,ro {place}")
         log.unlink()
         code = run_whole(script_of(stage), [*argv, "--out", out], log)
         said = log.read_text(encoding="utf-8")
-        expect(code == 1 and "Read-only" in said and "Traceback" not in said, f"{stage} on a read-only disk ended with {code}", log)
+        clear = "Read-only" in said and "Traceback" not in said
+        expect(code == 1 and clear, f"{stage} on a read-only disk ended with {code}", log)
         counts["read-only: clear end"] += 1
         os.system(f"mount -o remount,rw,size=64m {place}")
         code = run_whole(script_of(stage), [*argv, "--out", out], log)
-        expect(code == 0 and result_of(stage, out) == expected, f"{stage}: another result after the disk was full", log)
+        same = code == 0 and result_of(stage, out) == expected
+        expect(same, f"{stage}: another result after the disk was full", log)
         counts["went on to the same result"] += 1
 
 
 def vanished(argv: list[str], folder: Path, counts: Counter) -> None:
-    """Data that is deleted while a run reads it no more does not matter; when it is continued, the error says what is missing."""
+    """A run has its data in memory, so deleting the file does not matter to it; continuing says what is missing."""
     from taosr1.data.judgements import write_judgements
     from taosr1.synthetic.shop import read_pool
 
@@ -256,49 +306,69 @@ def vanished(argv: list[str], folder: Path, counts: Counter) -> None:
     code = ended(child)
     expect(code == 0, f"a run whose data was deleted ended with {code}", log)
     code = run_whole("train.sft", argv, log)
-    expect(code == 1 and f"no file at {data}" in log.read_text(encoding="utf-8"), f"continued without its data it ended with {code}", log)
+    named = f"no file at {data}" in log.read_text(encoding="utf-8")
+    expect(code == 1 and named, f"continued without its data it ended with {code}", log)
     counts["data deleted: run ends, continuing is refused"] += 1
 
 
-# --- Ranks ----------------------------------------------------------------------------------------------------------------
-def ranks(folder: Path, world: dict, stages: tuple[str, ...] = TRAINED, kinds: tuple[str, ...] = ("ddp", "fsdp")) -> Counter:
-    """One process and two take the same steps; then a rank is killed in the middle of one."""
+# ---- Ranks -----------------------------------------------------------------------------------------------------------
+
+
+def ranks(folder: Path, world: dict) -> Counter:
+    """One process and two take the same steps; then a rank is killed in the middle of one, and one rank continues."""
     counts: Counter = Counter()
-    for stage in stages:
-        unbroken(world_of(world, stage), stage, folder / f"one-{stage}")
-        one = out_of(stage, folder / f"one-{stage}")
-        for kind in kinds:
-            out, log = folder / f"{kind}-{stage}" / "run", folder / f"{kind}-{stage}.log"
-            argv = [ROOT / f"train/{stage}.py", *world_of(world, stage)[stage], "--out", out, *(["--fsdp"] if kind == "fsdp" else [])]
-            expect(torchrun(2, *argv, log=log).wait(300) == 0, f"{stage} {kind} on two ranks failed", log)
-            whole = compare_runs(stage, one, out, f"{stage} {kind}")
-            counts["two ranks equal one to 1e-5" + ("" if whole else ", up to a token on the border of another")] += 1
-            took = lose_a_rank(argv, out, log)
-            counts["a rank killed: ended clearly"] += 1
-            print(f"{stage} {kind}: the job ended {took:.1f} s after a rank was killed")
-            resume = [*argv, "--accept-changed", "world_size"]
-            if kind == "ddp":
-                code = run_whole(script_of(stage), resume[1:], log)
-            else:
-                code = torchrun(1, *resume, log=log).wait(300)
-            expect(code == 0, f"{stage} {kind}: continuing on one rank ended with {code}", log)
-            compare_runs(stage, one, out, f"{stage} {kind} after a rank was lost")
-            counts["continued on one rank to the same numbers"] += 1
+    for stage in TRAINED:
+        argv = world_of(world, stage)
+        one = unbroken({stage: argv}, stage, folder / f"one-{stage}").out
+        for kind in ("ddp", "fsdp"):
+            two, log = folder / f"{kind}-{stage}", folder / f"{kind}-{stage}.log"
+            sharded = ["--fsdp"] if kind == "fsdp" else []
+            codes = [ended(rank) for rank in forked_ranks(2, script_of(stage), [*argv, *sharded, "--out", two], log)]
+            expect(codes == [0, 0], f"{stage} {kind} on two ranks failed", log)
+            compared = compare_runs(stage, one, two, f"{stage} {kind}")
+            counts["two ranks equal one to 1e-5" + ("" if compared else ", up to a token on a border")] += 1
+            lost_rank(stage, kind, argv, one, folder / f"{kind}-{stage}-lost", counts)
     return counts
 
 
-def world_of(world: dict, stage: str) -> dict:
-    """AdamW, which FSDP2 can do; micro-batches so small that both ranks have some; more steps, so that there is time for a kill."""
-    extra = ["--micro-batch-tok", "400", "--steps", "16", "--eval-every", "8"] + (["--optimizer", "adamw", "--lr", "1e-3"] if stage == "sft" else [])
-    return {stage: [*world[stage], *extra]}
+def lost_rank(stage: str, kind: str, argv: list, one: Path, out: Path, counts: Counter) -> None:
+    """Kill rank 1 of two, which torchrun started, after the first checkpoint; then one rank continues to the end."""
+    log = out.with_name(f"{out.name}.log")
+    argv = [*argv, "--out", out, *(["--fsdp"] if kind == "fsdp" else [])]
+    job = torchrun(2, ROOT / f"train/{stage}.py", *argv, log=log)
+    while not checkpoints(out / "checkpoints"):
+        expect(job.poll() is None, f"{out}: the job ended by itself", log)
+        time.sleep(0.01)
+    started = time.monotonic()
+    os.kill(worker_of(job, 1), signal.SIGKILL)
+    code = job.wait(60)
+    said = log.read_text(encoding="utf-8")
+    explained = "another rank is gone" in said or "exitcode: -9" in said
+    expect(code != 0 and explained, f"{out}: lost a rank and ended with {code}", log)
+    counts["a rank killed: ended clearly"] += 1
+    print(f"{stage} {kind}: the job ended {time.monotonic() - started:.1f} s after a rank was killed")
+    argv += ["--accept-changed", "world_size"]
+    if kind == "ddp":
+        code = run_whole(script_of(stage), argv, log)
+    else:
+        (code,) = [ended(rank) for rank in forked_ranks(1, script_of(stage), argv, log)]
+    expect(code == 0, f"{stage} {kind}: continuing on one rank ended with {code}", log)
+    compare_runs(stage, one, out, f"{stage} {kind} after a rank was lost")
+    counts["continued on one rank to the same numbers"] += 1
+
+
+def world_of(world: dict, stage: str) -> list:
+    """AdamW, which FSDP2 can use; small micro-batches, so that both ranks have some; more steps: time for a kill."""
+    adamw = ["--optimizer", "adamw", "--lr", "1e-3"] if stage == "sft" else []
+    return [*world[stage], "--micro-batch-tok", "400", "--steps", "16", "--eval-every", "8", *adamw]
 
 
 def compare_runs(stage: str, one: Path, two: Path, what: str) -> bool:
     """Compare two runs by their metrics; whether all steps could be compared.
 
-    Sums of a rank are rounded differently from sums of two. A reply is drawn from such sums, so once in some ten thousand tokens a draw
-    falls so close to the border between two tokens that rounding decides. Up to that step all has to be equal; there one reply may
-    differ and no more; what is learned from it afterwards is another run.
+    Sums over one rank are rounded differently from sums over two. A reply is drawn by such sums, so once in some ten
+    thousand tokens a draw is so close to the border between two tokens that rounding decides. Up to that step
+    everything has to be equal; in that step one reply may differ; afterwards the runs have learned different things.
     """
     metrics = [result_of(stage, out)["metrics"] for out in (one, two)]
     step, replies = first_other_reply(one, two) if stage == "grpo" else (0, 0)
@@ -311,10 +381,12 @@ def compare_runs(stage: str, one: Path, two: Path, what: str) -> bool:
 
 
 def first_other_reply(one: Path, two: Path) -> tuple[int, int]:
-    """The first step in which two runs sampled other replies, and how many of that step's are others; (0, 0) where there is none."""
-    groups = [[json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()] for out in (one, two)]
+    """The first step in which two runs sampled other replies, and how many of them differ; (0, 0) for none."""
+    logs = [(out / "samples.jsonl").read_text(encoding="utf-8").splitlines() for out in (one, two)]
+    groups = [[json.loads(line) for line in log] for log in logs]
     for step in sorted({group["step"] for group in groups[0]}):
-        replies = [[reply for group in of_run if group["step"] == step for reply in group["replies"]] for of_run in groups]
+        of_step = [[group["replies"] for group in of_run if group["step"] == step] for of_run in groups]
+        replies = [[reply for group in of_run for reply in group] for of_run in of_step]
         differ = sum(a != b for a, b in zip(*replies)) + abs(len(replies[0]) - len(replies[1]))
         if differ:
             return step, differ
@@ -325,28 +397,13 @@ def compare(one: list[dict], two: list[dict], what: str, tolerance: float = 1e-5
     """Every metric of every step, relative to 1 or to the number itself where that is larger."""
     expect([row["step"] for row in one] == [row["step"] for row in two], f"{what}: other steps")
     for a, b in zip(one, two):
-        expect(a.keys() == b.keys(), f"{what}: step {a['step']} logs {sorted(a.keys() ^ b.keys())} in one of them only")
-        # Before DPO's first step the policy is its reference: whether a margin counts as right is then the sign of a rounding error.
-        no_margins = {"rewards/accuracies"} if max(abs(row.get("rewards/margins", 1.0)) for row in (a, b)) < 1e-6 else set()
-        for name in a.keys() - {"grad_norm"} - no_margins:
-            expect(abs(a[name] - b[name]) <= tolerance * max(1.0, abs(a[name])), f"{what}: step {a['step']} {name} {a[name]} against {b[name]}")
-        expect(abs(a["grad_norm"] - b["grad_norm"]) <= 1e-4 * max(1.0, a["grad_norm"]) if "grad_norm" in a else True, f"{what}: step {a['step']} gradient norm")
-
-
-def lose_a_rank(argv: list, out: Path, log: Path, patience_s: float = 60.0) -> float:
-    """Start the run anew, kill rank 1 after the first checkpoint, and wait for the end of all. Returns how long that took."""
-    shutil.rmtree(out)
-    log.unlink()
-    job = torchrun(2, *argv, log=log)
-    while not checkpoints(out / "checkpoints"):
-        expect(job.poll() is None, f"{out}: the job ended by itself", log)
-        time.sleep(0.01)
-    started = time.monotonic()
-    os.kill(worker_of(job, 1), signal.SIGKILL)
-    code = job.wait(patience_s)
-    said = log.read_text(encoding="utf-8")
-    expect(code != 0 and ("another rank is gone" in said or "exitcode: -9" in said), f"{out}: lost a rank and ended with {code}", log)
-    return time.monotonic() - started
+        step = f"{what}: step {a['step']}"
+        expect(a.keys() == b.keys(), f"{step} logs {sorted(a.keys() ^ b.keys())} in one of them only")
+        # Before DPO's first step the policy is its reference: the sign of a margin is then a rounding error.
+        margin = max(abs(row.get("rewards/margins", 1.0)) for row in (a, b))
+        for name in a.keys() - ({"rewards/accuracies"} if margin < 1e-6 else set()):
+            allowed = (1e-4 if name == "grad_norm" else tolerance) * max(1.0, abs(a[name]))
+            expect(abs(a[name] - b[name]) <= allowed, f"{step} {name} {a[name]} against {b[name]}")
 
 
 def groups(folder: Path, world: dict, runs: int, seed: int) -> Counter:
@@ -356,16 +413,22 @@ def groups(folder: Path, world: dict, runs: int, seed: int) -> Counter:
     for kind in ("ddp", "fsdp"):
         report, log = folder / f"{kind}.json", folder / f"{kind}.log"
         model = world["grpo"][world["grpo"].index("--model") + 1]
-        job = torchrun(2, ROOT / "tests/faults/groups_worker.py", model, runs, seed, kind, report, log=log)
-        expect(job.wait(60 + 6 * runs) == 0, f"{kind}: random numbers of kept groups", log)
+        job = forked_ranks(2, "groups_worker", [model, runs, seed, kind, report], log)
+        codes = [ended(rank, 60 + 6 * runs) for rank in job]
+        expect(codes == [0, 0], f"{kind}: random numbers of kept groups", log)
         found = json.loads(report.read_text())
         expect(len(found) == runs, f"{kind}: {len(found)} of {runs} runs", log)
-        counts.update({"runs": runs, "runs without any group": sum(0 in kept for kept, _ in found), "steps": sum(len(kept) for kept, _ in found),
-                       "steps with unequal shares": sum(unequal for _, unequal in found)})  # fmt: skip
+        counts.update({
+            "runs": runs, "runs without any group": sum(0 in kept for kept, _ in found),
+            "steps": sum(len(kept) for kept, _ in found),
+            "steps with unequal shares": sum(unequal for _, unequal in found),
+        })  # fmt: skip
     return counts
 
 
-# --- All of it --------------------------------------------------------------------------------------------------------------
+# ---- All of it -------------------------------------------------------------------------------------------------------
+
+
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(Config, __doc__, argv)
     torch.set_num_threads(1)
@@ -373,11 +436,12 @@ def main(argv: list[str] | None = None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     world = make_world(folder)
+    known = unbroken_runs(world, folder / "unbroken")
     parts: dict[str, Callable[[], Counter]] = {
-        "kill": lambda: kill(folder / "kill", world, config.runs, config.seed),
-        "term": lambda: kill(folder / "term", world, config.runs, config.seed + 1, signal.SIGTERM),
-        "damage": lambda: damaged(folder / "damage", world),
-        "disk": lambda: disk(folder / "disk", world),
+        "kill": lambda: kill(folder / "kill", world, known, config.runs, config.seed, signal.SIGKILL),
+        "term": lambda: kill(folder / "term", world, known, config.runs, config.seed + 1, signal.SIGTERM),
+        "damage": lambda: damaged(folder / "damage", world, known),
+        "disk": lambda: disk(folder / "disk", world, known),
         "ranks": lambda: ranks(folder / "ranks", world),
         "groups": lambda: groups(folder / "groups", world, config.runs // 2, config.seed),
     }
@@ -390,7 +454,8 @@ def main(argv: list[str] | None = None) -> None:
             failed.append(name)
             print(f"{name}: FAILED: {error}")
         else:
-            print(f"{name}: {', '.join(f'{count} {what}' for what, count in counts.items())}; 0 failures, {time.monotonic() - started:.0f} s", flush=True)
+            shown = ", ".join(f"{count} {what}" for what, count in counts.items())
+            print(f"{name}: {shown}; 0 failures, {time.monotonic() - started:.0f} s", flush=True)
     sys.exit(1 if failed else 0)
 
 

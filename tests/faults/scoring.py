@@ -1,10 +1,11 @@
-"""Score many rows on two ranks, kill a rank with SIGKILL, start again, and compare with one process: no row lost, none doubled.
+"""Score many rows on two ranks that are killed and started again: as one process would, no row is lost or doubled.
 
     python tests/faults/scoring.py --rows 100000 --out /tmp/scoring        # 3 minutes on two cores
 
-Everything is real: infer/score.py, torchrun, kill -9. The judge is a tiny one that is trained for a few seconds, so that its answers differ
-from row to row. First rank 1 is killed, when it has done a third of its chunks, and torchrun ends rank 0; the same command again, and now
-rank 0 is killed at two thirds; the same command once more comes to its end. Prints counts and one verdict, and exits with 1 on a failure.
+Everything is real: infer/score.py, torchrun, SIGKILL. The judge is trained for a few seconds, so that its answers
+differ from row to row. First rank 1 is killed when it has done a third of its chunks, and torchrun ends rank 0; then
+the same command again, and rank 0 is killed at two thirds; then the same command to its end. Prints counts and one
+verdict, and exits with 1 on a failure.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig
 from train.sft import main as sft
 
-SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24}
+SHAPE = {
+    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 24, "max_position_embeddings": 256,
+}  # fmt: skip
 KILLS = ((1, 1 / 3), (0, 2 / 3))  # rank, and how much of its chunks it has done by then
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it: another number of threads may round differently
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it: with more threads sums round differently
 PATIENCE_S = 3600
 
 
@@ -44,18 +48,21 @@ def make_judge(folder: Path) -> str:
     rows = read_pool("reasoned", 200)
     texts = [f" {row.query}\n {row.title} {row.price}" for row in rows] + [f"{row.grade}\n{row.cot}" for row in rows]
     tokenizer = train_tokenizer(texts, 600, folder / "tokenizer")
-    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE, max_position_embeddings=256)).init_weights(torch.Generator().manual_seed(0))
-    save_pretrained(model, tokenizer, folder / "base")
+    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE))
+    save_pretrained(model.init_weights(torch.Generator().manual_seed(0)), tokenizer, folder / "base")
     PromptConfig("label", "brief", ("title",)).save(folder / "base")
     run = str(folder / "judge")
-    sft(["--model", str(folder / "base"), "--order", "label", "--data", "synthetic:labelled*2000", "--dev", "synthetic:dev*8", "--steps", "150",
-         "--batch-size", "16", "--optimizer", "muon", "--lr", "0.01", "--out", run])  # fmt: skip
+    sft([
+        "--model", str(folder / "base"), "--order", "label", "--data", "synthetic:labelled*2000", "--dev",
+        "synthetic:dev*8", "--steps", "150", "--batch-size", "16", "--optimizer", "muon", "--lr", "0.01", "--out", run,
+    ])  # fmt: skip
     return run
 
 
 def make_rows(path: Path, count: int) -> None:
     """Rows of the embedded shop, each with its number."""
-    write_judgements(path, (replace(row, extra={"row": number}) for number, row in enumerate(read_pool("labelled", count))))
+    rows = enumerate(read_pool("labelled", count))
+    write_judgements(path, (replace(row, extra={"row": number}) for number, row in rows))
 
 
 def score_command(judge: str, data: Path, out: Path) -> list[str]:
@@ -74,11 +81,12 @@ def finished(out: Path, rank: int | None = None) -> int:
 
 
 def kill_at(launcher: subprocess.Popen, out: Path, rank: int, chunks: int) -> int:
-    """Kill a rank once so many of its chunks are done; returns how many of all are done when torchrun has ended the other rank."""
+    """Kill a rank once so many of its chunks are done; returns how many of all are done when both have ended."""
     deadline = time.monotonic() + PATIENCE_S
     while finished(out, rank) < chunks:
         if launcher.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the ranks ended (exit code {launcher.poll()}) before rank {rank} had done {chunks} chunks: give more --rows, or see the log")
+            problem = f"the ranks ended (exit code {launcher.poll()}) before rank {rank} had done {chunks} chunks"
+            raise SystemExit(f"{problem}: give more --rows, or see the log")
         time.sleep(0.01)
     holder = json.loads((Path(f"{out}.parts") / f"rank-{rank:05}.lock").read_text())
     os.kill(holder["pid"], signal.SIGKILL)
@@ -109,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     chunks, start = -(-options.rows // ROWS_AT_A_TIME), time.perf_counter()
     for rank, share in KILLS:
         done = kill_at(two_ranks(score_command(judge, data, two), log), two, rank, max(1, int(share * (chunks // 2))))
-        print(f"rank {rank} killed with SIGKILL: {done} of {chunks} chunks are done, no output yet: {not two.exists()}", flush=True)
+        progress = f"{done} of {chunks} chunks are done, no output yet: {not two.exists()}"
+        print(f"rank {rank} killed with SIGKILL: {progress}", flush=True)
     code = two_ranks(score_command(judge, data, two), log).wait(timeout=PATIENCE_S)
     two_s = time.perf_counter() - start
 
@@ -118,10 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     kinds = len({tuple(answer["probs"]) for answer in found})
     doubled, lost = len(numbers) - len(set(numbers)), len(set(range(options.rows)) - set(numbers))
     same, left = two.read_bytes() == one.read_bytes(), Path(f"{two}.parts").exists()
-    print(f"{len(found)} answers to {options.rows} rows, {doubled} doubled, {lost} lost, in order: {numbers == list(range(options.rows))}, {kinds} different")
+    in_order = numbers == list(range(options.rows))
+    print(f"{len(found)} answers to {options.rows} rows, {doubled} doubled, {lost} lost, in order: {in_order}")
+    print(f"{kinds} different answers")
     print(f"one process {one_s:.0f} s; two ranks with {len(KILLS)} kills and restarts {two_s:.0f} s; log {log}")
     right = code == 0 and len(found) == options.rows and not doubled and not lost and same and not left
-    print(f"{'PASS' if right else 'FAIL'}: byte for byte the output of one process: {same}; parts left: {left}; exit code of the last run: {code}")
+    verdict = f"byte for byte the output of one process: {same}; chunks left: {left}; exit code of the last run: {code}"
+    print(f"{'PASS' if right else 'FAIL'}: {verdict}")
     return 0 if right else 1
 
 

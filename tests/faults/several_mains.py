@@ -1,4 +1,4 @@
-"""Several scripts, one after another, in one job of ranks: torchrun starts slowly, and tests have little time.
+"""Several scripts, one after another, in one job of ranks, which starts slowly.
 
     torchrun --nproc_per_node=2 tests/faults/several_mains.py JOBS.json         # [["train.sft", ["--steps", ...]], ...]
 """
@@ -17,11 +17,11 @@ import torch
 from taosr1.runtime.signals import run_main
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
-    for script, argv in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        importlib.import_module(script).main(argv)
+    for script, flags in json.loads(Path(argv[0]).read_text(encoding="utf-8")):
+        importlib.import_module(script).main(flags)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(lambda: main(sys.argv[1:]))

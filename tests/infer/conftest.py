@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def fresh_judge(tmp_path_factory) -> Callable[[str], str]:
         folder = tmp_path_factory.getbasetemp() / f"fresh-{order}"
         if not folder.exists():
             save_pretrained(judge.model, judge.tokenizer, folder)
-            judge.ask(order).prompt.save(folder)
+            replace(judge.prompt, order=order).save(folder)
         return str(folder)
 
     return folder_of

@@ -263,7 +263,7 @@ def test_wrong_use_says_what_to_do(fresh_judge, tmp_path, monkeypatch):
         (["--data", "x.jsonl", "--out", "./x.jsonl"], "it would be overwritten"),
         (["--data", "x", "--out", "y.jsonl", "--temperature-scaling", "2"], "invalid choice: '2'"),
         (["--data", "x", "--out", "y.jsonl", "--beta", "0"], "--beta is 0.0, expected more than 0 and at most 1"),
-        (["--data", "x", "--out", "y.jsonl", "--limit", "-1", "--batch-tok", "0"], "--limit is -1, expected 0 or more; --batch-tok is 0"),
+        (["--data", "x", "--out", "y.jsonl", "--limit", "-1", "--batch-tok", "0"], "--limit is -1, expected at least 0; --batch-tok is 0"),
     ],
 )
 def test_wrong_flags_end_with_a_message(flags, message, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
+from taosr1.learning.rollout_group import Group, read_rollout
 
 EXAMPLES = [Example([5, 6], [7, 8, 9]), Example([4], [0, 3]), Example([1, 2, 3], [0])]
 
@@ -39,9 +40,24 @@ def test_items_of_equal_length_keep_their_order():
     assert sum(micro_batches(items, 4), []) == items
 
 
+def test_replies_to_one_prompt_stay_side_by_side_and_count_their_prompt_once():
+    def group(prompt: int) -> Group:
+        replies = [read_rollout("4", "label", ids=[10 * prompt + n] * 4, advantage=0.0) for n in range(4)]
+        return Group(prompt, [prompt] * 20, 4, replies)
+
+    groups = [group(number) for number in range(5)]  # 36 tokens each; 96 if every reply had a prompt of its own
+    assert [[piece.row for piece in part] for part in micro_batches(groups, 72)] == [[0, 1], [2, 3], [4]]
+    batch = Group.collate(groups[:2])
+    assert batch.ids[:, 0].tolist() == [0] * 4 + [1] * 4 and batch.ids[:, 20].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+    for budget, sizes in ((28, [2, 2]), (1, [1, 1, 1, 1])):  # two replies fit beside their prompt; none does
+        pieces = [piece for part in micro_batches(groups[:1], budget) for piece in part]
+        assert [len(piece.replies) for piece in pieces] == sizes
+        assert sum((piece.replies for piece in pieces), []) == groups[0].replies
+
+
 def test_the_label_token_alone_is_weighted_where_it_comes_first():
     mask = collate(EXAMPLES).mask
-    assert label_token_weights(mask, 3.0, "first").tolist() == [[0, 0, 3, 1, 1], [0, 3, 1, 0, 0], [0, 0, 0, 3, 0]]
-    assert label_token_weights(mask, 0.0, "first").tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
-    for weight, position in ((3.0, "none"), (1.0, "first")):
-        assert torch.equal(label_token_weights(mask, weight, position), mask.float())
+    assert label_token_weights(mask, 3.0, "post-cot").tolist() == [[0, 0, 3, 1, 1], [0, 3, 1, 0, 0], [0, 0, 0, 3, 0]]
+    assert label_token_weights(mask, 0.0, "label").tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+    for weight, order in ((3.0, "pre-cot"), (1.0, "post-cot")):
+        assert torch.equal(label_token_weights(mask, weight, order), mask.float())

@@ -11,7 +11,7 @@ import torch
 
 from taosr1.learning import checkpoint_weights
 from taosr1.learning.checkpoint_weights import read_weights, write_weights
-from taosr1.learning.loop import make_optimizers
+from taosr1.learning.optimizers import make_optimizers
 from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import load_pretrained
 from taosr1.runtime import checkpoint, files
@@ -20,15 +20,16 @@ from taosr1.runtime.checkpoint import (
     load_checkpoint,
     prune,
     read_best,
-    remove_leftovers,
     rewind,
     save_checkpoint,
 )
-from taosr1.runtime.files import new_folder, write_checksummed, write_json
+from taosr1.runtime.files import new_folder, remove_leftovers, write_checksummed, write_json
 from taosr1.task.prompt import PromptConfig
 
-FILES = ["config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
-         "tokenizer_config.json"]  # fmt: skip
+FILES = [
+    "config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors",
+    "prompt.json", "state.json", "tokenizer.json", "tokenizer_config.json",
+]  # fmt: skip
 
 
 def step(judge, optimizers, seed: int) -> None:
@@ -43,17 +44,18 @@ def step(judge, optimizers, seed: int) -> None:
 
 def save(folder, judge, optimizers, number: int = 3, cursor: dict | None = None):
     write = partial(write_weights, judge.model, judge.tokenizer, judge.prompt)
-    return save_checkpoint(folder, number, optimizers, cursor or {}, write_weights=write)
+    return save_checkpoint(folder, number, optimizers, cursor or {}, 0, write)
 
 
 def load(path, judge, optimizers) -> tuple[int, dict, int]:
-    return load_checkpoint(path, optimizers, read_weights=partial(read_weights, judge.model))
+    return load_checkpoint(path, optimizers, partial(read_weights, judge.model))
 
 
 def state(judge, optimizers) -> list[torch.Tensor]:
     tensors = [value for _, value in sorted(judge.model.state_dict().items())]
     for optimizer in optimizers:
-        tensors += [torch.as_tensor(v) for _, values in sorted(optimizer.state_dict()["state"].items()) for _, v in sorted(values.items())]
+        for _, values in sorted(optimizer.state_dict()["state"].items()):
+            tensors += [torch.as_tensor(value) for _, value in sorted(values.items())]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -125,7 +127,7 @@ def test_a_save_that_fails_anywhere_leaves_nothing_and_can_be_repeated(make_judg
     assert save(tmp_path, judge, optimizers).name == "step-000003"
 
 
-def test_a_process_killed_in_the_middle_leaves_no_checkpoint_only_what_sweep_removes(make_judge, tmp_path, monkeypatch):
+def test_a_process_killed_in_the_middle_leaves_only_what_remove_leftovers_removes(make_judge, tmp_path, monkeypatch):
     judge = make_judge()
     folder = new_folder(tmp_path / "step-000003")
     aside = folder.__enter__()  # and never leaves it
@@ -166,7 +168,8 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(make_judg
     wider = make_judge(intermediate_size=32)
     with pytest.raises(ValueError, match="step-000003: holds a model of another shape"):
         load(path, wider, make_optimizers(wider.model, 1e-3))
-    with pytest.raises(ValueError, match=r"state\.json: holds optimizers over \[\[\d+, \d+\]\] parameters, this run has \[\[\d+\], \[\d+\]\]"):
+    message = r"state\.json: holds optimizers over \[\[\d+, \d+\]\] parameters, this run has \[\[\d+\], \[\d+\]\]"
+    with pytest.raises(ValueError, match=message):
         load(path, judge, make_optimizers(judge.model, 1e-3, muon_lr=0.1))
 
 
@@ -181,7 +184,7 @@ def test_moments_come_from_the_checkpoint_but_learning_rates_from_the_run(make_j
     assert len(other.state) == len(list(judge.model.parameters()))
 
 
-def test_small_json_files_are_replaced_whole(tmp_path, monkeypatch):
+def test_small_json_files_are_replaced_completely(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"x": 1})
 
     def fail(*_):
@@ -193,7 +196,8 @@ def test_small_json_files_are_replaced_whole(tmp_path, monkeypatch):
             write_json(tmp_path / "a.json", {"x": 2})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 1}
     write_json(tmp_path / "a.json", {"x": 3})
-    assert os.listdir(tmp_path) == ["a.json"] and json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 3}
+    assert os.listdir(tmp_path) == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 3}
 
 
 # --- Which checkpoints stay -------------------------------------------------------------------------------------------
@@ -236,7 +240,9 @@ def test_the_best_before_a_rewind_is_the_best_again_and_is_kept(tmp_path):
     pretend(tmp_path, 2, 4, 6, 8)
     write_checksummed(tmp_path / "best.json", {"step": 8, "dev_macro_f1": 0.95, "evaluated_through": 8})
     scores = {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.95}
-    rows = [{"step": step, **value} for step, score in scores.items() for value in ({"loss": 1.0}, {"dev_macro_f1": score})]
+    rows = []
+    for step, score in scores.items():
+        rows += [{"step": step, "loss": 1.0}, {"step": step, "dev_macro_f1": score}]
     rewind(tmp_path, 6, rows)
     assert read_best(tmp_path) == {"step": 4, "dev_macro_f1": 0.9, "evaluated_through": 6}
     prune(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""A team of one is the plain thing; FSDP2 on real ranks, for every kind of decoder. The stages on several ranks are in tests/faults."""
+"""One rank is the plain operation; FSDP2 on real ranks, for every kind of decoder. Stages on several ranks: tests/faults."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from taosr1.engine import PLAIN
+from taosr1 import fast
 from taosr1.judge import fast_dtype
-from taosr1.learning import distributed_model as parallel
+from taosr1.learning import distributed_model
+from taosr1.learning.batches import Example
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.trainee import MemoryFlags, memory_problems
 from taosr1.model.decoder import Decoder, DecoderConfig
@@ -30,34 +31,43 @@ KINDS = {
 }
 
 
-def test_a_team_of_one_does_nothing_of_its_own(make_judge):
+def test_one_rank_does_nothing_of_its_own(make_judge):
     judge = make_judge()
-    team = DistributedModel(judge.model)
-    assert team.share([3, 1, 2]) == [3, 1, 2] and team.run(lambda model, word: (model, word), "x") == (judge.model, "x")
-    with team.whole(torch.bfloat16) as model:
+    distributed = DistributedModel(judge.model)
+    assert distributed.share([3, 1, 2]) == [3, 1, 2]
+    assert distributed.run(lambda model, word: (model, word), "x") == (judge.model, "x")
+    items = [Example([1] * n, [2]) for n in (3, 1, 2)]
+    assert [batch.ids.shape for batch in distributed.deal(items, 6)] == [(2, 3), (1, 4)]
+    with distributed.unsharded() as model:
         assert model is judge.model
     for parameter in judge.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    team.sum_gradients()
-    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in judge.model.parameters())
-    assert float(team.idle().detach()) == 0
+    distributed.average_gradients()
+    for parameter in judge.model.parameters():
+        assert torch.equal(parameter.grad, torch.ones_like(parameter))
+    assert float(distributed.dummy_forward().detach()) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_samples_has_the_weights_of_this_step_in_the_type_of_training_and_leaves_them_trainable(make_judge, dtype):
-    judge = make_judge()
-    team, ids = DistributedModel(judge.model), torch.tensor([[5, 6, 7, 8]])
+@pytest.mark.parametrize("enable", [fast.enable, lambda judge: judge], ids=["fast", "plain"])
+def test_a_sampling_model_has_the_weights_of_this_step_in_the_type_of_training_and_leaves_them_trainable(
+    make_judge, dtype, enable
+):
+    judge = enable(make_judge())
+    distributed, ids = DistributedModel(judge.model, judge.engine, dtype=dtype), torch.tensor([[5, 6, 7, 8]])
     weights = {name: parameter.clone() for name, parameter in judge.model.named_parameters()}
     for _ in range(2):  # the second time after a step
-        sampler = team.for_sampling(dtype)
+        sampler = distributed.sampling_model()
         assert sampler is not judge.model and not any(parameter.requires_grad for parameter in sampler.parameters())
         found, expected = sampler(ids), deepcopy(judge.model).to(dtype)(ids)
         assert found.dtype == dtype or fast_dtype() != "bfloat16"
-        torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=1e-5)
+        tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=1e-5)
         with torch.no_grad():
             for parameter in judge.model.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        assert float((judge.model(ids) - expected.float()).detach().abs().max()) > 0.1  # so that the comparison above could fail
+        moved = float((judge.model(ids) - expected.float()).detach().abs().max())
+        assert moved > 0.1  # so that the comparison above could fail
     assert list(weights) == [name for name, _ in judge.model.named_parameters()]
     judge.model(ids).sum().backward()
     assert all(parameter.requires_grad and parameter.grad is not None for parameter in judge.model.parameters())
@@ -65,20 +75,25 @@ def test_what_samples_has_the_weights_of_this_step_in_the_type_of_training_and_l
 
 def test_what_a_processor_or_a_type_cannot_do_well_is_sampled_in_float32(make_judge, monkeypatch):
     """float16's largest number is 65,504; training's residual stream, in float32, may be beyond it."""
-    team = DistributedModel(make_judge().model)
-    assert next(team.for_sampling(torch.float16).parameters()).dtype == torch.float32
-    monkeypatch.setattr(parallel, "fast_dtype", lambda: "float32")
-    assert next(team.for_sampling(torch.bfloat16).parameters()).dtype == torch.float32
+
+    def sampled_in(dtype: torch.dtype) -> torch.dtype:
+        return next(DistributedModel(make_judge().model, dtype=dtype).sampling_model().parameters()).dtype
+
+    assert sampled_in(torch.float16) == torch.float32
+    for fastest, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        monkeypatch.setattr(distributed_model, "fast_dtype", lambda fastest=fastest: fastest)
+        assert sampled_in(torch.bfloat16) == expected
 
 
-def test_what_samples_shares_what_it_need_not_change_and_adapters_sample_as_they_are(make_judge):
+def test_a_sampling_model_shares_what_it_need_not_change_and_adapters_sample_as_they_are(make_judge):
     judge = make_judge()
-    sampler = DistributedModel(judge.model).for_sampling(torch.float32)
-    assert sampler.model.embed_tokens.weight.data_ptr() == judge.model.model.embed_tokens.weight.data_ptr()
-    sampler = DistributedModel(judge.model, PLAIN).for_sampling(torch.float32)
+    sampler = DistributedModel(judge.model).sampling_model()
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(sampler.parameters(), judge.model.parameters(), strict=True))
+    judge = fast.enable(judge)
+    sampler = DistributedModel(judge.model, judge.engine).sampling_model()
+    assert sampler.model.embed_tokens.weight.data_ptr() == judge.model.model.embed_tokens.weight.data_ptr()
     add_adapters(judge.model, LoraConfig(2, 4))
-    assert DistributedModel(judge.model).for_sampling(torch.float32) is judge.model
+    assert DistributedModel(judge.model, judge.engine).sampling_model() is judge.model
 
 
 def test_shards_without_ranks_and_shards_of_adapters_are_refused_with_what_to_do(make_judge):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 
 from taosr1.learning import loop
-from taosr1.learning.batches import Example, collate, micro_batches
-from taosr1.learning.loop import Schedule, accumulate, make_optimizers, train
+from taosr1.learning.batches import Batch, Example, Item, collate
+from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.draw_order import keyed_generator
+from taosr1.learning.gradient import accumulate
+from taosr1.learning.loop import Drawn, Stage, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
+from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.rewards import NonFiniteRewardError
-from taosr1.learning.selection import keyed_generator
 from taosr1.model.logprobs import completion_logp, sequence_logp
 from taosr1.runtime.checkpoint import checkpoints, read_best
 from taosr1.runtime.run_folder import Run
@@ -40,17 +44,40 @@ def loss_fn(model, batch) -> LossSum:
     return sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask)
 
 
-def drive(folder, judge, *, steps: int = 4, batches=None, loss=loss_fn, optimizers=None, schedule: dict | None = None, **given):
-    """`train` on ragged examples that depend on the step and on a cursor that counts the steps."""
+@dataclass(frozen=True)
+class Ready(Item):
+    """An item that is a micro-batch of its own, already collated."""
 
-    def step_batches(step: int, cursor: dict) -> list:
+    batch: Batch
+    length_tok: int = 2**20
+
+    @staticmethod
+    def collate(items: Sequence[Item], device="cpu") -> Batch:
+        (item,) = items
+        return item.batch
+
+
+def drive(folder, judge, *, steps: int = 4, batches=None, loss=loss_fn, optimizers=None, schedule=None, **given):
+    """`train` on ragged examples that depend on the step and on a cursor that counts the steps.
+
+    batches: (step, cursor) -> micro-batches to take instead. Of `given`, what a stage has goes to the stage.
+    """
+
+    def draw(step: int, cursor: dict) -> Drawn:
+        if batches:
+            return Drawn([Ready(batch) for batch in batches(step, cursor)])
         cursor["calls"] = cursor.get("calls", 0) + 1
-        return [collate(part) for part in micro_batches(examples(cursor["calls"]), 40)]
+        return Drawn(examples(cursor["calls"]))
 
+    of_stage = {name: given.pop(name) for name in ("draw", "prepare", "beside", "summary") if name in given}
     return train(
-        judge.model, judge.tokenizer, judge.prompt, Run(folder, Config()), schedule=Schedule(steps, **(schedule or {})),
-        optimizers=optimizers or make_optimizers(judge.model, 1e-2), step_batches=batches or step_batches, loss_fn=loss, **given,
-    )  # fmt: skip
+        judge,
+        Run(folder, Config()),
+        Stage("test", **{"draw": draw, "loss": loss, **of_stage}),
+        schedule=Schedule(steps, **{"micro_batch_tok": 2**20 if batches else 40, **(schedule or {})}),
+        optimizers=optimizers or make_optimizers(judge.model, 1e-2),
+        **given,
+    )
 
 
 def metrics(folder) -> list[dict]:
@@ -107,7 +134,7 @@ def test_one_batch_of_eight_and_four_of_two_are_the_same_step(make_judge, tmp_pa
 def test_gradients_are_those_of_the_sum_divided_once_by_the_count(make_judge):
     judge = make_judge()
     parts = [collate(examples(0)[start : start + 2]) for start in range(0, 8, 2)]
-    found = accumulate(judge.model, parts, loss_fn)
+    found = accumulate(DistributedModel(judge.model), parts, loss_fn)
     gradient = torch.cat([p.grad.flatten() for p in judge.model.parameters()])
     judge.model.zero_grad()
     whole = loss_fn(judge.model, collate(examples(0)))
@@ -143,7 +170,7 @@ def test_the_gradient_is_clipped_to_clip_norm_and_logged_as_it_was(make_judge, t
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_half_precision_compute_keeps_full_precision_weights(make_judge, tmp_path):
     judge = make_judge()
-    drive(tmp_path, judge, steps=2, compute_dtype=torch.bfloat16)
+    drive(tmp_path, judge, steps=2, distributed=DistributedModel(judge.model, dtype=torch.bfloat16))
     assert {p.dtype for p in judge.model.parameters()} == {torch.float32} and all(math.isfinite(row["loss"]) for row in metrics(tmp_path))
 
 
@@ -235,19 +262,23 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_with_advice(make_judge, tmp
 
 
 # --- Checkpoints and evaluations --------------------------------------------------------------------------------------
-def scores(*values: float):
-    """An evaluation that gives these scores in turn and remembers the steps it was asked for."""
+def scores(folder, *values: float):
+    """An evaluation that gives these scores in turn, and the steps whose checkpoints were the newest meanwhile."""
     asked: list[int] = []
 
-    def evaluate(step: int) -> dict[str, float]:
-        asked.append(step)
+    def evaluate(judge) -> dict[str, float]:
+        asked.append(newest(folder))
         return {"dev_macro_f1": values[len(asked) - 1]}
 
     return evaluate, asked
 
 
+def newest(folder) -> int:
+    return checkpoints(folder / "checkpoints")[-1][0]
+
+
 def test_the_best_checkpoint_is_named_and_kept_beside_the_newest(make_judge, tmp_path):
-    evaluate, asked = scores(0.1, 0.5, 0.5, 0.3, 0.2)
+    evaluate, asked = scores(tmp_path, 0.1, 0.5, 0.5, 0.3, 0.2)
     last = drive(tmp_path, make_judge(), steps=5, evaluate=evaluate, schedule={"eval_every": 1, "keep_last": 1})
     assert asked == [1, 2, 3, 4, 5] and last == {"dev_macro_f1": 0.2}
     assert read_best(tmp_path / "checkpoints") == {"step": 2, "dev_macro_f1": 0.5, "evaluated_through": 5}
@@ -256,51 +287,99 @@ def test_the_best_checkpoint_is_named_and_kept_beside_the_newest(make_judge, tmp
 
 
 def test_what_a_stage_wants_logged_stands_beside_the_loss(make_judge, tmp_path):
-    drive(tmp_path, make_judge(), steps=1, step_metrics=lambda: {"reward": 0.25})
-    assert metrics(tmp_path)[0].keys() >= {"step", "loss", "reward", "grad_norm", "lr_factor", "skipped"} and metrics(tmp_path)[0]["reward"] == 0.25
+    def draw(step, cursor):
+        return Drawn(examples(0), {"reward": 0.25}, [{"row": 7}])
+
+    drive(tmp_path, make_judge(), steps=1, draw=draw)
+    (row,) = metrics(tmp_path)
+    assert row.keys() >= {"step", "loss", "reward", "grad_norm", "lr_factor", "skipped"} and row["reward"] == 0.25
+    assert json.loads((tmp_path / "samples.jsonl").read_text(encoding="utf-8")) == {"step": 1, "row": 7}
+
+
+def test_updates_share_the_items_that_were_drawn_and_what_was_measured_of_them(make_judge, tmp_path):
+    """Two steps a draw: drawn and prepared before steps 0, 2 and 4; what is drawn beside is new in every step."""
+    drawn, prepared, beside, seen = [], [], [], []
+
+    def draw(step, cursor):
+        drawn.append(step)
+        return Drawn(examples(step), {"reward": float(step)}, [{"row": step}])
+
+    def prepare(batches, items):
+        prepared.append(len(items))
+        return batches
+
+    def further(step, items):
+        beside.append((step, len(items)))
+        return [Example([1, 2], [3 + step])]
+
+    def loss(model, batch):
+        seen.append(batch.ids.tolist())
+        return loss_fn(model, batch)
+
+    stage = {"draw": draw, "prepare": prepare, "beside": further, "summary": lambda cursor: "all done"}
+    drive(tmp_path, make_judge(), steps=6, loss=loss, schedule={"updates": 2, "micro_batch_tok": 2**20}, **stage)
+    assert drawn == [0, 2, 4] and prepared == [8, 8, 8] and beside == [(step, 8) for step in range(6)]
+    assert seen[0] == seen[2] != seen[4] and [batch for batch in seen[1::2]] == [[[1, 2, 3 + step]] for step in range(6)]
+    assert [row["reward"] for row in metrics(tmp_path)] == [0, 0, 2, 2, 4, 4]
+    assert len((tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_a_summary_of_the_cursor_is_printed_once_where_a_step_was_made(make_judge, tmp_path, capsys):
+    for expected in ("3 calls\n", ""):  # the second time nothing is left to do
+        drive(tmp_path, make_judge(), steps=3, summary=lambda cursor: f"{cursor['calls']} calls")
+        assert [line for line in capsys.readouterr().out.splitlines(keepends=True) if "calls" in line] == expected.splitlines(keepends=True)
+
+
+def test_an_evaluation_judges_with_the_weights_of_its_step(make_judge, tmp_path):
+    judge, seen = make_judge(), []
+
+    def evaluate(contender):
+        seen.append(contender.model is judge.model and contender.tokenizer is judge.tokenizer)
+        return {"dev_macro_f1": 0.5}
+
+    drive(tmp_path, judge, steps=2, evaluate=evaluate, schedule={"eval_every": 1})
+    assert seen == [True, True]
 
 
 def test_no_evaluation_can_lose_a_finished_step_and_a_lost_evaluation_is_made_up_for(make_judge, tmp_path):
-    def fails(step):
+    def fails(judge):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         drive(tmp_path, make_judge(), evaluate=fails, schedule={"eval_every": 2})
     assert [step for step, _ in checkpoints(tmp_path / "checkpoints")] == [2]
-    evaluate, asked = scores(0.1, 0.2)
+    evaluate, asked = scores(tmp_path, 0.1, 0.2)
     drive(tmp_path, make_judge(), evaluate=evaluate, schedule={"eval_every": 2})
     assert asked == [2, 4] and [row["step"] for row in metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize(("stopped_in", "stopped_at"), [("save", 2), ("evaluate", 4), ("save", 6)])
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(make_judge, tmp_path, monkeypatch, stopped_in, stopped_at):
-    def go(folder, judge, evaluate):
-        optimizers = make_optimizers(judge.model, 1e-2, muon_lr=0.02)
-        drive(folder, judge, steps=6, optimizers=optimizers, evaluate=evaluate, schedule={"eval_every": 2, "keep_last": 1})
+    def go(folder, judge, stopping: bool = False):
+        def evaluate(judge):
+            if stopping and stopped_in == "evaluate" and newest(folder) == stopped_at:
+                raise KeyboardInterrupt
+            return {"dev_macro_f1": -abs(newest(folder) - 3.5)}
 
-    def evaluate(step):
-        return {"dev_macro_f1": -abs(step - 3.5)}
+        optimizers = make_optimizers(judge.model, 1e-2, muon_lr=0.02)
+        given = {"optimizers": optimizers, "evaluate": evaluate, "schedule": {"eval_every": 2, "keep_last": 1}}
+        drive(folder, judge, steps=6, **given)
 
     whole, parts = make_judge(), make_judge()
-    go(tmp_path / "whole", whole, evaluate)
+    go(tmp_path / "whole", whole)
     save = loop.save_checkpoint
 
-    def stopping_save(folder, step, *rest, **given):
-        save(folder, step, *rest, **given)
+    def stopping_save(folder, step, *rest, **named):
+        save(folder, step, *rest, **named)
         if step == stopped_at and stopped_in == "save":
             raise KeyboardInterrupt
-
-    def stopping_evaluate(step):
-        if step == stopped_at and stopped_in == "evaluate":
-            raise KeyboardInterrupt
-        return evaluate(step)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", stopping_save)
         with pytest.raises(KeyboardInterrupt):
-            go(tmp_path / "parts", parts, stopping_evaluate)
+            go(tmp_path / "parts", parts, stopping=True)
     resumed = make_judge(seed=5)  # whatever the process begins with, the checkpoint decides
-    go(tmp_path / "parts", resumed, evaluate)
+    go(tmp_path / "parts", resumed)
     assert torch.equal(weights(resumed), weights(whole))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     parts_of_a_checkpoint = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -347,7 +426,7 @@ def test_a_signal_lets_the_step_end_saves_it_and_says_what_to_exit_with(make_jud
 
 def test_a_stop_waits_for_a_step_after_which_a_checkpoint_may_lie(make_judge, tmp_path):
     with pytest.raises(Stopped, match="after step 4 of 9"):
-        drive(tmp_path, make_judge(), steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=asks(signal.SIGTERM, 2), schedule={"boundary": 4})
+        drive(tmp_path, make_judge(), steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=asks(signal.SIGTERM, 2), schedule={"updates": 4})
 
 
 def test_a_second_ctrl_c_does_not_wait(make_judge, tmp_path):
@@ -362,7 +441,7 @@ def test_a_second_ctrl_c_does_not_wait(make_judge, tmp_path):
 
 
 def test_a_stop_during_an_evaluation_ends_after_it(make_judge, tmp_path):
-    def evaluate(step):
+    def evaluate(judge):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"dev_macro_f1": 0.5}
 
@@ -377,7 +456,7 @@ def test_the_batch_of_the_last_skipped_step_is_written_down_to_be_looked_at(make
     with pytest.raises(FloatingPointError, match="2 in a row; its batch is in .*bad-step-000003-rank-0.json"):
         drive(tmp_path, judge, steps=9, batches=lambda step, cursor: [batch], loss=broken("loss", {0, 2, 3}), schedule={"max_skipped": 2})
     dumped = json.loads((tmp_path / "bad-step-000003-rank-0.json").read_text(encoding="utf-8"))
-    assert dumped["step"] == 3 and "loss nan" in dumped["trouble"]
+    assert dumped["step"] == 3 and "loss nan" in dumped["error"]
     (part,) = dumped["micro_batches"]
     assert part["ids"] == batch.ids.tolist() and part["mask"] == batch.mask.tolist()
     assert part["texts"][0] == judge.tokenizer.decode(batch.ids[0])
@@ -435,16 +514,16 @@ def too_large(rows: int, part: str):
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_a_micro_batch_that_does_not_fit_is_halved_once_and_the_step_is_the_same(make_judge, part, capsys):
     judge, parts = make_judge(), [collate(examples(0)[:2]), collate(examples(0)[2:])]
-    expected = accumulate(judge.model, parts, loss_fn)
+    expected = accumulate(DistributedModel(judge.model), parts, loss_fn)
     gradients = [parameter.grad.clone() for parameter in judge.model.parameters()]
     judge.model.zero_grad()
-    found = accumulate(judge.model, parts, too_large(4, part))
+    found = accumulate(DistributedModel(judge.model), parts, too_large(4, part))
     assert "out of memory in a micro-batch: the step is repeated once, with it halved; a smaller --micro-batch-tok" in capsys.readouterr().err
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     for parameter, gradient in zip(judge.model.parameters(), gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
     with pytest.raises(MemoryError, match="out of memory in micro-batch 1; try a smaller --micro-batch-tok, --activation-checkpointing or --lora-rank"):
-        accumulate(judge.model, parts, too_large(2, part))
+        accumulate(DistributedModel(judge.model), parts, too_large(2, part))
 
 
 def test_an_error_that_is_not_about_memory_is_not_tried_again(make_judge):
@@ -455,31 +534,31 @@ def test_an_error_that_is_not_about_memory_is_not_tried_again(make_judge):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        accumulate(make_judge().model, [collate(examples(0))], loss)
+        accumulate(DistributedModel(make_judge().model), [collate(examples(0))], loss)
     assert len(calls) == 1
 
 
 def test_a_run_that_branches_off_does_not_take_the_others_checkpoint_for_its_best(make_judge, tmp_path):
-    evaluate, _ = scores(0.9)
+    evaluate, _ = scores(tmp_path / "old", 0.9)
     drive(tmp_path / "old", make_judge(), steps=2, evaluate=evaluate, schedule={"eval_every": 2})
     path = str(checkpoints(tmp_path / "old" / "checkpoints")[-1][1])
-    evaluate, asked = scores(0.5)
-    judge, batch = make_judge(seed=1), [collate(examples(0))]
+    evaluate, asked = scores(tmp_path / "new", 0.5)
+    judge, stage = make_judge(seed=1), Stage("test", lambda step, cursor: Drawn(examples(0)), loss_fn)
     train(
-        judge.model, judge.tokenizer, judge.prompt, Run(tmp_path / "new", Config(), path), schedule=Schedule(4, eval_every=4),
-        optimizers=make_optimizers(judge.model, 1e-2), step_batches=lambda step, cursor: batch, loss_fn=loss_fn, evaluate=evaluate,
+        judge, Run(tmp_path / "new", Config(), path), stage,
+        schedule=Schedule(4, eval_every=4), optimizers=make_optimizers(judge.model, 1e-2), evaluate=evaluate,
     )  # fmt: skip
     assert asked == [4] and read_best(tmp_path / "new" / "checkpoints") == {"step": 4, "dev_macro_f1": 0.5, "evaluated_through": 4}
 
 
 def test_a_signal_that_comes_when_all_steps_are_done_is_not_lost(make_judge, tmp_path):
-    def evaluate(step):
+    def evaluate(judge):
         return {"dev_macro_f1": 0.5}
 
     drive(tmp_path, make_judge(), steps=2, evaluate=evaluate)
     (tmp_path / "checkpoints" / "best.json").unlink()
 
-    def asked_to_stop(step):
+    def asked_to_stop(judge):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"dev_macro_f1": 0.5}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.learning.loop import accumulate, compute_in
+from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import grpo_loss
 from taosr1.model.logprobs import completion_logp
 
@@ -38,7 +39,7 @@ def test_under_bfloat16_log_probs_are_float32_and_an_update_shows_in_the_ratio(m
     mask[:, :4] = False
 
     def measured(dtype: torch.dtype) -> torch.Tensor:
-        with torch.no_grad(), compute_in(judge.model, dtype):
+        with torch.no_grad(), DistributedModel(judge.model, dtype=dtype).compute_dtype():
             return completion_logp(judge.model, ids, mask)[mask]
 
     before = {dtype: measured(dtype) for dtype in (torch.float32, torch.bfloat16)}
@@ -67,10 +68,11 @@ def test_gradients_are_added_up_in_float32_whatever_is_computed_in(make_judge):
         return sft_loss(completion_logp(model, batch.ids, batch.mask), batch.mask)
 
     judge = make_judge()
-    accumulate(judge.model, [Batch], loss_fn, torch.bfloat16)
+    distributed = DistributedModel(judge.model, dtype=torch.bfloat16)
+    accumulate(distributed, [Batch], loss_fn)
     once = [parameter.grad.clone() for parameter in judge.model.parameters()]
     judge.model.zero_grad()
-    accumulate(judge.model, [Batch] * 600, loss_fn, torch.bfloat16)
+    accumulate(distributed, [Batch] * 600, loss_fn)
     for parameter, gradient in zip(judge.model.parameters(), once):
         assert parameter.grad.dtype == torch.float32
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)

@@ -10,7 +10,6 @@ from taosr1.learning.rewards import (
     REWARD_PARTS,
     NonFiniteRewardError,
     consistency,
-    is_right,
     label_right,
     ordinal_closeness,
     parse_weights,
@@ -19,7 +18,7 @@ from taosr1.learning.rewards import (
     total_reward,
     well_formed,
 )
-from taosr1.task.prompt import parse_reply
+from taosr1.learning.rollout_group import read_rollout
 
 COT = """Query: travel mug; material not plastic
 Item: travel mug; material {material}
@@ -29,21 +28,20 @@ Decision: {decision}"""
 
 
 def reply_of(label, decision="4-Excellent", outcome="met", material="steel"):
-    return parse_reply(f"{label}\n" + COT.format(decision=decision, outcome=outcome, material=material), "post-cot")
+    return read_rollout(f"{label}\n" + COT.format(decision=decision, outcome=outcome, material=material), "post-cot")
 
 
 def gold(grade):
     return Judgement(query="travel mug not plastic", title="Steel Travel Mug", grade=grade)
 
 
-GARBAGE = parse_reply("well, it depends", "post-cot")
+GARBAGE = read_rollout("well, it depends", "post-cot")
 
 
 def test_the_label_is_right_or_not():
     assert label_right(reply_of(4), gold(4)) == 1.0
     assert label_right(reply_of(3), gold(4)) == 0.0
     assert label_right(GARBAGE, gold(4)) == 0.0
-    assert is_right(reply_of(4), gold(4)) and not is_right(reply_of(4), gold(1))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +85,7 @@ def steps_of(*changes, label=4):
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    return rule_steps(parse_reply(f"{label}\n{text}", "post-cot"), explained())
+    return rule_steps(read_rollout(f"{label}\n{text}", "post-cot"), explained())
 
 
 def test_steps_count_a_quarter_each():
@@ -141,13 +139,18 @@ def test_parts_are_logged_unweighted_and_summed_weighted():
     assert total_reward(parts, weights) == pytest.approx(0.5 + 2 / 3)
 
 
-def test_a_reward_of_one_s_own_is_one_function():
+def test_a_reward_of_one_s_own_is_one_function_that_knows_the_text_and_the_tokens():
     def short(reply, judgement):
-        return float(len(reply.item) < 100)
+        return float(len(reply.ids) <= 40)
 
-    parts = {**REWARD_PARTS, "short": short}
-    weights = parse_weights("label=1, short=0.25", parts)
-    assert total_reward(reward_parts(reply_of(4), gold(4), weights, parts), weights) == 1.25
+    def polite(reply, judgement):
+        return float("please" in reply.text and reply.finished)
+
+    parts = {**REWARD_PARTS, "short": short, "polite": polite}
+    weights = parse_weights("label=1, short=0.25, polite=0.5", parts)
+    for text, tokens, expected in (("4", 40, 1.25), ("4", 41, 1.0), ("please", 3, 0.75)):
+        reply = read_rollout(text, "label", ids=range(tokens))
+        assert total_reward(reward_parts(reply, gold(4), weights, parts), weights) == expected
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taosr1.judge import BUNDLED
-from taosr1.learning.loop import make_optimizers
+from taosr1.learning.optimizers import make_optimizers
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.lora import adapters

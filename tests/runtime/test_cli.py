@@ -23,7 +23,10 @@ class Config:
     limit: int | None = option(None, "rows")
 
     def __post_init__(self) -> None:
-        check([(self.batch_size < 1, f"--batch-size is {self.batch_size}, expected at least 1"), (self.lr <= 0, f"--lr is {self.lr}")])
+        check([
+            (self.batch_size < 1, f"--batch-size is {self.batch_size}, expected at least 1"),
+            (self.lr <= 0, f"--lr is {self.lr}"),
+        ])  # fmt: skip
 
 
 def parse(*argv: str) -> Config:
@@ -48,16 +51,16 @@ def test_without_flags_everything_has_its_default():
 
 
 def test_every_kind_of_field_is_a_flag():
-    assert parse("boots", "--size", "large", "--batch-size", "3", "--lr", "1", "--fast", "--no-careful", "--beta", "0.5", "--limit=7") == Config(
-        "boots", "large", 3, 1.0, True, False, 0.5, 7
-    )
+    flags = "boots --size large --batch-size 3 --lr 1 --fast --no-careful --beta 0.5 --limit=7"
+    assert parse(*flags.split()) == Config("boots", "large", 3, 1.0, True, False, 0.5, 7)
     assert isinstance(parse("--lr", "1").lr, float)
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     path = stored(tmp_path, {"batch_size": 3, "lr": 1, "fast": True, "beta": None, "size": "large"})
     assert parse("--config", path) == Config(batch_size=3, lr=1, fast=True, size="large")
-    assert parse("--config", path, "--batch-size", "4", "--no-fast", "--beta", "0.2") == Config(batch_size=4, lr=1, size="large", beta=0.2)
+    found = parse("--config", path, "--batch-size", "4", "--no-fast", "--beta", "0.2")
+    assert found == Config(batch_size=4, lr=1, size="large", beta=0.2)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,10 @@ def test_help_shows_the_description_every_flag_and_every_default(capsys):
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
-    for part in ("What this does. an example", "how big, 100 % sure (default: small)", "--batch-size", "(default: 8)", "(default: False)",
-                 "--no-careful", "fitted where it is not given (default: none)", "--config FILE"):  # fmt: skip
-        assert part in shown, part
+    parts = ("What this does. an example", "how big, 100 % sure (default: small)", "--batch-size", "(default: 8)",
+             "(default: False)", "--no-careful", "fitted where it is not given (default: none)", "--config FILE")
+    for text in parts:
+        assert text in shown, text
 
 
 def test_check_collects_every_message_and_passes_where_none_holds():
@@ -126,7 +130,9 @@ def test_check_collects_every_message_and_passes_where_none_holds():
         check([(True, "a"), (False, "b"), (True, "c")])
 
 
-@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, FloatingPointError])
+@pytest.mark.parametrize(
+    "error", [ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, FloatingPointError]
+)
 def test_wrong_input_ends_a_script_with_its_message_and_not_with_a_traceback(capsys, error):
     def main():
         raise error("no such thing")

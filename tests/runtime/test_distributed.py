@@ -1,4 +1,4 @@
-"""Who a process is, and how work is dealt out. What needs several processes is in tests/learning/test_distributed_model.py."""
+"""Ranks by their environment, and how work is shared. tests/learning/test_distributed_model.py starts several."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def test_an_environment_that_makes_no_sense_is_refused_by_name(monkeypatch, rank
 
 def test_every_rank_has_its_own_gpu():
     assert local_device("cuda", Ranks(5, 8, 1)) == "cuda:1"
-    assert local_device("cuda", Ranks()) == "cuda" and local_device("cuda:3", Ranks(1, 2, 1)) == "cuda:3" and local_device("cpu", Ranks(1, 2, 1)) == "cpu"
+    assert local_device("cuda", Ranks()) == "cuda"
+    assert [local_device(name, Ranks(1, 2, 1)) for name in ("cuda:3", "cpu")] == ["cuda:3", "cpu"]
 
 
-def test_parts_of_all_ranks_are_the_list_each_item_once_and_in_order():
+def test_shares_of_all_ranks_are_the_list_each_item_once_and_in_order():
     chance = random.Random(0)
     for _ in range(200):
         items = list(range(chance.randint(0, 30)))
@@ -41,10 +42,11 @@ def test_parts_of_all_ranks_are_the_list_each_item_once_and_in_order():
         assert sorted(item for part in parts for item in part) == items
         assert all(part == sorted(part) for part in parts)
         load = [sum(costs[item] for item in part) for part in parts]
-        assert max(load) <= sum(costs) / world + max(costs, default=0) + 1e-9  # no rank has more than its share and one item
+        # No rank has more than an equal share and one item.
+        assert max(load) <= sum(costs) / world + max(costs, default=0) + 1e-9
 
 
-def test_the_dearest_item_goes_first_so_that_loads_come_out_even():
+def test_the_most_expensive_item_goes_first_so_that_loads_come_out_even():
     costs = [3, 3, 2, 2, 2]
     parts = [share(range(5), Ranks(rank, 2), lambda place: costs[place]) for rank in range(2)]
     assert sorted(sum(costs[place] for place in part) for part in parts) == [5, 7]

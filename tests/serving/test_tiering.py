@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from taosr1.evaluation.metrics import tier_macro_f1_of
+from taosr1.evaluation.metrics import COUNT_METRICS
 from taosr1.serving.tiering import cumulative_grade, cumulative_tier, fit_beta, threshold_tier
 from taosr1.task.grades import GRADES_OF_TIER, TIER_OF_GRADE, TIERS
 
@@ -28,7 +28,7 @@ def tier_macro_f1(grades, tiers: list[str]) -> float:
     counts = np.zeros((4, 5))
     for gold, tier in zip(grades, tiers):
         counts[gold - 1, GRADES_OF_TIER[tier][0] - 1] += 1
-    return float(tier_macro_f1_of(counts))
+    return float(COUNT_METRICS["tier_macro_f1"](counts))
 
 
 # ---- CumPT -----------------------------------------------------------------------------------------------------------

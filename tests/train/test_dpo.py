@@ -13,10 +13,10 @@ import train.dpo
 from taosr1.judge import load_judge
 from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.losses import dpo_loss
-from taosr1.learning.selection import shuffled_order
+from taosr1.learning.preference_pairs import PreferencePair, ReplyLogp, read_pairs, with_reference
 from taosr1.model.logprobs import completion_logp, sequence_logp
-from train.dpo import Config, collate_pairs, read_pairs, with_reference
 from train.dpo import main as dpo
 
 QUICK = ["--dev", "synthetic:dev*12", "--batch-size", "8", "--micro-batch-tok", "600", "--max-new-tokens", "20", "--lr", "1e-3"]
@@ -70,7 +70,7 @@ def test_the_label_weight_enters_the_log_prob_and_the_length(post, pairs, tmp_pa
         batch = collate(examples)
         with torch.no_grad():
             logp = completion_logp(judge.model, batch.ids, batch.mask)
-        weights = label_token_weights(batch.mask, 5.0, "first")
+        weights = label_token_weights(batch.mask, 5.0, judge.prompt.order)
         expected = sequence_logp(logp, batch.mask, weights=weights).sort().values
         for value in (policy, reference):
             torch.testing.assert_close(value.detach().sort().values, expected, rtol=1e-4, atol=1e-3)
@@ -87,21 +87,23 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(post, pairs, tmp_path
 
 
 def test_the_stored_reference_is_the_starting_models_log_prob_of_each_reply(post, pairs):
-    judge, config = load_judge(post), Config(model=post, data=pairs, micro_batch_tok=100)
+    judge = load_judge(post)
 
-    def reply_logp(model, batch):
-        logp = completion_logp(model, batch.ids, batch.mask)
-        return sequence_logp(logp, batch.mask), logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
+    def of_replies(logp, batch):
+        first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
+        return ReplyLogp(sequence_logp(logp, batch.mask), first, batch.mask.sum(dim=1))
 
     known = read_pairs(pairs, judge.model.config.vocab_size)
-    done = with_reference(DistributedModel(judge.model), known, reply_logp, config, "cpu")
+    done = with_reference(DistributedModel(judge.model, judge.engine), known, 400, of_replies)
     assert sorted(map(id, [pair.chosen for pair in done])) == sorted(map(id, [pair.chosen for pair in known]))
     for pair in done[:: max(1, len(done) // 6)]:
+        batch = PreferencePair.collate([pair])
         with torch.no_grad():
-            replies, labels = (values.tolist() for values in reply_logp(judge.model, collate_pairs([pair], "cpu")))
+            logp = completion_logp(judge.model, batch.ids, batch.mask)
+        replies, labels, _ = (values.tolist() for values in of_replies(logp, batch))
         assert [pair.ref_chosen, pair.ref_rejected] == pytest.approx(replies, abs=1e-3)
         assert [pair.ref_chosen_label, pair.ref_rejected_label] == pytest.approx(labels, abs=1e-4)
-        assert collate_pairs([pair], "cpu").ref_label.tolist() == pytest.approx(labels, abs=1e-4)
+        assert batch.ref_label.tolist() == pytest.approx(labels, abs=1e-4)
 
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])

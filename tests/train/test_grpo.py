@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +14,11 @@ import torch
 import train.grpo
 import train.sft
 from taosr1.data.judgements import write_judgements
-from taosr1.judge import BUNDLED, load_judge
-from taosr1.learning.loop import accumulate
-from taosr1.learning.rollout_group import RolloutBatch
+from taosr1.judge import BUNDLED, Judge, load_judge
+from taosr1.learning import rollouts
+from taosr1.learning.distributed_model import DistributedModel
+from taosr1.learning.gradient import accumulate
+from taosr1.learning.sft_term import SFT_ROWS, SftTermBatch
 from taosr1.model.logprobs import completion_logp
 from taosr1.synthetic.shop import read_pool
 from train.grpo import THINKER
@@ -91,34 +95,65 @@ def test_natural_shares_and_other_losses_run(post, tmp_path, look):
 
 
 def test_every_setting_of_the_loss_and_of_the_rollouts_arrives(post, tmp_path, monkeypatch, look):
-    calls, settings, temperatures = [], [], []
-    real_loss, real_settings, real_logp = train.grpo.grpo_loss, train.grpo.RolloutSettings, train.grpo.completion_logp
-    monkeypatch.setattr(train.grpo, "grpo_loss", lambda *given, **named: calls.append((given, named)) or real_loss(*given, **named))
-    monkeypatch.setattr(train.grpo, "RolloutSettings", lambda **named: settings.append(named) or real_settings(**named))
-    monkeypatch.setattr(train.grpo, "completion_logp", lambda *given, **named: temperatures.append(named["temperature"]) or real_logp(*given, **named))
-    more = ["--kl-beta", "0.3", "--kl-estimator", "k2", "--clip-low", "0.11", "--clip-high", "0.22", "--ratio", "sequence", "--normalise", "constant",
-            "--label-weight", "4", "--temperature", "1.3", "--adv-std", "batch", "--adv-clamp", "1.5", "--gamma", "3", "--updates", "2",
-            "--final-lr-frac", "0.4", "--balance", "none"]  # fmt: skip
+    losses, advantages = [], []
+    real_loss, real_advantages = train.grpo.grpo_loss, rollouts.group_advantages
+
+    def loss(*given, **named):
+        losses.append((given, named))
+        return real_loss(*given, **named)
+
+    def group_advantages(*given, **named):
+        advantages.append(named)
+        return real_advantages(*given, **named)
+
+    monkeypatch.setattr(train.grpo, "grpo_loss", loss)
+    monkeypatch.setattr(rollouts, "group_advantages", group_advantages)
+    more = ["--kl-beta", "0.3", "--kl-estimator", "k2", "--clip-low", "0.11", "--clip-high", "0.22",
+            "--ratio", "sequence", "--normalise", "constant", "--label-weight", "4", "--temperature", "1.3",
+            "--adv-std", "batch", "--adv-clamp", "1.5", "--gamma", "3", "--updates", "2", "--final-lr-frac", "0.4",
+            "--balance", "none"]  # fmt: skip
+    temperatures = spy_on_temperatures(monkeypatch)
     grpo(flags(post, tmp_path / "run", "--steps", "4", "--eval-every", "4", "--test", "", *more))
-    given, named = calls[0]
-    assert {name: named[name] for name in ("kl_beta", "kl_estimator", "clip_low", "clip_high", "ratio", "normalise", "max_length")} == {
-        "kl_beta": 0.3, "kl_estimator": "k2", "clip_low": 0.11, "clip_high": 0.22, "ratio": "sequence", "normalise": "constant", "max_length": 64
-    }  # fmt: skip
+    given, named = losses[0]
+    expected = {"kl_beta": 0.3, "kl_estimator": "k2", "clip_low": 0.11, "clip_high": 0.22, "ratio": "sequence",
+                "normalise": "constant", "max_length": 64}  # fmt: skip
+    assert {name: named[name] for name in expected} == expected
     first = given[3].int().argmax(dim=1, keepdim=True)
-    assert (named["weights"].gather(1, first) == 4).all() and given[1] is not None and named["ref_logp"] is not None and named["entropy"] is not None
-    assert settings[0].items() >= {"adv_std": "batch", "adv_clamp": 1.5, "gamma": 3, "temperature": 1.3, "label_weight": 4.0, "balance": "none"}.items()
-    assert set(temperatures) == {1.3}
+    assert (named["weights"].gather(1, first) == 4).all() and given[1] is not None
+    assert named["ref_logp"] is not None and named["entropy"] is not None
+    assert advantages[0] == {"scale": "batch", "clamp": 1.5}
+    assert temperatures == {"generate": {1.3}, "completion_logp": {1.3}}
     # Two updates on each batch of rollouts: sampled before steps 1 and 3 only. The rate ends at 0.4 of its peak.
-    assert {group["step"] for group in look.json_lines(tmp_path / "run" / "samples.jsonl")} == {1, 3}
+    groups = look.json_lines(tmp_path / "run" / "samples.jsonl")
+    assert {group["step"] for group in groups} == {1, 3} and all(group["right"] < 3 for group in groups if group["kept"])
     rates = [row["lr_factor"] for row in look.metrics(tmp_path / "run") if "loss" in row]
     assert rates[0] == 1.0 and 0.4 < rates[-1] < 0.7
+
+
+def spy_on_temperatures(monkeypatch) -> dict[str, set[float]]:
+    """The temperatures that the functions of the judge's engine are called with during training."""
+    found: dict[str, set[float]] = {"generate": set(), "completion_logp": set()}
+    load = train.grpo.load_trainee
+
+    def spied(judge: Judge, name: str) -> Judge:
+        function = getattr(judge.engine, name)
+
+        def call(*given, **named):
+            if named["temperature"]:  # 0: an evaluation
+                found[name].add(named["temperature"])
+            return function(*given, **named)
+
+        return replace(judge, engine=replace(judge.engine, **{name: call}))
+
+    monkeypatch.setattr(train.grpo, "load_trainee", lambda *given, **named: spied(spied(load(*given, **named), "generate"), "completion_logp"))
+    return found
 
 
 def test_without_a_kl_term_no_second_model_is_kept(post, tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a copy of the model was made")
 
-    monkeypatch.setattr(train.grpo, "copy", SimpleNamespace(deepcopy=refuse))
+    monkeypatch.setattr("taosr1.learning.reference.copy", SimpleNamespace(deepcopy=refuse))
     last = grpo(flags(post, tmp_path / "run", "--steps", "1", "--kl-beta", "0", "--test", "synthetic:test*8"))
     assert "test_macro_f1_start" in last  # the start is read again for the comparison
     with pytest.raises(AssertionError, match="copy"):
@@ -128,23 +163,25 @@ def test_without_a_kl_term_no_second_model_is_kept(post, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("normalise", "more"), [("sequence", []), ("token", ["--label-weight", "3"])])
 def test_the_sft_term_is_its_coefficient_times_the_mean_cross_entropy(post, tmp_path, monkeypatch, normalise, more):
     """The step's gradient is GRPO's mean gradient plus 0.5 x the gradient of the examples' mean cross-entropy per token."""
-    steps, real = [], train.grpo.train
+    gradients, anchors, real = [], [], train.grpo.train
 
-    def spy(model, *given, step_batches, loss_fn, **named):
-        def keep(step, cursor):
-            steps.append(step_batches(step, cursor))
-            gradients.append([gradient_of(model, part, loss_fn) for part in (steps[-1], steps[-1][:rollouts(steps[-1])])])
-            return steps[-1]
+    def spy(judge, run, stage, *, distributed, schedule, **named):
+        def draw(step, cursor):
+            drawn = stage.draw(step, cursor)
+            deal = partial(distributed.deal, max_tokens=schedule.micro_batch_tok)
+            batches, beside = stage.prepare(deal(drawn.items), drawn.items), deal(stage.beside(step, drawn.items))
+            anchors.extend(beside)
+            gradients.extend(gradient_of(distributed, parts, stage.loss) for parts in (batches + beside, batches))
+            return drawn
 
-        return real(model, *given, step_batches=keep, loss_fn=loss_fn, **named)
+        return real(judge, run, replace(stage, draw=draw), distributed=distributed, schedule=schedule, **named)
 
-    gradients: list = []
     monkeypatch.setattr(train.grpo, "train", spy)
-    grpo(flags(post, tmp_path / "run", "--steps", "1", "--test", "", "--sft-coef", "0.5", "--sft-data", "synthetic:reasoned*50", "--micro-batch-tok", "900",
-               "--kl-beta", "0", "--normalise", normalise, *more))  # fmt: skip
-    whole, grpo_alone = gradients[0]
-    judge, anchors = load_judge(post), steps[0][rollouts(steps[0]) :]
-    assert len(anchors) > 1 and sum(len(batch.ids) for batch in anchors) == train.grpo.SFT_ROWS
+    grpo(flags(post, tmp_path / "run", "--steps", "1", "--test", "", "--sft-coef", "0.5", "--sft-data",
+               "synthetic:reasoned*50", "--micro-batch-tok", "900", "--kl-beta", "0", "--normalise", normalise, *more))  # fmt: skip
+    (whole, grpo_alone), judge = gradients, load_judge(post)
+    assert len(anchors) > 1 and sum(len(batch.ids) for batch in anchors) == SFT_ROWS
+    assert all(isinstance(batch, SftTermBatch) for batch in anchors)
     for parameter in judge.model.parameters():
         parameter.grad = None
     total = sum(-completion_logp(judge.model, batch.ids, batch.mask).sum() for batch in anchors)
@@ -154,14 +191,10 @@ def test_the_sft_term_is_its_coefficient_times_the_mean_cross_entropy(post, tmp_
     assert (whole - grpo_alone).norm() > 0.01 * whole.norm()
 
 
-def rollouts(batches) -> int:
-    return sum(isinstance(batch, RolloutBatch) for batch in batches)
-
-
-def gradient_of(model, batches, loss_fn) -> torch.Tensor:
-    accumulate(model, batches, loss_fn)
-    found = torch.cat([p.grad.flatten() for p in model.parameters()])
-    model.zero_grad(set_to_none=True)
+def gradient_of(distributed: DistributedModel, batches, loss) -> torch.Tensor:
+    accumulate(distributed, batches, loss)
+    found = torch.cat([p.grad.flatten() for p in distributed.model.parameters()])
+    distributed.model.zero_grad(set_to_none=True)
     return found
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train.sft
 from taosr1.data.judgements import write_judgements
 from taosr1.judge import load_judge
+from taosr1.learning.batches import Example, collate
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.synthetic.shop import read_pool
 from train.sft import Config
@@ -41,8 +41,13 @@ def test_three_steps_write_exactly_these_files(base, tmp_path, look):
 
 
 def test_every_row_is_seen_before_any_is_seen_again(base, tmp_path, monkeypatch):
-    seen, collate = [], train.sft.collate
-    monkeypatch.setattr(train.sft, "collate", lambda part, device: seen.extend(part) or collate(part, device))
+    seen: list[Example] = []
+
+    def spy(items, device="cpu"):
+        seen.extend(items)
+        return collate(items, device)
+
+    monkeypatch.setattr(Example, "collate", staticmethod(spy))
     rows = [row for row in read_pool("reasoned", 60) if row.grade == 4]
     write_judgements(tmp_path / "rows.jsonl", rows)
     steps = len(rows) // 8 + 1
@@ -185,4 +190,6 @@ def test_an_environment_that_makes_no_sense_ends_with_its_message():
     environment = {**os.environ, "RANK": "3", "WORLD_SIZE": "2"}
     root = Path(__file__).resolve().parents[2]
     answer = subprocess.run([sys.executable, "train/sft.py", "--help"], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
-    assert answer.returncode == 1 and answer.stderr == "error: RANK=3, WORLD_SIZE=2, LOCAL_RANK=0: expected 0 <= RANK < WORLD_SIZE\n"
+    found = "RANK='3', WORLD_SIZE='2', LOCAL_RANK='0' in the environment"
+    assert answer.returncode == 1
+    assert answer.stderr == f"error: {found}, expected numbers, 0 <= RANK < WORLD_SIZE: torchrun sets them\n"

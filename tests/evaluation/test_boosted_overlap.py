@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taosr1.evaluation import baselines
-from taosr1.evaluation.baselines import boosted_overlap, inverse_document_frequencies, overlap_features
+from examples import boosted_overlap as script
+from examples.boosted_overlap import boosted_overlap, inverse_document_frequencies, overlap_features
 from taosr1.task.judgement import Judgement
 
 
 @pytest.fixture(autouse=True)
 def few_columns(monkeypatch):
     """The tests use a dozen words: most of the time would be spent on the width of the hashed bags."""
-    monkeypatch.setattr(baselines, "HASHED_COLUMNS", 1 << 12)
+    monkeypatch.setattr(script, "HASHED_COLUMNS", 1 << 12)
 
 
 def shop(rows: int, seed: int) -> list[Judgement]:

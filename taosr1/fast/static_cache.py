@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taosr1.fast.attention import fused_attention
 from taosr1.fast.kv_cache import FastKVCache
+from taosr1.fast.triton_support import load_kernels
 from taosr1.model.config import DecoderConfig
 
 
@@ -116,9 +117,7 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
     """
     if query.device.type != "cuda":
         return plain_decode_attention(query, key, value, cache, layer)
-    from taosr1.fast import triton_kernels
-
-    return triton_kernels.decode_attention(query, key, value, cache, layer)
+    return load_kernels().decode_attention(query, key, value, cache, layer)
 
 
 def plain_decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:

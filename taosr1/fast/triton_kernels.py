@@ -26,9 +26,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from taosr1.fast.static_cache import StaticCache
-from taosr1.fast.varlen import AttentionRanges
-
 LOG2_E = math.log2(math.e)
 # Rows of a tile in `decode_attention`, at most: its samples load each other's keys too, and a product takes 16 or more.
 DECODE_TILE_ROWS = 32
@@ -153,38 +150,54 @@ def _decode_attention_kernel(
 
 
 def prefix_attention(
-    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, ranges: AttentionRanges
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    tiles: Tensor,
+    first_keys: Tensor,
+    last_keys: Tensor,
+    tile_rows: int,
 ) -> Tensor:
-    """See `varlen.prefix_attention`."""
+    """See `varlen.prefix_attention`; the last four are the fields of `varlen.AttentionRanges`."""
     _, heads, size = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     tensors = query, key, value, prefix_key, prefix_value
     # Blocks of 32: rows of some dozen tokens fill larger ones badly. Four warps and three stages: the best on an H200.
     with _on_device_of(query):
-        _prefix_attention_kernel[len(ranges.tiles), key.shape[1]](
-            *tensors, out, ranges.tiles, ranges.first_keys, ranges.last_keys, LOG2_E * size**-0.5,
-            *(x.stride(0) for x in tensors), heads,
-            GROUP=heads // key.shape[1], D=size, M=max(16, triton.next_power_of_2(ranges.tile_rows)), N=32,
+        _prefix_attention_kernel[len(tiles), key.shape[1]](
+            *tensors, out, tiles, first_keys, last_keys, LOG2_E * size**-0.5, *(x.stride(0) for x in tensors), heads,
+            GROUP=heads // key.shape[1], D=size, M=max(16, triton.next_power_of_2(tile_rows)), N=32,
             num_warps=4, num_stages=3,
         )  # fmt: skip
     return out
 
 
-def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:
-    """See `static_cache.decode_attention`."""
-    keys, values = cache.keys[layer], cache.values[layer]
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cu_rows: Tensor,
+    lengths: Tensor,
+    steps_done: Tensor,
+    longest: int,
+    places: int,
+) -> Tensor:
+    """See `static_cache.decode_attention`; all from `keys` on are attributes of the cache, or of its layer."""
     _, heads, size = query.shape
     prefixes, kv_heads = keys.shape[:2]
     group = heads // kv_heads
     # Powers of two, as a kernel is built for each number of places.
-    places = min(triton.next_power_of_2(cache.places), max(1, DECODE_TILE_ROWS // group))
+    tile_places = min(triton.next_power_of_2(places), max(1, DECODE_TILE_ROWS // group))
     out = torch.empty(query.shape, dtype=keys.dtype, device=query.device)
     with _on_device_of(query):
-        _decode_attention_kernel[prefixes, kv_heads, triton.cdiv(cache.places, places)](
-            query, key, value, keys, values, out, cache.cu_rows, cache.prefix_lengths, cache.steps_done,
-            LOG2_E * size**-0.5, query.stride(0), key.stride(0), value.stride(0), keys.stride(0), keys.stride(1),
-            cache.longest, cache.places, heads,
-            GROUP=group, D=size, PLACES=places, M=max(16, triton.next_power_of_2(places * group)),
+        _decode_attention_kernel[prefixes, kv_heads, triton.cdiv(places, tile_places)](
+            query, key, value, keys, values, out, cu_rows, lengths, steps_done, LOG2_E * size**-0.5,
+            query.stride(0), key.stride(0), value.stride(0), keys.stride(0), keys.stride(1), longest, places, heads,
+            GROUP=group, D=size, PLACES=tile_places, M=max(16, triton.next_power_of_2(tile_places * group)),
             N=32 if size * keys.element_size() <= 256 else 16, num_warps=2, num_stages=3,
         )  # fmt: skip
     return out

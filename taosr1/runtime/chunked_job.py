@@ -71,21 +71,21 @@ def run_in_chunks(
     ranks = this_rank()
     chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
 
-    def answered(todo: Iterable[range], total: int, done: int) -> Iterator[tuple[range, list[dict]]]:
-        with progress(total=total, initial=done, desc=description, unit="row") as bar:
+    def answered(todo: list[range], total: int) -> Iterator[tuple[range, list[dict]]]:
+        with progress(total=total, initial=total - sum(map(len, todo)), desc=description, unit="row") as bar:
             for chunk in todo:
                 yield chunk, work(rows[chunk.start : chunk.stop], chunk.start)
                 bar.update(len(chunk))
 
     if out:
         with ChunkedJob(out, identity, chunks, ranks) as job:
-            for chunk, answers in answered(job.missing(), job.total, job.done):
+            for chunk, answers in answered(list(job.missing()), job.total):
                 job.add(chunk, answers)
             yield job if job.to_merge() else None
     elif ranks.world > 1:
         raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
     else:
-        yield [answer for _, answers in answered(chunks, len(rows), 0) for answer in answers]
+        yield [answer for _, answers in answered(chunks, len(rows)) for answer in answers]
 
 
 def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
@@ -127,11 +127,6 @@ class ChunkedJob:
     def total(self) -> int:
         """Number of this rank's rows."""
         return sum(len(self.chunks[number]) for number in self._own)
-
-    @property
-    def done(self) -> int:
-        """Number of this rank's rows in finished chunks."""
-        return self.total - sum(map(len, self.missing()))
 
     def missing(self) -> Iterator[range]:
         """This rank's chunks that are in no file yet."""

@@ -9,7 +9,7 @@ from taosr1.fast.decoder import use_fast_modules
 from taosr1.fast.logprobs import completion_logp
 from taosr1.fast.shared_prompts import attention_mask, find_prompts, share_prompts, worthwhile
 from taosr1.fast.varlen_prompts import make_varlen
-from taosr1.learning.batches import Batch, Example, collate, group_batches
+from taosr1.learning.batches import Batch, Example, collate
 from taosr1.model.config import DecoderConfig, Llama3Scaling
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import completion_logp as plain_completion_logp
@@ -217,16 +217,3 @@ def test_long_replies_to_a_short_prompt_are_left_apart():
     config = DecoderConfig(vocab_size=61, num_hidden_layers=2, **sizes, **heads)
     assert worthwhile(config, (8, 256), (1, 192 + 8 * 64))
     assert not worthwhile(config, (8, 1010), (1, 10 + 8 * 1000))
-
-
-def test_replies_of_a_group_stay_together_and_count_their_prompt_once():
-    groups = [[Example(ids_of(20, g), ids_of(4, 10 * g + i)) for i in range(4)] for g in range(5)]
-    batches = group_batches(groups, 72)  # 36 tokens a group, 96 with a prompt for every reply
-    assert sorted(map(len, batches)) == [4, 8, 8]
-    for batch in batches:
-        for start in range(0, len(batch), 4):
-            assert len({tuple(example.prompt) for example in batch[start : start + 4]}) == 1
-    cut = group_batches(groups[:1], 28)  # two replies fit beside their prompt
-    assert [len(batch) for batch in cut] == [2, 2] and cut[0] + cut[1] == groups[0]
-    assert [len(batch) for batch in group_batches(groups[:1], 1)] == [1, 1, 1, 1]  # nothing fits: one at a time
-    assert group_batches([], 100) == []

@@ -56,6 +56,12 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
 
+def decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: StaticCache, layer: int) -> torch.Tensor:
+    """`static_cache.decode_attention` as on a GPU."""
+    places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
+    return kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+
+
 @pytest.mark.parametrize(("heads", "dtype"), HEADS_AND_TYPES, ids=str)
 def test_rows_with_prefixes_equal_one_query_after_another(draw, heads, dtype):
     """Prefixes longer and shorter than a block, rows of one token and of more than a tile, several rows in a tile.
@@ -69,7 +75,7 @@ def test_rows_with_prefixes_equal_one_query_after_another(draw, heads, dtype):
     for ranges, count in ((rows.all_ranges, 205), (rows.last_ranges, 6)):
         query = draw(dtype, count, heads[0], heads[2])
         expected = plain_prefix_attention(query, *keys, *prefix_keys, ranges)
-        close(kernels.prefix_attention(query, *keys, *prefix_keys, ranges), expected)
+        close(kernels.prefix_attention(query, *keys, *prefix_keys, *ranges), expected)
         wrong = plain_prefix_attention(query, *keys, prefix_keys[0].flip(0), prefix_keys[1], ranges)
         assert not torch.allclose(expected, wrong, rtol=0.1, atol=0.1)
 
@@ -79,7 +85,7 @@ def test_rows_without_a_prefix_and_tensors_that_are_parts_of_others(draw, dtype)
     ranges = VarlenRows(config_of(4, 2, 16), [5, 1, 70], DEVICE).all_ranges
     query, (key, value) = draw(dtype, 76, 7, 16)[:, 3:], draw(dtype, 2, 76, 3, 16)[:, :, 1:]
     tensors = query, key, value, key, value
-    close(kernels.prefix_attention(*tensors, ranges), plain_prefix_attention(*tensors, ranges))
+    close(kernels.prefix_attention(*tensors, *ranges), plain_prefix_attention(*tensors, ranges))
 
 
 @pytest.mark.parametrize(("heads", "dtype", "rows_of"), DECODES, ids=str)
@@ -98,7 +104,7 @@ def test_newest_tokens_equal_rows_with_a_copy_of_their_prefix(draw, heads, dtype
             column = cache.columns(torch.arange(len(prefix_of)), cache.steps_done[None])[:, 0]
             cache.keys[1][prefix_of, :, column], cache.values[1][prefix_of, :, column] = new[1:]
         else:
-            close(kernels.decode_attention(*new, cache, 1), expected)
+            close(decode(*new, cache, 1), expected)
         cache.advance(1)
         twin.advance(1)
     assert torch.equal(cache.keys.isnan(), twin.keys.isnan())
@@ -110,7 +116,7 @@ def test_a_cache_of_another_type_than_its_newest_tokens(draw):
     prefix, new = draw(torch.float32, 2, 2, 2, 2, 5, 16), [draw(torch.float16, 3, count, 16) for count in (4, 2, 2)]
     lengths, prefix_of = torch.tensor([5, 2], device=DEVICE), torch.tensor([0, 0, 1], device=DEVICE)
     cache, twin = (StaticCache(config_of(4, 2, 16), *prefix, lengths, prefix_of, 3) for _ in range(2))
-    got = kernels.decode_attention(*new, cache, 0)
+    got = decode(*new, cache, 0)
     assert got.dtype == torch.float32
     close(got, plain_decode_attention(*new, twin, 0))
 
@@ -121,7 +127,7 @@ def test_half_precision_scores_do_not_overflow():
     one, zero = torch.tensor([1], device=DEVICE), torch.tensor([0], device=DEVICE)
     cache = StaticCache(config_of(1, 1, 128), large[0], large[0], one, zero, 2)
     new = [large[0, 0, 0]] * 3
-    assert (kernels.decode_attention(*new, cache, 0) == 25).all()
+    assert (decode(*new, cache, 0) == 25).all()
     assert (plain_decode_attention(*new, cache, 0) == 25).all()
 
 

@@ -45,11 +45,11 @@ class SharedPrefixCache:
     and oneDNN would copy keys of a half type at every product. To multiply a few unused columns too costs less.
 
     To group rows by prefix takes a dozen passes over queries and scores, and if some prefixes have more rows than
-    others, their product is partly empty. So where few rows share a prefix each row can have a copy of it as well
+    others, their product is partly empty. So where few rows share a prefix each row can have a copy of it instead
     (`copy_prefixes`), in the first `prefix_len` columns of its own keys.
 
     Shapes:
-        prefix_keys, prefix_values: (L, P, K, S, D). prefix_of: (R,) int64.
+        prefix_keys, prefix_values: (L, P, K, S, D), with copies (L, 0, K, S, D). prefix_of: (R,) int64.
         keys, values: (L, R, K, allocated, D), views of `buffer`: (2, L, R * K * (prefix_len + capacity) * D or more).
     """
 
@@ -167,8 +167,12 @@ class SharedPrefixCache:
         self._new = 0
 
     def copy_prefixes(self, prefix_len: int) -> SharedPrefixCache:
-        """The same rows, each with a copy of its prefix in `prefix_len` columns; 0: without copies."""
+        """The same rows, each with a copy of its prefix in `prefix_len` columns; 0: each prefix stored once again."""
         prefixes = (self.prefix_keys, self.prefix_values)
+        if self.prefix_len:
+            rows = torch.arange(self.rows, device=self.prefix_of.device)
+            row_with = torch.zeros_like(self.prefix_lengths).scatter_(0, self.prefix_of, rows)  # any with the prefix
+            prefixes = tuple(x[:, row_with, :, : self.longest] for x in (self.keys, self.values))
         other = SharedPrefixCache(
             self.config, *prefixes, self.prefix_lengths, self.prefix_of, self.capacity, prefix_len=prefix_len
         )
@@ -180,6 +184,8 @@ class SharedPrefixCache:
             if prefix_len:
                 for layer in range(len(target)):
                     target[layer, :, :, :prefix_len] = prefix[layer, self.prefix_of]
+        if prefix_len:  # no views: they would keep the prefixes in memory
+            other.prefix_keys = other.prefix_values = prefixes[0][:, :0].clone()
         return other
 
     def fork(self, rows: Tensor, most: int) -> SharedPrefixCache:
@@ -189,7 +195,7 @@ class SharedPrefixCache:
         COPIES_UP_TO, unless that takes more memory than `most` rows, the most there can ever be, with shared prefixes.
         """
         count, prefixes, longest = self.rows + len(rows), len(self.prefix_lengths), self.prefix_len or self.longest
-        affordable = most * self.capacity // (longest + self.capacity)  # rows with copies
+        affordable = (prefixes * self.longest + most * self.capacity) // (longest + self.capacity)  # rows with copies
         per_prefix = COPIES_UP_TO if self.prefix_len else COPY_UP_TO
         copies = self.keys.device.type == "cpu" and count <= min(per_prefix * prefixes, affordable)
         cache = self if copies == bool(self.prefix_len) else self.copy_prefixes(self.longest if copies else 0)
@@ -220,7 +226,7 @@ class SharedPrefixCache:
         new_index = torch.empty_like(self.prefix_lengths)
         new_index.index_copy_(0, kept, torch.arange(len(kept), device=kept.device))
         prefixes = (self.prefix_keys, self.prefix_values)
-        if len(kept) < len(needed):
+        if len(kept) < len(needed) and not self.prefix_len:
             prefixes = (_compact(keys_or_values, kept) for keys_or_values in prefixes)
         in_place = 2 * len(rows) * self._row_size >= self.buffer.shape[-1]
         prefix_of, buffer = new_index[self.prefix_of[rows]], self.buffer if in_place else None

@@ -56,7 +56,8 @@ def test_selected_rows_continue_as_before_and_unused_prefixes_are_dropped(
         memory = rows.buffer.data_ptr()
         fewer = rows.select(torch.tensor(kept))
         assert (fewer.buffer.data_ptr() == memory) == in_place
-        assert fewer.prefix_keys.shape[1] == len(fewer.prefix_lengths) == needed and fewer.rows == len(kept)
+        assert fewer.prefix_keys.shape[1] == (0 if copies else needed)
+        assert len(fewer.prefix_lengths) == needed and fewer.rows == len(kept)
         assert fewer.lengths.tolist() == [PREFIXES[PREFIX_OF[row]] + 2 for row in kept]
         got = write(model, own[kept, 2:], fewer)
     for place, row in enumerate(kept):
@@ -215,13 +216,15 @@ def test_prefixes_can_be_copied_and_shared_again_between_any_two_tokens(twins, a
     with torch.no_grad():
         parts = [write(model, own[:, :10], rows)]
         rows = rows.copy_prefixes(max(PREFIXES))
-        assert rows.prefix_len == max(PREFIXES)
+        assert rows.prefix_len == max(PREFIXES) and rows.prefix_keys.shape[1] == 0
+        # The prompts' cache can be freed.
+        assert rows.prefix_keys.untyped_storage().nbytes() == rows.prefix_values.untyped_storage().nbytes() == 0
         parts.append(write(model, own[:, 10:20], rows))
         with pytest.raises(ValueError, match="2 tokens a row: rows with copies of their prefixes take one at a time"):
             model(own[:, 20:22], cache=rows)
         rows.advance(0)
         rows = rows.copy_prefixes(0)
-        assert rows.prefix_len == 0
+        assert rows.prefix_len == 0 and rows.prefix_keys.shape[1] == len(PREFIXES)
         parts.append(write(model, own[:, 20:], rows))
     for row, prefix in enumerate(PREFIX_OF):
         assert_close(torch.cat(parts, 1)[row], alone(plain, prefixes[prefix], own[row].tolist()))

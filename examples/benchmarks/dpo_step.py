@@ -42,11 +42,11 @@ from taosr1.learning.batches import Example
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum, dpo_loss
-from taosr1.learning.preference_pairs import PairBatch, PreferencePair
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import completion_logp, sequence_logp
 from taosr1.runtime.cli import parse_config
 from taosr1.runtime.signals import run_main
+from train.dpo import PairBatch, PreferencePair
 
 PAIRS, BETA = 8, 0.1
 

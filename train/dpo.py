@@ -40,13 +40,12 @@ from taosr1.learning.batches import (
 )
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import shuffled_order
-from taosr1.learning.identity import identity
 from taosr1.learning.loop import Drawn, Stage, train
 from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.reference import reference_logp
-from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config

@@ -152,7 +152,7 @@ def test_a_judge_that_thinks_first_can_be_mined_too(thinker, tmp_path, look):
     ("more", "message"),
     [
         (["--samples", "1", "--prompts", "-1"], "--samples is 1, expected at least 2; --prompts is -1, expected at least 0"),
-        (["--temperature", "0"], "expected more than 0: greedy replies are all alike"),
+        (["--temperature", "0"], "expected more than 0: greedy replies are all equal"),
         (["--grade-power", "1.5"], "--grade-power is 1.5"),
         (["--data", "synthetic:unlabelled*5"], "its pairs have no grade"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),

@@ -40,7 +40,7 @@ from taosr1.learning.batches import (
 )
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import shuffled_order
-from taosr1.learning.loop import Drawn, Stage, train
+from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
@@ -210,9 +210,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # The weights that the stage begins with are the reference: measured here, before the loop may load a checkpoint.
     pairs = with_reference(distributed, pairs, 4 * config.micro_batch_tok, of_replies)
 
-    def draw(step: int, cursor: dict) -> Drawn:
+    def draw(step: int, cursor: dict) -> StepItems:
         order = shuffled_order(len(pairs), config.seed, step * config.batch_size, config.batch_size)
-        return Drawn([pairs[i] for i in order])
+        return StepItems([pairs[i] for i in order])
 
     def loss(model: Decoder, batch: PairBatch) -> LossSum:
         logp, label, length = of_replies(judge.engine.completion_logp(model, batch.ids, batch.mask), batch)

@@ -158,15 +158,22 @@ def test_activation_checkpointing_changes_no_gradient(family, any_model):
         grads.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
     with torch.no_grad():  # and sampling still has its cache
-        assert torch.equal(model(ids, cache=KVCache(model.config, 4, 16)), model(ids, cache=KVCache(model.config, 4, 16)))
+        assert torch.equal(
+            model(ids, cache=KVCache(model.config, 4, 16)), model(ids, cache=KVCache(model.config, 4, 16))
+        )
 
 
 def test_activation_checkpointing_keeps_one_tensor_a_layer(any_model):
     model, ids = any_model(num_hidden_layers=6), torch.randint(97, (4, 48), generator=torch.Generator().manual_seed(0))
     kept = {}
     for model.activation_checkpointing in (False, True):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):  # noqa: B023
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.hidden(ids).sum()
         kept[model.activation_checkpointing] = sum(sizes)
     assert kept[True] < 0.35 * kept[False]

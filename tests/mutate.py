@@ -1,17 +1,18 @@
-"""Would the tests of the losses notice a wrong formula? One small mistake at a time is made; every one must fail a test.
+"""Do the tests of the losses notice a wrong formula? One small mistake at a time is made; each must fail a test.
 
     python tests/mutate.py                                            every mutant of losses.py and logprobs.py
     python tests/mutate.py --module losses --limit 40 --seed 1        a sample
     python tests/mutate.py --jobs 8                                   eight at once, one thread each
 
-A mutant is one flipped + - * / < > == and or & |, a dropped minus, ~ or not, minimum for maximum, clamp_min for clamp_max,
-a dropped masked_fill, detach or clamp, a dropped slice bound, a changed number, or True for False. Annotations and error
-messages are left alone. It is written into a copy of the package in a temporary folder, and that module's tests run there
-up to the first failure. Each survivor is printed as file:line, the line as it is, and the line that no test told from it.
+A mutant is one flipped + - * / < > == and or & |, a dropped minus, ~ or not, minimum for maximum, clamp_min for
+clamp_max, a dropped masked_fill, detach or clamp, a dropped slice bound, a changed number, or True for False.
+Annotations and error messages are left alone. It is written into a copy of the package in a temporary folder, and that
+module's tests run there up to the first failure. Each survivor is printed as file:line, the line as it is, and the
+line that no test told from it.
 
 Exit status 1 if a mutant survives that is not in EQUIVALENT below, or if an entry there is no mutant any more.
 
-Workers are forked from a process that has already imported torch (POSIX only): a mutant then costs its tests, not an import.
+Workers are forked from a process that has already imported torch (POSIX only): a mutant costs its tests, no import.
 """
 
 from __future__ import annotations
@@ -78,43 +79,29 @@ def edit(where: str, line: str, old: str, new: str, why: str) -> tuple[tuple[str
 
 EQUIVALENT = dict([
     edit("losses.sft_loss", "logp = logp.masked_fill(~mask, 0.0)", "0.0", "(1.0)", _FILL),
-    edit("losses.sft_loss", 'metrics = {"mean_token_prob": (weight * logp.detach().exp()).sum() / _at_least(count)}',
+    edit("losses.sft_loss", 'metrics = {"mean_token_prob": (weight * logp.detach().exp()).sum() / at_least_one(count)}',
          "logp.detach()", "(logp)", _LOGGED),
-    edit("losses.dpo_loss", "policy_chosen, policy_rejected = (value.masked_fill(~mask, 0.0) for value in pairs[:2])",
-         "0.0", "(1.0)", _FILL),
-    edit("losses.dpo_loss", "ref_chosen, ref_rejected = (value.detach().masked_fill(~mask, 0.0) for value in pairs[2:])",
-         "0.0", "(1.0)", _FILL),
-    edit("losses.dpo_loss", "metrics = {name: (value.detach() * counts).sum() / _at_least(total) for name, value in means.items()}",
-         "value.detach()", "(value)", _LOGGED),
     edit("losses.group_advantages", "if groups.numel() == 0 or group_size == 1:", "== 0", "== (1)",
          "an empty batch stays empty, and a batch of one is a group of one"),
-    edit("losses.grpo_loss", 'loss_weight = {"sequence": share, "token": weight, "constant": weight / (max_length or 1)}[normalise]',
-         "or 1", "or (2)", "the 1 stands in for None, and only constant reads it, which has a max_length"),
-    edit("losses.grpo_loss", "metrics = {name: (x.detach() * metric_weight).sum() / _at_least(count) for name, x in means.items()}",
+    edit("losses.grpo_loss",
+         'loss_weight = {"sequence": share, "token": weight, "constant": weight / (max_length or 1)}[normalise]',
+         "or 1", "or (2)", "the 1 replaces None, and only constant uses it, which has a max_length"),
+    edit("losses.grpo_loss",
+         "metrics = {name: (x.detach() * mean_weight).sum() / at_least_one(count) for name, x in logged.items()}",
          "x.detach()", "(x)", _LOGGED),
-    edit("losses._advantages", "return advantages.detach().masked_fill(~mask, 0.0)", "0.0", "(1.0)", _FILL),
-    edit("losses._pair_mask",
-         "if pairs[0].dim() != 1 or len(set(shapes)) != 1 or dtypes not in ({torch.float32}, {torch.float64}):",
+    edit("loss_checks.over_time", "return advantages.detach().masked_fill(~mask, 0.0)", "0.0", "(1.0)", _FILL),
+    edit("loss_checks.check_pairs",
+         "if logps[0].dim() != 1 or len(set(shapes)) != 1 or dtypes not in ({torch.float32}, {torch.float64}):",
          "[0]", "[(1)]", _PAIR),
-    edit("losses._pair_mask", "return torch.ones_like(pairs[0], dtype=torch.bool)", "[0]", "[(1)]", _PAIR),
-    edit("losses._pair_mask", "if mask.shape != pairs[0].shape or mask.dtype != torch.bool:", "[0]", "[(1)]", _PAIR),
-    edit("losses._floats", "values = torch.stack([value.detach() for value in metrics.values()]).tolist()",
-         "value.detach()", "(value)", _LOGGED),
-    edit("logprobs.completion_logp", "preserve_rng_state=False,  # the head draws nothing", "False", "(True)", "it only costs time"),
-    edit("logprobs.sequence_logp", "logp = logp * weights.detach().masked_fill(~mask, 0.0)", "0.0", "(1.0)", "the log-prob it is multiplied by is 0"),
-    edit("logprobs._token_logp", "normaliser = logits.logsumexp(dim=-1)  # (N,)", "-1", "(1)", _AXIS),
-    edit("logprobs._token_logp", "logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser", "gather(-1", "gather((1)", _AXIS),
-    edit("logprobs._token_logp", "logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser", "squeeze(-1", "squeeze((1)", _AXIS),
-    edit("logprobs._token_logp", "mean_logit = (probs * logits.masked_fill(probs == 0, 0.0)).sum(dim=-1)", "-1", "(1)", _AXIS),
-    edit("logprobs._token_logp", "mean_logit = (probs * logits.masked_fill(probs == 0, 0.0)).sum(dim=-1)", "0.0", "(1.0)",
-         "the probability it is multiplied by is 0"),
+    edit("logprobs.sequence_logp", "logp = logp * weights.detach().masked_fill(~mask, 0.0)", "0.0", "(1.0)",
+         "the log-prob it is multiplied by is 0"),
 ])  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: module (key of MODULES), the function it is in, line number, that line before and after, and the whole
-    mutated source."""
+    """One mistake: module (key of MODULES), its function, line number, that line before and after, and the mutated
+    source."""
 
     module: str
     function: str
@@ -210,7 +197,8 @@ def run_tests(folder: Path, tests: str, timeout_s: int) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    options = ["-x", "-q", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    options = ["-x", "-q", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider"]
+    options += ["--rootdir", str(folder)]
     os._exit(int(pytest.main([*options, tests])))
 
 
@@ -245,13 +233,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="mutants tested at once, one thread each (default: 1)")
     parser.add_argument("--limit", type=int, help="test only a random sample of this many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="which sample --limit draws (default: 0)")
-    parser.add_argument("--timeout-s", type=int, default=120, help="CPU seconds until a mutant counts as killed (default: 120)")
+    timeout = "CPU seconds until a mutant counts as killed (default: 120)"
+    parser.add_argument("--timeout-s", type=int, default=120, help=timeout)
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.timeout_s < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--jobs, --limit and --timeout-s must be at least 1")
 
     with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module("torch.nested._internal.nested_tensor")  # the first backward imports it: half of a mutant's time
+        # The first backward pass imports it, which would be half of a mutant's time.
+        importlib.import_module("torch.nested._internal.nested_tensor")
     modules = list(MODULES) if options.module == "all" else [options.module]
     mutants = [mutant for module in modules for mutant in mutants_of(module)]
     stale = {key for key in EQUIVALENT if key[0].split(".")[0] in modules} - {mutant.key for mutant in mutants}

@@ -31,12 +31,11 @@ from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, Judge
 from taosr1.learning.batches import label_token_weights
-from taosr1.learning.best import start_and_best
+from taosr1.learning.checkpoint_weights import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.learning.examples import agreeing
-from taosr1.learning.identity import identity
-from taosr1.learning.loop import Drawn, Stage, train
+from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.loss_checks import KL_ESTIMATORS, NORMALISES, RATIOS, SCALES
 from taosr1.learning.losses import LossSum, grpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
@@ -53,7 +52,7 @@ from taosr1.learning.rollouts import (
     remember_survival,
 )
 from taosr1.learning.sft_term import SftTerm, SftTermBatch, sft_term_loss
-from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
@@ -220,7 +219,7 @@ def begin(config: Config) -> tuple[Judge, Rows, SftTerm, Run, DistributedModel, 
 
 def rollouts(
     step: int, cursor: dict, *, config: Config, rows: list[Judgement], sampler: Sampler, distributed: DistributedModel
-) -> Drawn:
+) -> StepItems:
     """The groups of a step: prompts with G replies each, rewarded, filtered by difficulty, balanced by grade."""
     model, weights, sampled = distributed.sampling_model(), parse_weights(config.rewards), []
     for attempt in range(config.max_resample):
@@ -237,7 +236,7 @@ def rollouts(
     add_advantages(kept, sampler.grades, config)
     count_outcomes(cursor, sampled, kept, config.min_groups)
     metrics = rollout_metrics(sampled, kept, attempt + 1, weights)
-    return Drawn(kept, metrics, [group.record() for group in sampled])
+    return StepItems(kept, metrics, [group.record() for group in sampled])
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -263,7 +262,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         draw=partial(rollouts, config=config, rows=rows.data, sampler=sampler, distributed=distributed),
         loss=loss,
         prepare=partial(with_stored_logp, policy=distributed, reference=reference, temperature=config.temperature),
-        beside=sft_term.draw,
+        extra=sft_term.draw,
         summary=describe_outcomes,
     )
     last = train(
@@ -273,7 +272,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )  # fmt: skip
     if not rows.test:
         return last
-    compared = start_and_best(distributed, reference, config.model, config.out)
+    start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
+    compared = {"start": start, "result": best}
     return last | before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
 
 

@@ -30,11 +30,8 @@ def read_csv(path: str | Path, bad_rows: BadRows | None = None, *, delimiter: st
     Raises: ValueError as `read_jsonl`, and for a header or a record that does not fit; FileNotFoundError.
     """
     path = check_file(path)
-    bad_rows = bad_rows or BadRows(path, flag="")
-    try:
+    with bad_rows or BadRows(path, flag="") as bad_rows:
         yield from _records(path, bad_rows, delimiter)
-    finally:
-        bad_rows.summarise()
 
 
 def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[int, dict]]:

@@ -144,7 +144,7 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
     if "product_title" not in columns and "esci_label" in columns:
         products = _one_file(examples.parent, "*products*.parquet")
         product_of = _read_products(products, keys, {_key(row, keys) for row in _parquet_rows(examples, keys)})
-    try:
+    with bad_rows:
         for number, row in enumerate(_parquet_rows(examples), start=1):
             bad_rows.rows += 1
             if products is None:
@@ -153,8 +153,6 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
                 yield number, {**row, **product_of[key]}
             else:
                 bad_rows.add(number, f"unknown product: {'/'.join(key)} is not in {products.name}")
-    finally:
-        bad_rows.summarise()
 
 
 def _key(row: dict, keys: list[str]) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taosr1.fast.attention import fused_attention
-from taosr1.fast.fused_ops import GatedSiLU, add_and_norm, gated, norm_and_rotate, rms_norm
+from taosr1.fast.fused_ops import add_and_norm, norm_and_rotate, rms_norm, swiglu
 from taosr1.fast.grouped_experts import grouped_linear
-from taosr1.fast.kv_cache import AttentionBackend, Cache, PlainCacheBackend
+from taosr1.fast.kv_cache import AttentionBackend, Cache
 from taosr1.fast.onednn_linear import OneDNNLinear, linear
 from taosr1.model.attention import Attention, causal_mask
 from taosr1.model.decoder import MLP, Block, Decoder
-from taosr1.model.kv_cache import KVCache
 from taosr1.model.lora import LoraLinear
 from taosr1.model.moe import Experts
 from taosr1.model.norm import RMSNorm
@@ -86,11 +85,6 @@ def _norm_and_rotate(x: Tensor, norm: RMSNorm | None, cos_sin: tuple[Tensor, Ten
     return norm_and_rotate(x.to(norm.weight.dtype), norm.weight, norm.eps, *cos_sin)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, in training without keeping silu(gate). Shapes: both (..., I)."""
-    return GatedSiLU.apply(gate, up) if torch.is_grad_enabled() else gated(gate, up)
-
-
 class FastMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
@@ -127,7 +121,7 @@ class FastDecoder(Decoder):
         self,
         ids: Tensor,
         *,
-        cache: Cache | KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
         attend: Tensor | AttentionBackend | None = None,
         keep: Tensor | None = None,
@@ -139,8 +133,6 @@ class FastDecoder(Decoder):
         keep: (B, T') int64, the columns whose hidden states are needed. All columns give keys and values, but in the
             last layer the queries, the MLP and the norm run at these columns only: the same numbers for less work.
         """
-        if isinstance(cache, KVCache) and not hasattr(cache, "attend"):
-            cache = PlainCacheBackend(cache)
         self.check_inputs(ids, cache, positions)
         masked = attend is None or torch.is_tensor(attend)
         mask, backend = (attend, cache) if masked else (None, attend)

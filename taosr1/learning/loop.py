@@ -38,10 +38,10 @@ BAR_METRICS = ("loss", "reward_balanced", "kept_frac", "kl", "rewards/accuracies
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a stage draws for a step, the same on every rank.
+class StepItems:
+    """What a step learns from, the same on every rank.
 
-    items: what to learn from. metrics: logged beside the loss. samples: lines for samples.jsonl.
+    metrics: logged beside the loss. samples: lines for samples.jsonl.
     """
 
     items: Sequence[Item]
@@ -54,20 +54,20 @@ class Stage:
     """What the loop has to know of a stage.
 
     name: shown in the progress bar and in messages.
-    draw: (step, cursor) -> the items of `schedule.updates` steps, which begin with this one. It may depend on
+    draw: (step, cursor) -> what `schedule.updates` steps, this one and those after it, learn from. It may depend on
         configuration, data, the current weights and `cursor`, a small JSON-able dict of its own that checkpoints save:
         so a resumed run needs no replay and equals the unbroken one. It may raise FloatingPointError on all ranks.
-    loss: (model, batch) -> `LossSum` of a micro-batch, which is what `collate` of its items returned.
+    loss: (model, batch) -> `LossSum` of a micro-batch: of what `collate` of its items returned.
     prepare: (this rank's batches, all items) -> the batches with what is measured once, before their first update.
-    beside: (step, items) -> further items, drawn anew in every step, which are added to the others.
+    extra: (step, items) -> further items, drawn anew in every step, which are added to those of `draw`.
     summary: cursor -> what is printed after the last step, "" for nothing.
     """
 
     name: str
-    draw: Callable[[int, dict], Drawn]
+    draw: Callable[[int, dict], StepItems]
     loss: Loss
     prepare: Callable[[list[Batch | None], Sequence[Item]], list[Batch | None]] = lambda batches, items: batches
-    beside: Callable[[int, Sequence[Item]], Sequence[Item]] = lambda step, items: ()
+    extra: Callable[[int, Sequence[Item]], Sequence[Item]] = lambda step, items: ()
     summary: Callable[[dict], str] = lambda cursor: ""
 
 
@@ -90,40 +90,40 @@ def train(
         finite; Stopped where SIGTERM or Ctrl-C came, after the step was saved.
     """
     distributed = distributed or DistributedModel(judge.model, judge.engine)
-    keeper = _Keeper(judge, run, stage.name, schedule, optimizers, distributed, evaluate)
+    checkpoints = _Checkpoints(judge, run, stage.name, schedule, optimizers, distributed, evaluate)
     steps = _StepBatches(stage, run, schedule, distributed)
     with closing(run), StopRequests() as asked:
-        step, cursor, skipped = keeper.resume()
-        left, first = schedule.steps - step, distributed.ranks.is_rank_zero
-        bar = progress(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=not first)
+        step, cursor, skipped = checkpoints.resume()
+        start, silent = step, not distributed.ranks.is_rank_zero
+        bar = progress(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=silent)
         while step < schedule.steps:
             started = time.perf_counter()
             taken = _take_step(steps, optimizers, step, cursor)
             skipped = skipped + 1 if taken.error else 0
             if skipped >= schedule.max_skipped:
-                raise FloatingPointError(_too_many(skipped, step, taken, run.folder, judge.tokenizer))
+                raise FloatingPointError(_report_bad_steps(skipped, step, taken, run.folder, judge.tokenizer))
             step += 1
             seconds = round(time.perf_counter() - started, 4)
             run.log(step, **taken.metrics, **taken.rates, skipped=skipped, time_s=seconds)
-            shown = {name: f"{x:.3f}" for name, x in {**taken.metrics, **keeper.last}.items() if name in BAR_METRICS}
-            bar.set_postfix(shown, refresh=False)
+            shown = taken.metrics | checkpoints.last
+            bar.set_postfix({name: f"{shown[name]:.3f}" for name in BAR_METRICS if name in shown}, refresh=False)
             bar.update()
             stop = step % schedule.updates == 0 and max(gather(asked.signum))  # for all ranks, at the same step
             if schedule.saves(step) or stop:
-                keeper.save(step, cursor, skipped)
-                if not stop and keeper.evaluate(step):
+                checkpoints.save(step, cursor, skipped)
+                if not stop and checkpoints.evaluate(step):
                     stop = max(gather(asked.signum))
-                keeper.prune()
+                checkpoints.prune()
             if stop:
                 done = f"stopped after step {step} of {schedule.steps}, which is saved; the same command continues"
                 raise Stopped(stop, f"{stage.name}: {done}")
         bar.close()
-        if left > 0 and stage.summary(cursor):
+        if step > start and stage.summary(cursor):
             print(stage.summary(cursor))
         stop = max(gather(asked.signum))  # one that came too late for a step
     if stop:
         raise Stopped(stop, f"{stage.name}: stopped after its last step, {step}, which is saved")
-    return keeper.last
+    return checkpoints.last
 
 
 # ---- One step --------------------------------------------------------------------------------------------------------
@@ -134,14 +134,14 @@ class _StepBatches:
 
     def __init__(self, stage: Stage, run: Run, schedule: Schedule, distributed: DistributedModel) -> None:
         self.stage, self.run, self.schedule, self.distributed = stage, run, schedule, distributed
-        self.drawn, self.batches = Drawn(()), []
+        self.drawn, self.batches = StepItems(()), []
         self.error: FloatingPointError | None = None
 
     def of_step(self, step: int, cursor: dict) -> list[Batch | None]:
         """Raises: FloatingPointError where the draw did, in every step that would have used it."""
         deal = partial(self.distributed.deal, max_tokens=self.schedule.micro_batch_tok)
         if step % self.schedule.updates == 0:
-            self.drawn, self.batches, self.error = Drawn(()), [], None
+            self.drawn, self.batches, self.error = StepItems(()), [], None
             try:
                 self.drawn = self.stage.draw(step, cursor)
             except FloatingPointError as error:
@@ -153,7 +153,7 @@ class _StepBatches:
                 self.batches = self.stage.prepare(deal(self.drawn.items), self.drawn.items)
         if self.error:
             raise self.error
-        return [*self.batches, *deal(self.stage.beside(step, self.drawn.items))]
+        return [*self.batches, *deal(self.stage.extra(step, self.drawn.items))]
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _take_step(steps: _StepBatches, optimizers: list[torch.optim.Optimizer], ste
     return _Step(metrics, {"grad_norm": norm, "lr_factor": factor}, error, batches)
 
 
-def _too_many(skipped: int, step: int, taken: _Step, folder: Path, tokenizer: Tokenizer) -> str:
+def _report_bad_steps(skipped: int, step: int, taken: _Step, folder: Path, tokenizer: Tokenizer) -> str:
     """The message that ends a run; the batch that it names is written, one JSON file a rank, with its rows as text."""
     shown = []
     for batch in (batch for batch in taken.batches if batch is not None):
@@ -214,8 +214,8 @@ def _too_many(skipped: int, step: int, taken: _Step, folder: Path, tokenizer: To
 
 
 @dataclass
-class _Keeper:
-    """Saves, resumes and evaluates a run. last: the last evaluation."""
+class _Checkpoints:
+    """A run's checkpoints and evaluations. last: the last evaluation."""
 
     judge: Judge
     run: Run

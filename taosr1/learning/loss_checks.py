@@ -137,11 +137,10 @@ def at_least_one(count: Tensor) -> Tensor:
 
 def pair_means(logged: dict[str, Tensor]) -> dict[str, float]:
     """The mean of every metric (B,) over pairs; 0.0 without a pair."""
-    values = torch.stack([value.detach() for value in logged.values()])  # (metrics, B)
+    values = torch.stack(list(logged.values()))  # (metrics, B)
     return dict(zip(logged, (values.sum(dim=1) / max(1, values.shape[1])).tolist()))
 
 
 def floats(metrics: dict[str, Tensor]) -> dict[str, float]:
-    """Detached Python floats, with one transfer from the device for all of them."""
-    values = torch.stack([value.detach() for value in metrics.values()]).tolist()
-    return dict(zip(metrics, values))
+    """Python floats, with one transfer from the device for all of them."""
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist()))

@@ -22,6 +22,7 @@ _KIND = re.compile(r"field '[^']{0,60}'|[^:;,(]{1,60}")
 class BadRows:
     """Skips and counts the first `allowed` bad rows of a file; the next one is an error.
 
+    A context, inside which the file is read: its summary is printed at the end.
     Attributes:
         rows: number of rows read so far, bad ones included. skipped: number of bad rows skipped.
         kinds: skipped rows by kind of problem.
@@ -64,8 +65,14 @@ class BadRows:
         count, first = self._notes.get(what, (0, f"{self.path}:{line}{detail}"))
         self._notes[what] = (count + 1, first)
 
+    def __enter__(self) -> BadRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.summarise()
+
     def summarise(self) -> None:
-        """Print once how many rows were skipped or noted; nothing if none was. Readers call it at the file's end."""
+        """Print once how many rows were skipped or noted; nothing if none was."""
         if self._finished:
             return
         self._finished = True

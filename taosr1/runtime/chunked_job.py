@@ -71,21 +71,22 @@ def run_in_chunks(
     ranks = this_rank()
     chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
 
-    def answered(todo: Iterable[range], total: int, done: int) -> Iterator[tuple[range, list[dict]]]:
-        with progress(total=total, initial=done, desc=description, unit="row") as bar:
-            for chunk in todo:
+    def answered(own: list[range], missing: list[range]) -> Iterator[tuple[range, list[dict]]]:
+        total = sum(map(len, own))
+        with progress(total=total, initial=total - sum(map(len, missing)), desc=description, unit="row") as bar:
+            for chunk in missing:
                 yield chunk, work(rows[chunk.start : chunk.stop], chunk.start)
                 bar.update(len(chunk))
 
     if out:
         with ChunkedJob(out, identity, chunks, ranks) as job:
-            for chunk, answers in answered(job.missing(), job.total, job.done):
+            for chunk, answers in answered(job.own, list(job.missing())):
                 job.add(chunk, answers)
             yield job if job.to_merge() else None
     elif ranks.world > 1:
         raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
     else:
-        yield [answer for _, answers in answered(chunks, len(rows), 0) for answer in answers]
+        yield [answer for _, answers in answered(chunks, chunks) for answer in answers]
 
 
 def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
@@ -114,7 +115,7 @@ class ChunkedJob:
         sizes = {"rows": sum(lengths), "chunks": len(chunks), "rows of a chunk": max(lengths, default=0)}
         self.identity: dict[str, Any] = json.loads(json.dumps({**identity, **sizes, "format": FORMAT}))  # as read back
         self._number = {chunk.start: number for number, chunk in enumerate(chunks)}
-        self._own = range(ranks.rank, len(chunks), ranks.world)
+        self.own = self.chunks[ranks.rank :: ranks.world]  # this rank's chunks
         self._files = ChunkFiles(self.folder)
         self._lock = RankLock(self.folder, ranks)
         self._directory_lock = ExitStack()  # held while this rank merges
@@ -123,21 +124,11 @@ class ChunkedJob:
 
     # ---- The chunks --------------------------------------------------------------------------------------------------
 
-    @property
-    def total(self) -> int:
-        """Number of this rank's rows."""
-        return sum(len(self.chunks[number]) for number in self._own)
-
-    @property
-    def done(self) -> int:
-        """Number of this rank's rows in finished chunks."""
-        return self.total - sum(map(len, self.missing()))
-
     def missing(self) -> Iterator[range]:
         """This rank's chunks that are in no file yet."""
-        for number in self._own:
-            if not self._over and number not in self._files.place:
-                yield self.chunks[number]
+        for chunk in self.own:
+            if not self._over and self._number[chunk.start] not in self._files.place:
+                yield chunk
 
     def add(self, chunk: range, answers: list[dict]) -> None:
         """Store a finished chunk's answers durably.

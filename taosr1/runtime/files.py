@@ -84,8 +84,7 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     value = read_json(path)
     value.pop("seal", None)
     if path.read_text(encoding="utf-8") != _json_text(_with_checksum(value)):  # not one space more
-        problem = "its checksum 'seal' does not match: it was changed or damaged on disk"
-        raise DamagedError(f"{path} is not as it was written ({problem})")
+        raise DamagedError(f"{path} is not as it was written: changed or damaged, its checksum 'seal' does not match")
     return value
 
 

@@ -61,23 +61,19 @@ def read_jsonl(
         key, bytes that are not UTF-8, a line cut off at the end of the file, damaged gzip data; FileNotFoundError.
     """
     path = check_file(path, flag)
-    bad_rows = bad_rows or BadRows(path, flag="")
-    try:
+    with bad_rows or BadRows(path, flag="") as bad_rows:
         for number, line in read_lines(path):
             if not line.strip():
                 continue
             bad_rows.rows += 1
             try:
-                found = _parse_json(line)
-                row = clean_value(found)
+                row = clean_value(found := _parse_json(line))
             except ValueError as problem:
                 bad_rows.add(number, problem, rows=rows_in(line))
                 continue
             if "\\u" in line and row != found:  # only an escape can spell what is cleaned
                 bad_rows.note(number, REPLACED)
             yield number, row
-    finally:
-        bad_rows.summarise()
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:

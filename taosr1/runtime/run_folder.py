@@ -59,10 +59,9 @@ def run_problems(flags: RunFlags) -> list[tuple[bool, str]]:
 
 
 class Run:
-    """An output folder opened for one run of one script.
+    """An output folder opened for one run of one script. Rank 0 opens it and writes; all ranks raise what it raises.
 
-    start: None for a new run, else (step, folder) of the checkpoint to continue from. Rank 0 opens the folder and
-        writes; every rank knows `start`, and every rank raises what rank 0 raises.
+    start: None for a new run, else (step, folder) of the checkpoint to continue from.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ def accumulate_alone(model, optimizer, seed: int, count: int, dtype: torch.dtype
 
 
 def through_a_checkpoint(judge, distributed: DistributedModel, optimizer, folder: Path):
-    """Save, spoil everything, and load: the following steps must not change. One process can load the folder as well."""
+    """Save, spoil everything, and load: the following steps must not change. One process can load the folder too."""
     model = distributed.model
     write = partial(write_weights, model, judge.tokenizer, judge.prompt)
     path = save_checkpoint(folder, 2, [optimizer], {"drawn": 3}, 0, write)

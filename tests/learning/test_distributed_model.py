@@ -1,4 +1,4 @@
-"""One rank is the plain operation; FSDP2 on real ranks, for every kind of decoder. Stages on several ranks: tests/faults."""
+"""One rank is the plain operation; FSDP2 on two ranks, for every kind of decoder. tests/faults has whole stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from taosr1.model.io.weights import load_decoder, save_pretrained
 from taosr1.model.lora import LoraConfig, add_adapters
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+SHAPE = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+)
 KINDS = {
     "qwen3": {},
     "llama": {"qk_norm": False, "tie_word_embeddings": False},
@@ -88,7 +90,9 @@ def test_what_a_processor_or_a_type_cannot_do_well_is_sampled_in_float32(make_ju
 def test_a_sampling_model_shares_what_it_need_not_change_and_adapters_sample_as_they_are(make_judge):
     judge = make_judge()
     sampler = DistributedModel(judge.model).sampling_model()
-    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(sampler.parameters(), judge.model.parameters(), strict=True))
+    assert all(
+        a.data_ptr() == b.data_ptr() for a, b in zip(sampler.parameters(), judge.model.parameters(), strict=True)
+    )
     judge = fast.enable(judge)
     sampler = DistributedModel(judge.model, judge.engine).sampling_model()
     assert sampler.model.embed_tokens.weight.data_ptr() == judge.model.model.embed_tokens.weight.data_ptr()
@@ -97,7 +101,9 @@ def test_a_sampling_model_shares_what_it_need_not_change_and_adapters_sample_as_
 
 
 def test_shards_without_ranks_and_shards_of_adapters_are_refused_with_what_to_do(make_judge):
-    with pytest.raises(ValueError, match="--fsdp .*start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"):
+    with pytest.raises(
+        ValueError, match="--fsdp .*start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
+    ):
         DistributedModel(make_judge().model, fsdp=True)
     ((wrong, message),) = memory_problems(MemoryFlags(fsdp=True, lora_rank=4))
     assert wrong and "with --lora-rank leave it out" in message
@@ -113,10 +119,22 @@ def test_a_model_on_the_meta_device_has_its_shape_and_no_weights(make_judge, tmp
 def test_sharded_steps_equal_one_processs_for_every_kind_of_decoder_through_a_checkpoint(tiny_tokenizer, tmp_path):
     folders = []
     for kind, flags in KINDS.items():
-        model = Decoder(DecoderConfig(tiny_tokenizer.vocab_size, **SHAPE, **flags)).init_weights(torch.Generator().manual_seed(1))
+        model = Decoder(DecoderConfig(tiny_tokenizer.vocab_size, **SHAPE, **flags)).init_weights(
+            torch.Generator().manual_seed(1)
+        )
         save_pretrained(model, tiny_tokenizer, tmp_path / kind)
         folders.append(str(tmp_path / kind))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "tests/learning/shards_worker.py"), *folders]
-    answer = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "tests/learning/shards_worker.py"),
+        *folders,
+    ]
+    answer = subprocess.run(
+        launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+    )
     assert answer.returncode == 0, answer.stdout[-1000:] + answer.stderr[-4000:]
     assert answer.stdout.count("the same") == 2 * 3 * len(KINDS)

@@ -35,5 +35,7 @@ def test_the_whole_of_a_long_row_is_too_much_but_no_row_is_lost(make_judge):
     row = replace(read_pool("reasoned", 1)[0], title="旅行" * 3000)
     (example,) = examples_of(judge, [row])
     assert example.length_tok <= 300 and judge.reply_text(example.reply) == f"{row.grade}\n{row.cot}"
-    with pytest.raises(ValueError, match=r"--sft-data: row 2 takes \d+ \+ \d+ tokens with its reply, the model has 300 positions"):
+    with pytest.raises(
+        ValueError, match=r"--sft-data: row 2 takes \d+ \+ \d+ tokens with its reply, the model has 300 positions"
+    ):
         examples_of(judge, [row, replace(row, cot=row.cot.replace("Item:", "Item: " + "杯" * 300))], "--sft-data")

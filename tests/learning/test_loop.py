@@ -1,4 +1,4 @@
-"""The loop: gradients of sums, schedule, skipped steps, checkpoints before evaluations, and going on after an interruption."""
+"""The loop: gradients of sums, schedule, skipped steps, checkpoints before evaluations, and resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taosr1.learning.batches import Batch, Example, Item, collate
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.learning.gradient import accumulate
-from taosr1.learning.loop import Drawn, Stage, train
+from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.rewards import NonFiniteRewardError
@@ -37,7 +37,9 @@ def examples(seed: int, count: int = 8) -> list[Example]:
     """Ragged on purpose: replies of 1 to 9 tokens, so that a mean of means would differ from the mean."""
     generator = keyed_generator("examples", seed)
     lengths = torch.randint(1, 10, (count, 2), generator=generator).tolist()
-    return [Example(*(torch.randint(300, (length,), generator=generator).tolist() for length in pair)) for pair in lengths]
+    return [
+        Example(*(torch.randint(300, (length,), generator=generator).tolist() for length in pair)) for pair in lengths
+    ]
 
 
 def loss_fn(model, batch) -> LossSum:
@@ -63,13 +65,13 @@ def drive(folder, judge, *, steps: int = 4, batches=None, loss=loss_fn, optimize
     batches: (step, cursor) -> micro-batches to take instead. Of `given`, what a stage has goes to the stage.
     """
 
-    def draw(step: int, cursor: dict) -> Drawn:
+    def draw(step: int, cursor: dict) -> StepItems:
         if batches:
-            return Drawn([Ready(batch) for batch in batches(step, cursor)])
+            return StepItems([Ready(batch) for batch in batches(step, cursor)])
         cursor["calls"] = cursor.get("calls", 0) + 1
-        return Drawn(examples(cursor["calls"]))
+        return StepItems(examples(cursor["calls"]))
 
-    of_stage = {name: given.pop(name) for name in ("draw", "prepare", "beside", "summary") if name in given}
+    of_stage = {name: given.pop(name) for name in ("draw", "prepare", "extra", "summary") if name in given}
     return train(
         judge,
         Run(folder, Config()),
@@ -104,13 +106,16 @@ def grpo_of_rows(model, batch, **options) -> LossSum:
     logp = completion_logp(model, batch.ids, batch.mask)
     noise = (batch.ids % 7 - 3) / 10.0
     advantages = (batch.ids.sum(dim=1) % 5 - 2).float()
-    return grpo_loss(logp, logp.detach() + noise, advantages, batch.mask, ref_logp=logp.detach() - noise, kl_beta=0.1, **options)
+    return grpo_loss(
+        logp, logp.detach() + noise, advantages, batch.mask, ref_logp=logp.detach() - noise, kl_beta=0.1, **options
+    )
 
 
 @pytest.mark.parametrize(
     "loss",
     [
-        loss_fn, dpo_of_rows, grpo_of_rows, partial(grpo_of_rows, normalise="token"), partial(grpo_of_rows, ratio="sequence"),
+        loss_fn, dpo_of_rows, grpo_of_rows,
+        partial(grpo_of_rows, normalise="token"), partial(grpo_of_rows, ratio="sequence"),
         partial(grpo_of_rows, normalise="constant", max_length=9),
     ],
     ids=["sft", "dpo", "grpo", "grpo token", "grpo sequence ratio", "grpo constant"],
@@ -122,13 +127,22 @@ def test_one_batch_of_eight_and_four_of_two_are_the_same_step(make_judge, tmp_pa
         parts = [collate(rows[start : start + size]) for start in range(0, 8, size)]
         # Plain gradient descent: Adam's first step divides each gradient by itself, rounding errors included.
         plain = torch.optim.SGD([{"params": list(judge.model.parameters()), "peak_lr": 1.0}], lr=1.0)
-        drive(tmp_path / str(size), judge, steps=1, batches=lambda step, cursor, parts=parts: parts, optimizers=[plain], loss=loss)
+        drive(
+            tmp_path / str(size),
+            judge,
+            steps=1,
+            batches=lambda step, cursor, parts=parts: parts,
+            optimizers=[plain],
+            loss=loss,
+        )
         after.append(weights(judge))
         logged.append(metrics(tmp_path / str(size))[0])
     assert (after[0] - weights(make_judge())).norm() > 0.1
     for other, row in zip(after[1:], logged[1:]):
         torch.testing.assert_close(other, after[0], rtol=0, atol=1e-6)
-        assert row["loss"] == pytest.approx(logged[0]["loss"], rel=1e-6) and row["grad_norm"] == pytest.approx(logged[0]["grad_norm"], rel=1e-5)
+        assert row["loss"] == pytest.approx(logged[0]["loss"], rel=1e-6) and row["grad_norm"] == pytest.approx(
+            logged[0]["grad_norm"], rel=1e-5
+        )
 
 
 def test_gradients_are_those_of_the_sum_divided_once_by_the_count(make_judge):
@@ -139,7 +153,9 @@ def test_gradients_are_those_of_the_sum_divided_once_by_the_count(make_judge):
     judge.model.zero_grad()
     whole = loss_fn(judge.model, collate(examples(0)))
     (whole.sum / whole.count).backward()
-    torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in judge.model.parameters()]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        gradient, torch.cat([p.grad.flatten() for p in judge.model.parameters()]), rtol=0, atol=1e-6
+    )
     assert found["loss"] == pytest.approx(whole.sum.item() / whole.count, rel=1e-6)
     assert found.keys() - {"loss"} == whole.metrics.keys()
     judge.model.zero_grad()  # the wrong twin: a mean of the micro-batches' means
@@ -171,7 +187,9 @@ def test_the_gradient_is_clipped_to_clip_norm_and_logged_as_it_was(make_judge, t
 def test_half_precision_compute_keeps_full_precision_weights(make_judge, tmp_path):
     judge = make_judge()
     drive(tmp_path, judge, steps=2, distributed=DistributedModel(judge.model, dtype=torch.bfloat16))
-    assert {p.dtype for p in judge.model.parameters()} == {torch.float32} and all(math.isfinite(row["loss"]) for row in metrics(tmp_path))
+    assert {p.dtype for p in judge.model.parameters()} == {torch.float32} and all(
+        math.isfinite(row["loss"]) for row in metrics(tmp_path)
+    )
 
 
 # --- Optimizers and schedule ------------------------------------------------------------------------------------------
@@ -209,7 +227,14 @@ def test_every_step_uses_its_factor_of_every_groups_peak(make_judge, tmp_path):
         return loss_fn(model, batch)
 
     batch = [collate(examples(0))]
-    drive(tmp_path, judge, batches=lambda step, cursor: batch, loss=loss, optimizers=optimizers, schedule={"warmup_frac": 0.5})
+    drive(
+        tmp_path,
+        judge,
+        batches=lambda step, cursor: batch,
+        loss=loss,
+        optimizers=optimizers,
+        schedule={"warmup_frac": 0.5},
+    )
     factors = [Schedule(4, warmup_frac=0.5).lr_factor(step) for step in range(4)]
     assert seen == [[factor * 1e-3, factor * 0.05] for factor in factors]
     assert [row["lr_factor"] for row in metrics(tmp_path)] == factors
@@ -217,7 +242,12 @@ def test_every_step_uses_its_factor_of_every_groups_peak(make_judge, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "evaluated", "saved"),
-    [({}, [7], [7]), ({"eval_every": 3}, [3, 6, 7], [3, 6, 7]), ({"save_every": 2}, [7], [2, 4, 6, 7]), ({"eval_every": 7}, [7], [7])],
+    [
+        ({}, [7], [7]),
+        ({"eval_every": 3}, [3, 6, 7], [3, 6, 7]),
+        ({"save_every": 2}, [7], [2, 4, 6, 7]),
+        ({"eval_every": 7}, [7], [7]),
+    ],
 )
 def test_it_evaluates_and_saves_when_asked_and_at_the_end(settings, evaluated, saved):
     schedule = Schedule(7, **settings)
@@ -256,8 +286,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(make_judge, tmp_path, 
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_advice(make_judge, tmp_path):
     judge = make_judge()
     before, most = weights(judge), Schedule(1).max_skipped
-    with pytest.raises(FloatingPointError, match=rf"step {most - 1}: loss nan, gradient norm nan, {most} in a row; its batch is in .*bad-step-00000{most - 1}-rank-0.json; lower --lr"):
-        drive(tmp_path, judge, steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=broken("loss", set(range(9))))
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"step {most - 1}: loss nan, gradient norm nan, {most} in a row; "
+        rf"its batch is in .*bad-step-00000{most - 1}-rank-0.json; lower --lr",
+    ):
+        drive(
+            tmp_path,
+            judge,
+            steps=9,
+            batches=lambda step, cursor: [collate(examples(0))],
+            loss=broken("loss", set(range(9))),
+        )
     assert torch.equal(weights(judge), before) and len(metrics(tmp_path)) == most - 1
 
 
@@ -288,7 +328,7 @@ def test_the_best_checkpoint_is_named_and_kept_beside_the_newest(make_judge, tmp
 
 def test_what_a_stage_wants_logged_stands_beside_the_loss(make_judge, tmp_path):
     def draw(step, cursor):
-        return Drawn(examples(0), {"reward": 0.25}, [{"row": 7}])
+        return StepItems(examples(0), {"reward": 0.25}, [{"row": 7}])
 
     drive(tmp_path, make_judge(), steps=1, draw=draw)
     (row,) = metrics(tmp_path)
@@ -297,12 +337,12 @@ def test_what_a_stage_wants_logged_stands_beside_the_loss(make_judge, tmp_path):
 
 
 def test_updates_share_the_items_that_were_drawn_and_what_was_measured_of_them(make_judge, tmp_path):
-    """Two steps a draw: drawn and prepared before steps 0, 2 and 4; what is drawn beside is new in every step."""
+    """Two steps a draw: drawn and prepared before steps 0, 2 and 4; what is extra is drawn anew in every step."""
     drawn, prepared, beside, seen = [], [], [], []
 
     def draw(step, cursor):
         drawn.append(step)
-        return Drawn(examples(step), {"reward": float(step)}, [{"row": step}])
+        return StepItems(examples(step), {"reward": float(step)}, [{"row": step}])
 
     def prepare(batches, items):
         prepared.append(len(items))
@@ -316,10 +356,12 @@ def test_updates_share_the_items_that_were_drawn_and_what_was_measured_of_them(m
         seen.append(batch.ids.tolist())
         return loss_fn(model, batch)
 
-    stage = {"draw": draw, "prepare": prepare, "beside": further, "summary": lambda cursor: "all done"}
+    stage = {"draw": draw, "prepare": prepare, "extra": further, "summary": lambda cursor: "all done"}
     drive(tmp_path, make_judge(), steps=6, loss=loss, schedule={"updates": 2, "micro_batch_tok": 2**20}, **stage)
     assert drawn == [0, 2, 4] and prepared == [8, 8, 8] and beside == [(step, 8) for step in range(6)]
-    assert seen[0] == seen[2] != seen[4] and [batch for batch in seen[1::2]] == [[[1, 2, 3 + step]] for step in range(6)]
+    assert seen[0] == seen[2] != seen[4] and [batch for batch in seen[1::2]] == [
+        [[1, 2, 3 + step]] for step in range(6)
+    ]
     assert [row["reward"] for row in metrics(tmp_path)] == [0, 0, 2, 2, 4, 4]
     assert len((tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
@@ -327,7 +369,9 @@ def test_updates_share_the_items_that_were_drawn_and_what_was_measured_of_them(m
 def test_a_summary_of_the_cursor_is_printed_once_where_a_step_was_made(make_judge, tmp_path, capsys):
     for expected in ("3 calls\n", ""):  # the second time nothing is left to do
         drive(tmp_path, make_judge(), steps=3, summary=lambda cursor: f"{cursor['calls']} calls")
-        assert [line for line in capsys.readouterr().out.splitlines(keepends=True) if "calls" in line] == expected.splitlines(keepends=True)
+        assert [
+            line for line in capsys.readouterr().out.splitlines(keepends=True) if "calls" in line
+        ] == expected.splitlines(keepends=True)
 
 
 def test_an_evaluation_judges_with_the_weights_of_its_step(make_judge, tmp_path):
@@ -386,7 +430,9 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(make_judge, tmp_path,
     for name in ("best.json", *(f"step-{step:06d}/{file}" for step in (4, 6) for file in parts_of_a_checkpoint)):
         path = os.path.join("checkpoints", name)
         assert (tmp_path / "parts" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), name
-    assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == sorted(os.listdir(tmp_path / "whole" / "checkpoints"))
+    assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == sorted(
+        os.listdir(tmp_path / "whole" / "checkpoints")
+    )
 
 
 def test_a_finished_run_has_nothing_left_to_do(make_judge, tmp_path):
@@ -396,7 +442,7 @@ def test_a_finished_run_has_nothing_left_to_do(make_judge, tmp_path):
     assert len(metrics(tmp_path)) == 2
 
 
-# --- Being asked to stop --------------------------------------------------------------------------------------------------
+# --- Being asked to stop ----------------------------------------------------------------------------------------------
 def asks(number: int, at: int):
     """A loss during whose `at`-th call (from 0) this process gets a signal, as from a scheduler or a keyboard."""
     calls = []
@@ -414,8 +460,17 @@ def asks(number: int, at: int):
 def test_a_signal_lets_the_step_end_saves_it_and_says_what_to_exit_with(make_judge, tmp_path, number, code):
     before = signal.getsignal(number)
     batch = [collate(examples(0))]
-    with pytest.raises(Stopped, match="stopped after step 2 of 6, which is saved; the same command continues") as caught:
-        drive(tmp_path / "parts", make_judge(), steps=6, batches=lambda step, cursor: batch, loss=asks(number, 1), schedule={"save_every": 4})
+    with pytest.raises(
+        Stopped, match="stopped after step 2 of 6, which is saved; the same command continues"
+    ) as caught:
+        drive(
+            tmp_path / "parts",
+            make_judge(),
+            steps=6,
+            batches=lambda step, cursor: batch,
+            loss=asks(number, 1),
+            schedule={"save_every": 4},
+        )
     assert caught.value.code == code and signal.getsignal(number) is before
     assert [step for step, _ in checkpoints(tmp_path / "parts" / "checkpoints")] == [2]
     resumed, whole = make_judge(seed=4), make_judge()
@@ -426,7 +481,14 @@ def test_a_signal_lets_the_step_end_saves_it_and_says_what_to_exit_with(make_jud
 
 def test_a_stop_waits_for_a_step_after_which_a_checkpoint_may_lie(make_judge, tmp_path):
     with pytest.raises(Stopped, match="after step 4 of 9"):
-        drive(tmp_path, make_judge(), steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=asks(signal.SIGTERM, 2), schedule={"updates": 4})
+        drive(
+            tmp_path,
+            make_judge(),
+            steps=9,
+            batches=lambda step, cursor: [collate(examples(0))],
+            loss=asks(signal.SIGTERM, 2),
+            schedule={"updates": 4},
+        )
 
 
 def test_a_second_ctrl_c_does_not_wait(make_judge, tmp_path):
@@ -450,11 +512,18 @@ def test_a_stop_during_an_evaluation_ends_after_it(make_judge, tmp_path):
     assert read_best(tmp_path / "checkpoints")["evaluated_through"] == 2
 
 
-# --- Numbers and memory ---------------------------------------------------------------------------------------------------
+# --- Numbers and memory -----------------------------------------------------------------------------------------------
 def test_the_batch_of_the_last_skipped_step_is_written_down_to_be_looked_at(make_judge, tmp_path):
     judge, batch = make_judge(), collate(examples(0))
     with pytest.raises(FloatingPointError, match="2 in a row; its batch is in .*bad-step-000003-rank-0.json"):
-        drive(tmp_path, judge, steps=9, batches=lambda step, cursor: [batch], loss=broken("loss", {0, 2, 3}), schedule={"max_skipped": 2})
+        drive(
+            tmp_path,
+            judge,
+            steps=9,
+            batches=lambda step, cursor: [batch],
+            loss=broken("loss", {0, 2, 3}),
+            schedule={"max_skipped": 2},
+        )
     dumped = json.loads((tmp_path / "bad-step-000003-rank-0.json").read_text(encoding="utf-8"))
     assert dumped["step"] == 3 and "loss nan" in dumped["error"]
     (part,) = dumped["micro_batches"]
@@ -480,7 +549,14 @@ def test_a_reward_that_is_not_finite_skips_its_step_and_too_many_end_the_run_wit
 
 def test_how_many_steps_in_a_row_were_skipped_survives_an_interruption(make_judge, tmp_path):
     def go(steps: set[int]):
-        drive(tmp_path, make_judge(), steps=9, batches=lambda step, cursor: [collate(examples(0))], loss=broken("loss", steps), schedule={"save_every": 2})
+        drive(
+            tmp_path,
+            make_judge(),
+            steps=9,
+            batches=lambda step, cursor: [collate(examples(0))],
+            loss=broken("loss", steps),
+            schedule={"save_every": 2},
+        )
 
     with pytest.raises(FloatingPointError, match="step 5: .* 5 in a row"):
         go({1, 2, 3, 4, 5})
@@ -489,7 +565,7 @@ def test_how_many_steps_in_a_row_were_skipped_survives_an_interruption(make_judg
 
 
 def too_large(rows: int, part: str):
-    """A loss that does not fit into memory with more than `rows` rows; the error comes in the forward or in the middle of the backward pass."""
+    """A loss that does not fit into memory with more than `rows` rows, in the forward or the backward pass."""
 
     class Full(torch.autograd.Function):
         @staticmethod
@@ -505,7 +581,10 @@ def too_large(rows: int, part: str):
         if len(batch.ids) <= rows:
             return found
         if part == "forward":
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 1 bytes"
+            )
         return found._replace(sum=found.sum + 0 * Full.apply(model.model.layers[0].mlp.gate_proj.weight).sum())
 
     return loss
@@ -518,11 +597,18 @@ def test_a_micro_batch_that_does_not_fit_is_halved_once_and_the_step_is_the_same
     gradients = [parameter.grad.clone() for parameter in judge.model.parameters()]
     judge.model.zero_grad()
     found = accumulate(DistributedModel(judge.model), parts, too_large(4, part))
-    assert "out of memory in a micro-batch: the step is repeated once, with it halved; a smaller --micro-batch-tok" in capsys.readouterr().err
+    assert (
+        "out of memory in a micro-batch: the step is repeated once, with it halved; a smaller --micro-batch-tok"
+        in capsys.readouterr().err
+    )
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     for parameter, gradient in zip(judge.model.parameters(), gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
-    with pytest.raises(MemoryError, match="out of memory in micro-batch 1; try a smaller --micro-batch-tok, --activation-checkpointing or --lora-rank"):
+    with pytest.raises(
+        MemoryError,
+        match="out of memory in micro-batch 1; try a smaller --micro-batch-tok, "
+        "--activation-checkpointing or --lora-rank",
+    ):
         accumulate(DistributedModel(judge.model), parts, too_large(2, part))
 
 
@@ -543,12 +629,16 @@ def test_a_run_that_branches_off_does_not_take_the_others_checkpoint_for_its_bes
     drive(tmp_path / "old", make_judge(), steps=2, evaluate=evaluate, schedule={"eval_every": 2})
     path = str(checkpoints(tmp_path / "old" / "checkpoints")[-1][1])
     evaluate, asked = scores(tmp_path / "new", 0.5)
-    judge, stage = make_judge(seed=1), Stage("test", lambda step, cursor: Drawn(examples(0)), loss_fn)
+    judge, stage = make_judge(seed=1), Stage("test", lambda step, cursor: StepItems(examples(0)), loss_fn)
     train(
         judge, Run(tmp_path / "new", Config(), path), stage,
         schedule=Schedule(4, eval_every=4), optimizers=make_optimizers(judge.model, 1e-2), evaluate=evaluate,
     )  # fmt: skip
-    assert asked == [4] and read_best(tmp_path / "new" / "checkpoints") == {"step": 4, "dev_macro_f1": 0.5, "evaluated_through": 4}
+    assert asked == [4] and read_best(tmp_path / "new" / "checkpoints") == {
+        "step": 4,
+        "dev_macro_f1": 0.5,
+        "evaluated_through": 4,
+    }
 
 
 def test_a_signal_that_comes_when_all_steps_are_done_is_not_lost(make_judge, tmp_path):

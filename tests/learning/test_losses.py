@@ -1,4 +1,4 @@
-"""Every loss: values derived by hand, wrong twins rejected, float64 gradients, masks, splits, and a bandit it must solve."""
+"""Every loss: values derived by hand, wrong twins rejected, float64 gradients, masks, splits, and a bandit to solve."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_sft_is_the_sum_over_reply_tokens_and_counts_tokens():
 
 
 def test_sft_weights_enter_the_sum_and_the_count():
-    """Weight 3 on each row's first token: 3*1 + 2 + 3*3 = 14 over 3 + 1 + 3 = 7, mean 2; over 3 tokens it would be 14/3."""
+    """Weight 3 on each row's first token: 3*1 + 2 + 3*3 = 14 over 3 + 1 + 3 = 7, mean 2; over 3 tokens 14/3."""
     weights = tensor([3.0, 1.0, 5.0], [3.0, 5.0, math.nan])  # the padding's weights do not count
     loss = sft_loss(SFT_LOGP, SFT_MASK, weights=weights)
     assert (loss.sum.item(), loss.count) == (14.0, 7.0)
@@ -156,7 +156,7 @@ def test_robust_dpo_by_hand():
 
 
 def test_robust_dpo_is_unbiased_under_swapped_pairs():
-    """Where a share e of the pairs is swapped, its mean over the noise is the clean loss: (1-e) f(h) + e f(-h) = -log s(h)."""
+    """With a share e of the pairs swapped, its mean over the noise is the clean loss: (1-e) f(h) + e f(-h) = f(h)."""
     e = 0.3
     clean = dpo_loss(*PAIR, beta=0.5, loss_type="robust", label_smoothing=e).sum
     swapped = dpo_loss(PAIR[1], PAIR[0], PAIR[3], PAIR[2], beta=0.5, loss_type="robust", label_smoothing=e).sum
@@ -199,17 +199,17 @@ def test_nll_anchor_adds_the_mean_nll_of_the_chosen_reply():
 
 
 def test_dpo_metrics_are_means_over_pairs():
-    """Pairs h = 1 (c 1, r -1) and h = -0.5 (c -1, r 0) at beta 0.5: chosen (0.5 - 0.5)/2, rejected -0.25, margin 0.25."""
-    policy = tensor(-1.0, -3.0), tensor(-4.0, -3.0)
-    reference = tensor(-2.0, -2.0), tensor(-3.0, -3.0)
+    """At beta 0.5 pairs h = 2 (c 2, r -2) and h = -0.5 (c -1, r 0): chosen (1 - 0.5)/2, rejected -1/2, margin 1.5/2."""
+    policy = tensor(-1.0, -3.0), tensor(-5.0, -3.0)
+    reference = tensor(-3.0, -2.0), tensor(-3.0, -3.0)
     metrics = dpo_loss(*policy, *reference, beta=0.5).metrics
     assert metrics == {
-        "rewards/chosen": 0.0,
-        "rewards/rejected": -0.25,
-        "rewards/margins": 0.25,
+        "rewards/chosen": 0.25,
+        "rewards/rejected": -0.5,
+        "rewards/margins": 0.75,
         "rewards/accuracies": 0.5,
         "logps/chosen": -2.0,
-        "logps/rejected": -3.5,
+        "logps/rejected": -4.0,
     }
 
 
@@ -275,7 +275,7 @@ def test_groups_are_contiguous_rows():
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_give_exact_zeros(scale):
-    """Seven times 0.1 in float32 does not have the mean 0.1: rounding over a std of 0 + 1e-4 must not become a gradient."""
+    """Seven times 0.1 in float32 does not have the mean 0.1: rounding over 0 + 1e-4 must not become a gradient."""
     rewards = torch.cat([torch.full((7,), 0.1), torch.tensor([1.0, 0, 0, 0, 0, 0, 0])])
     advantages = group_advantages(rewards, 7, scale=scale)
     assert (advantages[:7] == 0).all() and (advantages[7:] != 0).all()
@@ -384,7 +384,7 @@ def test_the_edge_of_the_clip_is_inside_and_its_limits_are_allowed():
 
 
 def test_kl_estimators_by_hand():
-    """d = log pi - log ref = log 2: k1 0.69315, k2 0.24023, k3 1/2 - 1 + log 2 = 0.19315 (inverted: 2 - 1 - log 2 = 0.30685)."""
+    """d = log pi - log ref = log 2: k1 0.69315, k2 0.24023, k3 1/2 - 1 + log 2 = 0.19315 (inverted: 0.30685)."""
     logp, ref = tensor([-1.0]), tensor([-1.0 - math.log(2)])
     for estimator, expected in (("k1", math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", math.log(2) - 0.5)):
         close(kl_estimate(logp, ref, estimator), [[expected]])
@@ -417,8 +417,8 @@ def test_kl_is_logged_but_not_added_where_its_coefficient_is_zero():
 
 
 def test_entropy_is_logged_as_a_mean_over_what_counts_and_never_added():
-    """Replies of one token (entropy 1) and of three (0, 0, 3): a mean of means (1 + 1) / 2 = 1; over tokens 4 / 4 = 1 also, with a
-    last entropy of 7 it is 8 / 4 = 2 against (1 + 7/3) / 2. What lies outside the mask is ignored."""
+    """Replies of one token (entropy 1) and of three (0, 0, 3): a mean of means (1 + 1) / 2 = 1; over tokens 4 / 4 = 1
+    also, with a last entropy of 7 it is 8 / 4 = 2 against (1 + 7/3) / 2. Entropies outside the mask are ignored."""
     logp = tensor([-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]).requires_grad_()
     mask = torch.tensor([[True, False, False], [True, True, True]])
     entropy = tensor([1.0, math.nan, 99.0], [0.0, 0.0, 7.0]).requires_grad_()
@@ -464,8 +464,8 @@ def test_token_weights_by_hand():
 
 
 def test_the_sequence_ratio_is_a_geometric_mean_over_the_reply():
-    """Log-ratios (log 4, 0): s = 4^(1/2) = 2, so A = -1 costs 2 per reply; token-wise (4 + 1)/2 = 2.5; summed over T = 3
-    columns instead of 2 tokens it would be 4^(1/3) = 1.587. A = 1 is clipped to 1.2."""
+    """Log-ratios (log 4, 0): s = 4^(1/2) = 2, so A = -1 costs 2 per reply; token-wise (4 + 1)/2 = 2.5; summed over
+    T = 3 columns instead of 2 tokens it would be 4^(1/3) = 1.587. A = 1 is clipped to 1.2."""
     logp = tensor([0.0, 0.0, -5.0])
     old = tensor([-math.log(4), 0.0, -9.0])
     mask = torch.tensor([[True, True, False]])
@@ -598,7 +598,7 @@ CASES = (
 
 @pytest.mark.parametrize(("case", "options"), CASES)
 def test_micro_batches_change_nothing(case, options):
-    """1 x 6 equals 3 x 2 and 6 x 1, in the divided gradient and in the count-weighted metrics; a mean of means does not."""
+    """1 x 6 equals 3 x 2 and 6 x 1, in the divided gradient and the weighted metrics; a mean of means does not."""
     leaf, loss_of = case(options)
     whole = loss_of(slice(None))
     (gradient,) = torch.autograd.grad(whole.sum, leaf)
@@ -721,7 +721,7 @@ def test_metrics_are_plain_floats():
 
 
 def bandit_step(logits, generator, learning_rate, best, **options):
-    """One GRPO step of a one-token policy: a group of 16 replies, reward 1 for the best arm, two updates per rollout."""
+    """A GRPO step of a one-token policy: a group of 16 replies, reward 1 for the best arm, two updates per rollout."""
     with torch.no_grad():
         arms = torch.multinomial(logits.softmax(0), 16, replacement=True, generator=generator)
         old = logits.log_softmax(0)[arms][:, None]
@@ -774,7 +774,7 @@ def test_the_kl_term_holds_the_policy_at_the_optimum_of_the_regularised_objectiv
 
 @pytest.mark.parametrize("options", DPO_VARIANTS)
 def test_dpo_finds_the_preferred_arm(options):
-    """Two arms, start P(best) = 0.12: the preferred arm passes 0.9 under every variant (ipo: up to its target margin)."""
+    """Two arms, start P(best) = 0.12: the preferred arm passes 0.9 in every variant (ipo: up to its target margin)."""
     logits = tensor(2.0, 0.0).requires_grad_()
     reference = logits.detach().log_softmax(0)
     one = torch.ones(1, dtype=torch.int64)
@@ -790,7 +790,7 @@ def test_dpo_finds_the_preferred_arm(options):
 
 @pytest.mark.parametrize("options", DPO_VARIANTS)
 def test_dpo_finds_the_preferred_one_of_four_labels(options):
-    """Label 3 is preferred over each other; the policy starts from label 0 with P(best) 0.09 and passes 0.8 under every variant."""
+    """Label 3 is preferred over each other; the policy starts with P(best) 0.09 and passes 0.8 in every variant."""
     logits = tensor(2.0, 0.0, 0.0, 0.0).requires_grad_()
     reference = logits.detach().log_softmax(0)
     lengths = {"chosen_length": torch.ones(3, dtype=torch.int64), "rejected_length": torch.ones(3, dtype=torch.int64)}

@@ -58,7 +58,7 @@ def test_equal_texts_count_once():
 
 @pytest.mark.parametrize(("right", "wrong"), [(1, 1), (1, 4), (4, 1), (2, 2), (2, 4), (3, 4), (3, 3), (4, 6)])
 def test_pairs_never_repeat_and_spread_over_the_replies(right, wrong):
-    """Every prefix of the list uses the replies of a side equally often, to within one; the full list has every pair once."""
+    """Every prefix of the list uses the replies of a side equally often, to within one; the list has each pair once."""
     grades = [4] * right + [1] * wrong
     texts = [str(index) for index in range(right + wrong)]
     for limit in range(1, right * wrong + 3):
@@ -90,7 +90,7 @@ def test_mining_refuses_what_does_not_fit():
             mine_pairs(*arguments, has_teacher=False, **options)
 
 
-# ---- label flow -------------------------------------------------------------------------------------------------------
+# ---- label flow ------------------------------------------------------------------------------------------------------
 
 
 def flow_counts(flows, kept):

@@ -14,12 +14,14 @@ MASK = torch.ones(2, 3, dtype=torch.bool)
 
 
 def test_a_ratio_close_to_one_survives_in_float32_and_is_lost_in_bfloat16():
-    """A log-prob of -5 has steps of 2^-5 = 0.03 in bfloat16: an update that moves it by 0.001 rounds to no update at all, ratio 1."""
+    """A log-prob of -5 has steps of 2^-5 = 0.03 in bfloat16: an update of 0.001 is lost in rounding, ratio 1."""
     old = torch.full((2, 3), -5.0)
     moved = old + 1e-3
     metrics = grpo_loss(moved, old, torch.ones(2), MASK).metrics
     assert metrics["ratio"] == pytest.approx(1.001, abs=1e-6)
-    assert torch.equal((moved.bfloat16() - old.bfloat16()).exp(), torch.ones(2, 3, dtype=torch.bfloat16))  # the wrong twin
+    assert torch.equal(
+        (moved.bfloat16() - old.bfloat16()).exp(), torch.ones(2, 3, dtype=torch.bfloat16)
+    )  # the wrong twin
 
 
 @pytest.mark.parametrize("which", ["logp", "old_logp", "ref_logp"])
@@ -32,7 +34,7 @@ def test_log_probs_in_half_precision_are_refused_by_name(which, dtype):
 
 
 def test_under_bfloat16_log_probs_are_float32_and_an_update_shows_in_the_ratio(make_judge):
-    """Products are in bfloat16, sums and log-softmax are not: what an update does to the log-probs is measured right on average."""
+    """Products are in bfloat16, sums and log-softmax are not: what an update changes is measured right on average."""
     judge = make_judge(hidden_size=64, intermediate_size=128, head_dim=32)
     ids = torch.randint(300, (16, 24), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)

@@ -98,7 +98,11 @@ def test_steps_count_a_quarter_each():
     # One of two outcomes wrong: (material met) in common of (material met, colour met, colour near).
     assert steps_of(("colour met", "colour near"), label=3) == pytest.approx((3 + 1 / 3) / 4)
     # A demand too many costs as much as one too few: listing everything does not pay.
-    assert steps_of(("; colour met", "")) == steps_of(("colour met", "colour met; size met; brand met")) == pytest.approx((3 + 1 / 2) / 4)
+    assert (
+        steps_of(("; colour met", ""))
+        == steps_of(("colour met", "colour met; size met; brand met"))
+        == pytest.approx((3 + 1 / 2) / 4)
+    )
 
 
 def test_the_rule_gate_gives_nothing_for_steps_that_lead_elsewhere():

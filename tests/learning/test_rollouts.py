@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from taosr1.fast.shared_prompts import pack_rows
+from taosr1.fast.shared_prompts import share_prompts
 from taosr1.judge import DTYPES, Judge
 from taosr1.learning import rollouts
 from taosr1.learning.difficulty import grade_share_cv
@@ -90,7 +90,9 @@ def test_groups_are_kept_where_some_but_not_too_many_replies_are_right(labeller,
     reasons = Counter()
     for record in records:
         right = record["right"]
-        reason = "all wrong" if right == 0 else "all right" if right == 4 else "too easy" if right >= (gamma or 4) else ""
+        reason = (
+            "all wrong" if right == 0 else "all right" if right == 4 else "too easy" if right >= (gamma or 4) else ""
+        )
         assert (record["dropped"], record["kept"]) == (reason, not reason)
         if record["replies"]:
             assert right == sum(text == str(record["gold"]) for text in record["replies"])
@@ -106,16 +108,25 @@ def test_prefill_decodes_kept_groups_alone_and_keeps_as_many_as_sampling(labelle
         kept[difficulty], decoded[difficulty] = sampler.metrics["kept_frac"], sampler.metrics["decoded_tok"]
         for record in records:
             assert len(record["replies"]) == (4 if record["kept"] or difficulty == "samples" else 0)
-            assert len(record["labels"]) == 4 and record["right"] == record["labels"].count(record["gold"])  # drawn for dropped groups too
+            assert len(record["labels"]) == 4 and record["right"] == record["labels"].count(
+                record["gold"]
+            )  # drawn for dropped groups too
     assert kept["prefill"] == pytest.approx(kept["samples"], abs=0.12)  # three standard deviations
     assert decoded["prefill"] == pytest.approx(decoded["samples"] * kept["prefill"], rel=0.01)
 
 
 def test_prefill_and_samples_give_kept_groups_the_same_right_counts(labeller):
-    """Drawing the labels anew for kept groups would give Binomial(G, p) again, all-right and all-wrong groups included."""
+    """Drawing the labels anew for kept groups would give Binomial(G, p) again, with all-right and all-wrong groups."""
     shares = {}
     for difficulty in ("samples", "prefill"):
-        sampler = Steps(labeller((0.2, 0.2, 0.2, 0.4)), rows_of(4), difficulty=difficulty, balance="none", groups=1500, max_new_tokens=2)
+        sampler = Steps(
+            labeller((0.2, 0.2, 0.2, 0.4)),
+            rows_of(4),
+            difficulty=difficulty,
+            balance="none",
+            groups=1500,
+            max_new_tokens=2,
+        )
         _, records = sampler.collect(0, {})
         counts = Counter(sum(text == "4" for text in record["replies"]) for record in records if record["kept"])
         shares[difficulty] = [counts[right] / sum(counts.values()) for right in range(5)]
@@ -128,12 +139,15 @@ def test_a_label_that_is_followed_by_more_is_not_right_under_either_difficulty(l
     """Every reply begins with a label and goes on as "411", which no parser reads as one."""
     monkeypatch.setattr(Judge, "reply_text", lambda *_: "411")
     _, records = Steps(labeller(), difficulty=difficulty, max_resample=1).collect(0, {})
-    assert not any(record["kept"] for record in records) and {label for record in records if record["replies"] for label in record["labels"]} == {None}
+    assert not any(record["kept"] for record in records) and {
+        label for record in records if record["replies"] for label in record["labels"]
+    } == {None}
 
 
 def test_root_balance_weighs_grades_by_the_root_of_their_frequency():
-    """Rows: sixteen 4s, four 2s; so 4s weigh sqrt(16) = 4 and 2s sqrt(4) = 2. Kept: three groups of 4 and one of 2, mean weight 1:
-    4 groups in all, 2/3 of the weight to the three and 1/3 to the one: 8/9 and 4/3. A weight of the frequency itself would be 16/15, 4/5."""
+    """Rows: sixteen 4s, four 2s; so 4s weigh sqrt(16) = 4 and 2s sqrt(4) = 2. Kept: three groups of 4 and one of 2,
+    mean weight 1: 4 groups in all, 2/3 of the weight to the three and 1/3 to the one: 8/9 and 4/3. A weight of the
+    frequency itself would be 16/15, 4/5."""
     assert root_weights([4, 4, 4, 2], [4] * 16 + [2] * 4) == pytest.approx([8 / 9] * 3 + [4 / 3])
 
 
@@ -144,14 +158,18 @@ def test_root_balance_is_what_trained_advantages_carry(labeller):
         if record["kept"]:
             share = record["right"] / 4
             weighed.setdefault(record["gold"], set()).add(round(max(record["advantages"]) / (1 - share), 2))
-    assert all(len(values) == 1 for values in weighed.values()) and len({min(values) for values in weighed.values()}) > 1
+    assert (
+        all(len(values) == 1 for values in weighed.values()) and len({min(values) for values in weighed.values()}) > 1
+    )
     _, records = plain.collect(0, {})
     for record in records:
         if record["kept"]:
             assert max(record["advantages"]) == pytest.approx(1 - record["right"] / 4, abs=1e-3)
 
 
-@pytest.mark.parametrize(("setting", "expected"), [({"adv_std": "none"}, 0.75), ({"adv_std": "group"}, 1.5), ({"adv_clamp": 0.5}, 0.5)])
+@pytest.mark.parametrize(
+    ("setting", "expected"), [({"adv_std": "none"}, 0.75), ({"adv_std": "group"}, 1.5), ({"adv_clamp": 0.5}, 0.5)]
+)
 def test_the_kind_of_advantage_reaches_the_batches(labeller, setting, expected):
     """One right reply of four: 3/4 without a std, 0.75 / 0.5001 with the group's, and at most the clamp."""
     _, records = Steps(labeller(), balance="none", groups=40, **setting).collect(0, {})
@@ -163,7 +181,9 @@ def test_the_imbalance_that_survived_and_the_one_that_is_left_are_both_told(labe
     sampler = Steps(labeller(), balance="class", groups=60)
     _, records = sampler.collect(0, {})
     survived = [record["gold"] for record in records if record["kept"] or record["dropped"] == "balance"]
-    assert sampler.metrics["survived_cv"] == pytest.approx(grade_share_cv(survived)) and sampler.metrics["survived_cv"] > 0
+    assert (
+        sampler.metrics["survived_cv"] == pytest.approx(grade_share_cv(survived)) and sampler.metrics["survived_cv"] > 0
+    )
     assert sampler.metrics["kept_cv"] == 0
 
 
@@ -176,13 +196,19 @@ def test_a_pool_that_is_all_right_or_all_wrong_ends_at_the_cap_without_a_gradien
             assert batches == [] and {record["dropped"] for record in records} == {reason}
             assert sampler.metrics["resamples"] == 3 and 4 * 3 <= len(records) <= 4 * 8
             assert sampler.metrics["kept_frac"] == sampler.metrics["kept_groups"] == sampler.metrics["kept_cv"] == 0
-            assert sampler.metrics["all_right_frac"] == (reason == "all right") and sampler.metrics["all_wrong_frac"] == (reason == "all wrong")
+            assert sampler.metrics["all_right_frac"] == (reason == "all right") and sampler.metrics[
+                "all_wrong_frac"
+            ] == (reason == "all wrong")
 
 
 def test_a_pool_of_one_grade_is_trained_on_and_its_imbalance_is_told(labeller):
     sampler = Steps(labeller(), rows_of(4, 4, 4, 4, 4), min_groups=6)
     batches, records = sampler.collect(0, {})
-    assert batches and all(record["gold"] == 4 for record in records) and sampler.metrics["kept_cv"] == pytest.approx(3**0.5)
+    assert (
+        batches
+        and all(record["gold"] == 4 for record in records)
+        and sampler.metrics["kept_cv"] == pytest.approx(3**0.5)
+    )
 
 
 def test_it_refills_only_while_too_few_groups_are_kept(labeller):
@@ -200,7 +226,9 @@ def test_class_balance_keeps_equally_many_groups_of_every_grade(labeller):
     _, records = sampler.collect(0, {})
     kept = Counter(record["gold"] for record in records if record["kept"])
     assert set(kept) == {1, 2, 3, 4} and len(set(kept.values())) == 1 and sampler.metrics["kept_cv"] == 0
-    assert sampler.metrics["kept_groups"] == sum(kept.values()) and sampler.metrics["kept_frac"] == sum(kept.values()) / len(records)
+    assert sampler.metrics["kept_groups"] == sum(kept.values()) and sampler.metrics["kept_frac"] == sum(
+        kept.values()
+    ) / len(records)
     alive = Counter(record["gold"] for record in records if record["dropped"] in ("", "balance"))
     assert sum(alive.values()) > sum(kept.values()) and min(alive.values()) == kept[1]
 
@@ -216,12 +244,20 @@ def test_grades_whose_groups_rarely_survive_are_drawn_more_often(labeller):
     for step in range(12):
         _, records = sampler.collect(step, cursor)
     drawn = Counter(record["gold"] for record in records)
-    assert cursor["survival"]["1"] < 0.2 < 0.5 < cursor["survival"]["4"] and drawn[1] > 2 * drawn[4] and sum(drawn.values()) <= 24
+    assert (
+        cursor["survival"]["1"] < 0.2 < 0.5 < cursor["survival"]["4"]
+        and drawn[1] > 2 * drawn[4]
+        and sum(drawn.values()) <= 24
+    )
 
 
 @pytest.mark.parametrize("balance", ["class", "none"])
 def test_every_row_of_a_grade_is_drawn_before_any_is_drawn_again(labeller, balance):
-    sampler, cursor, drawn = Steps(labeller(), rows_of(*[4] * 9 + [1] * 5), balance=balance, groups=7, max_resample=1), {}, {1: [], 4: []}
+    sampler, cursor, drawn = (
+        Steps(labeller(), rows_of(*[4] * 9 + [1] * 5), balance=balance, groups=7, max_resample=1),
+        {},
+        {1: [], 4: []},
+    )
     for step in range(6):
         for record in sampler.collect(step, cursor)[1]:
             drawn[record["gold"]].append(record["row"])
@@ -234,7 +270,9 @@ def test_only_class_balance_drops_groups_that_survived(labeller, balance):
     sampler = Steps(labeller(), balance=balance, groups=32)
     _, records = sampler.collect(0, {})
     alive = [record for record in records if 0 < record["right"] < 4]
-    assert all(record["kept"] and record["advantages"] for record in alive) and sampler.metrics["kept_groups"] == len(alive)
+    assert all(record["kept"] and record["advantages"] for record in alive) and sampler.metrics["kept_groups"] == len(
+        alive
+    )
 
 
 def test_a_row_drawn_twice_makes_two_groups_of_which_balance_may_drop_one(labeller):
@@ -247,17 +285,21 @@ def test_a_row_drawn_twice_makes_two_groups_of_which_balance_may_drop_one(labell
 
 # --- What is trained on -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("difficulty", ["samples", "prefill"])
-def test_batches_hold_every_kept_reply_with_its_own_log_probs_and_advantages_of_its_group(make_judge, labeller, difficulty):
+def test_batches_hold_every_kept_reply_with_its_own_log_probs_and_advantages_of_its_group(
+    make_judge, labeller, difficulty
+):
     judge = labeller()
     reference = make_judge(seed=4, tie_word_embeddings=False).model
     sampler = Steps(judge, difficulty=difficulty, reference=reference, temperature=0.8)
     batches, records = sampler.collect(0, {})
     assert len(batches) > 1 and sum(len(batch.ids) for batch in batches) == 4 * sampler.metrics["kept_groups"]
     for batch in batches:
-        packed = pack_rows(batch.ids, batch.mask)  # siblings side by side: their prompt counts once against the budget
-        assert packed.ids.numel() <= 200 and len(packed.ids) <= math.ceil(len(batch.ids) / 2)
+        shared = share_prompts(batch.ids, batch.mask)  # replies of a group: their prompt counts once in the budget
+        assert shared.ids.numel() <= 200 and len(shared.ids) <= math.ceil(len(batch.ids) / 2)
         with torch.no_grad():
-            scores = [completion_logp(model, batch.ids, batch.mask, temperature=0.8) for model in (judge.model, reference)]
+            scores = [
+                completion_logp(model, batch.ids, batch.mask, temperature=0.8) for model in (judge.model, reference)
+            ]
         torch.testing.assert_close(batch.old_logp, scores[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(batch.ref_logp, scores[1], rtol=0, atol=1e-5)
         first = batch.mask.int().argmax(dim=1)
@@ -301,13 +343,21 @@ def test_every_group_is_recorded_with_its_replies_rewards_and_fate(labeller):
     assert json.loads(json.dumps(records)) == records
     for record in records:
         assert record.keys() == {
-            "row", "gold", "right", "kept", "dropped", "probs", "labels", "logps", "reward_parts", "rewards", "advantages", "replies"
+            "row", "gold", "right", "kept", "dropped", "probs", "labels", "logps", "reward_parts", "rewards",
+            "advantages", "replies",
         }  # fmt: skip
         assert record["gold"] == ALL_GRADES[record["row"]].grade
-        assert record["labels"] == [int(text) for text in record["replies"]] and record["probs"] == pytest.approx(EVEN, abs=1e-3)
-        assert record["logps"] == pytest.approx([math.log(0.25)] * 4, abs=0.01)  # the end of sequence is all but certain
+        assert record["labels"] == [int(text) for text in record["replies"]] and record["probs"] == pytest.approx(
+            EVEN, abs=1e-3
+        )
+        assert record["logps"] == pytest.approx(
+            [math.log(0.25)] * 4, abs=0.01
+        )  # the end of sequence is all but certain
         for text, parts, reward in zip(record["replies"], record["reward_parts"], record["rewards"]):
-            assert parts == {"label": float(int(text) == record["gold"]), "ordinal": 1 - abs(int(text) - record["gold"]) / 3}
+            assert parts == {
+                "label": float(int(text) == record["gold"]),
+                "ordinal": 1 - abs(int(text) - record["gold"]) / 3,
+            }
             assert reward == pytest.approx(parts["label"] + 0.5 * parts["ordinal"])
 
 
@@ -383,8 +433,10 @@ def test_the_balanced_reward_weighs_every_grade_alike(labeller):
 
 
 @pytest.mark.parametrize("difficulty", ["samples", "prefill"])
-def test_a_teachers_reply_in_an_all_wrong_group_is_one_change_and_counts_as_the_teachers(labeller, monkeypatch, difficulty):
-    """Whatever measures difficulty: the group is kept, its other replies are decoded, and metrics are the model's own."""
+def test_a_teachers_reply_in_an_all_wrong_group_is_one_change_and_counts_as_the_teachers(
+    labeller, monkeypatch, difficulty
+):
+    """However difficulty is measured: the group is kept, its other replies are decoded, metrics are the model's own."""
     judge, drop = labeller((0.4, 0.4, 0.1, 0.1)), grpo.drop_by_difficulty
 
     def with_teacher(groups, gamma):
@@ -423,7 +475,9 @@ def test_a_step_depends_on_seed_step_cursor_and_weights_alone(labeller, balance)
     unbroken = first.collect(1, cursor)
     resumed = Steps(judge, balance=balance).collect(1, stored)
     assert resumed[1] == unbroken[1] and stored == cursor
-    assert all(torch.equal(a.ids, b.ids) and torch.equal(a.old_logp, b.old_logp) for a, b in zip(resumed[0], unbroken[0]))
+    assert all(
+        torch.equal(a.ids, b.ids) and torch.equal(a.old_logp, b.old_logp) for a, b in zip(resumed[0], unbroken[0])
+    )
     assert torch.equal(torch.get_rng_state(), before)
     other = Steps(judge, balance=balance, seed=1).collect(1, copy.deepcopy(stored))
     assert other[1] != unbroken[1] and Steps(judge, balance=balance).collect(2, stored)[1] != unbroken[1]

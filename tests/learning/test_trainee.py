@@ -34,21 +34,38 @@ def test_with_adapters_the_frozen_rest_is_held_in_the_compute_type(capsys):
 def test_adapters_need_trained_weights_and_known_layers():
     with pytest.raises(ValueError, match="--model tiny is fresh weights"):
         load_trainee("tiny", MemoryFlags(lora_rank=4), dtype="float32")
-    for flags, dropout in ((MemoryFlags(), 0.0), (MemoryFlags(lora_targets="q_proj"), 0.0), (MemoryFlags(lora_alpha=64.0), 0.0), (MemoryFlags(), 0.1)):
+    for flags, dropout in (
+        (MemoryFlags(), 0.0),
+        (MemoryFlags(lora_targets="q_proj"), 0.0),
+        (MemoryFlags(lora_alpha=64.0), 0.0),
+        (MemoryFlags(), 0.1),
+    ):
         ((wrong, message),) = memory_problems(flags, dropout)
         assert wrong == (flags != MemoryFlags() or dropout > 0) and "need --lora-rank" in message
-    for flags, words in ((MemoryFlags(lora_rank=-1), "rank is -1"), (MemoryFlags(lora_rank=2, lora_targets="nonsense"), "targets are nonsense")):
+    for flags, words in (
+        (MemoryFlags(lora_rank=-1), "rank is -1"),
+        (MemoryFlags(lora_rank=2, lora_targets="nonsense"), "targets are nonsense"),
+    ):
         ((wrong, message),) = memory_problems(flags)
         assert wrong and "--lora-" in message and words in message
 
 
 def test_optimizers_hold_what_is_trained_and_decay_every_matrix():
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
     config = DecoderConfig(50, **shape, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8)
     model = Decoder(config).init_weights()
     plain, matrices = make_optimizers(model, 1e-3, weight_decay=0.1)[0].param_groups
     assert plain["weight_decay"] == 0 and matrices["weight_decay"] == 0.1
-    assert {p.ndim for p in matrices["params"]} == {2, 3} and any(p is model.model.layers[0].mlp.experts.up_proj for p in matrices["params"])
+    assert {p.ndim for p in matrices["params"]} == {2, 3} and any(
+        p is model.model.layers[0].mlp.experts.up_proj for p in matrices["params"]
+    )
     adamw, muon = make_optimizers(model, 1e-3, muon_lr=0.02)
     assert {p.ndim for p in muon.param_groups[0]["params"]} == {2}  # Muon knows no stacks
     assert any(p is model.model.layers[0].mlp.experts.up_proj for p in adamw.param_groups[0]["params"])

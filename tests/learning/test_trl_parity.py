@@ -13,7 +13,9 @@ import torch
 
 trl = pytest.importorskip("trl", reason='parity with TRL needs TRL itself: pip install -c constraints.txt -e ".[dev]"')
 if not trl.__version__.startswith("1.16."):
-    pytest.skip(f"the stand-ins fit TRL 1.16, found {trl.__version__}: pip install trl==1.16.0", allow_module_level=True)
+    pytest.skip(
+        f"the stand-ins fit TRL 1.16, found {trl.__version__}: pip install trl==1.16.0", allow_module_level=True
+    )
 
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -61,7 +63,9 @@ def draws(seed=0):
 # ---- GRPO -----------------------------------------------------------------------------------------------------------
 
 
-def trl_grpo(logp, old, ref, advantages, mask=MASK, *, loss_type="grpo", level="token", beta=0.0, clip=(0.2, 0.2), **options):
+def trl_grpo(
+    logp, old, ref, advantages, mask=MASK, *, loss_type="grpo", level="token", beta=0.0, clip=(0.2, 0.2), **options
+):
     """TRL's loss, as it would call backward on it, and its metrics."""
     micro_batches = options.get("micro_batches", 1)
     trainer = SimpleNamespace(
@@ -354,7 +358,7 @@ def test_conservative_dpo_equals_trl_aot_on_one_pair(label_smoothing):
 
 
 def test_the_nll_anchor_is_a_mean_over_pairs_where_trl_averages_tokens():
-    """TRL's `sft` term is one mean over all chosen tokens of the micro-batch, so it depends on the split; ours counts pairs.
+    """TRL's `sft` term is a mean over all chosen tokens of the micro-batch, so it depends on the split; ours does not.
 
     On a single pair both are -log pi(y+) / |y+|.
     """

@@ -18,9 +18,16 @@ from taosr1.task.prompt import PromptConfig
 from train.mine_pairs import main as mine
 from train.sft import main as sft
 
-SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24}
-CHECKPOINT = {"config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "prompt.json", "state.json", "tokenizer.json",
-              "tokenizer_config.json"}  # fmt: skip
+SHAPE = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 24,
+}
+CHECKPOINT = {"config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors",
+              "prompt.json", "state.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +37,9 @@ def base(tmp_path_factory) -> str:
     rows = read_pool("reasoned", 200)
     texts = [f" {row.query}\n {row.title} {row.price}" for row in rows] + [f"{row.grade}\n{row.cot}" for row in rows]
     tokenizer = train_tokenizer(texts, 600, tmp_path_factory.mktemp("tokenizer"))
-    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE, max_position_embeddings=256)).init_weights(torch.Generator().manual_seed(0))
+    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE, max_position_embeddings=256)).init_weights(
+        torch.Generator().manual_seed(0)
+    )
     save_pretrained(model, tokenizer, folder)
     PromptConfig("post-cot", "brief", ("title",)).save(folder)
     return str(folder)
@@ -38,8 +47,9 @@ def base(tmp_path_factory) -> str:
 
 def _trained(base: str, order: str, folder: Path) -> str:
     """A run just long enough that replies have their form, and are right or wrong by turns."""
-    sft(["--model", base, "--order", order, "--data", "synthetic:reasoned*300", "--dev", "synthetic:dev*8", "--steps", "100", "--batch-size", "16",
-         "--optimizer", "muon", "--lr", "0.01", "--out", str(folder / order)])  # fmt: skip
+    sft(["--model", base, "--order", order, "--data", "synthetic:reasoned*300", "--dev", "synthetic:dev*8",
+         "--steps", "100", "--batch-size", "16", "--optimizer", "muon", "--lr", "0.01",
+         "--out", str(folder / order)])  # fmt: skip
     return str(folder / order)
 
 
@@ -59,8 +69,8 @@ def thinker(base, tmp_path_factory) -> str:
 def pairs(post, tmp_path_factory) -> str:
     """Preference pairs of `post`."""
     path = str(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
-    mine(["--model", post, "--data", "synthetic:reasoned*40,synthetic:labelled*40", "--prompts", "60", "--samples", "4", "--max-new-tokens", "64",
-          "--balance", "none", "--out", path])  # fmt: skip
+    mine(["--model", post, "--data", "synthetic:reasoned*40,synthetic:labelled*40", "--prompts", "60",
+          "--samples", "4", "--max-new-tokens", "64", "--balance", "none", "--out", path])  # fmt: skip
     return path
 
 
@@ -99,7 +109,9 @@ def stopped_after(monkeypatch) -> Callable[..., None]:
 
 
 def files(folder: str | Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 def json_lines(path: str | Path) -> list[dict]:
@@ -108,12 +120,15 @@ def json_lines(path: str | Path) -> list[dict]:
 
 def metrics(folder: str | Path) -> list[dict]:
     """metrics.jsonl without what a clock says."""
-    return [{name: value for name, value in row.items() if name != "time_s"} for row in json_lines(Path(folder) / "metrics.jsonl")]
+    return [
+        {name: value for name, value in row.items() if name != "time_s"}
+        for row in json_lines(Path(folder) / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="session")
 def look():
-    """files, json_lines and metrics of a run, the files of a checkpoint, and `same`: two runs are alike byte for byte."""
+    """files, json_lines and metrics of a run, the files of a checkpoint; `same`: two runs are equal byte for byte."""
 
     class Look:
         checkpoint = CHECKPOINT

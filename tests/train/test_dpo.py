@@ -15,11 +15,22 @@ from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.losses import dpo_loss
-from taosr1.learning.preference_pairs import PreferencePair, ReplyLogp, read_pairs, with_reference
 from taosr1.model.logprobs import completion_logp, sequence_logp
+from train.dpo import PreferencePair, ReplyLogp, read_pairs, with_reference
 from train.dpo import main as dpo
 
-QUICK = ["--dev", "synthetic:dev*12", "--batch-size", "8", "--micro-batch-tok", "600", "--max-new-tokens", "20", "--lr", "1e-3"]
+QUICK = [
+    "--dev",
+    "synthetic:dev*12",
+    "--batch-size",
+    "8",
+    "--micro-batch-tok",
+    "600",
+    "--max-new-tokens",
+    "20",
+    "--lr",
+    "1e-3",
+]
 
 
 def flags(model: str, data: str, out: Path, *more: str) -> list[str]:
@@ -28,37 +39,102 @@ def flags(model: str, data: str, out: Path, *more: str) -> list[str]:
 
 def test_three_steps_write_exactly_these_files_and_prefer_the_chosen(post, pairs, tmp_path, look):
     last = dpo(flags(post, pairs, tmp_path / "run", "--steps", "3"))
-    assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
-        f"checkpoints/step-000003/{name}" for name in look.checkpoint
-    }
+    assert look.files(tmp_path / "run") == {
+        "config.json",
+        "identity.json",
+        "env.json",
+        "metrics.jsonl",
+        "checkpoints/best.json",
+    } | {f"checkpoints/step-000003/{name}" for name in look.checkpoint}
     rows = look.metrics(tmp_path / "run")
-    assert [row["step"] for row in rows] == [1, 2, 3, 3] and last.keys() == {"dev_macro_f1", "dev_unparsed_frac", "dev_ece", "dev_brier"}
-    assert rows[0].keys() >= {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll", "rewards/label_margins"}
+    assert [row["step"] for row in rows] == [1, 2, 3, 3] and last.keys() == {
+        "dev_macro_f1",
+        "dev_unparsed_frac",
+        "dev_ece",
+        "dev_brier",
+    }
+    assert rows[0].keys() >= {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "nll",
+        "rewards/label_margins",
+    }
     assert load_judge(str(tmp_path / "run")).prompt.order == "post-cot"
 
 
 def test_the_first_step_stands_at_the_reference(post, pairs, tmp_path, look):
-    every_pair = str(len(Path(pairs).read_text().splitlines()))  # both steps see the same pairs: what the first gained shows in the second
-    dpo(flags(post, pairs, tmp_path / "run", "--steps", "2", "--nll-coef", "0", "--label-weight", "2", "--batch-size", every_pair, "--lr", "2e-4"))
+    every_pair = str(
+        len(Path(pairs).read_text().splitlines())
+    )  # both steps see the same pairs: what the first gained shows in the second
+    dpo(
+        flags(
+            post,
+            pairs,
+            tmp_path / "run",
+            "--steps",
+            "2",
+            "--nll-coef",
+            "0",
+            "--label-weight",
+            "2",
+            "--batch-size",
+            every_pair,
+            "--lr",
+            "2e-4",
+        )
+    )
     first, second = look.metrics(tmp_path / "run")[:2]
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["rewards/margins"] == pytest.approx(
+        0, abs=1e-5
+    )
     assert first["rewards/label_margins"] == pytest.approx(0, abs=1e-5)
     assert second["rewards/margins"] > 1e-3 and second["rewards/label_margins"] > 1e-4
     assert second["loss"] < first["loss"] - 1e-3
 
 
 def test_half_precision_measures_the_reference_as_it_trains(post, pairs, tmp_path, look):
-    """By another kernel, or in float32, the first margin would be noise of some thousandths and half of the pairs 'preferred'."""
-    dpo(flags(post, pairs, tmp_path / "run", "--steps", "1", "--nll-coef", "0", "--dtype", "bfloat16", "--micro-batch-tok", "100000"))
+    """By another kernel, or in float32, the first margin would be noise and half of the pairs 'preferred'."""
+    dpo(
+        flags(
+            post,
+            pairs,
+            tmp_path / "run",
+            "--steps",
+            "1",
+            "--nll-coef",
+            "0",
+            "--dtype",
+            "bfloat16",
+            "--micro-batch-tok",
+            "100000",
+        )
+    )
     first = look.metrics(tmp_path / "run")[0]
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["rewards/margins"] == pytest.approx(0, abs=5e-4)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["rewards/margins"] == pytest.approx(
+        0, abs=5e-4
+    )
 
 
 def test_the_label_weight_enters_the_log_prob_and_the_length(post, pairs, tmp_path, monkeypatch):
-    """What dpo_loss is given: sums of weighted log-probs, the reference's likewise, weighted lengths, and every flag."""
+    """What dpo_loss gets: sums of weighted log-probs, the reference's likewise, weighted lengths, and every flag."""
     calls = []
-    monkeypatch.setattr(train.dpo, "dpo_loss", lambda *given, **named: calls.append((given, named)) or dpo_loss(*given, **named))
-    more = ["--label-weight", "5", "--beta", "0.3", "--loss-type", "robust", "--label-smoothing", "0.2", "--nll-coef", "0.7"]
+    monkeypatch.setattr(
+        train.dpo, "dpo_loss", lambda *given, **named: calls.append((given, named)) or dpo_loss(*given, **named)
+    )
+    more = [
+        "--label-weight",
+        "5",
+        "--beta",
+        "0.3",
+        "--loss-type",
+        "robust",
+        "--label-smoothing",
+        "0.2",
+        "--nll-coef",
+        "0.7",
+    ]
     dpo(flags(post, pairs, tmp_path / "run", "--steps", "1", "--micro-batch-tok", "100000", *more))
     (given, named), judge = calls[0], load_judge(post)
     known = read_pairs(pairs, judge.model.config.vocab_size)
@@ -147,6 +223,8 @@ def test_pairs_without_ids_or_of_another_tokenizer_are_named_by_line(post, pairs
         ({"chosen_ids": "4"}, "chosen_ids"),
     ):
         path.write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n", encoding="utf-8")
-        assert f"{path}:2: field '{field}' must be token ids below" in refused(dpo, *flags(post, str(path), tmp_path / "run"))
+        assert f"{path}:2: field '{field}' must be token ids below" in refused(
+            dpo, *flags(post, str(path), tmp_path / "run")
+        )
     path.write_text("", encoding="utf-8")
     assert f"{path}: no pairs in this file" in refused(dpo, *flags(post, str(path), tmp_path / "run"))

@@ -24,8 +24,8 @@ from taosr1.synthetic.shop import read_pool
 from train.grpo import THINKER
 from train.grpo import main as grpo
 
-QUICK = ["--data", "synthetic:labelled*60", "--dev", "synthetic:dev*12", "--groups", "8", "--samples", "4", "--min-groups", "3", "--max-new-tokens", "64",
-         "--max-resample", "2", "--lr", "1e-3"]  # fmt: skip
+QUICK = ["--data", "synthetic:labelled*60", "--dev", "synthetic:dev*12", "--groups", "8", "--samples", "4",
+         "--min-groups", "3", "--max-new-tokens", "64", "--max-resample", "2", "--lr", "1e-3"]  # fmt: skip
 
 
 def flags(model: str, out: Path, *more: str) -> list[str]:
@@ -34,15 +34,37 @@ def flags(model: str, out: Path, *more: str) -> list[str]:
 
 def test_three_steps_write_exactly_these_files(post, tmp_path, look):
     last = grpo(flags(post, tmp_path / "run", "--steps", "3", "--test", "synthetic:test*20"))
-    assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "samples.jsonl", "test.json", "checkpoints/best.json"} | {
-        f"checkpoints/step-000003/{name}" for name in look.checkpoint
-    }
+    assert look.files(tmp_path / "run") == {
+        "config.json",
+        "identity.json",
+        "env.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "test.json",
+        "checkpoints/best.json",
+    } | {f"checkpoints/step-000003/{name}" for name in look.checkpoint}
     rows = look.metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 3]
-    assert rows[0].keys() >= {"loss", "reward", "reward_balanced", "kept_frac", "kept_groups", "kept_cv", "resamples", "decoded_tok", "kl", "entropy"}
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[2]["kl"] > 1e-6  # measured against the start, which stays as it was
+    assert rows[0].keys() >= {
+        "loss",
+        "reward",
+        "reward_balanced",
+        "kept_frac",
+        "kept_groups",
+        "kept_cv",
+        "resamples",
+        "decoded_tok",
+        "kl",
+        "entropy",
+    }
+    assert (
+        rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[2]["kl"] > 1e-6
+    )  # measured against the start, which stays as it was
     test = json.loads((tmp_path / "run" / "test.json").read_text(encoding="utf-8"))
-    assert last == {**{name: last[name] for name in ("dev_macro_f1", "dev_unparsed_frac", "dev_ece", "dev_brier")}, **test}
+    assert last == {
+        **{name: last[name] for name in ("dev_macro_f1", "dev_unparsed_frac", "dev_ece", "dev_brier")},
+        **test,
+    }
     assert test["test_low_start"] <= test["test_macro_f1_start"] <= test["test_high_start"]
 
 
@@ -51,14 +73,24 @@ def test_every_group_of_every_step_is_in_samples_jsonl(post, tmp_path, look):
     groups, rows = look.json_lines(tmp_path / "run" / "samples.jsonl"), look.metrics(tmp_path / "run")[:2]
     for row in rows:
         of_step = [group for group in groups if group["step"] == row["step"]]
-        assert sum(group["kept"] for group in of_step) == row["kept_groups"] and row["kept_frac"] == row["kept_groups"] / len(of_step)
+        assert sum(group["kept"] for group in of_step) == row["kept_groups"] and row["kept_frac"] == row[
+            "kept_groups"
+        ] / len(of_step)
     assert {group["step"] for group in groups} == {1, 2} and any(group["kept"] for group in groups)
-    assert all(len(group["replies"]) == 4 and group["reward_parts"][0].keys() == {"label", "format"} for group in groups)
+    assert all(
+        len(group["replies"]) == 4 and group["reward_parts"][0].keys() == {"label", "format"} for group in groups
+    )
 
 
 @pytest.mark.parametrize(
     ("judge", "more"),
-    [("thinker", ["--max-new-tokens", "72"]), ("post", ["--difficulty", "prefill", "--updates", "2", "--label-weight", "4", "--kl-beta", "0", "--sft-coef", "0.1"])],
+    [
+        ("thinker", ["--max-new-tokens", "72"]),
+        (
+            "post",
+            ["--difficulty", "prefill", "--updates", "2", "--label-weight", "4", "--kl-beta", "0", "--sft-coef", "0.1"],
+        ),
+    ],
 )
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(request, tmp_path, look, stopped_after, judge, more):
     model = request.getfixturevalue(judge)
@@ -68,12 +100,29 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(request, tmp_path, lo
     grpo(flags(model, tmp_path / "parts", *more))
     look.same(tmp_path / "whole", tmp_path / "parts")
     rows = [row for row in look.metrics(tmp_path / "parts") if "loss" in row]
-    assert any(row["kept_groups"] and row["grad_norm"] > 0 for row in rows[:2]) and any(row["grad_norm"] > 0 for row in rows[2:])
+    assert any(row["kept_groups"] and row["grad_norm"] > 0 for row in rows[:2]) and any(
+        row["grad_norm"] > 0 for row in rows[2:]
+    )
 
 
 def test_prefill_decodes_fewer_tokens_than_samples_for_as_many_groups(post, tmp_path, look):
     for difficulty in ("samples", "prefill"):
-        grpo(flags(post, tmp_path / difficulty, "--steps", "1", "--test", "", "--difficulty", difficulty, "--groups", "24", "--max-resample", "1"))
+        grpo(
+            flags(
+                post,
+                tmp_path / difficulty,
+                "--steps",
+                "1",
+                "--test",
+                "",
+                "--difficulty",
+                difficulty,
+                "--groups",
+                "24",
+                "--max-resample",
+                "1",
+            )
+        )
     sampled, drawn = (look.metrics(tmp_path / difficulty)[0] for difficulty in ("samples", "prefill"))
     assert 0 < drawn["decoded_tok"] < sampled["decoded_tok"] and drawn["all_wrong_frac"] + drawn["all_right_frac"] > 0
 
@@ -88,7 +137,22 @@ def test_the_plain_program_gives_the_same_numbers_to_rounding(post, tmp_path, lo
 
 
 def test_natural_shares_and_other_losses_run(post, tmp_path, look):
-    more = ["--steps", "1", "--test", "", "--balance", "none", "--ratio", "sequence", "--normalise", "constant", "--adv-std", "none", "--gamma", "3"]
+    more = [
+        "--steps",
+        "1",
+        "--test",
+        "",
+        "--balance",
+        "none",
+        "--ratio",
+        "sequence",
+        "--normalise",
+        "constant",
+        "--adv-std",
+        "none",
+        "--gamma",
+        "3",
+    ]
     grpo(flags(post, tmp_path / "run", *more))
     groups = look.json_lines(tmp_path / "run" / "samples.jsonl")
     assert len(groups) % 8 == 0 and all(group["right"] < 3 for group in groups if group["kept"])
@@ -125,7 +189,9 @@ def test_every_setting_of_the_loss_and_of_the_rollouts_arrives(post, tmp_path, m
     assert temperatures == {"generate": {1.3}, "completion_logp": {1.3}}
     # Two updates on each batch of rollouts: sampled before steps 1 and 3 only. The rate ends at 0.4 of its peak.
     groups = look.json_lines(tmp_path / "run" / "samples.jsonl")
-    assert {group["step"] for group in groups} == {1, 3} and all(group["right"] < 3 for group in groups if group["kept"])
+    assert {group["step"] for group in groups} == {1, 3} and all(
+        group["right"] < 3 for group in groups if group["kept"]
+    )
     rates = [row["lr_factor"] for row in look.metrics(tmp_path / "run") if "loss" in row]
     assert rates[0] == 1.0 and 0.4 < rates[-1] < 0.7
 
@@ -145,7 +211,11 @@ def spy_on_temperatures(monkeypatch) -> dict[str, set[float]]:
 
         return replace(judge, engine=replace(judge.engine, **{name: call}))
 
-    monkeypatch.setattr(train.grpo, "load_trainee", lambda *given, **named: spied(spied(load(*given, **named), "generate"), "completion_logp"))
+    monkeypatch.setattr(
+        train.grpo,
+        "load_trainee",
+        lambda *given, **named: spied(spied(load(*given, **named), "generate"), "completion_logp"),
+    )
     return found
 
 
@@ -162,14 +232,14 @@ def test_without_a_kl_term_no_second_model_is_kept(post, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("normalise", "more"), [("sequence", []), ("token", ["--label-weight", "3"])])
 def test_the_sft_term_is_its_coefficient_times_the_mean_cross_entropy(post, tmp_path, monkeypatch, normalise, more):
-    """The step's gradient is GRPO's mean gradient plus 0.5 x the gradient of the examples' mean cross-entropy per token."""
+    """The step's gradient is GRPO's mean gradient plus 0.5 x that of the examples' mean cross-entropy per token."""
     gradients, anchors, real = [], [], train.grpo.train
 
     def spy(judge, run, stage, *, distributed, schedule, **named):
         def draw(step, cursor):
             drawn = stage.draw(step, cursor)
             deal = partial(distributed.deal, max_tokens=schedule.micro_batch_tok)
-            batches, beside = stage.prepare(deal(drawn.items), drawn.items), deal(stage.beside(step, drawn.items))
+            batches, beside = stage.prepare(deal(drawn.items), drawn.items), deal(stage.extra(step, drawn.items))
             anchors.extend(beside)
             gradients.extend(gradient_of(distributed, parts, stage.loss) for parts in (batches + beside, batches))
             return drawn
@@ -178,7 +248,8 @@ def test_the_sft_term_is_its_coefficient_times_the_mean_cross_entropy(post, tmp_
 
     monkeypatch.setattr(train.grpo, "train", spy)
     grpo(flags(post, tmp_path / "run", "--steps", "1", "--test", "", "--sft-coef", "0.5", "--sft-data",
-               "synthetic:reasoned*50", "--micro-batch-tok", "900", "--kl-beta", "0", "--normalise", normalise, *more))  # fmt: skip
+               "synthetic:reasoned*50", "--micro-batch-tok", "900", "--kl-beta", "0",
+               "--normalise", normalise, *more))  # fmt: skip
     (whole, grpo_alone), judge = gradients, load_judge(post)
     assert len(anchors) > 1 and sum(len(batch.ids) for batch in anchors) == SFT_ROWS
     assert all(isinstance(batch, SftTermBatch) for batch in anchors)
@@ -202,24 +273,34 @@ def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_pat
     """The fresh judge is never right: every group is dropped, the cap ends the search, and the weights stay."""
     grpo(flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3"))
     said = capsys.readouterr().out
-    assert "all wrong; of 2 batches of rollouts 2 held fewer than --min-groups groups to train on, 2 none at all" in said
+    assert (
+        "all wrong; of 2 batches of rollouts 2 held fewer than --min-groups groups to train on, 2 none at all" in said
+    )
     assert "Nothing was learned: the model is never right here" in said
-    grpo(flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3"))  # finished: nothing is sampled, nothing said
+    grpo(
+        flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3")
+    )  # finished: nothing is sampled, nothing said
     assert "sampled groups" not in capsys.readouterr().out
     rows = look.metrics(tmp_path / "run")[:2]
-    assert [(row["kept_groups"], row["resamples"], row["loss"], row["grad_norm"], row["skipped"]) for row in rows] == [(0, 1, 0, 0, 0)] * 2
+    assert [(row["kept_groups"], row["resamples"], row["loss"], row["grad_norm"], row["skipped"]) for row in rows] == [
+        (0, 1, 0, 0, 0)
+    ] * 2
     before, after = load_judge(base).model.state_dict(), load_judge(str(tmp_path / "run")).model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_stopped(base, tmp_path, monkeypatch, capsys, stopped_after):
+def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_stopped(
+    base, tmp_path, monkeypatch, capsys, stopped_after
+):
     monkeypatch.chdir(tmp_path)
     command = [*QUICK, "--steps", "1", "--test", "", "--max-new-tokens", "4"]
-    sft = ["--model", base, "--data", "synthetic:reasoned*40", "--dev", "synthetic:dev*4", "--steps", "2", "--eval-every", "1", "--batch-size", "4",
-           "--max-new-tokens", "4"]  # fmt: skip
+    sft = ["--model", base, "--data", "synthetic:reasoned*40", "--dev", "synthetic:dev*4", "--steps", "2",
+           "--eval-every", "1", "--batch-size", "4", "--max-new-tokens", "4"]  # fmt: skip
     stopped_after(1, train.sft.main, sft)
     grpo([*command, "--out", "first"])
-    assert f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker" in capsys.readouterr().out
+    assert (
+        f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker" in capsys.readouterr().out
+    )
     train.sft.main(sft)
     grpo([*command, "--out", "second"])
     assert "bundled" not in capsys.readouterr().out  # what is there is used
@@ -247,9 +328,15 @@ def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, t
         (["--gamma", "5"], "--gamma is 5, expected 0 or 2 to --samples"),
         (["--temperature", "0"], "--temperature is 0.0, expected more than 0"),
         (["--max-resample", "0"], "--max-resample is 0, expected at least 1"),
-        (["--updates", "4", "--eval-every", "8", "--steps", "6"], "--updates is 4, expected a divisor of --eval-every 8, --save-every 0 and --steps 6"),
+        (
+            ["--updates", "4", "--eval-every", "8", "--steps", "6"],
+            "--updates is 4, expected a divisor of --eval-every 8, --save-every 0 and --steps 6",
+        ),
         (["--rewards", "speed=1"], "reward 'speed=1': expected NAME=NUMBER"),
-        (["--clip-low", "1.5", "--lr", "0"], "--clip-low is 1.5, expected at most 1; --lr is 0.0, expected more than 0"),
+        (
+            ["--clip-low", "1.5", "--lr", "0"],
+            "--clip-low is 1.5, expected at most 1; --lr is 0.0, expected more than 0",
+        ),
         (["--data", "synthetic:unlabelled*5"], "its pairs have no grade"),
         (["--test", "gone.jsonl"], "no file at gone.jsonl"),
         (["--sft-coef", "-1"], "--sft-coef is -1.0, expected at least 0"),
@@ -272,7 +359,24 @@ def test_a_judge_that_thinks_first_has_no_difficulty_by_prefill(thinker, tmp_pat
 
 def test_rewards_that_are_no_numbers_count_for_every_update_of_their_batch(post, tmp_path, monkeypatch):
     monkeypatch.setattr("taosr1.learning.rollouts.reward_parts", lambda *_: {"label": float("nan")})
-    with pytest.raises(FloatingPointError, match="reward 'label' is nan, expected a finite number, 4 in a row; its batch is in"):
-        grpo(flags(post, tmp_path / "run", "--steps", "8", "--updates", "2", "--eval-every", "8", "--max-skipped", "4", "--test", ""))
+    with pytest.raises(
+        FloatingPointError, match="reward 'label' is nan, expected a finite number, 4 in a row; its batch is in"
+    ):
+        grpo(
+            flags(
+                post,
+                tmp_path / "run",
+                "--steps",
+                "8",
+                "--updates",
+                "2",
+                "--eval-every",
+                "8",
+                "--max-skipped",
+                "4",
+                "--test",
+                "",
+            )
+        )
     dumped = json.loads((tmp_path / "run" / "bad-step-000003-rank-0.json").read_text(encoding="utf-8"))
     assert dumped["records"] and dumped["records"][0]["reward_parts"]

@@ -21,7 +21,18 @@ from taosr1.synthetic.shop import read_pool
 from train.sft import Config
 from train.sft import main as sft
 
-QUICK = ["--data", "synthetic:reasoned*60", "--dev", "synthetic:dev*12", "--batch-size", "8", "--micro-batch-tok", "300", "--max-new-tokens", "20"]
+QUICK = [
+    "--data",
+    "synthetic:reasoned*60",
+    "--dev",
+    "synthetic:dev*12",
+    "--batch-size",
+    "8",
+    "--micro-batch-tok",
+    "300",
+    "--max-new-tokens",
+    "20",
+]
 
 
 def flags(model: str, out: Path, *more: str) -> list[str]:
@@ -30,9 +41,13 @@ def flags(model: str, out: Path, *more: str) -> list[str]:
 
 def test_three_steps_write_exactly_these_files(base, tmp_path, look):
     last = sft(flags(base, tmp_path / "run", "--steps", "3"))
-    assert look.files(tmp_path / "run") == {"config.json", "identity.json", "env.json", "metrics.jsonl", "checkpoints/best.json"} | {
-        f"checkpoints/step-000003/{name}" for name in look.checkpoint
-    }
+    assert look.files(tmp_path / "run") == {
+        "config.json",
+        "identity.json",
+        "env.json",
+        "metrics.jsonl",
+        "checkpoints/best.json",
+    } | {f"checkpoints/step-000003/{name}" for name in look.checkpoint}
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert config["steps"] == 3 and config["model"] == base and config.keys() == vars(Config()).keys()
     rows = look.metrics(tmp_path / "run")
@@ -51,7 +66,20 @@ def test_every_row_is_seen_before_any_is_seen_again(base, tmp_path, monkeypatch)
     rows = [row for row in read_pool("reasoned", 60) if row.grade == 4]
     write_judgements(tmp_path / "rows.jsonl", rows)
     steps = len(rows) // 8 + 1
-    sft(flags(base, tmp_path / "run", "--data", str(tmp_path / "rows.jsonl"), "--cots", "all", "--steps", str(steps), "--dev", "synthetic:dev*2"))
+    sft(
+        flags(
+            base,
+            tmp_path / "run",
+            "--data",
+            str(tmp_path / "rows.jsonl"),
+            "--cots",
+            "all",
+            "--steps",
+            str(steps),
+            "--dev",
+            "synthetic:dev*2",
+        )
+    )
     counts = Counter(tuple(example.prompt + example.reply) for example in seen)
     assert sum(counts.values()) == 8 * steps and len(counts) == len(rows) and max(counts.values()) == 2
 
@@ -78,7 +106,20 @@ def test_fresh_tiny_weights_resume_too(tmp_path, look, stopped_after):
 def test_the_size_of_micro_batches_changes_no_result(base, tmp_path):
     weights = []
     for budget in ("100", "10000"):
-        sft(flags(base, tmp_path / budget, "--steps", "1", "--micro-batch-tok", budget, "--optimizer", "adamw", "--lr", "1e-4"))
+        sft(
+            flags(
+                base,
+                tmp_path / budget,
+                "--steps",
+                "1",
+                "--micro-batch-tok",
+                budget,
+                "--optimizer",
+                "adamw",
+                "--lr",
+                "1e-4",
+            )
+        )
         model = load_judge(str(tmp_path / budget)).model
         weights.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(*weights, rtol=0, atol=2e-6)
@@ -86,7 +127,18 @@ def test_the_size_of_micro_batches_changes_no_result(base, tmp_path):
 
 def test_a_judge_can_be_taught_another_order_and_a_stage_continues_by_path_alone(base, tmp_path):
     sft(flags(base, tmp_path / "thinker", "--steps", "1", "--order", "pre-cot"))
-    sft(flags(str(tmp_path / "thinker"), tmp_path / "student", "--steps", "1", "--order", "post-cot", "--label-weight", "4"))
+    sft(
+        flags(
+            str(tmp_path / "thinker"),
+            tmp_path / "student",
+            "--steps",
+            "1",
+            "--order",
+            "post-cot",
+            "--label-weight",
+            "4",
+        )
+    )
     assert load_judge(str(tmp_path / "thinker")).prompt.order == "pre-cot"
     assert load_judge(str(tmp_path / "student")).prompt == replace(load_judge(base).prompt, order="post-cot")
 
@@ -94,8 +146,25 @@ def test_a_judge_can_be_taught_another_order_and_a_stage_continues_by_path_alone
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_path, look):
     data = tmp_path / "rows.csv"
-    data.write_text("query,title,grade\n" + "".join(f"mug {n},steel mug {n},{n % 4 + 1}\n" for n in range(12)), encoding="utf-8")
-    sft(flags(base, tmp_path / "run", "--steps", "2", "--order", "label", "--data", str(data), "--dev", str(data), "--dtype", "bfloat16"))
+    data.write_text(
+        "query,title,grade\n" + "".join(f"mug {n},steel mug {n},{n % 4 + 1}\n" for n in range(12)), encoding="utf-8"
+    )
+    sft(
+        flags(
+            base,
+            tmp_path / "run",
+            "--steps",
+            "2",
+            "--order",
+            "label",
+            "--data",
+            str(data),
+            "--dev",
+            str(data),
+            "--dtype",
+            "bfloat16",
+        )
+    )
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in look.metrics(tmp_path / "run")[:2])
 
 
@@ -107,11 +176,17 @@ def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_pat
         (["--lr", "0"], "--lr is 0.0, expected more than 0"),
         (["--lr", "nan"], "--lr is nan, expected more than 0"),
         (["--keep-last", "0"], "--keep-last is 0, expected at least 1"),
-        (["--eval-every", "-1", "--grade-power", "2"], "--eval-every is -1, expected at least 0; --grade-power is 2.0, expected 0 to 1"),
+        (
+            ["--eval-every", "-1", "--grade-power", "2"],
+            "--eval-every is -1, expected at least 0; --grade-power is 2.0, expected 0 to 1",
+        ),
         (["--dev-rows", "-5"], "--dev-rows is -5, expected at least 0"),
         (["--order", "cot"], "invalid choice: 'cot'"),
         (["--data", "gone.jsonl"], "no file at gone.jsonl: check --data"),
-        (["--data", "synthetic:labelled*9"], "use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"),
+        (
+            ["--data", "synthetic:labelled*9"],
+            "use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py",
+        ),
         (["--data", "synthetic:unlabelled*9", "--order", "label"], "its pairs have no grade"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
         (["--device", "tpu"], "--device tpu: not usable here"),
@@ -151,7 +226,9 @@ def test_a_folder_that_is_not_empty_or_holds_another_run_is_refused(base, tmp_pa
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
     assert "holds no taosr1 run; choose another one" in refused(sft, *flags(base, tmp_path / "notes"))
-    assert "holds no taosr1 run; choose another one" in refused(sft, *flags(base, Path(base)))  # the model it starts from
+    assert "holds no taosr1 run; choose another one" in refused(
+        sft, *flags(base, Path(base))
+    )  # the model it starts from
     sft(flags(base, tmp_path / "run", "--steps", "1"))
     message = refused(sft, *flags(base, tmp_path / "run", "--steps", "1", "--batch-size", "9", "--seed", "3"))
     assert "batch_size was 8 and is now 9; seed was 0 and is now 3" in message and "choose another --out" in message
@@ -173,7 +250,14 @@ def test_a_checkpoint_of_another_tokenizer_is_not_continued_unless_one_says_so(b
 
 def test_settings_come_from_a_file_with_flags_on_top(base, tmp_path):
     write_judgements(tmp_path / "rows.jsonl", read_pool("reasoned", 30))
-    settings = {"model": base, "data": str(tmp_path / "rows.jsonl"), "dev": "synthetic:dev*4", "steps": 9, "batch_size": 2, "out": str(tmp_path / "run")}
+    settings = {
+        "model": base,
+        "data": str(tmp_path / "rows.jsonl"),
+        "dev": "synthetic:dev*4",
+        "steps": 9,
+        "batch_size": 2,
+        "out": str(tmp_path / "run"),
+    }
     (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     sft(["--config", str(tmp_path / "settings.json"), "--steps", "1"])
     stored = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
@@ -183,13 +267,23 @@ def test_settings_come_from_a_file_with_flags_on_top(base, tmp_path):
 
 def test_shards_without_torchrun_are_refused_before_anything_is_made(base, tmp_path, refused):
     message = refused(sft, *flags(base, tmp_path / "run", "--fsdp", "--optimizer", "adamw"))
-    assert "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp" in message and not (tmp_path / "run").exists()
+    assert (
+        "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp" in message
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_an_environment_that_makes_no_sense_ends_with_its_message():
     environment = {**os.environ, "RANK": "3", "WORLD_SIZE": "2"}
     root = Path(__file__).resolve().parents[2]
-    answer = subprocess.run([sys.executable, "train/sft.py", "--help"], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(
+        [sys.executable, "train/sft.py", "--help"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     found = "RANK='3', WORLD_SIZE='2', LOCAL_RANK='0' in the environment"
     assert answer.returncode == 1
     assert answer.stderr == f"error: {found}, expected numbers, 0 <= RANK < WORLD_SIZE: torchrun sets them\n"

@@ -31,11 +31,10 @@ from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, Judge
 from taosr1.learning.batches import label_token_weights
-from taosr1.learning.best import start_and_best
+from taosr1.learning.checkpoint_weights import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.learning.examples import agreeing
-from taosr1.learning.identity import identity
 from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.loss_checks import KL_ESTIMATORS, NORMALISES, RATIOS, SCALES
 from taosr1.learning.losses import LossSum, grpo_loss
@@ -53,7 +52,7 @@ from taosr1.learning.rollouts import (
     remember_survival,
 )
 from taosr1.learning.sft_term import SftTerm, SftTermBatch, sft_term_loss
-from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
@@ -273,7 +272,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )  # fmt: skip
     if not rows.test:
         return last
-    compared = start_and_best(distributed, reference, config.model, config.out)
+    start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
+    compared = {"start": start, "result": best}
     return last | before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
 
 

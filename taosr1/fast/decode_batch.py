@@ -36,8 +36,8 @@ class DecodeBatch:
 
     @classmethod
     def start(
-        cls, prompts: FastKVCache, prompt_of: Tensor, replies: Tensor, first: Tensor, active: Tensor, new_tokens: int,
-    ) -> DecodeBatch:  # fmt: skip
+        cls, prompts: FastKVCache, prompt_of: Tensor, replies: Tensor, first: Tensor, active: Tensor, new_tokens: int
+    ) -> DecodeBatch:
         """Replies to the prompts of a cache after their first tokens. prompt_of: (M,) int64, ascending."""
         row_of = torch.arange(len(replies), device=replies.device)
         if copies_prompts(prompts.config, prompts.used + new_tokens):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taosr1.fast.kv_cache import FastKVCache
+from taosr1.fast.triton_support import load_kernels
 from taosr1.model.config import DecoderConfig
 
 
@@ -26,9 +27,14 @@ class StaticCache:
     """
 
     def __init__(
-        self, config: DecoderConfig, prefix_keys: Tensor, prefix_values: Tensor, prefix_lengths: Tensor,
-        prefix_of: Tensor, capacity: int,
-    ) -> None:  # fmt: skip
+        self,
+        config: DecoderConfig,
+        prefix_keys: Tensor,
+        prefix_values: Tensor,
+        prefix_lengths: Tensor,
+        prefix_of: Tensor,
+        capacity: int,
+    ) -> None:
         """prefix_keys, prefix_values: (L, P, K, S, D); they are copied."""
         self.config, self.capacity, self.length, self._new = config, capacity, 0, 0
         self.prefix_lengths, self.prefix_of, self.rows = prefix_lengths, prefix_of, len(prefix_of)
@@ -51,7 +57,8 @@ class StaticCache:
         longest, window = int(prefixes.lengths.max()), prefixes.config.sliding_window
         if window is not None and window < longest + capacity:
             raise ValueError(
-                f"StaticCache of up to {longest} + {capacity} tokens has no sliding window of {window}: use FastKVCache"
+                f"StaticCache of up to {longest} + {capacity} tokens has no sliding window of {window}: "
+                "use FastKVCache.expand"
             )
         return cls(prefixes.config, prefixes.keys, prefixes.values, prefixes.lengths, prefix_of, capacity)
 
@@ -107,7 +114,5 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
 
     Shapes: query (R, H, D), key, value (R, K, D) -> (R, H, D).
     """
-    from taosr1.fast import triton_kernels
-
     places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
-    return triton_kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+    return load_kernels().decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from taosr1.fast.triton_support import can_use_triton
+from taosr1.fast.triton_support import can_use_triton, load_kernels
 from taosr1.model.config import DecoderConfig
 
 TILE_ROWS = 128  # of a tile: queries times the query heads that share a key head
@@ -46,9 +46,7 @@ def prefix_attention(
 
     Shapes: query (n, H, D), key, value (N, K, D), prefix_key, prefix_value (M, K, D) -> (n, H, D).
     """
-    from taosr1.fast import triton_kernels
-
-    return triton_kernels.prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
+    return load_kernels().prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
 
 
 class PrefixKeys(NamedTuple):
@@ -71,9 +69,14 @@ class VarlenRows:
     """
 
     def __init__(
-        self, config: DecoderConfig, lengths: Sequence[int], device: torch.device | str,
-        starts: Sequence[int] | None = None, prefix_keys: PrefixKeys | None = None, unused: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        config: DecoderConfig,
+        lengths: Sequence[int],
+        device: torch.device | str,
+        starts: Sequence[int] | None = None,
+        prefix_keys: PrefixKeys | None = None,
+        unused: int = 0,
+    ) -> None:
         """lengths: tokens of each row. starts: the position of each row's first token (None: 0).
 
         prefix_keys: None for rows without a prefix. unused: how many leading rows need no output; they are the rows of
@@ -141,9 +144,13 @@ class VarlenSuffixes(VarlenRows):
     """
 
     def __init__(
-        self, prefixes: VarlenPrefixes, prefix_of: Sequence[int], lengths: Sequence[int], first: int = 0,
+        self,
+        prefixes: VarlenPrefixes,
+        prefix_of: Sequence[int],
+        lengths: Sequence[int],
+        first: int = 0,
         computes_prefixes: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.prefixes, self.computes_prefixes = prefixes, computes_prefixes
         cu_rows = cu_seqlens(torch.bincount(torch.tensor(prefix_of)))  # (P + 1,)
         cu_keys = prefixes.cu_tokens[first : first + len(cu_rows)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -17,15 +16,6 @@ from taosr1.learning.rollout_group import Group
 from taosr1.task.judgement import Judgement
 
 SFT_ROWS = 32  # examples of the SFT term in a step
-
-
-class SftTermSettings(Protocol):
-    """The settings of train/grpo.py that the term reads; its flags explain them."""
-
-    sft_coef: float
-    normalise: str
-    label_weight: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -46,9 +36,9 @@ class SftTermBatch(Batch):
 
 
 class SftTerm:
-    """Draws the examples of every step from graded rows; no rows: there is no such term."""
+    """Draws the examples of every step from graded rows; no rows: there is no such term. settings: of train/grpo.py."""
 
-    def __init__(self, judge: Judge, rows: Sequence[Judgement], settings: SftTermSettings) -> None:
+    def __init__(self, judge: Judge, rows: Sequence[Judgement], settings) -> None:
         self.examples, self.grades = examples_of(judge, rows, "--sft-data"), [row.grade for row in rows]
         self.settings = settings
         self.label_weight = 1.0 if judge.prompt.order == "pre-cot" else settings.label_weight

@@ -1,11 +1,11 @@
 """Qwen3-0.6B on ESCI, from nothing to tiers on one GPU: the commands of finetune_qwen3.md, one after another.
 
     python examples/finetune_qwen3.py --data shopping_queries_dataset_examples.parquet
-    python examples/finetune_qwen3.py --data pairs.jsonl.gz --check --device cpu       # random weights of exactly that shape, a few steps
+    python examples/finetune_qwen3.py --data pairs.jsonl.gz --check --device cpu    # random weights, a few steps
 
-Label first throughout, because ESCI has grades and no reasons: SFT, mining, DPO, GRPO, then temperature and CumPT's beta fitted on
-dev, every test row scored, and one merged folder. A tenth of the training queries is held out as dev. Each command is printed with
-its time and peak memory; a step that is done is not repeated.
+Label first throughout, because ESCI has grades and no reasons: SFT, mining, DPO, GRPO, then temperature and CumPT's
+beta fitted on dev, every test row scored, and one merged folder. A tenth of the training queries is held out as dev.
+Each command is printed with its time and peak memory; a step that is done is not repeated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Config:
     lora_rank: int = option(16, "adapters' rank; 0 trains all weights, which takes about four times the memory")
     device: str = option("cuda", "torch device")
     dtype: str = option("bfloat16", "compute type", tuple(DTYPES))
-    check: bool = option(False, "random weights of exactly this shape and a few rows and steps: does every command run here?")
+    check: bool = option(False, "random weights of exactly this shape, a few rows and steps: does every command run?")
     seed: int = option(0, "seed")
 
     def __post_init__(self) -> None:
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         _, status, usage = os.wait4(process.pid, 0)
         if os.waitstatus_to_exitcode(status):
             raise ValueError(f"{name} failed, see above; the same command continues from there")
-        row = {"step": name, "seconds": round(time.perf_counter() - started, 1), "peak_mib": round(usage.ru_maxrss / 1024)}
-        row |= gpu_memory(out / name)
+        seconds, peak_mib = round(time.perf_counter() - started, 1), round(usage.ru_maxrss / 1024)
+        row = {"step": name, "seconds": seconds, "peak_mib": peak_mib, **gpu_memory(out / name)}
         done.append(row)
         print(f"{name}: {row}", flush=True)
     (out / "steps.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
@@ -94,41 +94,45 @@ def plan(config: Config, out: Path, model: str) -> list[tuple[str, str, list[str
     train, dev, test = (str((out / f"{name}.jsonl").resolve()) for name in ("train", "dev", "test"))
     small, folder = config.check, out.resolve()
     steps = {"sft": 8, "dpo": 2, "grpo": 2} if small else {"sft": 600, "dpo": 100, "grpo": 200}
-    machine = ["--device", config.device, "--dtype", config.dtype, "--seed", str(config.seed)]
+    device = ["--device", config.device, "--dtype", config.dtype]
+    machine = [*device, "--seed", str(config.seed)]
     lora = ["--lora-rank", str(config.lora_rank), "--lora-alpha", str(2 * config.lora_rank)] if config.lora_rank else []
     rate = 10 if config.lora_rank else 1  # adapters want about ten times the learning rate of whole weights
     first_rate = 1e-3 if small else 2e-5 * rate  # random weights have to learn in eight steps that a label comes first
 
     def stage(name: str, script: str, start: str, *more: object) -> tuple[str, str, list[str]]:
         every, dev_rows = (steps[name], 4) if small else (max(1, steps[name] // 4), 2000)
-        command = [f"train/{script}.py", "--model", start, "--dev", dev, "--out", str(folder / name), "--steps", steps[name], "--eval-every", every,
-                   "--dev-rows", dev_rows, *more, *lora, *machine]  # fmt: skip
+        command = [f"train/{script}.py", "--model", start, "--dev", dev, "--out", folder / name, "--steps", steps[name],
+                   "--eval-every", every, "--dev-rows", dev_rows, *more, *lora, *machine]  # fmt: skip
         return name, f"{name}/checkpoints/step-{steps[name]:06d}", [str(word) for word in command]
 
-    rows = ["--batch-size", 4 if small else 64]
+    tokens, rows = ["--micro-batch-tok", 8192], ["--batch-size", 4 if small else 64]
     pairs = str(folder / "pairs.jsonl")
     sft, dpo, grpo = (str(folder / name) for name in ("sft", "dpo", "grpo"))
     mine = ["--prompts", 8 if small else 8000, "--samples", 5, "--max-new-tokens", 2, "--balance", "none"]
-    groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty", "prefill", "--max-new-tokens", 2, "--test", ""]
-    judged = ["--model", grpo, "--device", config.device, "--dtype", config.dtype]
-    first = ["--limit", 8] if small else []
+    groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty", "prefill",
+              "--max-new-tokens", 2, "--test", ""]  # fmt: skip
+    judged = ["--model", grpo, *device, "--data", test, *(["--limit", "8"] if small else [])]
+    report, scored, merged = (str(folder / name) for name in ("report.json", "scored.jsonl", "merged"))
     return [
-        stage("sft", "sft", model, "--order", "label", "--data", train, "--lr", f"{first_rate:g}", "--micro-batch-tok", 8192, *rows),
-        ("mine", "pairs.jsonl", ["train/mine_pairs.py", "--model", sft, "--data", train, "--out", pairs, *map(str, mine), *machine]),
-        stage("dpo", "dpo", sft, "--data", pairs, "--lr", f"{2e-6 * rate:g}", "--micro-batch-tok", 8192, *rows),
-        stage("grpo", "grpo", dpo, "--data", train, "--lr", f"{2e-6 * rate:g}", "--micro-batch-tok", 8192, *groups),
-        ("evaluate", "report.json", ["infer/evaluate.py", *judged, "--data", test, "--dev", dev, "--fit-temperature", "--save-beta",
-                                     "--out", str(folder / "report.json"), *map(str, first)]),
-        ("score", "scored.jsonl", ["infer/score.py", *judged, "--data", test, "--out", str(folder / "scored.jsonl"), *map(str, first)]),
-        ("merge", "merged/config.json", ["infer/merge.py", "--model", grpo, "--dtype", "bfloat16", "--out", str(folder / "merged")]),
+        stage("sft", "sft", model, "--order", "label", "--data", train, "--lr", f"{first_rate:g}", *tokens, *rows),
+        ("mine", "pairs.jsonl",
+         ["train/mine_pairs.py", "--model", sft, "--data", train, "--out", pairs, *map(str, mine), *machine]),
+        stage("dpo", "dpo", sft, "--data", pairs, "--lr", f"{2e-6 * rate:g}", *tokens, *rows),
+        stage("grpo", "grpo", dpo, "--data", train, "--lr", f"{2e-6 * rate:g}", *tokens, *groups),
+        ("evaluate", "report.json",
+         ["infer/evaluate.py", *judged, "--dev", dev, "--fit-temperature", "--save-beta", "--out", report]),
+        ("score", "scored.jsonl", ["infer/score.py", *judged, "--out", scored]),
+        ("merge", "merged/config.json", ["infer/merge.py", "--model", grpo, "--dtype", "bfloat16", "--out", merged]),
     ]  # fmt: skip
 
 
 def gpu_memory(run: Path) -> dict[str, int]:
     """The most that torch allocated on the GPU, as a training run logs it."""
     path = run / "metrics.jsonl"
-    logged = [json.loads(line).get("peak_mib", 0) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return {"gpu_peak_mib": max(logged)} if torch.cuda.is_available() and logged else {}
+    if not (torch.cuda.is_available() and path.is_file()):
+        return {}
+    return {"gpu_peak_mib": max(json.loads(line).get("peak_mib", 0) for line in path.open(encoding="utf-8"))}
 
 
 if __name__ == "__main__":

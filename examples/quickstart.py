@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 
 from taosr1.judge import fast_dtype
-from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import write_json
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
@@ -43,13 +43,19 @@ SAMPLED = ("post-sft", "post-dpo", "post-grpo", "thinker-sft", "thinker-grpo")  
 @dataclass(frozen=True)
 class Config:
     out: str = option("runs/quickstart", "folder for all runs, reports and the table")
-    seeds: int = option(1, "how many times, with seeds 0, 1, ... (weights, order, sampling and training pools; the test pool stays)")
+    seeds: int = option(
+        1, "how many times, with seeds 0, 1, ... (weights, order, sampling and training pools; the test pool stays)"
+    )
     jobs: int = option(2, "steps that run side by side, one thread each")
-    dtype: str = option("auto", "compute type of SFT and of grading the pool; auto: bfloat16 where the CPU is fast at it", ("auto", "float32", "bfloat16"))
+    dtype: str = option(
+        "auto",
+        "compute type of SFT and of grading the pool; auto: bfloat16 where the CPU is fast at it",
+        ("auto", "float32", "bfloat16"),
+    )
     quick: bool = option(False, "a few steps of everything: shows that it works, not how well")
 
     def __post_init__(self) -> None:
-        check([(self.seeds < 1, f"--seeds is {self.seeds}, expected at least 1"), (self.jobs < 1, f"--jobs is {self.jobs}, expected at least 1")])
+        check(at_least(self, seeds=1, jobs=1))
 
 
 @dataclass(frozen=True)
@@ -62,79 +68,102 @@ class Step:
     output: Path
 
 
-def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
-    """Every step of one seed, in the order in which they are started where nothing holds them up: the short ones last."""
-    steps: list[Step] = []
+class Plan:
+    """The commands of one seed as `steps`, in the order in which they start where nothing holds them up."""
 
-    def path(name: str) -> str:
-        return str(folder / name)
+    def __init__(self, folder: Path, seed: int, quick: bool, dtype: str) -> None:
+        self.folder, self.seed, self.quick, self.dtype = folder, seed, quick, dtype
+        self.steps: list[Step] = []
 
-    def add(name: str, script: str, needs: tuple[str, ...] = (), output: str = "", **flags: object) -> None:
-        flags = {key: value for key, value in flags.items() if value is not None}
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def add(self, name: str, script: str, needs: tuple[str, ...] = (), output: str = "", **flags: object) -> None:
         command = [script]
         for key, value in flags.items():
             command += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-        steps.append(Step(name, command, needs, folder / (output or name)))
+        self.steps.append(Step(name, command, needs, self.folder / (output or name)))
 
-    def train(name: str, script: str, needs: tuple[str, ...] = (), steps: int = 0, **flags: object) -> None:
-        steps = 4 if quick else steps
-        limits = {"dev_rows": 40} if quick else {"dev_rows": flags.pop("dev_rows", 1000)}
-        flags = {"out": path(name), "steps": steps, "seed": seed, **limits, **flags}
+    def train(self, name: str, script: str, needs: tuple[str, ...] = (), steps: int = 0, **flags: object) -> None:
+        """A stage, and its report on the test pool."""
+        steps = 4 if self.quick else steps
+        flags = {"out": self.path(name), "steps": steps, "seed": self.seed, **flags}
+        flags["dev_rows"] = 40 if self.quick else 1000
         flags.setdefault("eval_every", max(1, steps // 3))
-        add(name, f"train/{script}.py", needs, output=f"{name}/checkpoints/step-{steps:06d}/state.json", **flags)
-        evaluate(name)
+        self.add(name, f"train/{script}.py", needs, output=f"{name}/checkpoints/step-{steps:06d}/state.json", **flags)
+        test, dev = ("synthetic:test*200", "synthetic:dev*100") if self.quick else ("synthetic:test", "synthetic:dev")
+        # A thinker has no label probabilities, which CumPT and a temperature could be fitted to.
+        fitted = {} if name.startswith("thinker") else {"dev": dev, "fit_temperature": True}
+        report = {"model": self.path(name), "data": test, "out": self.path(f"{name}.json"), **fitted}
+        self.add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **report)
 
-    def evaluate(name: str) -> None:
-        test, dev = ("synthetic:test*200", "synthetic:dev*100") if quick else ("synthetic:test", "synthetic:dev")
-        label_first = not name.startswith("thinker")  # a thinker has no label probabilities to fit CumPT and a temperature to
-        flags = {"model": path(name), "data": test, "out": path(f"{name}.json")} | ({"dev": dev, "fit_temperature": True} if label_first else {})
-        add(f"test {name}", "infer/evaluate.py", (name,), output=f"{name}.json", **flags)
+    def sft(self, name: str, *needs: str, start: str = "", **flags: object) -> None:
+        model = {"model": self.path(start)} if start else {}
+        self.train(name, "sft", needs, dtype=self.dtype, **model, **flags)
 
-    def sample(name: str) -> None:
-        add(f"pass@n {name}", "infer/sample.py", (name,), output=f"{name}.replies.jsonl", model=path(name), data="synthetic:dev",
-            limit=20 if quick else 400, samples=SAMPLES, out=path(f"{name}.replies.jsonl"), seed=seed)  # fmt: skip
+    def sample(self, name: str) -> None:
+        output, limit = f"{name}.replies.jsonl", 20 if self.quick else 400
+        flags = {"model": self.path(name), "data": "synthetic:dev", "out": self.path(output), "seed": self.seed}
+        self.add(f"pass@n {name}", "infer/sample.py", (name,), output=output, limit=limit, samples=SAMPLES, **flags)
 
-    def sft(name: str, needs: tuple[str, ...] = (), **flags: object) -> None:
-        train(name, "sft", needs, dtype=dtype, **flags)
+    def grade_pool(self, name: str, teacher: str) -> None:
+        pool = "synthetic:unlabelled*400" if self.quick else "synthetic:unlabelled"
+        flags = {"model": self.path(teacher), "data": pool, "out": self.path(name), "seed": self.seed}
+        self.add(name, "train/label_pool.py", (teacher,), dtype=self.dtype, **flags)
 
-    def grade_pool(name: str, teacher: str) -> None:
-        add(name, "train/label_pool.py", (teacher,), model=path(teacher), data=pool, out=path(name), seed=seed, dtype=dtype)
+    def ours(self) -> None:
+        """The thinker comes first: everything long waits for it."""
+        # A few steps from fresh weights would write no reply that parses.
+        quick = {"model": "bundled", "lr": 1e-4} if self.quick else {}
+        self.sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **quick)
+        grpo = {"updates": 2, "eval_every": 4 if self.quick else 40, "model": self.path("thinker-sft"), "test": ""}
+        data = "synthetic:labelled*200" if self.quick else "synthetic:labelled"
+        self.train("thinker-grpo", "grpo", ("thinker-sft",), steps=200, data=data, **grpo)
+        self.sft("label-12k", "thinker-sft", start="thinker-sft", steps=1600, order="label", data=GRADED, **MUON)
+        self.grade_pool("pool.jsonl", "thinker-grpo")
+        # The student starts from that label model, a rival too, which trains beside GRPO; the thinker's 40,000 grades
+        # correct it.
+        label = {"start": "label-12k", "steps": 1000, "order": "label", "data": f"{self.path('pool.jsonl')},{GRADED}"}
+        self.sft("student-label", "pool.jsonl", "label-12k", **label, **MUON)
+        post = {"start": "student-label", "steps": 200, "order": "post-cot", "label_weight": 8}
+        self.sft("student", "student-label", data=f"{self.path('pool.jsonl')},{REASONED}", **post, **MUON)
 
-    pool = "synthetic:unlabelled*400" if quick else "synthetic:unlabelled"
-    # Ours. The thinker comes first: everything long waits for it.
-    warm = {"model": "bundled", "lr": 1e-4} if quick else {}  # a few steps from fresh weights would write no reply that parses
-    sft("thinker-sft", steps=500, order="pre-cot", data=REASONED, **warm)
-    train("thinker-grpo", "grpo", ("thinker-sft",), steps=200, updates=2, eval_every=4 if quick else 40, model=path("thinker-sft"), test="",
-          data="synthetic:labelled*200" if quick else "synthetic:labelled")  # fmt: skip
-    sft("label-12k", ("thinker-sft",), steps=1600, model=path("thinker-sft"), order="label", data=GRADED, **MUON)
-    grade_pool("pool.jsonl", "thinker-grpo")
-    # The student starts from that label model, a rival too, which trains beside GRPO; the thinker's 40,000 grades correct it.
-    student = f"{path('pool.jsonl')},{GRADED}"
-    sft("student-label", ("pool.jsonl", "label-12k"), steps=1000, model=path("label-12k"), order="label", data=student, **MUON)
-    explained = f"{path('pool.jsonl')},{REASONED}"
-    sft("student", ("student-label",), steps=200, model=path("student-label"), order="post-cot", data=explained, label_weight=8, **MUON)
-    # The paper's.
-    sft("post-sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
-    add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), model=path("post-sft"), out=path("post-pairs.jsonl"), seed=seed,
-        prompts=100 if quick else 2400)  # fmt: skip
-    train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=path("post-sft"), data=path("post-pairs.jsonl"))
-    train("post-grpo", "grpo", ("post-dpo",), steps=60, model=path("post-dpo"), data=GRADED, difficulty="prefill",
-          lr=4e-4, final_lr_frac=0.5, test="", label_weight=4)  # fmt: skip
-    # Rivals on the same labels. The first trains exactly as the student does, on the label model's own grades for the same pairs.
-    grade_pool("own-pool.jsonl", "label-12k")
-    own = f"{path('own-pool.jsonl')},{GRADED}"
-    sft("self-trained", ("own-pool.jsonl",), steps=1000, model=path("label-12k"), order="label", data=own, **MUON)
-    sft("post-sft-longer", ("post-sft",), steps=300, model=path("post-sft"), order="post-cot", data=REASONED, label_weight=3, lr=1e-3)
-    sft("label-3k", ("post-sft",), steps=300, model=path("post-sft"), order="label", data=REASONED, lr=1e-3)
-    for name in SAMPLED:
-        sample(name)
-    if find_spec("sklearn") is None:
-        print('without scikit-learn (pip install -c constraints.txt -e ".[dev]") the table lacks its gradient boosting rows')
-        return steps
-    for name, data in (("boosted-3k", REASONED), ("boosted-12k", GRADED)):
-        add(name, "examples/boosted_overlap.py", output=f"{name}.json", data=data, out=path(f"{name}.json"), seed=seed,
-            test="synthetic:test*200" if quick else None)  # fmt: skip
-    return steps
+    def papers(self) -> None:
+        self.sft("post-sft", steps=450, order="post-cot", data=REASONED, label_weight=3)
+        sft, pairs, dpo = self.path("post-sft"), self.path("post-pairs.jsonl"), self.path("post-dpo")
+        mine = {"model": sft, "out": pairs, "seed": self.seed, "prompts": 100 if self.quick else 2400}
+        self.add("post-pairs.jsonl", "train/mine_pairs.py", ("post-sft",), **mine)
+        self.train("post-dpo", "dpo", ("post-pairs.jsonl",), steps=48, model=sft, data=pairs)
+        grpo = {"difficulty": "prefill", "lr": 4e-4, "final_lr_frac": 0.5, "test": "", "label_weight": 4}
+        self.train("post-grpo", "grpo", ("post-dpo",), steps=60, model=dpo, data=GRADED, **grpo)
+
+    def rivals(self) -> None:
+        """On the same labels; the first trains as the student does, on the label model's own grades of that pool."""
+        self.grade_pool("own-pool.jsonl", "label-12k")
+        own = {"steps": 1000, "order": "label", "data": f"{self.path('own-pool.jsonl')},{GRADED}"}
+        self.sft("self-trained", "own-pool.jsonl", start="label-12k", **own, **MUON)
+        more = {"start": "post-sft", "steps": 300, "data": REASONED, "lr": 1e-3}
+        self.sft("post-sft-longer", "post-sft", order="post-cot", label_weight=3, **more)
+        self.sft("label-3k", "post-sft", order="label", **more)
+        for name in SAMPLED:
+            self.sample(name)
+        if find_spec("sklearn") is None:
+            install = 'pip install -c constraints.txt -e ".[dev]"'
+            print(f"without scikit-learn ({install}) the table lacks its gradient boosting rows")
+            return
+        test = {"test": "synthetic:test*200"} if self.quick else {}
+        for name, data in (("boosted-3k", REASONED), ("boosted-12k", GRADED)):
+            flags = {"data": data, "out": self.path(f"{name}.json"), "seed": self.seed, **test}
+            self.add(name, "examples/boosted_overlap.py", output=f"{name}.json", **flags)
+
+
+def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
+    """Every step of one seed."""
+    made = Plan(folder, seed, quick, dtype)
+    made.ours()
+    made.papers()
+    made.rivals()
+    return made.steps
 
 
 def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
@@ -148,16 +177,19 @@ def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
     waiting = [step for step in steps if not step.output.exists()]
     done = {step.name for step in steps} - {step.name for step in waiting}
     running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # more threads than cores is many times slower
+    # More threads than cores would be many times slower.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     started = time.perf_counter()
     try:
         while waiting or running:
             ready = [step for step in waiting if set(step.needs) <= done]
             for step in ready[: jobs - len(running)]:
                 waiting.remove(step)
-                print(f"[{time.perf_counter() - started:5.0f} s] {step.name}: python {' '.join(step.command)}", flush=True)
+                elapsed = time.perf_counter() - started
+                print(f"[{elapsed:5.0f} s] {step.name}: python {' '.join(step.command)}", flush=True)
                 log = open(folder / f"{step.name}.log", "w", encoding="utf-8")
-                process = subprocess.Popen([sys.executable, *step.command], cwd=ROOT, stdout=log, stderr=log, env=environment)
+                command = [sys.executable, *step.command]
+                process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
                 running[step.name] = (step, process, time.perf_counter())
             time.sleep(0.2)
             for name, (step, process, since) in list(running.items()):
@@ -166,7 +198,7 @@ def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
                 del running[name]
                 if process.returncode or not step.output.exists():
                     log_file = folder / f"{name}.log"
-                    raise ValueError(f"step {name} failed; its last words in {log_file}:\n{log_file.read_text()[-1500:]}")
+                    raise ValueError(f"step {name} failed; the end of {log_file}:\n{log_file.read_text()[-1500:]}")
                 seconds[name] = round(time.perf_counter() - since, 1)
                 write_json(seconds_file, seconds)
                 done.add(name)
@@ -183,7 +215,8 @@ ROWS = (
     ("boosted-12k", "gradient boosting on overlap features, 12,000 grades", ("boosted-12k",)),
     ("label-3k", "label cross-entropy, 3,000 grades", ("post-sft", "label-3k")),
     ("label-12k", "label cross-entropy, 12,000 grades", ("thinker-sft", "label-12k")),
-    ("self-trained", "student of that model's pseudo-labels", ("thinker-sft", "label-12k", "own-pool.jsonl", "self-trained")),
+    ("self-trained", "student of that model's pseudo-labels",
+     ("thinker-sft", "label-12k", "own-pool.jsonl", "self-trained")),
     ("post-sft", "paper: post-CoT SFT", ("post-sft",)),
     ("post-sft-longer", "       post-CoT SFT that trains on", ("post-sft", "post-sft-longer")),
     ("post-dpo", "paper: + DPO", ("post-sft", "post-pairs.jsonl", "post-dpo")),
@@ -192,7 +225,7 @@ ROWS = (
     ("thinker-grpo", "ours: thinker + GRPO on 9,000 unseen grades", ("thinker-sft", "thinker-grpo")),
     ("student-label", "ours: student, label only", STUDENT_STEPS),
     ("student", "ours: student, post-CoT (explains itself)", (*STUDENT_STEPS, "student")),
-)
+)  # fmt: skip
 
 
 def collect(folder: Path, seconds: dict[str, float]) -> dict[str, dict]:
@@ -217,16 +250,20 @@ def collect(folder: Path, seconds: dict[str, float]) -> dict[str, dict]:
 def render(seeds: list[dict[str, dict]], folder: Path) -> str:
     """The table a person reads: means over seeds, and the interval over queries of the first seed."""
     mean = statistics.fmean
-    lines = [f"{'macro-F1 x 100 on the test pool':54s} {'mean':>6s} {'by seed':>18s} {'95 % (seed 0)':>14s} {'prefills':>9s} {'decoded':>8s} {'train s':>8s}"]
+    columns = f"{'mean':>6s} {'by seed':>18s} {'95 % (seed 0)':>14s} {'prefills':>9s} {'decoded':>8s} {'train s':>8s}"
+    lines = [f"{'macro-F1 x 100 on the test pool':54s} {columns}"]
     for name, title, _ in ROWS:
         if name not in seeds[0]:
             continue
         values = [100 * seed[name]["macro_f1"]["value"] for seed in seeds]
         first, cost = seeds[0][name]["macro_f1"], seeds[0][name]["cost"]
-        spent = f"{cost['prefills_per_row']:9.0f} {cost['decoded_tok_per_row']:8.1f}" if cost else f"{'-':>9s} {'-':>8s}"
+        spent = f"{'-':>9s} {'-':>8s}"
+        if cost:
+            spent = f"{cost['prefills_per_row']:9.0f} {cost['decoded_tok_per_row']:8.1f}"
         by_seed = " ".join(f"{value:.1f}" for value in values)
         interval = f"{100 * first['low']:.1f} - {100 * first['high']:.1f}"
-        lines.append(f"{title:54s} {mean(values):6.1f} {by_seed:>18s} {interval:>14s} {spent} {mean([s[name]['train_s'] for s in seeds]):8.0f}")
+        seconds = mean([seed[name]["train_s"] for seed in seeds])
+        lines.append(f"{title:54s} {mean(values):6.1f} {by_seed:>18s} {interval:>14s} {spent} {seconds:8.0f}")
     return "\n".join(lines + ["", *_verdicts(seeds), "", *_tiers(seeds), "", *_pass_at_n(folder)])
 
 
@@ -241,8 +278,12 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         per_seed = [100 * (seed[better]["macro_f1"]["value"] - seed[worse]["macro_f1"]["value"]) for seed in seeds]
         return f"{text}: {gap:+.1f} ({', '.join(f'{value:+.1f}' for value in per_seed)} by seed)"
 
-    rivals_3k, rivals_12k = ("boosted-3k", "label-3k", "post-sft", "post-sft-longer"), ("boosted-12k", "label-12k", "self-trained")
-    best_3k, best_12k = (max((name for name in rivals if name in seeds[0]), key=score) for rivals in (rivals_3k, rivals_12k))
+    def best(*rivals: str) -> str:
+        return max((name for name in rivals if name in seeds[0]), key=score)
+
+    best_3k = best("boosted-3k", "label-3k", "post-sft", "post-sft-longer")
+    best_12k = best("boosted-12k", "label-12k", "self-trained")
+    rival = "The student against the best one-prefill rival"
     return [
         compare("GRPO on unseen grades lifts the thinker by", "thinker-grpo", "thinker-sft"),
         compare("DPO changes post-CoT SFT by", "post-dpo", "post-sft"),
@@ -250,36 +291,44 @@ def _verdicts(seeds: list[dict[str, dict]]) -> list[str]:
         compare("DPO and GRPO together change post-CoT SFT by", "post-grpo", "post-sft"),
         compare("DPO and GRPO together, against post-CoT SFT that trains on,", "post-grpo", "post-sft-longer"),
         compare("The student against the thinker that taught it", "student", "thinker-grpo"),
-        compare(f"The student against the best one-prefill rival from the 3,000 reasoned pairs ({best_3k})", "student", best_3k),
-        compare(f"The student against the best one-prefill rival with all 12,000 grades ({best_12k})", "student", best_12k),
+        compare(f"{rival} from the 3,000 reasoned pairs ({best_3k})", "student", best_3k),
+        compare(f"{rival} with all 12,000 grades ({best_12k})", "student", best_12k),
     ]
 
 
 def _tiers(seeds: list[dict[str, dict]]) -> list[str]:
     lines = [
-        "Good/Mid/Bad, macro-F1 x 100: argmax and CumPT; calibration (ECE and Brier score x 100) before and after temperature scaling; beta and temperature from dev"
+        "Good/Mid/Bad, macro-F1 x 100: argmax and CumPT; calibration (ECE and Brier score x 100) before and after "
+        "temperature scaling; beta and temperature from dev"
     ]
+    mean = statistics.fmean
     for name, title, _ in ROWS:
         tiering = [seed.get(name, {}).get("tiering") for seed in seeds]
         if not all(tiering):
             continue
-        argmax = statistics.fmean(100 * t["argmax"]["tier_macro_f1"]["value"] for t in tiering)
-        cumpt = statistics.fmean(100 * t["cumpt"]["tier_macro_f1"]["value"] for t in tiering)
+        scores = ([100 * t[rule]["tier_macro_f1"]["value"] for t in tiering] for rule in ("argmax", "cumpt"))
+        argmax, cumpt = map(mean, scores)
         found = [seed[name]["temperature"] for seed in seeds]
-        ece, brier = (" -> ".join(f"{statistics.fmean(100 * t[when][what] for t in found):4.1f}" for when in ("before", "after")) for what in ("ece", "brier"))
-        scale = statistics.fmean(t["value"] for t in found)
-        lines.append(f"{title:54s} argmax {argmax:5.1f}  CumPT {cumpt:5.1f}  ECE {ece}  Brier {brier}  temperature {scale:.2f}")
+        ece, brier = (
+            " -> ".join(f"{mean(100 * t[when][what] for t in found):4.1f}" for when in ("before", "after"))
+            for what in ("ece", "brier")
+        )
+        scale = f"temperature {mean(t['value'] for t in found):.2f}"
+        lines.append(f"{title:54s} argmax {argmax:5.1f}  CumPT {cumpt:5.1f}  ECE {ece}  Brier {brier}  {scale}")
     return lines
 
 
 def _pass_at_n(folder: Path) -> list[str]:
     """pass@1..N on dev pairs after each stage of seed 0, beside guessing from the pairs' grade shares."""
-    lines = [f"pass@n x 100 on dev pairs, seed 0{'':22s}" + "".join(f"{f'pass@{n}':>8s}" for n in range(1, SAMPLES + 1))]
+    names = "".join(f"{f'pass@{n}':>8s}" for n in range(1, SAMPLES + 1))
+    lines = [f"pass@n x 100 on dev pairs, seed 0{'':22s}{names}"]
     for name in SAMPLED:
-        replies = [json.loads(line) for line in (folder / "seed-0" / f"{name}.replies.jsonl").read_text(encoding="utf-8").splitlines()]
-        right = [sum(r["grade"] == r["gold_grade"] for r in replies[at : at + SAMPLES]) for at in range(0, len(replies), SAMPLES)]
+        written = (folder / "seed-0" / f"{name}.replies.jsonl").read_text(encoding="utf-8")
+        replies = [json.loads(line) for line in written.splitlines()]
+        groups = [replies[at : at + SAMPLES] for at in range(0, len(replies), SAMPLES)]
+        right = [sum(reply["grade"] == reply["gold_grade"] for reply in group) for group in groups]
         lines.append(f"{name:54s}" + "".join(f"{100 * value:8.1f}" for value in pass_curve(right, SAMPLES)))
-    golds = [reply["gold_grade"] for reply in replies[::SAMPLES]]
+    golds = [group[0]["gold_grade"] for group in groups]
     guesses = (prior_pass_at_n(grade_prior(golds), golds, n) for n in range(1, SAMPLES + 1))
     return lines + [f"{'guessing from the grade shares':54s}" + "".join(f"{100 * value:8.1f}" for value in guesses)]
 
@@ -292,8 +341,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, dict]]:
     results = []
     for seed in range(config.seeds):
         started = time.perf_counter()
-        seconds = run_all(plan(folder / f"seed-{seed}", seed, config.quick, dtype), config.jobs, folder / f"seed-{seed}")
-        results.append(collect(folder / f"seed-{seed}", seconds))
+        own = folder / f"seed-{seed}"
+        seconds = run_all(plan(own, seed, config.quick, dtype), config.jobs, own)
+        results.append(collect(own, seconds))
         print(f"seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     table = render(results, folder)
     write_json(folder / "results.json", results)

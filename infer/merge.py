@@ -3,9 +3,9 @@
     python infer/merge.py --model runs/mine-grpo --out mine-merged
     python infer/merge.py --model runs/mine-grpo --out mine-merged --dtype bfloat16
 
-A run that trained LoRA adapters (`--lora-rank`) stores those alone, in PEFT's format, and every script here loads them over
-their base. transformers, vLLM and others want the whole: this is it, with the tokenizer, how the judge is asked, and what was
-fitted for serving (CumPT's beta, the temperature) beside it.
+A run that trained LoRA adapters (`--lora-rank`) stores only the adapters, in PEFT's format, and every script here loads
+them over their base model. transformers, vLLM and others want one complete model: this script writes it, with the
+tokenizer, the prompt's settings, and what was fitted for serving (CumPT's beta, the temperature).
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ def main(argv: list[str] | None = None) -> Path:
     with new_folder(out, manifest=False) as aside:
         save_pretrained(judge.model, judge.tokenizer, aside)
         judge.prompt.save(aside)
-        for name in (PROMPT_FILE, TIERING_FILE, CALIBRATION_FILE):  # prompt.json: with the wording of the training
-            fitted = Path(model_folder(config.model)) / name
-            if fitted.is_file():
-                shutil.copy(fitted, aside / name)
-    print(f"{config.model} is in {out}, whole")
+        # prompt.json is copied over the one just saved because it also holds the wording used in training.
+        for name in (PROMPT_FILE, TIERING_FILE, CALIBRATION_FILE):
+            file = Path(model_folder(config.model)) / name
+            if file.is_file():
+                shutil.copy(file, aside / name)
+    print(f"the complete model of {config.model} is in {out}")
     return out
 
 

@@ -1,17 +1,18 @@
 """Sample several replies per pair and see how often one is right: pass@1 to pass@N, beside what guessing would reach.
 
-    python infer/sample.py --data synthetic:dev --limit 200                          # the furthest trained run, 5 replies a pair
+    python infer/sample.py --data synthetic:dev --limit 200                # the furthest trained run, 5 replies a pair
     python infer/sample.py --model runs/post-sft --data rows.jsonl --samples 8 --temperature 0.8 --out replies.jsonl
 
 --out holds one reply a line: `row`, `query`, `title`, `query_id`, `item_id`, `gold_grade`, `sample`, `reply`, `grade`
-(null: it cannot be parsed), `decision`, `well_formed`, `logp` (of the whole reply, at the sampling temperature, before top-k
-and top-p), `tokens`, `finished`. Pairs without a grade are sampled too; the curve is over those that have one.
+(null: it cannot be parsed), `decision`, `well_formed`, `logp` (of the whole reply, at the sampling temperature, before
+top-k and top-p), `tokens`, `finished`. Pairs without a grade are sampled too; pass@n is over those that have one.
 
-pass@n is the unbiased estimate from all N replies. With four labels guessing goes far, so read it against the two columns
-beside it: n labels drawn from the grades as they are, and from the labels this judge itself gives.
+pass@n is the unbiased estimate from all N replies. With four labels guessing reaches a lot, so compare it with the two
+columns beside it: n labels drawn from the shares of the gold grades, and from the shares of this judge's own labels.
 
-Killed at any moment, the same command continues: finished replies wait in OUT.parts. Under torchrun ranks share the pairs, and the last to
-finish merges the replies, each exactly once (taosr1/runtime/chunked_job.py says how). Neither changes a reply.
+After an interruption the same command continues: finished replies are kept in OUT.parts. Under torchrun ranks share the
+pairs, and the last to finish writes the output, each reply exactly once (see taosr1/runtime/chunked_job.py). Neither
+changes a reply.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
-from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
@@ -38,7 +38,8 @@ from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies
 from taosr1.serving.deployed import open_judge
 from taosr1.task.grades import GRADES
-from taosr1.task.prompt import parse_reply
+from taosr1.task.judgement import Judgement
+from taosr1.task.prompt import Reply, parse_reply
 
 PROMPTS_AT_A_TIME = 128
 
@@ -49,9 +50,9 @@ class Config:
     data: str = option("synthetic:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz")
     samples: int = option(5, "replies per pair (N)")
-    temperature: float = option(1.0, "below 1 the likely replies come more often; 0 always takes the likeliest token")
-    top_k: int = option(0, "draw among the k likeliest tokens (0: all)")
-    top_p: float = option(1.0, "draw among the likeliest tokens that together reach this probability (1: all)")
+    temperature: float = option(1.0, "below 1 probable tokens are drawn more often; 0 takes the most probable one")
+    top_k: int = option(0, "draw among the k most probable tokens (0: all)")
+    top_p: float = option(1.0, "draw among the most probable tokens that together reach this probability (1: all)")
     max_new_tokens: int = option(128, "longest reply")
     limit: int = option(0, "sample only for the first rows (0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
@@ -63,32 +64,43 @@ class Config:
 
     def __post_init__(self) -> None:
         check([
-            (not self.out.endswith((".jsonl", ".jsonl.gz")), f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz"),
-            (Path(self.out).resolve() == Path(self.data).resolve(), f"--out {self.out} is --data: it would be overwritten"),
-            (self.samples < 1, f"--samples is {self.samples}, expected at least 1"),
-            (self.temperature < 0, f"--temperature is {self.temperature}, expected 0 or more"),
-            (self.temperature == 0 and self.samples > 1, "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
-            (self.top_k < 0, f"--top-k is {self.top_k}, expected 0 (off) or more"),
+            (not self.out.endswith((".jsonl", ".jsonl.gz")),
+             f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz"),
+            (Path(self.out).resolve() == Path(self.data).resolve(),
+             f"--out {self.out} is --data: it would be overwritten"),
+            *at_least(self, samples=1, temperature=0, top_k=0, max_new_tokens=1, limit=0),
+            (self.temperature == 0 and self.samples > 1,
+             "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
             (not 0 < self.top_p <= 1, f"--top-p is {self.top_p}, expected more than 0 and at most 1"),
-            (self.max_new_tokens < 1, f"--max-new-tokens is {self.max_new_tokens}, expected at least 1"),
-            (self.limit < 0, f"--limit is {self.limit}, expected 0 or more"),
         ])  # fmt: skip
 
 
 @dataclass
 class Tally:
-    """What is counted while replies pass by."""
+    """Counts over all replies, made while they are written."""
 
     golds: list[int] = field(default_factory=list)  # of the graded pairs
-    right: list[int] = field(default_factory=list)  # right replies of each of them
+    right: list[int] = field(default_factory=list)  # number of right replies of each graded pair
     grades: list[int | None] = field(default_factory=list)  # of every reply; None where it cannot be parsed
     malformed: int = 0
     cut: int = 0
     tokens: int = 0
 
+    def add(self, gold: int | None, sample: int, sampled: SampledReply, reply: Reply) -> None:
+        """Count reply number `sample` of a pair."""
+        self.grades.append(reply.grade)
+        self.malformed += not reply.well_formed
+        self.cut += not sampled.finished
+        self.tokens += len(sampled.ids)
+        if gold is not None:
+            if sample == 0:
+                self.golds.append(gold)
+                self.right.append(0)
+            self.right[-1] += reply.grade == gold
+
 
 def sample(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[SampledReply]:
-    """`samples` replies to each row of a chunk. Their randomness depends on the seed and the chunk's place alone."""
+    """`samples` replies to each row of a chunk; they depend on the seed and the chunk's first row number only."""
     rollouts = judge.engine.generate(
         judge.model, judge.prompts(rows), samples=config.samples, max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids,
@@ -97,23 +109,16 @@ def sample(judge: Judge, rows: list[Judgement], start: int, config: Config) -> l
     return sampled_replies(rollouts, judge.reply_text)
 
 
-def output_rows(rows: list[Judgement], samples: int, order: str, answers: Iterable[dict], tally: Tally) -> Iterator[dict]:
-    """The output, one reply a line, pair after pair. answers: the fields of each SampledReply."""
-    places = ((place, sample) for place in range(len(rows)) for sample in range(samples))
-    for (place, sample), answer in zip(places, answers, strict=True):
-        row, sampled = rows[place], SampledReply(**answer)
-        reply = parse_reply(sampled.text, order)
-        tally.grades.append(reply.grade)
-        tally.malformed += not reply.well_formed
-        tally.cut += not sampled.finished
-        tally.tokens += len(sampled.ids)
-        if row.grade is not None:
-            if sample == 0:
-                tally.golds.append(row.grade)
-                tally.right.append(0)
-            tally.right[-1] += reply.grade == row.grade
+def output_rows(
+    rows: list[Judgement], replies: Iterable[SampledReply], samples: int, order: str, tally: Tally
+) -> Iterator[dict]:
+    """The rows of the output file, reply after reply, pair after pair; counts them in `tally`."""
+    places = ((number, sample) for number in range(len(rows)) for sample in range(samples))
+    for (number, sample), sampled in zip(places, replies, strict=True):
+        row, reply = rows[number], parse_reply(sampled.text, order)
+        tally.add(row.grade, sample, sampled, reply)
         yield {
-            "row": place, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
+            "row": number, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
             "gold_grade": row.grade, "sample": sample, "reply": sampled.text, "grade": reply.grade,
             "decision": reply.decision, "well_formed": reply.well_formed, "logp": round(sampled.logp, 5),
             "tokens": len(sampled.ids), "finished": sampled.finished,
@@ -121,7 +126,7 @@ def output_rows(rows: list[Judgement], samples: int, order: str, answers: Iterab
 
 
 def summary_of(tally: Tally, samples: int) -> dict:
-    """The curve with its two guessers (None without a graded pair), and how many replies could be read."""
+    """pass@n beside two ways of guessing (None without a graded pair), and how many replies could be parsed."""
     replies = len(tally.grades)
     own = [tally.grades.count(grade) / replies for grade in GRADES]
     curve = None
@@ -145,12 +150,14 @@ def summary_of(tally: Tally, samples: int) -> dict:
 
 
 def render(summary: dict) -> str:
+    """The summary as text."""
+
     def share(count: int) -> str:
         return f"{count} ({100 * count / summary['replies']:.1f} %)"
 
     lines = [
-        f"unparsable {share(summary['unparsed'])}, not in the asked form {share(summary['malformed'])}, cut {share(summary['cut'])}, "
-        f"{summary['tokens_per_reply']:.1f} tokens a reply"
+        f"unparsable {share(summary['unparsed'])}, not in the asked form {share(summary['malformed'])}, "
+        f"cut {share(summary['cut'])}, {summary['tokens_per_reply']:.1f} tokens a reply"
     ]
     if summary["curve"] is None:
         return "\n".join(lines + ["no pair has a grade: no pass@n"])
@@ -163,10 +170,12 @@ def render(summary: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Returns the summary, or {} on a rank that leaves the merging to another."""
-    config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), seed=config.seed, decodes=True, plain=config.plain)
+    """Returns the summary, or {} on a rank that leaves the output to another."""
+    config = parse_config(Config, __doc__, argv)
+    limits = {"limit": config.limit, "max_bad_rows": config.max_bad_rows}
+    rows = load_rows(config.data, seed=config.seed, split=config.split, **limits)
+    settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
+    name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
         return [vars(reply) for reply in sample(judge, rows, start, config)]
@@ -177,7 +186,8 @@ def main(argv: list[str] | None = None) -> dict:
     with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "sample") as answers:
         if answers is None:
             return {}
-        count = write_jsonl(config.out, output_rows(rows, config.samples, judge.prompt.order, answers, tally))
+        replies = (SampledReply(**answer) for answer in answers)
+        count = write_jsonl(config.out, output_rows(rows, replies, config.samples, judge.prompt.order, tally))
     summary = {"model": name, "rows": len(rows), **summary_of(tally, config.samples)}
     print(f"{count} replies of {name} to {len(rows)} pairs -> {config.out}: " + render(summary))
     return summary

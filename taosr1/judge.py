@@ -56,15 +56,15 @@ class Judge:
         """
         positions = self.model.config.max_position_embeddings
         room = positions - min(256, positions // 4)
-        return [self._fitting_prompt(judgement, room) for judgement in judgements]
-
-    def _fitting_prompt(self, judgement: Judgement, room: int) -> list[int]:
-        config = self.prompt
-        ids = encode_prompt(self.tokenizer, judgement, config)
-        while len(ids) > room and config.max_chars > 1:
-            config = replace(config, max_chars=config.max_chars // 2)
+        fitted = []
+        for judgement in judgements:
+            config = self.prompt
             ids = encode_prompt(self.tokenizer, judgement, config)
-        return ids
+            while len(ids) > room and config.max_chars > 1:
+                config = replace(config, max_chars=config.max_chars // 2)
+                ids = encode_prompt(self.tokenizer, judgement, config)
+            fitted.append(ids)
+        return fitted
 
     def reply_text(self, ids: list[int]) -> str:
         """A sampled reply as text, without its end-of-sequence token."""

@@ -13,4 +13,4 @@ def assert_distributed(tokens: torch.Tensor, probs: torch.Tensor) -> None:
     counts = torch.cat([counts[common], counts[~common].sum()[None]])
     expected = torch.cat([expected[common], expected[~common].sum()[None].clamp(min=1e-9)])
     freedom, statistic = len(counts) - 1, float(((counts - expected) ** 2 / expected).sum())
-    assert statistic < freedom + 5 * (2 * freedom) ** 0.5, f"chi-square {statistic:.1f} with {freedom} degrees of freedom"
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5, f"chi-square {statistic:.1f}, degrees of freedom {freedom}"

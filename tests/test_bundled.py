@@ -12,6 +12,6 @@ def test_the_bundled_thinker_takes_at_most_four_megabytes():
 
 
 def test_the_bundled_thinker_judges_the_embedded_world():
-    """A change of the world's words or of the reply's form shows here: train it anew then (taosr1/bundled/README.md)."""
+    """A change of the shop's words or of the reply's form shows here: train it anew (taosr1/bundled/README.md)."""
     scores = dev_scores(load_judge(BUNDLED), load_rows("synthetic:dev", limit=400))
     assert scores["dev_macro_f1"] > 0.55 and scores["dev_unparsed_frac"] < 0.01

@@ -16,7 +16,8 @@ from taosr1.runtime.files import DamagedError, new_folder, write_checksummed
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig, encode_prompt
 
-SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "max_position_embeddings": 96}
+SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def small(tmp_path_factory) -> Judge:
     """A judge with few positions, so that a long row does not fit."""
     texts = [f"{row.query} {row.title}\n{row.cot}" for row in read_pool("reasoned", 60)]
     tokenizer = train_tokenizer(texts, 400, tmp_path_factory.mktemp("tokenizer"))
-    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE, max_position_embeddings=96)).init_weights(torch.Generator().manual_seed(0))
+    model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE)).init_weights(torch.Generator().manual_seed(0))
     return Judge(model, tokenizer, PromptConfig(style="brief", fields=("title", "price")))
 
 
@@ -103,7 +104,8 @@ def test_a_prompt_that_is_too_long_is_shown_with_shorter_texts_and_no_row_is_los
     assert prompts[0] == encode_prompt(small.tokenizer, rows[0], small.prompt)
     room = 96 - 24
     assert len(prompts) == 4 and all(0 < len(prompt) <= room for prompt in prompts)
-    halved = [encode_prompt(small.tokenizer, rows[1], replace(small.prompt, max_chars=600 >> shift)) for shift in range(10)]
+    shorter = [replace(small.prompt, max_chars=600 >> shift) for shift in range(10)]
+    halved = [encode_prompt(small.tokenizer, rows[1], prompt) for prompt in shorter]
     assert prompts[1] == next(ids for ids in halved if len(ids) <= room)  # as much of it as fits
 
 
@@ -112,7 +114,15 @@ def test_a_sampled_reply_is_read_without_its_end(small):
     assert small.reply_text([*ids, small.tokenizer.eos_ids[0]]) == "4\nQuery: mug" == small.reply_text(ids)
 
 
-@pytest.mark.parametrize(("able", "expected"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32"), ({}, "float32")])
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"avx2": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
 def test_bfloat16_is_fast_where_the_cpu_multiplies_it(able, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     assert fast_dtype() == expected

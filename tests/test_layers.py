@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "serving": {"task", "data", "model", "sampling", "engine", "judge"},
 }
 CORE = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
+RUN_WHAT_THEY_READ = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "os.system"}
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -42,6 +44,11 @@ def tree_of(path: Path) -> ast.Module:
 def package_of(path: Path) -> str:
     """ "learning" for taosr1/learning/loop.py, "judge" for taosr1/judge.py."""
     return path.relative_to(ROOT / "taosr1").with_suffix("").parts[0]
+
+
+def module_of(path: Path) -> str:
+    """ "taosr1.learning.loop" for taosr1/learning/loop.py, "taosr1" for taosr1/__init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported(node: ast.AST) -> Iterator[str]:
@@ -60,16 +67,16 @@ def test_imports_run_only_against_the_flow_of_data(path):
     known = {name.split(".")[1] for name in imported(tree_of(path)) if name.startswith("taosr1.")} - {"__version__"}
     allowed = MAY_IMPORT[package] | {package, "runtime"}
     assert known <= allowed, f"{package} imports {sorted(known - allowed)}"
-    assert not [name for name in imported(tree_of(path)) if name.split(".")[0] in ("train", "infer", "examples", "tests")]
+    assert not {name.split(".")[0] for name in imported(tree_of(path))} & {"train", "infer", "examples", "tests"}
 
 
 def test_no_files_import_each_other_in_a_circle():
     """Imports inside functions count too, except those of Triton kernels, which are only loaded on a GPU."""
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE if path.stem != "__init__"}
+    names = {module_of(path): path for path in PACKAGE if path.stem != "__init__"}
     graph = {}
     for name, path in names.items():
-        found = {imported_name for imported_name in imported(tree_of(path)) if imported_name.startswith("taosr1.")}
-        graph[name] = {other for other in names if other != name and any(f"{x}.".startswith(f"{other}.") for x in found)}
+        found = {f"{imported_name}." for imported_name in imported(tree_of(path))}
+        graph[name] = {other for other in names if other != name and any(x.startswith(f"{other}.") for x in found)}
 
     def reachable(start: str) -> set[str]:
         seen, waiting = set(), list(graph[start])
@@ -93,14 +100,15 @@ def test_the_packages_are_those_of_the_design_and_every_folder_is_one():
 
 
 def test_only_core_dependencies_are_imported_with_a_module():
-    """Comfort lives in extras and is imported where it is used. So is, as a whole, the one module that needs Triton from its first line."""
-    allowed = CORE | {"taosr1", "train", "infer", "examples"} | set(sys.stdlib_module_names)
+    """Extras are imported where they are used, and so is the one module that needs Triton from its first line."""
+    everywhere = CORE | {"taosr1", "train", "infer", "examples"} | set(sys.stdlib_module_names)
     for path in PACKAGE + SCRIPTS:
         for statement in tree_of(path).body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
-                names = imported(statement)
-                assert {name.split(".")[0] for name in names} <= (allowed | {"triton"} if path == KERNELS else allowed), f"{path}:{statement.lineno}"
-                assert "taosr1.fast.triton_kernels" not in names and "kernels" not in {alias.name for alias in statement.names}, f"{path}:{statement.lineno}"
+                names, place = set(imported(statement)), f"{path}:{statement.lineno}"
+                allowed = everywhere | ({"triton"} if path == KERNELS else set())
+                assert {name.split(".")[0] for name in names} <= allowed, place
+                assert not any(name.startswith("taosr1.fast.triton_kernels") for name in names), place
 
 
 def called(node: ast.Call) -> str:
@@ -116,10 +124,10 @@ def called(node: ast.Call) -> str:
 def test_no_file_can_bring_code_of_its_own(path):
     """Weights are safetensors, everything else is JSON: nothing that is read is ever executed."""
     tree = tree_of(path)
-    assert not {name.split(".")[0] for name in imported(tree)} & {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
+    assert not {name.split(".")[0] for name in imported(tree)} & RUN_WHAT_THEY_READ
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            assert called(node) not in {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "os.system"}, node.lineno
+            assert called(node) not in FORBIDDEN_CALLS, node.lineno
             words = {keyword.arg: keyword.value for keyword in node.keywords}
             for name in ("shell", "allow_pickle", "trust_remote_code"):
                 assert name not in words or getattr(words[name], "value", None) is False, node.lineno
@@ -127,14 +135,16 @@ def test_no_file_can_bring_code_of_its_own(path):
 
 
 def test_importing_every_module_runs_nothing():
-    """In a process of its own: no output, no file read but code, no flag parsed, no setting or random state of torch changed."""
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE + SCRIPTS if path != KERNELS]
+    """In a process of its own: no output, no file read but code, no flag parsed, nothing of torch changed."""
+    modules = [module_of(path) for path in PACKAGE + SCRIPTS if path != KERNELS]
     program = f"""
 import importlib, json, sys, threading
 import torch
 sys.path.insert(0, {str(ROOT)!r})
-before = (torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), threading.active_count())
-opened = []
+def state():
+    settings = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    return torch.get_rng_state().tolist(), *settings, threading.active_count()
+before, opened = state(), []
 def watch(event, arguments):
     name = str(arguments[0]) if event == "open" else ""
     if name.startswith({str(ROOT)!r}) and not name.endswith((".py", ".pyc")) and ".pyc." not in name:
@@ -142,8 +152,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 for name in {modules!r}:
     importlib.import_module(name)
-after = (torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), threading.active_count())
-print(json.dumps([before == after, opened]))
+print(json.dumps([before == state(), opened]))
 """
     found = subprocess.run([sys.executable, "-c", program, "--no-such-flag"], capture_output=True, text=True)
     assert found.returncode == 0 and found.stderr == "", found.stderr

@@ -1,19 +1,19 @@
-"""Grade a pool without labels: the thinker answers greedily, and its answers are what the student learns from.
+"""Grade a pool without labels: the thinker answers greedily, and the student is trained on its answers.
 
     python train/label_pool.py                                       # runs/thinker-grpo grades the unlabelled pool
     python train/label_pool.py --model runs/thinker --data pairs.jsonl --out runs/pool.jsonl --keep-frac 0.8
-    python train/label_pool.py --model runs/thinker-sft --data synthetic:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
+    python train/label_pool.py --data synthetic:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
 
 Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one) and `confidence`, the log-probability of the
-whole reply. A grade that the input already had is kept as `gold_grade` and not looked at, except with `--only-right`: then the
-judge explains graded rows, and only replies that reach the gold grade are kept (its own reasons become training data,
-STaR 2203.14465). Rows whose reply cannot be parsed are left out and counted.
+whole reply. A grade in the input is kept as `gold_grade` and not used, except with `--only-right`: then the judge
+explains graded rows, and only replies with the gold grade are kept (its own reasons become training data, STaR
+2203.14465). Rows whose reply cannot be parsed are left out and counted.
 
-Killed at any moment, the same command continues: graded rows wait in OUT.parts. Under torchrun ranks share the pool, and the last to
-finish merges it, each row exactly once (taosr1/runtime/chunked_job.py says how).
+After an interruption the same command continues: graded rows are kept in OUT.parts. Under torchrun ranks share the
+pool, and the last to finish writes the output, each row exactly once (see taosr1/runtime/chunked_job.py).
 
-Not in the paper: its online model is trained like the thinker. Ours learns from it: think first to learn, answer first
-to serve.
+Not in the paper: its online model is trained like the thinker. Ours, which answers first, is trained on the thinker's
+answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.data.judgements import Judgement, judgement_to_dict
+from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import DTYPES, Judge, load_judge
@@ -41,6 +41,8 @@ from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.replies import sampled_replies
+from taosr1.task.grades import GRADES
+from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import parse_reply
 
 ROWS_AT_A_TIME = 4096
@@ -52,7 +54,7 @@ class Config:
     data: str = option("synthetic:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or synthetic:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
     keep_frac: float = option(1.0, "keep this share of the rows, the most confident ones")
-    only_right: bool = option(False, "the rows have a grade: keep only replies that reach it")
+    only_right: bool = option(False, "the rows have a grade: keep only replies that give it")
     samples: int = option(1, "with --only-right, replies sampled for a row whose greedy reply is wrong (1: none)")
     max_new_tokens: int = option(64, "longest reply")
     limit: int = option(0, "grade only the first rows (0: all)")
@@ -67,18 +69,19 @@ class Config:
         check([
             (not 0 < self.keep_frac <= 1, f"--keep-frac is {self.keep_frac}, expected more than 0 and at most 1"),
             (not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", self.out.lower()),
-             f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or .jsonl.gz"),
+             f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or "
+             ".jsonl.gz"),
             *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 
 
 def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: torch.Generator) -> list[Judgement]:
-    """The rows with the judge's grade, reasons and confidence; those it could not answer (or got wrong) are missing."""
+    """The rows with the judge's grade, reasons and confidence, without those it could not answer (or got wrong)."""
     if judge.prompt.order == "label":  # nothing to decode: the label is one token
         scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
         best, column = scored.probs.max(dim=1)
         answers = zip(rows, column.tolist(), (best * scored.label_mass).log().tolist())
-        graded = [_graded(row, index + 1, "", confidence) for row, index, confidence in answers]
+        graded = [_graded(row, GRADES[index], "", confidence) for row, index, confidence in answers]
         return [row for row in graded if not config.only_right or row.grade == row.extra["gold_grade"]]
     graded = _decoded(judge, rows, 1, 0.0, config, generator)
     if config.only_right and config.samples > 1:
@@ -88,11 +91,18 @@ def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: t
     return graded
 
 
-def _decoded(judge: Judge, rows: list[Judgement], samples: int, temperature: float, config: Config, generator: torch.Generator) -> list[Judgement]:
-    """The likeliest usable reply of each row: parsed in full and, with --only-right, of the gold grade."""
+def _decoded(
+    judge: Judge,
+    rows: list[Judgement],
+    samples: int,
+    temperature: float,
+    config: Config,
+    generator: torch.Generator,
+) -> list[Judgement]:
+    """The most probable usable reply of each row: well formed and, with --only-right, of the gold grade."""
     rollouts = judge.engine.generate(
-        judge.model, judge.prompts(rows), samples=samples, max_new_tokens=config.max_new_tokens, temperature=temperature,
-        stop_ids=judge.tokenizer.eos_ids, generator=generator,
+        judge.model, judge.prompts(rows), samples=samples, max_new_tokens=config.max_new_tokens,
+        temperature=temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator,
     )  # fmt: skip
     replies = sampled_replies(rollouts, judge.reply_text)
     graded = []
@@ -104,17 +114,18 @@ def _decoded(judge: Judge, rows: list[Judgement], samples: int, temperature: flo
                 found.append((sampled.logp, reply.grade, sampled.text))
         if found:
             value, grade, text = max(found)
-            graded.append(_graded(row, grade, text.partition("\n")[2] if judge.prompt.order == "post-cot" else text, value))
+            cot = text.partition("\n")[2] if judge.prompt.order == "post-cot" else text
+            graded.append(_graded(row, grade, cot, value))
     return graded
 
 
 def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgement:
-    extra = row.extra | ({"gold_grade": row.grade} if row.grade is not None else {}) | {"confidence": round(confidence, 5)}
-    return replace(row, grade=grade, cot=cot, extra=extra)
+    gold = {} if row.grade is None else {"gold_grade": row.grade}
+    return replace(row, grade=grade, cot=cot, extra={**row.extra, **gold, "confidence": round(confidence, 5)})
 
 
 def least_confidence(graded: Iterable[dict], keep_frac: float) -> float:
-    """The lowest confidence of the kept share, which is the most confident rows."""
+    """The lowest confidence among the most confident share of the rows."""
     if keep_frac == 1:
         return -torch.inf
     values = [row["confidence"] for row in graded]
@@ -122,7 +133,7 @@ def least_confidence(graded: Iterable[dict], keep_frac: float) -> float:
 
 
 def kept_rows(graded: Iterable[dict], limit: float, grades: Counter) -> Iterator[dict]:
-    """The graded rows with at least this confidence; `grades` counts them on the way."""
+    """The graded rows with at least this confidence; counts their grades in `grades`."""
     for row in graded:
         if row["confidence"] >= limit:
             grades[row["grade"]] += 1
@@ -130,17 +141,18 @@ def kept_rows(graded: Iterable[dict], limit: float, grades: Counter) -> Iterator
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Returns how many rows there were and how many are graded, or {} on a rank that leaves the merging to another."""
-    config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), plain=config.plain)
+    """Returns the number of rows and of graded rows, or {} on a rank that leaves the output to another."""
+    config = parse_config(Config, __doc__, argv)
+    device = local_device(config.device, this_rank())
+    judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
-    rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit, max_bad_rows=config.max_bad_rows,
-                     need_grade=config.only_right)  # fmt: skip
+    limits = {"split": config.split, "limit": config.limit, "max_bad_rows": config.max_bad_rows}
+    rows = load_rows(config.data, seed=config.seed, need_grade=config.only_right, **limits)
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
-        # The randomness of a chunk depends on the seed and the chunk's place alone.
+        # The sampled replies depend on the seed and the chunk's first row number only.
         graded = grade_rows(judge, rows, config, keyed_generator(config.seed, "pool", start))
         return [judgement_to_dict(row) for row in graded]
 
@@ -149,11 +161,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if graded is None:
             return {}
         if not any(graded):
-            raise NothingToWriteError(
-                f"--model {config.model}: not one of {len(rows)} replies could be parsed; train it further or check --model"
-            )
+            unread = f"not one of {len(rows)} replies could be parsed"
+            raise NothingToWriteError(f"--model {config.model}: {unread}; train it further or check --model")
         count = write_jsonl(config.out, kept_rows(graded, least_confidence(graded, config.keep_frac), grades))
-    shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in (4, 3, 2, 1))
+    shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in GRADES[::-1])
     print(f"{count} of {len(rows)} rows graded -> {config.out}; shares {shares}")
     return {"rows": len(rows), "graded": count}
 

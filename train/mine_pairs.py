@@ -3,18 +3,19 @@
     python train/mine_pairs.py                                       # the post-CoT SFT model on the embedded shop
     python train/mine_pairs.py --model runs/mine --data rows.jsonl --samples 8 --out runs/mine-pairs.jsonl
 
-Some replies right, some wrong: its own right reply is chosen over its own wrong one (self-correction). None right: the
-teacher's reply is chosen, where the row has a chain of thought (oracle guidance). The output, JSONL with `prompt`, `chosen`,
-`rejected` and `source` (self | oracle), holds the sampled token ids beside the text, and train/dpo.py trains on those.
-FILE.counts.json beside it says how often each outcome came up, how many replies were cut or could not be read, how many pairs came up
-again (each is kept once), and pass@1..N.
+Some replies right, some wrong: the model's right reply is chosen over its wrong one (self-correction). None right: the
+teacher's reply is chosen, where the row has a chain of thought (oracle guidance). The output, JSONL with `prompt`,
+`chosen`, `rejected` and `source` (self | oracle), holds the sampled token ids beside the text, and train/dpo.py trains
+on the ids. FILE.counts.json beside it counts the outcomes, the replies that were cut or could not be parsed, and the
+repeated pairs (each is kept once), and holds pass@1..N.
 
-Killed at any moment, the same command continues: mined rows wait in FILE.parts. Under torchrun ranks share the rows, and the last to finish
-merges them, each exactly once (taosr1/runtime/chunked_job.py says how); what is kept, balanced and counted is decided over all of them.
+After an interruption the same command continues: mined rows are kept in FILE.parts. Under torchrun ranks share the
+rows, and the last to finish writes the output (see taosr1/runtime/chunked_job.py); pairs are balanced and counted over
+all rows.
 
 Deviations from the paper:
 1. `--balance flow` (the default) keeps as many pairs that prefer grade a over b as pairs that prefer b over a: without
-   it DPO moves the label prior instead of the judgement.
+   it DPO changes the shares of the labels instead of the judgement.
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
-from taosr1.data.judgements import Judgement
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge import Judge, load_judge
+from taosr1.judge import DTYPES, Judge, load_judge
 from taosr1.learning.draw_order import balanced_order, keyed_generator
 from taosr1.learning.pairs import TEACHER, balance_label_flow, mine_pairs, mining_outcome
 from taosr1.model.io.digest import model_digest
@@ -44,6 +44,7 @@ from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies
+from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import encode_reply, label_of_cot, parse_reply, reply_text
 
 PROMPTS_AT_A_TIME = 128
@@ -52,7 +53,9 @@ PROMPTS_AT_A_TIME = 128
 @dataclass(frozen=True)
 class Config:
     model: str = option("runs/post-sft", "run folder or Hugging Face folder of the model that is to improve")
-    data: str = option("synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, separated by commas")
+    data: str = option(
+        "synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, comma-separated"
+    )
     out: str = option("runs/post-pairs.jsonl", "preference pairs")
     prompts: int = option(2400, "rows sampled, drawn by --grade-power (0: every row once)")
     grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0 equal")
@@ -60,24 +63,27 @@ class Config:
     temperature: float = option(1.0, "sampling temperature")
     max_new_tokens: int = option(64, "longest reply")
     pairs_per_prompt: int = option(1, "preference pairs made of one row's replies, at most")
-    balance: str = option("flow", "flow: as many a-over-b as b-over-a pairs of every two grades; none: as they come", ("flow", "none"))
+    balance: str = option(
+        "flow", "flow: as many a-over-b as b-over-a pairs of every two grades; none: keep all pairs", ("flow", "none")
+    )
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
-    dtype: str = option("float32", "type of the weights", ("float32", "bfloat16", "float16"))
+    dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
     seed: int = option(0, "seed of sampling, choice of rows and the embedded shop")
 
     def __post_init__(self) -> None:
         check([
             *at_least(self, samples=2, prompts=0, max_new_tokens=1, pairs_per_prompt=1),
-            (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0: greedy replies are all alike"),
+            (not self.temperature > 0,
+             f"--temperature is {self.temperature}, expected more than 0: greedy replies are all equal"),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
 
 
 def mine_rows(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[dict]:
-    """`mine_row` for a chunk of rows. Its randomness depends on the seed and the chunk's place alone."""
+    """`mine_row` for a chunk of rows; the replies depend on the seed and the chunk's first row number only."""
     prompts, generator = judge.prompts(rows), keyed_generator(config.seed, "mine", start)
     rollouts = judge.engine.generate(
         judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens,
@@ -96,7 +102,7 @@ def mine_row(
     config: Config,
     generator: torch.Generator,
 ) -> dict:
-    """What one row's replies come to: outcome, numbers of right, cut and unreadable replies, and preference pairs."""
+    """One row's outcome, its preference pairs, and its numbers of right, cut and unreadable replies."""
     order = judge.prompt.order
     graded = [(reply, parse_reply(reply.text, order).grade) for reply in replies]
     # A right reply that was cut before its end is never chosen: it would teach not to stop.
@@ -104,9 +110,6 @@ def mine_row(
     usable_grades = [grade for _, grade in usable]
     teacher_grade = row.grade if order == "label" else label_of_cot(row.cot)
     has_teacher = teacher_grade == row.grade
-    outcome = mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)
-    if outcome == "no teacher" and row.cot:
-        outcome = "teacher cannot be read" if teacher_grade is None else "teacher contradicts the gold grade"
     found = mine_pairs(
         usable_grades, row.grade, [reply.text for reply, _ in usable], has_teacher=has_teacher,
         pairs_per_prompt=config.pairs_per_prompt, generator=generator,
@@ -120,6 +123,9 @@ def mine_row(
             "source": pair.source, "gold": row.grade, "rejected_grade": rejected_grade, "query_id": row.query_id,
             "item_id": row.item_id, "prompt_ids": prompt, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids,
         })  # fmt: skip
+    outcome = mining_outcome(usable_grades, row.grade, has_teacher=has_teacher)
+    if outcome == "no teacher" and row.cot:
+        outcome = "teacher cannot be read" if teacher_grade is None else "teacher contradicts the gold grade"
     grades = [grade for _, grade in graded]
     cut = sum(not reply.finished for reply in replies)
     counts = {"sampled": len(replies), "cut": cut, "unreadable": grades.count(None)}
@@ -127,14 +133,14 @@ def mine_row(
 
 
 def teacher_reply(judge: Judge, row: Judgement) -> SampledReply:
-    """The reply that the row's own grade and chain of thought make."""
+    """The reply made of the row's own grade and chain of thought."""
     text = reply_text(judge.prompt.order, row.grade, row.cot)
     return SampledReply("teacher", text, encode_reply(judge.tokenizer, text))
 
 
-def merged(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tuple[list[dict], dict]:
-    """All pairs before balancing, each once, and counters of every outcome. mined: of each row what `mine_row` found."""
-    pairs: dict[tuple, dict] = {}  # by what they say: a row that is drawn twice may give a pair twice
+def merge_rows(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tuple[list[dict], dict]:
+    """All pairs before balancing, each once, and counts over all rows. mined: for each row what `mine_row` returned."""
+    pairs: dict[tuple, dict] = {}  # keyed by their text: a row that is drawn twice may give a pair twice
     outcomes: Counter[str] = Counter()
     replies: Counter[str] = Counter()
     found_pairs = 0
@@ -151,13 +157,13 @@ def merged(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tuple[
     curve = pass_curve(right_counts, samples)
     guess = [prior_pass_at_n(prior, gold, n + 1) for n in range(samples)]
     return list(pairs.values()), {
-        "rows": len(rows), "outcomes": dict(outcomes), "replies": dict(replies), "duplicate_pairs": found_pairs - len(pairs),
-        "pass_at_n": curve, "prior_pass_at_n": guess,
+        "rows": len(rows), "outcomes": dict(outcomes), "replies": dict(replies),
+        "duplicate_pairs": found_pairs - len(pairs), "pass_at_n": curve, "prior_pass_at_n": guess,
     }  # fmt: skip
 
 
 def balanced(pairs: list[dict], config: Config) -> list[dict]:
-    """The pairs that --balance leaves."""
+    """The pairs that --balance keeps."""
     if config.balance == "none":
         return pairs
     flows = [(pair["gold"], pair["rejected_grade"]) for pair in pairs]
@@ -165,13 +171,16 @@ def balanced(pairs: list[dict], config: Config) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Returns the counts, or {} on a rank that leaves the merging to another."""
-    config, ranks = parse_config(Config, __doc__, argv), this_rank()
-    judge = load_judge(config.model, dtype=config.dtype, device=local_device(config.device, ranks), plain=config.plain)
+    """Returns the counts, or {} on a rank that leaves the output to another."""
+    config = parse_config(Config, __doc__, argv)
+    device = local_device(config.device, this_rank())
+    judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
-    rows = load_rows(config.data, seed=config.seed, split=config.split, max_bad_rows=config.max_bad_rows, need_grade=True)
+    settings = {"seed": config.seed, "split": config.split, "max_bad_rows": config.max_bad_rows}
+    rows = load_rows(config.data, need_grade=True, **settings)
     if config.prompts:
-        drawn = balanced_order([row.grade for row in rows], config.seed, 0, min(config.prompts, len(rows)), power=config.grade_power)
+        grades, count = [row.grade for row in rows], min(config.prompts, len(rows))
+        drawn = balanced_order(grades, config.seed, 0, count, power=config.grade_power)
         rows = [rows[index] for index in drawn]
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     identity = job_identity("mine_pairs", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
@@ -182,7 +191,7 @@ def main(argv: list[str] | None = None) -> dict:
     with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "mine pairs") as found:
         if found is None:
             return {}
-        mined, counts = merged(rows, found, config.samples)
+        mined, counts = merge_rows(rows, found, config.samples)
         pairs = balanced(mined, config)
         if not pairs:
             raise NothingToWriteError(

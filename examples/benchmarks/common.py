@@ -1,4 +1,4 @@
-"""What the benchmarks share: models made on the spot, peak memory, timing by turns, useful work, and the machine's own limits."""
+"""What the benchmarks share: models made on the spot, peak memory, timing by turns, useful work, and the roofline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,36 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from taosr1.fast.decoder import use_fast_modules
+from taosr1.fast.malloc import keep_freed_memory
 from taosr1.fast.onednn_linear import linear
 from taosr1.fast.prepack import prepack
-from taosr1.judge import DTYPES, tiny_texts
-from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.io.weights import load_decoder, save_pretrained
+from taosr1.judge import tiny_texts
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
+from taosr1.model.io.weights import DTYPES, load_decoder, save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
 from taosr1.runtime.cli import at_least, check
 
 # The two shapes that earlier measurements used, and Qwen3-0.6B's own numbers from its config.json.
 SHAPES = {
-    "tiny": dict(vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64),
-    "small": dict(vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=6, head_dim=64),
-    "qwen3-0.6b": dict(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
-                       head_dim=128, rope_theta=1e6, max_position_embeddings=40960),
+    "tiny": dict(
+        vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+    ),
+    "small": dict(
+        vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
+        num_attention_heads=12, num_key_value_heads=6, head_dim=64,
+    ),
+    "qwen3-0.6b": dict(
+        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128, rope_theta=1e6, max_position_embeddings=40960,
+    ),
 }  # fmt: skip
-# Qwen's form of a chat, thinking switched off: what stands after the last line is the reply's first token.
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 def make_model(shape: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """A folder with random weights of this shape and a small tokenizer whose ids are among the model's; kept if it exists."""
+    """A folder with random weights of this shape and a small tokenizer; kept if it exists."""
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = train_tokenizer(tiny_texts(), 1024, folder)
@@ -53,8 +61,9 @@ def make_model(shape: str, folder: Path, dtype: torch.dtype = torch.float32, see
 def stir(folder: Path) -> Path:
     """Change a folder's random weights so that the next token depends on all before it; returns the folder.
 
-    As drawn, the tied head finds the last token itself the likeliest next one, so every greedy reply repeats one token, and comparing
-    such replies proves nothing. Random signs in the last norm end that, larger matrices let the context in.
+    As drawn, the tied head finds the last token itself the likeliest next one, so every greedy reply repeats one token,
+    and comparing such replies proves nothing. Random signs in the last norm end that; larger matrices give the context
+    more weight.
     """
     path, generator = folder / "model.safetensors", torch.Generator().manual_seed(1)
     tensors = safetensors.torch.load_file(path)
@@ -65,6 +74,12 @@ def stir(folder: Path) -> Path:
             tensor *= 2
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
     return folder
+
+
+def load_fast(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+    """The folder's model with the fast modules; freed memory is kept from here on, in the whole process."""
+    keep_freed_memory()
+    return use_fast_modules(load_decoder(folder, dtype=dtype, device=device))
 
 
 def random_ids(lengths: list[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
@@ -94,21 +109,22 @@ def attending(attention: str, run: Callable, model: Any, *arguments: object) -> 
 
 
 def useful_flops(config: DecoderConfig, start: int, tokens: int, read: int, outputs: int | None = None) -> int:
-    """Floating-point operations that nobody can leave out for `tokens` tokens at positions start, start + 1, ... of one sequence.
+    """Floating-point operations that `tokens` tokens at positions start, start + 1, ... of one sequence need at least.
 
-    A matrix of n weights costs 2 n a token. A query that sees `keys` positions costs 4 * heads * head_dim * keys (scores and weighted
-    sum). Only the last `read` tokens are read by somebody: the others need no more than keys and values of the last layer. Each token
-    that is read meets `outputs` rows of the head (None: the whole vocabulary).
+    A matrix of n weights costs 2 n a token. A query that attends to `keys` positions costs 4 * heads * head_dim * keys
+    (scores and weighted sum). Only the outputs of the last `read` tokens are used: the others need no more than keys
+    and values of the last layer. Each of them is multiplied by `outputs` rows of the head (None: the whole vocabulary).
 
-    Work that is shared is counted once by calling this once: a prompt for all its samples, a query for all its products. Norms,
+    Shared work is counted once by calling this once: a prompt for all its samples, a query for all its products. Norms,
     rotations, softmax and sampling count nothing, so a fraction of a roofline in these numbers is a little too low.
     """
-    width, query, key = config.hidden_size, config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    width, query = config.hidden_size, config.num_attention_heads * config.head_dim
+    key = config.num_key_value_heads * config.head_dim
     keys_and_values = 2 * width * 2 * key
     others = 2 * (2 * width * query + 3 * width * config.intermediate_size)  # queries, output, MLP
 
     def attention(first: int, count: int) -> int:
-        return 4 * query * sum(range(first + 1, first + count + 1))  # the token at position p sees p + 1 keys
+        return 4 * query * sum(range(first + 1, first + count + 1))  # the token at position p attends to p + 1 keys
 
     layers = (config.num_hidden_layers - 1) * (tokens * (keys_and_values + others) + attention(start, tokens))
     last = tokens * keys_and_values + read * others + attention(start + tokens - read, read)
@@ -119,16 +135,17 @@ best_rates: dict[torch.dtype, float] = {}
 
 
 def gemm_flops(dtype: torch.dtype, tries: int = 8) -> float:
-    """The machine's own roofline: the best rate, in operations a second, of a linear layer on 2048 rows at a few large shapes, by
-    PyTorch's kernel or by ours, whichever is faster.
+    """The machine's own roofline: the best rate, in operations a second, of a linear layer on 2048 rows.
 
-    The best of all calls in this process, before and after what is measured: a machine that others use too may be slow for a while.
+    At a few large shapes, by PyTorch's kernel or by ours, whichever is faster. The best of all calls in this process,
+    before and after what is measured: a machine that others use too may be slow for a while.
     """
     best = best_rates.get(dtype, 0.0)
     for inputs, outputs in ((768, 2048), (1024, 4096), (2048, 2048)):
         x, weight = torch.randn(2048, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+        kernels = {"torch": partial(F.linear, x, weight), "ours": partial(linear, x, weight)}
         with torch.no_grad():
-            found = by_turns({kernel.__name__: lambda kernel=kernel, x=x, weight=weight: kernel(x, weight) for kernel in (F.linear, linear)}, tries + 1)
+            found = by_turns(kernels, tries + 1)
         best = max(best, *(2 * 2048 * inputs * outputs / min(seconds[1:]) for seconds in found.values()))
     best_rates[dtype] = best
     return best
@@ -142,8 +159,9 @@ def memory_bytes_per_s(tries: int = 5) -> float:
 
 
 def check_names(config: Any, parts: tuple[str, ...], cases: tuple[str, ...], **lowest: float) -> None:
-    """For `__post_init__` of a script whose settings are `parts` and `cases`, comma-separated, and numbers of at least `lowest`."""
-    unknown = [name for name in config.parts.split(",") if name not in parts] + [name for name in config.cases.split(",") if name not in cases]
+    """For `__post_init__` of a script with comma-separated `parts` and `cases`, and numbers of at least `lowest`."""
+    unknown = [name for name in config.parts.split(",") if name not in parts]
+    unknown += [name for name in config.cases.split(",") if name not in cases]
     message = f"unknown {', '.join(unknown)}: --parts are {', '.join(parts)}, --cases are {', '.join(cases)}"
     check([(bool(unknown), message), *at_least(config, **lowest)])
 
@@ -152,20 +170,24 @@ def dtype_of(case: str) -> torch.dtype:
     return DTYPES[case.split("-")[1]]
 
 
-def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_only: tuple[str, ...], decodes: bool = False) -> list[dict]:
-    """Run the wanted parts on every case, a case being SHAPE-DTYPE; some only on the first. Writes --out. decodes: see `prepack`.
+def run_cases(
+    config: Any, parts: dict[str, Callable[..., list[dict]]], first_only: tuple[str, ...], decodes: bool = False
+) -> list[dict]:
+    """Run the wanted parts on every case (SHAPE-DTYPE), some only on the first. Writes --out.
 
-    A part is called with (our model, transformers' model, case, folder, config).
+    A part is called with (our model, transformers' model, case, folder, config). decodes: see `prepack`.
     """
     bandwidth = memory_bytes_per_s()
-    print(f"{config.threads} thread(s), median of {config.repeats} (least to most); memory {bandwidth / 1e9:.1f} GB/s; {machine()}")
+    repeats = f"{config.threads} thread(s), median of {config.repeats} (least to most)"
+    print(f"{repeats}; memory {bandwidth / 1e9:.1f} GB/s; {machine()}")
     rows = []
     with tempfile.TemporaryDirectory() as parent:
         for number, case in enumerate(config.cases.split(",")):
             folder = Path(parent) / case.split("-")[0]
             if not folder.exists():
                 stir(make_model(folder.name, folder))
-            pair = prepack(load_decoder(folder, dtype=dtype_of(case)), decodes=decodes), load_transformers(folder, dtype_of(case))
+            ours = prepack(load_fast(folder, dtype_of(case)), decodes=decodes)
+            pair = ours, load_transformers(folder, dtype_of(case))
             gemm_flops(dtype_of(case))
             for part in config.parts.split(","):
                 if number == 0 or part not in first_only:
@@ -177,7 +199,10 @@ def run_cases(config: Any, parts: dict[str, Callable[..., list[dict]]], first_on
 
 
 def by_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every side, a, b, c, a, b, c, ...: what slows the machine for a while slows all of them. Warming up is the caller's."""
+    """Seconds of every side, a, b, c, a, b, c, ...: a machine that is slow for a while slows all of them.
+
+    Warming up is the caller's.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
@@ -219,23 +244,31 @@ def peak_bytes(device: str = "cpu") -> int:
 
 
 def forget_peak() -> int:
-    """Imports have a peak of their own: `peak_bytes` is from here on that of what follows. Returns what is resident now."""
+    """Imports have a peak of their own: from here on `peak_bytes` is that of what follows. Returns the resident set."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
 
 
 def in_fresh_process(script: str, *arguments: object, threads: int) -> dict:
-    """Run a benchmark script's `--one` part by itself, so that its peak is its own; returns the JSON of its last line."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Freed memory goes back to the system at once: the peak is then what a program needs, not how the C library's heap was cut up.
+    """Run a script's `--one` part by itself, so that its peak is its own; returns the JSON of its last line."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment |= {"TOKENIZERS_PARALLELISM": "false"}
+    # Freed memory is returned to the system at once: the peak is then what a program needs, not how its heap was split.
     environment |= {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
-    answer = subprocess.run([sys.executable, script, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, script, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
     if answer.returncode:
         sys.exit(f"{' '.join(map(str, arguments))} failed:\n{answer.stderr[-3000:]}")
     return json.loads(answer.stdout.strip().splitlines()[-1])
 
 
 def machine() -> str:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    gpu = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    )
     return f"commit {commit or 'unknown'}, torch {torch.__version__}, {gpu}"

@@ -2,8 +2,9 @@
 
     python examples/benchmarks/load.py                                      # the 0.6B shape, stored as bfloat16
 
-Each load runs in a process of its own, by turns, five times. "safetensors" maps the file and copies every tensor into the
-wanted type: what a program without our checks would do. Random weights of exactly Qwen3-0.6B's shape are made on the spot.
+Each load runs in a process of its own, by turns, five times. "safetensors" maps the file and copies every tensor into
+the wanted type: what a program without our checks would do. Random weights of exactly Qwen3-0.6B's shape are made on
+the spot.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_model, peak_bytes
-from taosr1.judge import DTYPES
+from taosr1.model.io.weights import DTYPES
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.signals import run_main
 
@@ -48,24 +49,31 @@ def main(argv: list[str] | None = None) -> list[dict]:
         print(json.dumps(load(*config.one.split("/"), config)))
         return []
     rows = []
-    print(f"{config.shape}, {config.device}, {config.threads} thread(s), median of {config.repeats} (least to most); {machine()}")
+    repeats = f"{config.threads} thread(s), median of {config.repeats} (least to most)"
+    print(f"{config.shape}, {config.device}, {repeats}; {machine()}")
     with tempfile.TemporaryDirectory() as folder:
         make_model(config.shape, Path(folder), torch.bfloat16)
         for dtype in ("bfloat16", "float32"):
             found: dict[str, list[dict]] = {who: [] for who in WHO}
             for _ in range(config.repeats):
                 for who in WHO:
-                    arguments = ("--one", f"{who}/{dtype}", "--folder", folder, "--shape", config.shape, "--device", config.device)
+                    arguments = ("--one", f"{who}/{dtype}", "--folder", folder)
+                    arguments += ("--shape", config.shape, "--device", config.device)
                     found[who].append(in_fresh_process(__file__, *arguments, threads=config.threads))
             for who, loads in found.items():
                 seconds = [load["seconds"] for load in loads]
-                row = {"who": who, "dtype": dtype, "seconds": statistics.median(seconds), "peak_over_weights": max(load["peak"] / load["weights"] for load in loads)}
-                row["times_safetensors"] = statistics.median(ours["seconds"] / theirs["seconds"] for ours, theirs in zip(loads, found["safetensors"]))
-                rows.append(row)
-                print(f"{dtype:9} {who:13} {row['seconds']:6.2f} s ({min(seconds):.2f} to {max(seconds):.2f})  {row['times_safetensors']:5.2f} x safetensors"
-                      f"  peak {row['peak_over_weights']:.2f} x the weights")  # fmt: skip
+                peak = max(load["peak"] / load["weights"] for load in loads)
+                pairs = zip(loads, found["safetensors"])
+                ratio = statistics.median(ours["seconds"] / theirs["seconds"] for ours, theirs in pairs)
+                row = {"who": who, "dtype": dtype, "seconds": statistics.median(seconds), "peak_over_weights": peak}
+                rows.append({**row, "times_safetensors": ratio})
+                print(
+                    f"{dtype:9} {who:13} {row['seconds']:6.2f} s ({min(seconds):.2f} to {max(seconds):.2f})  "
+                    f"{ratio:5.2f} x safetensors  peak {peak:.2f} x the weights"
+                )
     if config.out:
-        Path(config.out).write_text(json.dumps({"machine": machine(), "shape": config.shape, "rows": rows}, indent=1) + "\n")
+        report = {"machine": machine(), "shape": config.shape, "rows": rows}
+        Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
     return rows
 
 
@@ -78,7 +86,8 @@ def load(who: str, dtype_name: str, config: Config) -> dict:
         from safetensors.torch import load_file
 
         def read(folder, dtype, device):
-            return {name: tensor.to(device, dtype, copy=True) for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+            tensors = load_file(f"{folder}/model.safetensors")
+            return {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
     else:
         from transformers import Qwen3ForCausalLM
 

@@ -4,23 +4,25 @@
     python examples/benchmarks/sampler.py --parts equal --cases tiny-float32        # about a minute
 
 equal:  8 prompts of 192 tokens x 8 samples x 64 new tokens, nothing stops early. For every one of --cases.
-ragged: 512 prompts of 96 to 192 tokens x 8 samples of at most 64 tokens; ids that stop a reply are chosen at random, as many as
-        leave half of all tokens. transformers gets its prompts sorted by length, padded on the left, in batches of 8, 16 and 32.
-        This part takes minutes a side, so it is measured --ragged-repeats times, once if not told otherwise. First of --cases only.
-trained: 80 prompts of the embedded shop x 8 replies of the bundled thinker, which end by themselves. It is sure of most of what it says, and what
-        samples say alike we compute once; transformers gets its prompts sorted, 8 and 80 at once. First of --cases gives the dtype.
-growth: ours alone, first of --cases only. Seconds at 1 to 32 samples a prompt; peak memory at 64 to 1024 waiting prompts, where no
-        more than 512 rows are alive at once: what grows are the replies themselves.
+ragged: 512 prompts of 96 to 192 tokens x 8 samples of at most 64 tokens; ids that stop a reply are chosen at random, as
+        many as leave half of all tokens. transformers gets its prompts sorted by length, padded on the left, in batches
+        of 8, 16 and 32. It takes minutes a side, so it is measured --ragged-repeats times. First of --cases only.
+trained: 80 prompts of the embedded shop x 8 replies of the bundled thinker, which end by themselves. Its samples have
+        much in common, which we compute once; transformers gets its prompts sorted, 8 and 80 at once. The first of
+        --cases gives the dtype.
+growth: ours alone, first of --cases only. Seconds at 1 to 32 samples a prompt; peak memory at 64 to 1024 waiting
+        prompts with at most 512 rows at once: only the replies themselves grow.
 
-transformers' modes: "generate" copies each prompt for each of its samples and computes all copies; "static" does the same with a cache
-of fixed size (no compiling); "expanded" computes each prompt once, copies its cache and goes on token by token, which is no setting
-but a loop of a user's own. Each mode is tried once with either implementation of attention, sdpa and eager; the faster one is
-measured. All draw from the whole distribution at temperature 1.
+transformers' modes: "generate" copies each prompt for each of its samples and computes all copies; "static" does the
+same with a cache of fixed size (no compiling); "expanded" computes each prompt once, copies its cache and decodes token
+by token, which is no setting but a loop of a user's own. Each mode is tried once with either implementation of
+attention, sdpa and eager; the faster one is measured. All draw from the whole distribution at temperature 1.
 
-Before anything is timed: greedy replies must equal those of every mode (float32), and the log-probs of sampled replies must equal
-transformers' own for the same tokens, to 1e-4 in float32 and 0.1 in bfloat16: its own bfloat16 and float32 differ by up to 0.07.
-Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`; every reply counts by itself, also where we compute
-several at once. But for `trained` weights are random, so that replies differ from their first token on: no time depends on them then.
+Before anything is timed: greedy replies must equal those of every mode (float32), and the log-probs of sampled replies
+must equal transformers' own for the same tokens, to 1e-4 in float32 and 0.1 in bfloat16: its own bfloat16 and float32
+differ by up to 0.07. Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`; every
+reply counts by itself, also where we compute several at once. Except for `trained` weights are random, so that replies
+differ from their first token on.
 """
 
 from __future__ import annotations
@@ -42,7 +44,6 @@ from examples.benchmarks import common
 from taosr1.fast.generate import generate
 from taosr1.fast.prepack import prepack
 from taosr1.judge import BUNDLED, BUNDLED_FOLDER, load_judge
-from taosr1.model.io.weights import load_decoder
 from taosr1.runtime.cli import option, parse_config
 from taosr1.runtime.signals import run_main
 from taosr1.synthetic.shop import read_pool
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def equal(model, theirs, case: str, folder: Path, config: Config) -> list[dict]:
     work = Work(common.random_ids([192] * 8, model.config.vocab_size))
     print(f"equal, {case}: 8 prompts x 192 tokens x 8 samples x 64 new tokens; {compare(model, theirs, work, case)}")
-    sides = {"ours": partial(ours, model, work)} | {" ".join(best): attended(*best, theirs, work) for best in best_attention(PEERS, theirs, work)}
+    sides = {"ours": partial(ours, model, work)}
+    sides |= {" ".join(best): attended(*best, theirs, work) for best in best_attention(PEERS, theirs, work)}
     replies = ours(model, work)  # warm-up; the other sides have had theirs
     assert all(len(reply) == work.new_tokens for reply in replies), "a reply stopped early"
     seconds = common.by_turns(sides, config.repeats)
@@ -115,7 +117,8 @@ def trained(model, theirs, case: str, folder: Path, config: Config) -> list[dict
     dtype = common.dtype_of(case)
     judge, theirs = load_judge(BUNDLED, dtype=case.split("-")[1]), common.load_transformers(BUNDLED_FOLDER, dtype)
     work = Work(judge.prompts(read_pool("labelled")[:80]), stop_ids=tuple(judge.tokenizer.eos_ids))
-    print(f"trained, {case.split('-')[1]}: 80 prompts of the embedded shop x 8 samples; {compare(judge.model, theirs, work, case)}")
+    equality = compare(judge.model, theirs, work, case)
+    print(f"trained, {case.split('-')[1]}: 80 prompts of the embedded shop x 8 samples; {equality}")
     return until_they_stop(judge.model, theirs, work, case, (8, 80), config.repeats)
 
 
@@ -132,9 +135,13 @@ def until_they_stop(model, theirs, work: Work, case: str, sizes: tuple[int, ...]
     for mode, attention in best_attention(("generate", "expanded"), theirs, few):
         for size in sizes:
             name = f"{mode} {attention} x {size}"
-            sides[name] = partial(measured, name, in_batches, partial(common.attending, attention, PEERS[mode]), theirs, work, size)
+            sides[name] = partial(
+                measured, name, in_batches, partial(common.attending, attention, PEERS[mode]), theirs, work, size
+            )
     seconds = common.by_turns(sides, repeats)
-    rows = common.timing_rows(seconds, work_flops(model, work, lengths["ours"]), common.gemm_flops(common.dtype_of(case)))
+    rows = common.timing_rows(
+        seconds, work_flops(model, work, lengths["ours"]), common.gemm_flops(common.dtype_of(case))
+    )
     for row in rows:
         row["mean_tokens"] = statistics.fmean(lengths[row["side"]])
     print("  mean length of a reply: " + ", ".join(f"{row['side']} {row['mean_tokens']:.1f}" for row in rows))
@@ -149,8 +156,10 @@ def growth(model, theirs, case: str, folder: Path, config: Config) -> list[dict]
         replies = ours(model, work)  # warm-up
         seconds = statistics.median(common.by_turns({"ours": partial(ours, model, work)}, config.repeats)["ours"])
         share = work_flops(model, work, replies) / seconds / common.gemm_flops(common.dtype_of(case))
-        rows.append({"samples": samples, "median_s": seconds, "ms_per_reply": 1e3 * seconds / len(replies), "of_roofline": share})
-        print(f"  {samples:5} samples a prompt {seconds:8.3f} s  {rows[-1]['ms_per_reply']:7.2f} ms a reply  {share:.2f} of the roofline", flush=True)
+        each = 1e3 * seconds / len(replies)
+        rows.append({"samples": samples, "median_s": seconds, "ms_per_reply": each, "of_roofline": share})
+        line = f"  {samples:5} samples a prompt {seconds:8.3f} s  {each:7.2f} ms a reply  {share:.2f} of the roofline"
+        print(line, flush=True)
     for waiting in (64, 256, 1024):
         rows.append({"waiting": waiting, **fresh_peak("ours", case, waiting, folder, config)})
     return rows
@@ -161,7 +170,9 @@ def best_attention(modes: Iterable[str], theirs, work: Work) -> list[tuple[str, 
     names = [(mode, attention) for mode in modes for attention in common.ATTENTIONS]
     seconds = common.by_turns({name: attended(*name, theirs, work) for name in names}, 1)
     print("  tried: " + ", ".join(f"{' '.join(name)} {found:.2f} s" for name, (found,) in seconds.items()), flush=True)
-    return [min(((mode, attention) for attention in common.ATTENTIONS), key=lambda name: seconds[name]) for mode in modes]
+    return [
+        min(((mode, attention) for attention in common.ATTENTIONS), key=lambda name: seconds[name]) for mode in modes
+    ]
 
 
 def attended(mode: str, attention: str, theirs, work: Work) -> partial:
@@ -171,7 +182,9 @@ def attended(mode: str, attention: str, theirs, work: Work) -> partial:
 def fresh_peak(side: str, case: str, prompts: int, folder: Path, config: Config) -> dict:
     arguments = ("--one", f"{side}/{case}/{prompts}", "--folder", folder, "--threads", config.threads)
     found = common.in_fresh_process(__file__, *arguments, threads=config.threads)
-    print(f"  {side:22} {prompts:5} prompts: peak {found['peak_mib']:.0f} MiB above the imports, results {found['results_mib']:.1f}", flush=True)
+    peak, results = found["peak_mib"], found["results_mib"]
+    line = f"  {side:22} {prompts:5} prompts: peak {peak:.0f} MiB above the imports, results {results:.1f}"
+    print(line, flush=True)
     return found
 
 
@@ -179,12 +192,15 @@ RUN = {"equal": equal, "ragged": ragged, "trained": trained, "growth": growth}
 
 
 def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:
-    """Peak memory of one side in this fresh process: the equal part's work, or `prompts` waiting prompts and 16 new tokens."""
+    """Peak memory of one side in this fresh process, on the equal part's work or on `prompts` waiting prompts."""
     dtype = common.dtype_of(case)
     if side != "ours":
         from transformers import Qwen3ForCausalLM  # noqa: F401 (before the base is taken)
     base = common.forget_peak()
-    model = prepack(load_decoder(config.folder, dtype=dtype), decodes=True) if side == "ours" else common.load_transformers(config.folder, dtype)
+    if side == "ours":
+        model = prepack(common.load_fast(config.folder, dtype), decodes=True)
+    else:
+        model = common.load_transformers(config.folder, dtype)
     waiting = int(prompts)
     work = Work(common.random_ids([192] * waiting, model.config.vocab_size), new_tokens=64 if waiting == 8 else 16)
     if side == "ours":
@@ -192,26 +208,32 @@ def peak_of(side: str, case: str, prompts: str, config: Config) -> dict:
     else:
         attended(*side.split(), model, work)()
     # Of each new token: the id, the number drawn for it and its log-prob, 8 + 4 + 4 bytes.
-    return {"peak_mib": (common.peak_bytes() - base) / 2**20, "results_mib": waiting * work.samples * work.new_tokens * 16 / 2**20}
+    results = waiting * work.samples * work.new_tokens * 16
+    return {"peak_mib": (common.peak_bytes() - base) / 2**20, "results_mib": results / 2**20}
 
 
 # --- The work ---------------------------------------------------------------------------------------------------------
 def ragged_work(model, prompts: int) -> Work:
     """Prompts of all lengths, and as many random stop ids as leave half of the tokens.
 
-    Random weights make all tokens about equally likely, so one of `count` stop ids comes with probability p = count / vocab_size, and the
-    mean length of a reply of at most N tokens is (1 - (1 - p)^N) / p.
+    Random weights make all tokens about equally likely, so one of `count` stop ids comes with probability p = count /
+    vocab_size, and the mean length of a reply of at most N tokens is (1 - (1 - p)^N) / p.
     """
     generator, vocab_size = torch.Generator().manual_seed(0), model.config.vocab_size
     lengths = torch.randint(96, 193, (prompts,), generator=generator).tolist()
     work = Work(common.random_ids(lengths, vocab_size))
-    mean = {count: (1 - (1 - count / vocab_size) ** work.new_tokens) * vocab_size / count for count in range(1, vocab_size)}
+    mean = {
+        count: (1 - (1 - count / vocab_size) ** work.new_tokens) * vocab_size / count for count in range(1, vocab_size)
+    }
     count = min(mean, key=lambda count: abs(mean[count] - work.new_tokens / 2))
     return replace(work, stop_ids=tuple(torch.randperm(vocab_size, generator=generator)[:count].tolist()))
 
 
 def work_flops(model, work: Work, replies: list) -> float:
-    """Each prompt once, the last of its tokens read; each reply's tokens but the last are fed back and read. `replies`: or their lengths."""
+    """Each prompt once, with the output of its last token; each reply's tokens but the last, with all outputs.
+
+    replies: or their lengths.
+    """
     lengths = [reply if isinstance(reply, int) else len(reply) for reply in replies]
     total = 0
     for number, prompt in enumerate(work.prompts):
@@ -221,12 +243,12 @@ def work_flops(model, work: Work, replies: list) -> float:
     return total
 
 
-# --- The sides: replies of all prompts, prompt by prompt ----------------------------------------------------------------
+# --- The sides: replies of all prompts, prompt by prompt --------------------------------------------------------------
 def rollouts(model, work: Work, temperature: float = 1.0, **settings):
     stop_ids = work.stop_ids or [model.config.vocab_size]  # an id that is never drawn
     generator = torch.Generator().manual_seed(0)
-    return generate(model, work.prompts, samples=work.samples, max_new_tokens=work.new_tokens, temperature=temperature, stop_ids=stop_ids,
-                    generator=generator, **settings)  # fmt: skip
+    settings |= {"samples": work.samples, "max_new_tokens": work.new_tokens, "temperature": temperature}
+    return generate(model, work.prompts, stop_ids=stop_ids, generator=generator, **settings)
 
 
 def ours(model, work: Work, **settings) -> list[list[int]]:
@@ -237,7 +259,8 @@ def hf_generate(model, work: Work, temperature: float = 1.0, **mode) -> list[lis
     """Plain `generate`, which repeats each prompt `samples` times before it computes anything."""
     ids, real = left_padded(work.prompts)
     samples = work.samples if temperature else 1  # it refuses several greedy replies, which would be equal
-    found = model.generate(ids, attention_mask=real, generation_config=hf_settings(work, temperature, num_return_sequences=samples, **mode))
+    settings = hf_settings(work, temperature, num_return_sequences=samples, **mode)
+    found = model.generate(ids, attention_mask=real, generation_config=settings)
     return cut(found[:, ids.shape[1] :], work)
 
 
@@ -248,18 +271,25 @@ def hf_expanded(model, work: Work, temperature: float = 1.0) -> list[list[int]]:
 
     ids, real = left_padded(work.prompts)
     cache, padded, stops = DynamicCache(config=model.config), not real.all(), torch.tensor(work.stop_ids)
+
+    def last_logits(ids: torch.Tensor) -> torch.Tensor:
+        mask = real if padded else None
+        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        return model(ids, **given, logits_to_keep=1).logits[:, -1]
+
     positions = (real.cumsum(1) - 1).clamp(min=0)
-    logits = model(ids, attention_mask=real if padded else None, position_ids=positions, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    logits = last_logits(ids)
     cache.batch_repeat_interleave(work.samples)
     logits, real, positions = (x.repeat_interleave(work.samples, 0) for x in (logits, real, positions[:, -1:]))
     running, tokens = torch.ones(len(real), 1, dtype=torch.bool), []
     while True:
-        tokens.append(torch.multinomial((logits.float() / temperature).softmax(-1), 1) if temperature else logits.argmax(-1, keepdim=True))  # (R, 1)
+        probs = (logits.float() / (temperature or 1)).softmax(-1)
+        tokens.append(torch.multinomial(probs, 1) if temperature else logits.argmax(-1, keepdim=True))  # (R, 1)
         running &= ~torch.isin(tokens[-1], stops)
         if len(tokens) == work.new_tokens or not running.any():
             return cut(torch.cat(tokens, 1), work)
         real, positions = torch.cat([real, torch.ones_like(real[:, :1])], 1), positions + 1
-        logits = model(tokens[-1], attention_mask=real if padded else None, position_ids=positions, past_key_values=cache).logits[:, -1]
+        logits = last_logits(tokens[-1])
 
 
 PEERS = {
@@ -276,15 +306,18 @@ def in_batches(run, model, work: Work, size: int) -> list[list[int]]:
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         found = run(model, replace(work, prompts=[work.prompts[number] for number in chosen]))
-        replies |= {number: found[place * work.samples : (place + 1) * work.samples] for place, number in enumerate(chosen)}
+        replies |= {
+            number: found[place * work.samples : (place + 1) * work.samples] for place, number in enumerate(chosen)
+        }
     return [reply for number in range(len(order)) for reply in replies[number]]
 
 
 def hf_settings(work: Work, temperature: float, **mode):
     from transformers import GenerationConfig
 
-    sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
-    return GenerationConfig(max_new_tokens=work.new_tokens, eos_token_id=list(work.stop_ids) or None, pad_token_id=0, **sampling, **mode)
+    settings = dict(max_new_tokens=work.new_tokens, eos_token_id=list(work.stop_ids) or None, pad_token_id=0)
+    settings |= dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else {}
+    return GenerationConfig(**settings, **mode)
 
 
 def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -302,21 +335,28 @@ def cut(tokens: torch.Tensor, work: Work) -> list[list[int]]:
     return [row[:end] for row, end in zip(tokens.tolist(), ends)]
 
 
-# --- Are they the same? -------------------------------------------------------------------------------------------------
+# --- Are they the same? -----------------------------------------------------------------------------------------------
 def compare(model, theirs, work: Work, case: str) -> str:
-    """Three prompts' greedy replies against every mode, and the log-probs of their sampled replies; ends the program where they differ."""
+    """Three prompts' greedy replies against every mode, and the log-probs of their sampled replies.
+
+    Ends the program where they differ.
+    """
     dtype = case.split("-")[1]
     few = replace(work, prompts=work.prompts[:3], samples=1)
     if dtype == "float32":
         greedy = ours(model, few, temperature=0.0)
         for name, attention in product(PEERS, common.ATTENTIONS):
             if (found := common.attending(attention, PEERS[name], theirs, few, 0.0)) != greedy:
-                raise SystemExit(f"{case}: greedy replies differ from those of {name} {attention}: {greedy} against {found}")
+                raise SystemExit(
+                    f"{case}: greedy replies differ from those of {name} {attention}: {greedy} against {found}"
+                )
     few = replace(few, samples=work.samples)
     sampled = rollouts(model, few)
-    worst = max(off(theirs, few.prompts[row // few.samples], reply, sampled.logp[row]) for row, reply in enumerate(sampled.replies()))
+    replies = enumerate(sampled.replies())
+    worst = max(off(theirs, few.prompts[row // few.samples], reply, sampled.logp[row]) for row, reply in replies)
     if not worst <= TOLERANCE[dtype]:
-        raise SystemExit(f"{case}: a log-prob differs by {worst:.2g} from that of transformers, allowed are {TOLERANCE[dtype]}")
+        allowed = TOLERANCE[dtype]
+        raise SystemExit(f"{case}: a log-prob differs by {worst:.2g} from that of transformers, allowed are {allowed}")
     return "equal: " + "greedy replies, " * (dtype == "float32") + f"log-probs to {worst:.0e}"
 
 

@@ -1,10 +1,11 @@
-"""What it is worth to compute a prompt once for all its replies: log-probs, forward and backward, shared against row by row.
+"""What it is worth to compute a prompt once for all its replies: log-probs, forward and backward, with it and without.
 
     python examples/benchmarks/shared_prompts.py --threads 1
 
-The same weights and tokens, by turns, median of seven; values are compared first. On a CPU "shared" is the flat layout
-(`flat_prompts`), elsewhere or where its scores would not fit, the packed one; the last column is what `pays` decides for that one
-from the number of multiplications alone.
+The same weights and tokens, by turns, median of seven; values are compared first. "apart" computes every row by itself,
+with everything else that is fast. On a CPU "shared" is the layout of `varlen_prompts`; elsewhere, or if its scores do
+not fit, that of `shared_prompts`. The last column is what `worthwhile` decides for the latter from the number of
+multiplications alone.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
 
@@ -21,10 +24,12 @@ import torch
 
 from examples.benchmarks.common import SHAPES, machine
 from taosr1.fast import shared_prompts
+from taosr1.fast.decoder import use_fast_modules
+from taosr1.fast.logprobs import completion_logp
 from taosr1.judge import BUNDLED, load_judge
 from taosr1.learning.batches import Batch, Example, collate
-from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.logprobs import completion_logp
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.signals import run_main
 
@@ -48,44 +53,58 @@ class Config:
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     torch.set_num_threads(config.threads)
-    models = {"thinker": load_judge(BUNDLED).model, "tiny": Decoder(DecoderConfig(**SHAPES["tiny"])).init_weights(torch.Generator().manual_seed(0))}
-    print(f"{config.threads} thread(s), median of {config.repeats}; {machine()}\nmodel    prompt reply replies prompts  plain s  shared s  ratio  pays")
+    tiny = Decoder(DecoderConfig(**SHAPES["tiny"])).init_weights(torch.Generator().manual_seed(0))
+    models = {"thinker": load_judge(BUNDLED).model, "tiny": use_fast_modules(tiny)}
+    print(f"{config.threads} thread(s), median of {config.repeats}; {machine()}")
+    print("model    prompt reply replies prompts  apart s  shared s  ratio  worthwhile")
     rows = []
     for name, cases in CASES.items():
         model = models[name].to(config.device)
         for case in cases:
-            rows.append({"model": name, "case": case, **compare(model, *case, config)})
-            print(f"{name:8} {case[0]:6} {case[1]:5} {case[2]:7} {case[3]:7}  {rows[-1]['plain']:7.3f}  {rows[-1]['packed']:8.3f}  "
-                  f"{rows[-1]['packed'] / rows[-1]['plain']:5.2f}  {rows[-1]['pays']}", flush=True)  # fmt: skip
+            row = {"model": name, "case": case, **compare(model, *case, config)}
+            prompt, reply, replies, prompts = case
+            seconds = f"{row['apart']:7.3f}  {row['shared']:8.3f}  {row['shared'] / row['apart']:5.2f}"
+            print(f"{name:8} {prompt:6} {reply:5} {replies:7} {prompts:7}  {seconds}  {row['worthwhile']}", flush=True)
+            rows.append(row)
     return rows
 
 
 def compare(model: Decoder, prompt: int, reply: int, replies: int, prompts: int, config: Config) -> dict:
-    generator, decide = torch.Generator().manual_seed(0), shared_prompts.pays
-    batch = collate([example for _ in range(prompts) for example in siblings(model, prompt, reply, replies, generator)], config.device)
-    pays = decide(model.config, (len(batch.ids), batch.ids.shape[1] - 1), (prompts, prompt + replies * (reply - 1)))
-    shared_prompts.pays = lambda *_: True  # both ways are measured, whatever would be chosen
-    try:
-        with torch.no_grad():
-            both = [completion_logp(model, batch.ids, batch.mask, plain=plain) for plain in (True, False)]
-        torch.testing.assert_close(both[1], both[0], rtol=0, atol=1e-4)
-        seconds = {"plain": [], "packed": []}
-        for _ in range(config.repeats):
-            for name, found in seconds.items():
-                found.append(one_pass(model, batch, plain=name == "plain"))
-    finally:
-        shared_prompts.pays = decide
-    return {name: statistics.median(found) for name, found in seconds.items()} | {"pays": pays}
+    generator = torch.Generator().manual_seed(0)
+    examples = [example for _ in range(prompts) for example in group(model, prompt, reply, replies, generator)]
+    batch = collate(examples, config.device)
+    rows, shared = (len(batch.ids), batch.ids.shape[1] - 1), (prompts, prompt + replies * (reply - 1))
+    worthwhile = shared_prompts.worthwhile(model.config, rows, shared)
+    seconds, values = {"apart": [], "shared": []}, []
+    for side in seconds:
+        with sharing(side == "shared"), torch.no_grad():
+            values.append(completion_logp(model, batch.ids, batch.mask))
+    torch.testing.assert_close(*values, rtol=0, atol=1e-4)
+    for _ in range(config.repeats):
+        for side, found in seconds.items():
+            with sharing(side == "shared"):
+                found.append(one_pass(model, batch))
+    return {side: statistics.median(found) for side, found in seconds.items()} | {"worthwhile": worthwhile}
 
 
-def siblings(model: Decoder, prompt: int, reply: int, replies: int, generator: torch.Generator) -> list[Example]:
-    ids = [torch.randint(model.config.vocab_size, (length,), generator=generator).tolist() for length in (prompt, *[reply] * replies)]
+def sharing(on: bool) -> ExitStack:
+    """Inside, prompts are shared whatever would be chosen, or not at all."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(shared_prompts, "worthwhile", lambda *_: on))
+    if not on:
+        stack.enter_context(mock.patch.object(shared_prompts, "supported", lambda *_: False))
+    return stack
+
+
+def group(model: Decoder, prompt: int, reply: int, replies: int, generator: torch.Generator) -> list[Example]:
+    lengths = (prompt, *[reply] * replies)
+    ids = [torch.randint(model.config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
     return [Example(ids[0], tokens) for tokens in ids[1:]]
 
 
-def one_pass(model: Decoder, batch: Batch, *, plain: bool) -> float:
+def one_pass(model: Decoder, batch: Batch) -> float:
     started = time.perf_counter()
-    completion_logp(model, batch.ids, batch.mask, plain=plain).sum().backward()
+    completion_logp(model, batch.ids, batch.mask).sum().backward()
     model.zero_grad(set_to_none=True)
     if batch.ids.is_cuda:
         torch.cuda.synchronize()

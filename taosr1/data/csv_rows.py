@@ -30,11 +30,8 @@ def read_csv(path: str | Path, bad_rows: BadRows | None = None, *, delimiter: st
     Raises: ValueError as `read_jsonl`, and for a header or a record that does not fit; FileNotFoundError.
     """
     path = check_file(path)
-    bad_rows = bad_rows or BadRows(path, flag="")
-    try:
+    with bad_rows or BadRows(path, flag="") as bad_rows:
         yield from _records(path, bad_rows, delimiter)
-    finally:
-        bad_rows.summarise()
 
 
 def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[int, dict]]:
@@ -86,14 +83,14 @@ def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[in
 
 def _check_header(path: Path, number: int, record: list[str], delimiter: str) -> list[str]:
     header = [name.strip() for name in record]
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    other = {",": ";", "\t": ","}[delimiter]
     problem = damage_in("".join(header))
     if not problem and "" in header:
         problem = f"header {shorten(repr(header), 200)} has an empty column name"
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if not problem and repeated:
+    elif not problem and repeated:
         problem = f"header names {shorten(repr(repeated), 200)} twice"
-    other = {",": ";", "\t": ","}[delimiter]
-    if not problem and len(header) == 1 and other in header[0]:
+    elif not problem and len(header) == 1 and other in header[0]:
         problem = f"cells seem to be separated by {other!r}, expected {delimiter!r}"
     if problem:
         raise DamagedFile(f"{path}:{number}: {problem}")

@@ -13,7 +13,7 @@ REPEATED = "repeated an earlier pair, and were kept"
 class Duplicates:
     """The (query_id, item_id) pairs read so far, each with its first line, its text and its grade.
 
-    Choice: of two rows with the same ids that contradict each other one is wrong, and the data does not say which, so
+    Choice: of two rows with the same ids and another text or grade one is wrong, and the data does not say which, so
     the later one is a bad row, reported with both lines. An exact repeat is harmless (sampling with replacement writes
     some): it is kept, and the summary counts it. Rows without both ids are not compared. Only hashes are stored: about
     130 bytes a pair, however long its text.
@@ -24,10 +24,7 @@ class Duplicates:
         self._seen: dict[int, int] = {}  # hash of the ids -> line, hash of the text and grade in one integer
 
     def add(self, line: int, row: Judgement) -> None:
-        """Compare a row with the earlier ones, and store it.
-
-        Raises: ValueError if its ids had another query or title before, or another grade.
-        """
+        """Compare a row with the earlier ones, and store it. Raises: ValueError for a contradiction."""
         if not (row.query_id and row.item_id):
             return
         key = _hash(16, row.query_id, row.item_id)
@@ -41,10 +38,8 @@ class Duplicates:
         if text != stored >> 8 & 0xFFFF_FFFF_FFFF_FFFF:
             raise ValueError(f"repeated ids: {ids} had another query or title in line {first}")
         if before and grade and before != grade:
-            raise ValueError(
-                f"repeated ids: field 'grade' is {grade}, but it was {before} in line {first} for {ids}; "
-                "give one grade a pair"
-            )
+            earlier = f"it was {before} in line {first} for {ids}; give one grade a pair"
+            raise ValueError(f"repeated ids: field 'grade' is {grade}, but {earlier}")
         if grade and not before:
             self._seen[key] = stored | grade
         self.bad_rows.note(line, REPEATED, f" (as line {first})")

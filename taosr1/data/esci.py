@@ -35,7 +35,6 @@ ESCI_COLUMNS = (
 # The KDD Cup files spell the labels out.
 GRADE_OF_ESCI = {"E": 4, "S": 3, "C": 2, "I": 1, "EXACT": 4, "SUBSTITUTE": 3, "COMPLEMENT": 2, "IRRELEVANT": 1}
 
-_BLANK = re.compile(r"\s+")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--[^<>]*-->")
 _NEGATION = re.compile(r"\b(?:without|not|no)\b", re.IGNORECASE)
 _QUESTION_WORDS = "how|what|whats|which|who|whose|where|when|why|can|could|do|does|is|are|should"
@@ -60,33 +59,31 @@ def plain_text(text: str, *, tags: bool = True) -> str:
     Unescaping comes first because shops often store tags escaped ("&lt;br&gt;"). "<10 inch" is not a tag and stays.
     """
     text = html.unescape(text)
-    return _BLANK.sub(" ", _TAG.sub(" ", text) if tags else text).strip()
+    return " ".join((_TAG.sub(" ", text) if tags else text).split())
 
 
 def esci_row(row: dict) -> dict:
-    """One ESCI row with our own column names added to its original ones.
-
-    Raises: ValueError naming the field, for an unknown label or a row of labels without product columns.
-    """
+    """One ESCI row with our own column names added to its original ones. Raises: ValueError naming the wrong field."""
     if "product_title" not in row:
         raise ValueError(
             "field 'product_title' is missing: this file has ESCI labels without product text. Give the folder with "
             "both parquet files (examples and products), or a file that joins them on product_id and product_locale"
         )
-    colour = plain_text(_text(row, "product_color") or _text(row, "product_color_name"))
+    colour = _text("product_color", row.get("product_color"))
+    colour = plain_text(colour or _text("product_color_name", row.get("product_color_name")))
     points = row.get("product_bullet_point")  # one a line in ESCI, a list in some re-published sets
-    points = points if isinstance(points, list) else _scalar("product_bullet_point", points).split("\n")
-    features = [plain_text(_scalar("product_bullet_point", point)) for point in points]
+    points = points if isinstance(points, list) else _text("product_bullet_point", points).split("\n")
+    features = [plain_text(_text("product_bullet_point", point)) for point in points]
     attributes = ["colour: " + colour] if colour else []
     attributes += ["feature: " + feature for feature in features if feature]
     ours = {
         "query": row.get("query"),
-        "title": plain_text(_text(row, "product_title"), tags=False),
-        "brand": plain_text(_text(row, "product_brand"), tags=False),
+        "title": plain_text(_text("product_title", row.get("product_title")), tags=False),
+        "brand": plain_text(_text("product_brand", row.get("product_brand")), tags=False),
         # ";" separates attributes, so it cannot stand inside one.
         "attributes": "; ".join(attribute.replace(";", ",") for attribute in attributes),
         "category": row.get("product_category"),
-        "description": plain_text(_text(row, "product_description")),
+        "description": plain_text(_text("product_description", row.get("product_description"))),
         "price": row.get("product_price"),
         "query_kind": query_kind(str(row.get("query") or "")),
         "query_id": row.get("query_id"),
@@ -113,21 +110,15 @@ def keep_split(rows: Sequence[Judgement], split: str) -> list[Judgement]:
     return kept
 
 
-def _text(row: dict, name: str) -> str:
-    value = row.get(name)
+def _text(name: str, value: Any) -> str:
+    """A column's value as text; a list of texts is joined."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return " ".join(value)
-    return _scalar(name, value)
-
-
-def _scalar(name: str, value: Any) -> str:
-    if value is None:
-        return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise ValueError(f"field {name!r} is {shorten(repr(value))}, expected text")
-    return value
+    return value or ""
 
 
 # --- Parquet (needs the [data] extra) ---------------------------------------------------------------------------------
@@ -146,33 +137,35 @@ def read_parquet(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[
     examples = _one_file(path, "*examples*.parquet") if path.is_dir() else path
     bad_rows = bad_rows or BadRows(examples)
     bad_rows.path = examples  # the file whose rows are counted, even if `path` is the folder
-    columns = _columns(examples)
-    try:
-        if "product_title" in columns or "esci_label" not in columns:
-            for number, row in enumerate(_parquet_rows(examples), start=1):
-                bad_rows.rows += 1
+    with _open_parquet(examples) as file:
+        columns = file.schema_arrow.names
+    keys = [name for name in ("product_id", "product_locale") if name in columns]
+    products: Path | None = None  # needed only for labels without product columns
+    if "product_title" not in columns and "esci_label" in columns:
+        products = _one_file(examples.parent, "*products*.parquet")
+        product_of = _read_products(products, keys, {_key(row, keys) for row in _parquet_rows(examples, keys)})
+    with bad_rows:
+        for number, row in enumerate(_parquet_rows(examples), start=1):
+            bad_rows.rows += 1
+            if products is None:
                 yield number, row
-        else:
-            yield from _join_products(examples, _one_file(examples.parent, "*products*.parquet"), bad_rows)
-    finally:
-        bad_rows.summarise()
+            elif (key := _key(row, keys)) in product_of:
+                yield number, {**row, **product_of[key]}
+            else:
+                bad_rows.add(number, f"unknown product: {'/'.join(key)} is not in {products.name}")
 
 
-def _join_products(examples: Path, products: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
-    keys = [name for name in ("product_id", "product_locale") if name in _columns(examples)]
-    wanted = {tuple(str(row[key]) for key in keys) for row in _parquet_rows(examples, columns=keys)}
-    catalogue: dict[tuple, dict] = {}
-    for number, product in enumerate(_parquet_rows(products), start=1):
-        key = tuple(str(product.get(name)) for name in keys)
-        if key in wanted and catalogue.setdefault(key, product) != product:
-            raise ValueError(f"{products}:{number}: product {'/'.join(key)} is there twice, with different columns")
-    for number, example in enumerate(_parquet_rows(examples), start=1):
-        bad_rows.rows += 1
-        key = tuple(str(example[name]) for name in keys)
-        if key in catalogue:
-            yield number, {**example, **catalogue[key]}
-        else:
-            bad_rows.add(number, f"unknown product: {'/'.join(key)} is not in {products.name}")
+def _key(row: dict, keys: list[str]) -> tuple[str, ...]:
+    return tuple(str(row.get(name)) for name in keys)
+
+
+def _read_products(path: Path, keys: list[str], wanted: set[tuple[str, ...]]) -> dict[tuple[str, ...], dict]:
+    found: dict[tuple[str, ...], dict] = {}
+    for number, product in enumerate(_parquet_rows(path), start=1):
+        key = _key(product, keys)
+        if key in wanted and found.setdefault(key, product) != product:
+            raise ValueError(f"{path}:{number}: product {'/'.join(key)} is there twice, with different columns")
+    return found
 
 
 def _one_file(folder: Path, pattern: str) -> Path:
@@ -196,11 +189,6 @@ def _open_parquet(path: Path) -> Iterator[Any]:
         if isinstance(problem, OSError) and problem.filename is not None:
             raise
         raise ValueError(f"{path}: not a readable parquet file ({shorten(str(problem), 200)})") from None
-
-
-def _columns(path: Path) -> list[str]:
-    with _open_parquet(path) as file:
-        return file.schema_arrow.names
 
 
 def _parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict]:

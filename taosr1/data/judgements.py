@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
@@ -15,6 +17,7 @@ from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
 from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
+T = TypeVar("T")
 _GRADE_OF_TEXT = {text: grade for grade in GRADES for text in (str(grade), f"{grade}.0", grade_name(grade).lower())}
 _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # columns in which a list has a clear meaning
 
@@ -29,48 +32,77 @@ def read_judgements(
     becomes "", a list or object of attributes becomes "name: value; ...", a category list "A > B". Columns of other
     names are kept in `extra`, verbatim. `split` keeps the rows with this value in their `split` column.
 
-    Rows that can be read but count as bad: a name like "Grade" or " grade" where `grade` is missing, and ids that
-    contradict an earlier row (`Duplicates`). The number of skipped rows, by kind, is printed at the end, on stderr.
+    A row with a name like "Grade" or " grade" but no `grade`, or that contradicts an earlier row (`Duplicates`), is a
+    bad row too. The first `max_bad_rows` bad rows are skipped, and printed and counted by kind on stderr.
 
-    Raises: FileNotFoundError; ValueError naming file, line and field for a bad row beyond the first `max_bad_rows`
-        (those are skipped and printed to stderr), for a damaged file, and for a file without a single row.
+    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
+        a file without a single row.
+    """
+    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
+    return [row for row, _ in read_parsed(path, parse, max_bad_rows=max_bad_rows, split=split)]
+
+
+def read_parsed(
+    path: str | Path,
+    parse: Callable[[dict], tuple[Judgement, T]],
+    *,
+    max_bad_rows: int = 0,
+    split: str = "",
+    limit: int = 0,
+    flag: str = "--data",
+) -> list[tuple[Judgement, T]]:
+    """`read_judgements` for callers that keep something beside each judgement: what `parse` makes of the raw rows.
+
+    parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` the file is
+    read no further. flag: the option that the error for an empty file names.
     """
     bad_rows = BadRows(path, max_bad_rows)
-    rows = list(iter_judgements(path, bad_rows, need_grade=need_grade, need_cot=need_cot))
-    if not rows:
+    pairs = list(islice(_iter_parsed(path, parse, bad_rows), None if split else limit or None))
+    if not pairs:
         skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
-        raise ValueError(f"{path}: no rows in this file{skipped}: check --data")
-    return keep_split(rows, split) if split else rows
+        raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+    if split:
+        kept = {id(row) for row in keep_split([row for row, _ in pairs], split)}
+        pairs = [pair for pair in pairs if id(pair[0]) in kept][: limit or None]
+    return pairs
 
 
 def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
     """`read_judgements` one row at a time, for files that do not fit into memory. An empty file yields nothing."""
-    bad_rows = bad_rows or BadRows(path)
+    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
+    return (row for row, _ in _iter_parsed(path, parse, bad_rows or BadRows(path)))
+
+
+def _iter_parsed(
+    path: str | Path, parse: Callable[[dict], tuple[Judgement, T]], bad_rows: BadRows
+) -> Iterator[tuple[Judgement, T]]:
     duplicates = Duplicates(bad_rows)
     for line, row in read_rows(path, bad_rows):
         try:
-            judgement = parse_judgement(row)
-            if need_grade and judgement.grade is None:
-                raise ValueError("field 'grade' is missing, expected 1-4")
-            if need_cot:
-                check_cot(judgement.cot)
-            duplicates.add(line, judgement)
+            parsed = parse(row)
+            duplicates.add(line, parsed[0])
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
-            yield judgement
+            yield parsed
+
+
+def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judgement, None]:
+    judgement = parse_judgement(row)
+    if need_grade and judgement.grade is None:
+        raise ValueError("field 'grade' is missing, expected 1-4")
+    if need_cot:
+        check_cot(judgement.cot)
+    return judgement, None
 
 
 def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
     """The raw rows of a data file in any supported format, with their line (parquet: row) numbers."""
-    path = Path(path)
-    if path.is_dir():
-        return read_parquet(path, bad_rows)
-    path = check_file(path)
+    path = Path(path) if Path(path).is_dir() else check_file(path)
     kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
-    if kind == ".parquet":
+    if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
     if kind in (".csv", ".tsv"):
         return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
@@ -81,10 +113,7 @@ def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tup
 
 
 def parse_judgement(row: dict) -> Judgement:
-    """One raw row, ours or ESCI's, as a checked judgement.
-
-    Raises: ValueError naming the field, what it is and what is expected.
-    """
+    """One raw row, ours or ESCI's, as a checked judgement. Raises: ValueError naming the field and what is expected."""
     esci = is_esci(row)
     _check_names(row, COLUMNS + ESCI_COLUMNS if esci else COLUMNS)
     row = esci_row(row) if esci else row
@@ -111,9 +140,8 @@ def judgement_to_dict(judgement: Judgement) -> dict:
 
 
 def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
-    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none.
+    """Write judgements as JSON Lines, gzipped if the name ends in .gz: the complete file, or none. Returns: how many.
 
-    Returns: the number of rows.
     Raises: ValueError for a file name of another format.
     """
     if not str(path).lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
@@ -169,10 +197,7 @@ def _grade(value: Any) -> int | None:
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:
     """Raise ValueError for a column that would be ignored without notice: "Grade" or " grade", and no "grade"."""
-    for name in row:
-        if name not in columns:
-            expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
-            if expected in columns and expected not in row:
-                raise ValueError(
-                    f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it"
-                )
+    for name in (name for name in row if name not in columns):
+        expected = name.strip().strip(BYTE_ORDER_MARK).strip().lower()
+        if expected in columns and expected not in row:
+            raise ValueError(f"field {shorten(repr(name))} is not read: the column is called {expected!r}, rename it")

@@ -13,57 +13,42 @@ OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of th
 
 
 def load_rows(
-    spec: str,
-    *,
-    seed: int = 0,
-    split: str = "",
-    limit: int = 0,
-    max_bad_rows: int = 0,
-    need_grade: bool = False,
-    need_cot: bool = False,
+    spec: str, *, seed: int = 0, split: str = "", limit: int = 0, max_bad_rows: int = 0, **needs: bool
 ) -> list[Judgement]:
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
     "synthetic:labelled*500" draws a pool of that size. `max_bad_rows` applies to each source, and ids are compared
-    inside one source only: the pseudo-labels of a pool may stand beside its own grades.
+    inside one source only: the pseudo-labels of a pool may stand beside its own grades. `needs` are `need_grade` and
+    `need_cot` of `read_judgements`.
 
-    Raises: FileNotFoundError, and ValueError naming file, line and field, as `read_judgements`; ValueError for a pool
-        that does not exist or lacks what is needed.
+    Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    needs = {"need_grade": need_grade, "need_cot": need_cot}
     if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
         settings = {"seed": seed, "split": split, "max_bad_rows": max_bad_rows, **needs}
         rows = [row for source in spec.split(",") for row in load_rows(source.strip(), **settings)]
     elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
-        return _load_pool(spec.partition(":")[2], seed=seed, limit=limit, **needs)
+        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
     else:
         rows = read_judgements(spec, max_bad_rows=max_bad_rows, split=split, **needs)
     return rows[:limit] if limit else rows
 
 
-def _load_pool(name: str, *, seed: int, limit: int, need_grade: bool, need_cot: bool) -> list[Judgement]:
+def _load_pool(name: str, *, seed: int, need_grade: bool = False, need_cot: bool = False) -> list[Judgement]:
     """`load_rows` for a pool of the synthetic shop: "labelled", or "labelled*500" for another size."""
     spec, pools = SYNTHETIC + name, (*POOL_SIZES, EXPLAINED)
     pool, _, size = name.partition("*")
     if pool not in pools or (size and not size.isdigit()):
-        raise ValueError(
-            f"{spec}: no such pool of the synthetic shop, expected synthetic:NAME or synthetic:NAME*SIZE, "
-            f"NAME one of {', '.join(pools)}"
-        )
+        expected = f"expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools)}"
+        raise ValueError(f"{spec}: no such pool of the synthetic shop, {expected}")
     rows = read_pool(pool, int(size) if size else None, seed)
-    rows = rows[:limit] if limit else rows
     if not rows:
         raise ValueError(f"{spec}: no rows")
     if need_grade and rows[0].grade is None:
-        raise ValueError(
-            f"{spec}: its pairs have no grade; use synthetic:labelled or synthetic:reasoned, "
-            "or grade them with train/label_pool.py"
-        )
+        hint = "use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py"
+        raise ValueError(f"{spec}: its pairs have no grade; {hint}")
     if need_cot and not rows[0].cot:
-        raise ValueError(
-            f"{spec}: field 'cot' is missing; use synthetic:reasoned or synthetic:explained, "
-            "or write them with train/label_pool.py"
-        )
+        hint = "use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"
+        raise ValueError(f"{spec}: field 'cot' is missing; {hint}")
     return rows

@@ -1,7 +1,5 @@
 """Exports prompts to an outside LLM that explains graded rows, and imports its replies as chains of thought.
 
-`export` writes one chat prompt per graded row; you send them to any LLM; `import` reads the replies back:
-
     python -m taosr1.data.teacher_files export --data graded.jsonl --out prompts.jsonl
     (send each line's "messages" to an LLM, write {"id": ..., "reply": ...} lines to replies.jsonl)
     python -m taosr1.data.teacher_files import --data graded.jsonl --replies replies.jsonl --out reasoned.jsonl
@@ -26,10 +24,9 @@ from taosr1.task.teacher import read_reply, teacher_messages
 
 
 def row_ids(rows: Sequence[Judgement]) -> list[str]:
-    """One id per row, which connects a teacher's reply to its row: the same rows give the same ids.
+    """One id per row, which connects a teacher's reply to its row, even once the file is sorted or filtered.
 
-    "query_id/item_id" if the row has both, else a checksum of its query and title: a row number would attach replies
-    to the wrong rows once the file is sorted or filtered. A repeated id gets "#2", "#3", ...
+    "query_id/item_id" if the row has both, else a checksum of its query and title. A repeated id gets "#2", "#3", ...
     """
     ids: dict[str, None] = {}  # in order, each once
     count: dict[str, int] = {}
@@ -59,8 +56,7 @@ def export_prompts(
     """Write one prompt per graded row, {"id", "messages"}, with its k rules; with `openai_model`, batch requests.
 
     Returns: the number of prompts.
-    Raises: ValueError naming the first row without a grade (unless `skip_ungraded`), and if no row has one; then
-        nothing is written.
+    Raises, before writing: ValueError naming the first row without a grade (unless skipped), or if no row has one.
     """
     named = list(zip(row_ids(rows), rows))  # ids of all rows: `import` is given all rows too
     for number, (name, row) in enumerate(named, start=1):
@@ -98,8 +94,7 @@ def import_replies(
 ) -> tuple[list[Judgement], ImportReport]:
     """Add to rows the chains of thought of a replies file: {"id", "reply"} lines, or OpenAI batch output.
 
-    Several replies to one row are allowed; the first acceptable one is taken.
-
+    Of several replies to one row the first acceptable one is taken.
     Returns: (the rows that now have a chain of thought, in the data's order; the counts).
     Raises: ValueError naming file and line for a line that is not a reply, beyond the first `max_bad_rows`.
     """
@@ -178,9 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rules = load_rules(args.rules)
         rows = read_judgements(args.data, max_bad_rows=args.max_bad_rows)
         if args.command == "export":
-            count = export_prompts(
-                rows, rules, args.k, args.out, skip_ungraded=args.skip_ungraded, openai_model=args.openai_batch
-            )
+            settings = {"skip_ungraded": args.skip_ungraded, "openai_model": args.openai_batch}
+            count = export_prompts(rows, rules, args.k, args.out, **settings)
             print(f"{count} prompts -> {args.out}")
         else:
             reasoned, report = import_replies(rows, args.replies, max_bad_rows=args.max_bad_rows, rules=rules)

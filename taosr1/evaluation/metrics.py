@@ -27,8 +27,7 @@ def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
     """
     if hasattr(values, "tolist"):
         values = values.tolist()
-    lowest = 0 if unparsable else 1
-    allowed = "1-4, or None/0 for an unparsable reply" if unparsable else "1-4"
+    lowest, allowed = (0, "1-4, or None/0 for an unparsable reply") if unparsable else (1, "1-4")
     out = np.zeros(len(values), dtype=np.int64)
     for row, value in enumerate(values):
         number = 0 if value is None and unparsable else value
@@ -38,13 +37,12 @@ def grade_array(values: Sequence, name: str, *, unparsable: bool) -> np.ndarray:
     return out
 
 
-def _grade_pair(gold: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    gold = grade_array(gold, "gold", unparsable=False)
-    predicted = grade_array(predicted, "predicted", unparsable=True)
+def _grade_pair(gold: Sequence, predicted: Sequence, name: str = "predicted") -> tuple[np.ndarray, np.ndarray]:
+    gold, predicted = grade_array(gold, "gold", unparsable=False), grade_array(predicted, name, unparsable=True)
     if len(gold) != len(predicted):
-        raise ValueError(f"gold has {len(gold)} rows, predicted has {len(predicted)}: they must be parallel")
+        raise ValueError(f"gold has {len(gold)} rows, {name} has {len(predicted)}: they must be parallel")
     if len(gold) == 0:
-        raise ValueError("no rows to evaluate: gold and predicted are empty")
+        raise ValueError(f"no rows to evaluate: gold and {name} are empty")
     return gold, predicted
 
 
@@ -72,7 +70,7 @@ def confusion_matrix(gold: Sequence, predicted: Sequence) -> np.ndarray:
 # ---- functions of confusion counts (..., C, C + 1) -------------------------------------------------------------------
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Elementwise division; NaN where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
@@ -82,18 +80,18 @@ def f1_of(counts: np.ndarray) -> np.ndarray:
     """Per-class F1 = 2 TP / (gold + predicted) of counts (..., C, C + 1), as (..., C); NaN where both are 0."""
     classes = counts.shape[-2]
     hits = np.diagonal(counts, axis1=-2, axis2=-1)[..., :classes]
-    return _ratio(2 * hits, counts.sum(-1) + counts[..., :classes].sum(-2))
+    return ratio(2 * hits, counts.sum(-1) + counts[..., :classes].sum(-2))
 
 
 def macro_f1_of(counts: np.ndarray) -> np.ndarray:
     """Mean of the per-class F1s of counts (..., C, C + 1), over the classes that have one."""
     f1 = f1_of(counts)
-    return _ratio(np.nansum(f1, -1), (~np.isnan(f1)).sum(-1))
+    return ratio(np.nansum(f1, -1), (~np.isnan(f1)).sum(-1))
 
 
 def accuracy_of(counts: np.ndarray) -> np.ndarray:
     """Share of rows on the diagonal of counts (..., C, C + 1)."""
-    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1).sum(-1), counts.sum((-2, -1)))
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1).sum(-1), counts.sum((-2, -1)))
 
 
 def tier_counts(counts: np.ndarray) -> np.ndarray:
@@ -109,14 +107,14 @@ def quadratic_kappa_of(counts: np.ndarray) -> np.ndarray:
     grade = np.arange(NUM_GRADES)
     distance = (grade[:, None] - grade[None, :]) ** 2  # the usual 1/(C - 1)^2 cancels
     by_chance = parsed.sum(-1)[..., :, None] * parsed.sum(-2)[..., None, :]
-    return 1.0 - _ratio((distance * parsed).sum((-2, -1)) * parsed.sum((-2, -1)), (distance * by_chance).sum((-2, -1)))
+    return 1.0 - ratio((distance * parsed).sum((-2, -1)) * parsed.sum((-2, -1)), (distance * by_chance).sum((-2, -1)))
 
 
 def signed_bias_of(counts: np.ndarray) -> np.ndarray:
     """Mean of predicted minus gold grade over the parsed rows; above 0 the judge is too generous."""
     parsed = counts[..., :NUM_GRADES]
     grade = np.arange(NUM_GRADES)
-    return _ratio((parsed * (grade[None, :] - grade[:, None])).sum((-2, -1)), parsed.sum((-2, -1)))
+    return ratio((parsed * (grade[None, :] - grade[:, None])).sum((-2, -1)), parsed.sum((-2, -1)))
 
 
 # Metrics of grade counts (..., 4, 5) -> (...), by the names that reports use. An unparsable prediction has no tier.
@@ -128,7 +126,7 @@ COUNT_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tier_macro_f1": lambda counts: macro_f1_of(tier_counts(counts)),
     "quadratic_kappa": quadratic_kappa_of,
     "signed_bias": signed_bias_of,
-    "parse_failure_rate": lambda counts: _ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1))),
+    "parse_failure_rate": lambda counts: ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1))),
 }
 
 
@@ -155,14 +153,12 @@ def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> d
     Source: arXiv 2508.12365 calls the second "discriminative hallucination".
     """
     gold, labels = _grade_pair(gold, labels)
-    stated = grade_array(stated, "stated", unparsable=True)
-    if len(stated) != len(gold):
-        raise ValueError(f"gold has {len(gold)} rows, stated has {len(stated)}: they must be parallel")
+    _, stated = _grade_pair(gold, stated, "stated")
     counted = (labels > 0) & (stated > 0)
-    wrong_label = (stated == gold) & (labels != gold)
+    wrong_label = counted & (stated == gold) & (labels != gold)
     return {
-        "disagrees": float(_ratio((counted & (stated != labels)).sum(), counted.sum())),
-        "right_but_label_wrong": float(_ratio((counted & wrong_label).sum(), counted.sum())),
+        "disagrees": float(ratio((counted & (stated != labels)).sum(), counted.sum())),
+        "right_but_label_wrong": float(ratio(wrong_label.sum(), counted.sum())),
         "rows": int(counted.sum()),
     }
 

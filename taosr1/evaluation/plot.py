@@ -136,17 +136,6 @@ def panels_of(runs: Sequence[RunCurves], metrics: Sequence[str] = ()) -> list[st
     return [name for name in PANELS if name in (metrics or PANELS) and any(name in run.curves for run in runs)]
 
 
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that differs for all of them: a and b, or x/run and y/run."""
-    paths = [folder.absolute().parts for folder in folders]
-    names: list[str] = []
-    for depth in range(1, 1 + max(map(len, paths), default=0)):
-        names = ["/".join(path[-depth:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            break
-    return names
-
-
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and up to window - 1 values before it.
 
@@ -194,8 +183,7 @@ def figure_of(runs: Sequence[RunCurves], smooth: int = 1, metrics: Sequence[str]
     for axes in grid[len(panels) :]:
         axes.remove()
     lines = [_draw(grid[0], {}, number) for number in range(len(runs))]  # not every run is in the first panel
-    names = zip(names_of([run.folder for run in runs]), runs)
-    labels = [f"{name} ({run.origin})" if run.origin else name for name, run in names]
+    labels = [f"{run.folder} ({run.origin})" if run.origin else str(run.folder) for run in runs]
     note = f"smoothed: mean of {smooth} logged values (not {', '.join(NEVER_SMOOTHED)})" if smooth > 1 else None
     look = {"loc": "outside lower left", "frameon": False, "fontsize": font + 1, "title_fontsize": font + 1}
     figure.legend(lines, labels, title=note, alignment="left", **look)

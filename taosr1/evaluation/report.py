@@ -8,28 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taosr1.evaluation.metrics import (
-    COUNT_METRICS,
-    LEVEL,
-    Interval,
-    bootstrap_difference,
-    bootstrap_intervals,
-    confusion_matrix,
-    f1_of,
-    grade_array,
-    hallucination_rates,
-    tier_counts,
-)
-from taosr1.evaluation.ranking import (
-    ESCI_GAINS,
-    ESCI_GAINS_SWAPPED,
-    brier_score,
-    expected_calibration_error,
-    expected_grade,
-    good_auc,
-    ndcg_by_query,
-    reliability_bins,
-)
+from taosr1.evaluation import metrics, ranking
 from taosr1.task.grades import GOOD_TIER, GRADES, GRADES_OF_TIER, TIERS, grade_name
 from taosr1.task.judgement import Judgement
 from taosr1.task.probabilities import checked_probs
@@ -77,12 +56,12 @@ def evaluate_predictions(
     """
     gold, grades, queries = _checked(judgements, predictions)
     draw = {"samples": bootstrap, "seed": seed}
-    counts = confusion_matrix(gold, grades)
+    counts = metrics.confusion_matrix(gold, grades)
     report = {
         "rows": len(gold),
         "queries": len(set(queries)),
-        "bootstrap": {**draw, "level": LEVEL, "over": "queries"},
-        "metrics": bootstrap_intervals(list(COUNT_METRICS), gold, grades, queries, **draw),
+        "bootstrap": {**draw, "level": metrics.LEVEL, "over": "queries"},
+        "metrics": metrics.bootstrap_intervals(list(metrics.COUNT_METRICS), gold, grades, queries, **draw),
         "grades": _per_grade(counts),
         "confusion": counts.tolist(),
         "by_kind": _by_kind(judgements, gold, grades, queries, draw),
@@ -98,8 +77,6 @@ def _checked(judgements: Sequence[Judgement], predictions: Sequence[Prediction])
     """Gold grades, predicted grades and query names."""
     if len(judgements) != len(predictions):
         raise ValueError(f"{len(judgements)} judgements, {len(predictions)} predictions: they must be parallel")
-    if not judgements:
-        raise ValueError("no rows to evaluate: judgements is empty")
     for row, (judgement, prediction) in enumerate(zip(judgements, predictions)):
         if judgement.grade is None:
             raise ValueError(f"judgements[{row}] has no grade: evaluate graded rows only (query {judgement.query!r})")
@@ -116,7 +93,7 @@ def _jsonable(value):
         return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_jsonable(inner) for inner in value]
-    if isinstance(value, Interval):
+    if isinstance(value, metrics.Interval):
         return _jsonable(vars(value))
     if isinstance(value, np.generic):
         value = value.item()
@@ -127,18 +104,10 @@ def _jsonable(value):
 
 
 def _per_grade(counts: np.ndarray) -> dict:
-    f1 = f1_of(counts)
-    table = {}
-    for grade in GRADES:
-        hits, gold, predicted = counts[grade - 1, grade - 1], counts[grade - 1].sum(), counts[:, grade - 1].sum()
-        table[grade] = {
-            "f1": f1[grade - 1],
-            "precision": hits / predicted if predicted else math.nan,
-            "recall": hits / gold if gold else math.nan,
-            "gold": gold,
-            "predicted": predicted,
-        }
-    return table
+    hits, gold, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)[: len(GRADES)]
+    shares = {"precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, gold)}
+    columns = {"f1": metrics.f1_of(counts), **shares, "gold": gold, "predicted": predicted}
+    return {grade: {name: column[grade - 1] for name, column in columns.items()} for grade in GRADES}
 
 
 def _by_kind(
@@ -150,7 +119,7 @@ def _by_kind(
     table = {}
     for kind, rows in sorted(rows_of.items()):
         columns = list(zip(*rows))
-        scores = bootstrap_intervals(KIND_METRICS, *columns, **draw)
+        scores = metrics.bootstrap_intervals(KIND_METRICS, *columns, **draw)
         table[kind] = {"rows": len(rows), "queries": len(set(columns[2])), **scores}
     return table
 
@@ -158,43 +127,43 @@ def _by_kind(
 def _ranking(gold: Sequence, predictions: Sequence[Prediction], queries: Sequence) -> dict:
     """AUC and nDCG, by expected grade where every row has probabilities, else by the grade (unparsable lowest)."""
     if all(prediction.probs is not None for prediction in predictions):
-        scored_by, scores = "expected grade", expected_grade([prediction.probs for prediction in predictions])
+        scored_by, scores = "expected grade", ranking.expected_grade([prediction.probs for prediction in predictions])
     else:
-        grades = grade_array([prediction.grade for prediction in predictions], "predicted", unparsable=True)
+        grades = metrics.grade_array([prediction.grade for prediction in predictions], "predicted", unparsable=True)
         scored_by, scores = "grade", grades.astype(np.float64)
     table = {
         "scored_by": scored_by,
-        "auc_good_vs_bad": good_auc(scores, gold),
-        "auc_good_vs_rest": good_auc(scores, gold, against=[tier for tier in TIERS if tier != GOOD_TIER]),
+        "auc_good_vs_bad": ranking.good_auc(scores, gold),
+        "auc_good_vs_rest": ranking.good_auc(scores, gold, against=[tier for tier in TIERS if tier != GOOD_TIER]),
         "ndcg": {},
     }
-    for name, gains in (("esci", ESCI_GAINS), ("esci_swapped", ESCI_GAINS_SWAPPED)):
-        per_query = list(ndcg_by_query(scores, gold, queries, NDCG_K, gains).values())
+    for name, gains in (("esci", ranking.ESCI_GAINS), ("esci_swapped", ranking.ESCI_GAINS_SWAPPED)):
+        per_query = list(ranking.ndcg_by_query(scores, gold, queries, NDCG_K, gains).values())
         value = float(np.mean(per_query)) if per_query else math.nan
         table["ndcg"][name] = {"k": NDCG_K, "gains": gains, "value": value, "queries": len(per_query)}
     return table
 
 
 def _calibration(gold: Sequence, predictions: Sequence[Prediction]) -> dict | None:
-    rows = [row for row, prediction in enumerate(predictions) if prediction.probs is not None]
+    rows = [(grade, p.probs, p.label_mass) for grade, p in zip(gold, predictions) if p.probs is not None]
     if not rows:
         return None
-    probs, known = [predictions[row].probs for row in rows], [gold[row] for row in rows]
-    masses = [predictions[row].label_mass for row in rows if predictions[row].label_mass is not None]
+    known, probs, masses = zip(*rows)
+    masses = [mass for mass in masses if mass is not None]
     return {
         "rows": len(rows),
-        "ece": expected_calibration_error(probs, known),
-        "brier": brier_score(probs, known),
+        "ece": ranking.expected_calibration_error(probs, known),
+        "brier": ranking.brier_score(probs, known),
         "label_mass_mean": float(np.mean(masses)) if masses else math.nan,
         "label_mass_min": min(masses, default=math.nan),
-        "bins": reliability_bins(probs, known),
+        "bins": ranking.reliability_bins(probs, known),
     }
 
 
 def _hallucination(gold: Sequence, predictions: Sequence[Prediction]) -> dict | None:
     labels = [prediction.grade for prediction in predictions]
     stated = {"decision": [p.decision for p in predictions], "implied": [p.implied for p in predictions]}
-    rates = {name: hallucination_rates(gold, labels, grades) for name, grades in stated.items() if any(grades)}
+    rates = {name: metrics.hallucination_rates(gold, labels, grades) for name, grades in stated.items() if any(grades)}
     return rates or None
 
 
@@ -202,22 +171,20 @@ def _tiering(
     gold: Sequence, predictions: Sequence[Prediction], queries: Sequence, beta: float | None, draw: dict
 ) -> dict | None:
     """Argmax tiers against the caller's, on the rows that have both."""
-    rows = [row for row, p in enumerate(predictions) if p.probs is not None and p.tier is not None]
-    if not rows:
+    both = [(grade, query, p) for grade, query, p in zip(gold, queries, predictions) if p.probs is not None and p.tier]
+    if not both:
         return None
-    known, names = [gold[row] for row in rows], [queries[row] for row in rows]
-    argmax = checked_probs([predictions[row].probs for row in rows]).argmax(-1) + 1
-    # Any grade of a tier: tiers are counted by the functions that count grades.
-    given = [GRADES_OF_TIER[predictions[row].tier][0] for row in rows]
-    return {
-        "beta": beta,
-        "rows": len(rows),
-        "argmax": bootstrap_intervals(TIER_METRICS, known, argmax, names, **draw),
-        "cumpt": bootstrap_intervals(TIER_METRICS, known, given, names, **draw),
-        "difference": {name: bootstrap_difference(name, known, argmax, given, names, **draw) for name in TIER_METRICS},
-        "confusion_argmax": tier_counts(confusion_matrix(known, argmax))[:, : len(TIERS)].astype(int).tolist(),
-        "confusion_cumpt": tier_counts(confusion_matrix(known, given))[:, : len(TIERS)].astype(int).tolist(),
-    }
+    known, names, rows = zip(*both)
+    argmax = checked_probs([row.probs for row in rows]).argmax(-1) + 1
+    given = [GRADES_OF_TIER[row.tier][0] for row in rows]  # any grade of the tier: tiers are counted from grades
+    table = {"beta": beta, "rows": len(rows), "difference": {}}
+    for side, grades in (("argmax", argmax), ("cumpt", given)):
+        counts = metrics.tier_counts(metrics.confusion_matrix(known, grades))
+        table[side] = metrics.bootstrap_intervals(TIER_METRICS, known, grades, names, **draw)
+        table[f"confusion_{side}"] = counts[:, : len(TIERS)].astype(int).tolist()
+    for name in TIER_METRICS:
+        table["difference"][name] = metrics.bootstrap_difference(name, known, argmax, given, names, **draw)
+    return table
 
 
 # ---- as text ---------------------------------------------------------------------------------------------------------
@@ -242,8 +209,8 @@ def render_report(report: dict) -> str:
     head = f"{report['rows']:,} pairs, {report['queries']:,} queries. F1 and shares x 100."
     if draw["samples"]:
         head += f" [95 % intervals: {draw['samples']:,} bootstrap resamples of queries, seed {draw['seed']}]"
-    metrics = [[_TITLES[name], _interval(name, value)] for name, value in report["metrics"].items()]
-    sections = [head, _table(["metric", "value"], metrics), _grades_table(report), _kinds_table(report["by_kind"])]
+    overall = [[_TITLES[name], _interval(name, value)] for name, value in report["metrics"].items()]
+    sections = [head, _table(["metric", "value"], overall), _grades_table(report), _kinds_table(report["by_kind"])]
     tables = {"calibration": _calibration_tables, "tiering": _tiering_table, "hallucination": _hallucination_table}
     sections += [table(report[name]) for name, table in tables.items() if report[name] is not None]
     return "\n\n".join([*sections, _ranking_table(report["ranking"])]) + "\n"

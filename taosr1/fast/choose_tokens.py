@@ -26,12 +26,12 @@ def choose_tokens(
     Shapes: logits (R, V) float32, uniform (M,), row_of (M,) int64, each reply's row of logits (None: reply m has row m)
         -> tokens (M,) int64 and their log-probs (M,) at the temperature, without top-k and top-p.
     """
-    if temperature == 0:
-        tokens, logp = most_likely(logits)
-        return (tokens, logp) if row_of is None else (tokens[row_of], logp[row_of])
-    if temperature != 1:
+    if temperature not in (0, 1):
         logits = logits / temperature
     top = logits.amax(-1, keepdim=True)
+    if temperature == 0:
+        tokens, logp = logits.argmax(-1), -block_sums(_in_blocks(logits), top).sum(-1).log()
+        return (tokens, logp) if row_of is None else (tokens[row_of], logp[row_of])
     restricted = (0 < top_k < logits.shape[-1]) or top_p < 1.0
     tokens, total = invert_cdf(keep_likely(logits, top_k, top_p) if restricted else logits, top, uniform, row_of)
     if restricted:  # log-probs are those of the whole distribution
@@ -67,17 +67,6 @@ def invert_cdf(logits: Tensor, top: Tensor, uniform: Tensor, row_of: Tensor | No
     token = torch.searchsorted(inside.cumsum(-1), target, right=True).clamp_(max=_last_possible(inside))
     # Clamped, because with NaN the index may be anything.
     return (block * BLOCK + token)[:, 0].clamp_(max=logits.shape[1] - 1), totals
-
-
-def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The first token with a row's largest logit, and its log-prob. Shapes: (R, V) float32 -> (R,) int64, (R,).
-
-    In two steps, because on a CPU finding the index of a maximum takes many times as long as finding the maximum.
-    """
-    blocks, top = _in_blocks(logits), logits.amax(-1, keepdim=True)
-    block = blocks.amax(-1).argmax(-1)
-    inside = blocks[torch.arange(len(logits), device=logits.device), block].argmax(-1)
-    return (block * BLOCK + inside).clamp_(max=logits.shape[1] - 1), -block_sums(blocks, top).sum(-1).log()
 
 
 def _in_blocks(logits: Tensor) -> Tensor:

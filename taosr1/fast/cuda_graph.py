@@ -13,8 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from taosr1.fast.kv_cache import Cache
-from taosr1.fast.shared_prefix_cache import ConcatCache
+from taosr1.fast.kv_cache import Cache, ConcatCache
 from taosr1.fast.static_cache import StaticCache
 from taosr1.model.decoder import Decoder
 
@@ -24,7 +23,7 @@ def can_record(model: Decoder, caches: Sequence[Cache]) -> bool:
 
     The product of experts waits for their sizes on the host, which no graph may do.
     """
-    static = all(isinstance(part, StaticCache) and part.column.is_cuda for part in caches)
+    static = all(isinstance(cache, StaticCache) and cache.keys.is_cuda for cache in caches)
     return static and not model.config.num_experts
 
 
@@ -76,7 +75,7 @@ class DecodeStep:
         self.active.copy_(active)
 
     def _record(self) -> None:
-        self.model.prepare_positions(max(part.longest + part.capacity for part in self.caches))
+        self.model.prepare_positions(max(cache.longest + cache.capacity for cache in self.caches))
         with torch.cuda.device(self.last.device):
             graph, stream = torch.cuda.CUDAGraph(), side_stream(self.last.device)
             # Not torch.cuda.graph: it empties the allocator's cache each time, and rows come and go often.

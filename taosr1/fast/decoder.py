@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taosr1.fast.attention import fused_attention
-from taosr1.fast.fused_ops import GatedSiLU, add_and_norm, gated, norm_and_rotate, rms_norm
+from taosr1.fast.fused_ops import add_and_norm, norm_and_rotate, rms_norm, swiglu
 from taosr1.fast.grouped_experts import grouped_linear
 from taosr1.fast.kv_cache import AttentionBackend, Cache, PlainCacheBackend
 from taosr1.fast.onednn_linear import OneDNNLinear, linear
@@ -84,11 +84,6 @@ def _norm_and_rotate(x: Tensor, norm: RMSNorm | None, cos_sin: tuple[Tensor, Ten
     if norm is None:
         return norm_and_rotate(x, None, 0.0, *cos_sin)
     return norm_and_rotate(x.to(norm.weight.dtype), norm.weight, norm.eps, *cos_sin)
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, in training without keeping silu(gate). Shapes: both (..., I)."""
-    return GatedSiLU.apply(gate, up) if torch.is_grad_enabled() else gated(gate, up)
 
 
 class FastMLP(MLP):

@@ -1,8 +1,9 @@
-"""Small functions of which each is one pass over memory, if somebody fuses its steps: on a GPU kernels of our own do (`kernels.py`).
+"""Small functions that fuse several elementwise steps: on a GPU by our own kernels (`triton_kernels.py`).
 
-There a norm, a rotation and a gate take as long as the matrix products between them, because each elementwise step reads and writes all
-of a tensor. The function as it is written is the plain twin: what runs in training, on a CPU, under `--plain`, and wherever
-else the kernels do not serve (`on_gpu.py`). On a CPU norms and gates have gradients of their own (`RMSNormalised`, `GatedSiLU`).
+There a norm, a rotation and a gate take as long as the matrix products between them, because each elementwise step
+reads and writes all of a tensor. Each function as it is written here is the kernel's twin: it runs in training, on a
+CPU, and wherever the kernels cannot be used (`triton_support.py`). On a CPU norms and gates have gradients written out
+(`RMSNormFunction`, `GatedSiLU`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from torch.autograd.function import once_differentiable
 from taosr1.fast.triton_support import can_use_triton
 from taosr1.model.rotary import rotate
 
-NUMBERS_AT_ONCE = 2**20  # tensors of 32 MiB and more are mapped anew each time, which takes longer than to compute them
+NUMBERS_AT_ONCE = 2**20  # larger temporary tensors do not fit into a processor's cache
 
 
 def use_fused(x: Tensor, head_dim: int = 16) -> bool:
-    """Whether a kernel takes all steps at once: on a GPU, where no gradient is recorded."""
+    """Whether the kernels are used: on a GPU, if no gradient is recorded."""
     return not torch.is_grad_enabled() and can_use_triton(x, head_dim) and not torch.is_autocast_enabled("cuda")
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys: each head normalised (Qwen3), then turned. Shapes: x (B, T, H, D), weight (D,) or None, cos and sin as in `rotate`."""
+    """Queries or keys with each head normalised (Qwen3), then rotated.
+
+    Shapes: x (B, T, H, D), weight (D,) or None (no norm), cos and sin as in `rotate` -> (B, T, H, D).
+    """
     if use_fused(x, x.shape[-1]):
         from taosr1.fast import triton_kernels
 
@@ -41,8 +45,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.device.type != "cpu" or not x.dtype == weight.dtype in (torch.float32, torch.float64):
         return F.rms_norm(x, weight.shape, weight, eps)
     if torch.is_grad_enabled():
-        return RMSNormalised.apply(x, weight, eps)
-    # By the same steps: a rounding that differs would make old and new log-probs differ before the first update.
+        return RMSNormFunction.apply(x, weight, eps)
+    # By the same steps: other rounding would make old and new log-probs differ before the first update.
     return (x * _inverse_rms(x, eps)).mul_(weight)
 
 
@@ -52,10 +56,10 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-class RMSNormalised(torch.autograd.Function):
-    """`rms_norm` in training on a CPU. torch builds it there, and its gradient, of a dozen passes, and keeps what comes in between; this takes
-    three passes forward and seven back, and keeps x and a number for each of its rows.
+class RMSNormFunction(torch.autograd.Function):
+    """`rms_norm` in training on a CPU: three passes forward and seven back, keeping x and one number for each row.
 
+    PyTorch composes it and its gradient of a dozen passes, and keeps what comes in between.
     With n = x / rms: y = n w, dw = sum of dy n over all rows, dx = (dy w - n mean(dy w n)) / rms.
     """
 
@@ -69,19 +73,19 @@ class RMSNormalised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
-        wants_x, wants_weight, _ = ctx.needs_input_grad
+        needs_x, needs_weight, _ = ctx.needs_input_grad
         normed = x * inverse
         product = grad * normed
-        of_weight = product.flatten(0, -2).sum(0) if wants_weight else None
-        if not wants_x:
-            return None, of_weight, None
-        with torch.autocast(x.device.type, enabled=False):  # where a backward pass runs inside of one
+        weight_grad = product.flatten(0, -2).sum(0) if needs_weight else None
+        if not needs_x:
+            return None, weight_grad, None
+        with torch.autocast(x.device.type, enabled=False):  # a backward pass may run inside of autocast
             mean = (product @ weight).div_(x.shape[-1])[..., None]
-        return (grad * weight).addcmul_(normed, mean, value=-1).mul_(inverse), of_weight, None
+        return (grad * weight).addcmul_(normed, mean, value=-1).mul_(inverse), weight_grad, None
 
 
 def add_and_norm(x: Tensor, added: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """x + added, and that behind its norm, an `RMSNorm`. Shapes: (B, T, C) both -> (B, T, C), (B, T, C)."""
+    """x + added, and the same after `norm`, an `RMSNorm`. Shapes: both (B, T, C) -> (B, T, C), (B, T, C)."""
     if use_fused(x):
         from taosr1.fast import triton_kernels
 
@@ -90,17 +94,19 @@ def add_and_norm(x: Tensor, added: Tensor, norm: Callable[[Tensor], Tensor]) -> 
     return x, norm(x)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up. Shapes: both (B, T, I)."""
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. Shapes: both (..., I)."""
+    if torch.is_grad_enabled():
+        return GatedSiLU.apply(gate, up)
     if use_fused(gate):
         from taosr1.fast import triton_kernels
 
-        return triton_kernels.gated(gate, up)
+        return triton_kernels.swiglu(gate, up)
     return F.silu(gate) * up
 
 
 class GatedSiLU(torch.autograd.Function):
-    """`gated` in training. Autograd by itself would keep silu(gate) too, the widest tensor of a layer; here it is computed again."""
+    """`swiglu` in training. Autograd would keep silu(gate), the widest tensor of a layer; this computes it again."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
@@ -119,5 +125,6 @@ def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
         from taosr1.fast import triton_kernels
 
         return triton_kernels.block_sums(blocks, top)
-    parts = zip(*(x.split(max(1, NUMBERS_AT_ONCE // (blocks.shape[1] * blocks.shape[2]))) for x in (blocks, top[..., None])))
-    return torch.cat([(some - most).exp_().sum(-1) for some, most in parts])
+    rows = max(1, NUMBERS_AT_ONCE // (blocks.shape[1] * blocks.shape[2]))
+    chunks = zip(blocks.split(rows), top[..., None].split(rows))
+    return torch.cat([(logits - highest).exp_().sum(-1) for logits, highest in chunks])

@@ -49,9 +49,7 @@ def rows_that_fit(model: Decoder, length: int) -> int:
         memory = torch.cuda.get_device_properties(parameter.device).total_memory
         cache_bytes, logits_at_once = max(CACHE_BYTES, memory // 8), 2 * LOGITS_AT_ONCE
     layer_bytes = 2 * config.num_key_value_heads * config.head_dim * parameter.element_size() * length  # of a row
-    most = min(
-        MOST_ROWS, cache_bytes // (config.num_hidden_layers * layer_bytes), logits_at_once // config.vocab_size
-    )
+    most = min(MOST_ROWS, cache_bytes // (config.num_hidden_layers * layer_bytes), logits_at_once // config.vocab_size)
     if parameter.device.type == "cpu":
         most = min(most, max(FEWEST_ROWS, CPU_LAYER_BYTES // layer_bytes))
     return max(1, most)

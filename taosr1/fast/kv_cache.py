@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
@@ -109,3 +110,33 @@ class PlainCacheBackend:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         return attention(query, *self.cache.update(layer, key.transpose(1, 2), value.transpose(1, 2)), mask)
+
+
+class ConcatCache:
+    """The rows of several caches, one new token a row: rows that entered at different times differ in own tokens."""
+
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self.caches, self.sizes = list(caches), [cache.rows for cache in caches]
+        self.rows = sum(self.sizes)
+        self._masks: list[Tensor | None] = []
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.cat([cache.lengths for cache in self.caches])
+
+    @property
+    def used(self) -> int:
+        return max(cache.used for cache in self.caches)
+
+    def place(self, positions: Tensor) -> None:
+        if positions.shape[1] != 1:
+            raise ValueError(f"{positions.shape[1]} tokens a row: ConcatCache takes one at a time")
+        self._masks = [cache.place(own) for cache, own in zip(self.caches, positions.split(self.sizes))]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: None) -> Tensor:
+        each = zip(self.caches, query.split(self.sizes), key.split(self.sizes), value.split(self.sizes), self._masks)
+        return torch.cat([cache.attend(layer, *arguments) for cache, *arguments in each])
+
+    def advance(self, tokens: int) -> None:
+        for cache in self.caches:
+            cache.advance(tokens)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 
-# Of mallopt, from the GNU C library's <malloc.h>; see `keep_freed_memory`.
+# Parameters of mallopt, from the GNU C library's <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_KEPT = 2**25  # bytes, the most that M_MMAP_THRESHOLD may be: larger tensors still come from the system and go back to it
+LARGEST_KEPT = 2**25  # bytes, the most that M_MMAP_THRESHOLD may be: larger tensors are still returned to the system
 MOST_KEPT = 2**31 - 1  # bytes
 
 
 def keep_freed_memory() -> bool:
-    """Ask the C library not to give freed memory back to the system; returns whether it will. Peak memory stays about the same.
+    """Ask the C library not to return freed memory to the system; returns whether it will. Peak memory hardly changes.
 
-    Every operation on a CPU makes a tensor and frees another. By default those of a few MiB go back to the system, which must find, clear and
-    map each page of the next one anew: a third of the time of scoring with a small model, on a virtual machine. `examples/guide/speed.md` has figures.
-    A user's own MALLOC_ variables are left alone; so are other C libraries, which have other rules.
+    Every operation on a CPU makes a tensor and frees another. By default those of a few MiB are returned to the system,
+    which must find, clear and map the pages of the next one: a third of the time of scoring with a small model, on a
+    virtual machine (`examples/guide/speed.md`). A user's own MALLOC_ variables are left alone; so are other C
+    libraries, which have other rules.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -83,18 +83,6 @@ class _OneDNNProduct(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])  # (N, out)
         return (
             _onednn(rows, weight.t()).view(ctx.shape) if needs_x else None,
-            _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if needs_weight else None,
+            _onednn(rows.t(), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
-
-
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """dW = dy^T x. Shapes: grad (N, out), x (N, in) -> (out, in).
-
-    oneDNN copies its first operand to make its rows contiguous, so the narrower one comes first, not the gradient of
-    all logits; but then the result is transposed and has to be copied into the weight's `.grad`.
-    """
-    rows, outputs, inputs = *grad.shape, x.shape[1]
-    if rows * outputs <= rows * inputs + outputs * inputs:
-        return _onednn(grad.t(), x.t())
-    return _onednn(x.t(), grad.t()).t()

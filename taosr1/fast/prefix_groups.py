@@ -1,4 +1,4 @@
-"""Which prompts begin alike, so that what they share is computed once: all products of one query share template, rules and query."""
+"""Groups of prompts that begin with the same tokens: all products of one query share template, rules and query."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from dataclasses import dataclass
 
 import torch
 
-SHORTEST_PREFIX = 16  # tokens; to share fewer is not worth a second pass
+SHORTEST_PREFIX = 16  # tokens; sharing fewer is not worth a second pass
 CPU_TOKENS = 1024  # see `tokens_at_once`
 
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Prompts (their numbers) whose first `length` tokens are the same. Each of them has at least one token more."""
+    """Prompts (their indices) whose first `length` tokens are the same. Each of them has at least one token more."""
 
     length: int
     rows: list[int]
 
 
 def group_by_prefix(prompts: Sequence[Sequence[int]]) -> list[PrefixGroup]:
-    """Every prompt in one group. Sorted by their bytes, prompts that begin alike are neighbours.
+    """Put every prompt into one group. Sorted by their bytes, prompts that begin alike are neighbours.
 
-    A prompt joins the group before it where that saves tokens: n prompts that share l tokens save (n - 1) * l. So a template that all
-    prompts share does not tie one query's products to the next one's.
+    A prompt joins the group before it if that saves tokens: n prompts that share l tokens save (n - 1) * l. So a
+    template that all prompts share does not join the products of two queries.
     """
-    keys = [array("i", prompt).tobytes() for prompt in prompts]  # bytes compare many times faster than lists of numbers
+    keys = [array("i", prompt).tobytes() for prompt in prompts]  # many times faster to compare than lists of numbers
     groups: list[PrefixGroup] = []
     previous = b""
     for row in sorted(range(len(keys)), key=keys.__getitem__):
-        prompt, joins = keys[row], False
+        joins = False
         if groups:
             group = groups[-1]
-            length = common_prefix(previous, prompt, min(group.length, len(prompts[row]) - 1))
+            length = common_prefix(previous, keys[row], min(group.length, len(prompts[row]) - 1))
             joins = length >= SHORTEST_PREFIX and len(group.rows) * length > (len(group.rows) - 1) * group.length
         if joins:
             group.rows.append(row)
             groups[-1] = PrefixGroup(length, group.rows)
         else:
             groups.append(PrefixGroup(len(prompts[row]) - 1, [row]))
-        previous = prompt
+        previous = keys[row]
     return groups
 
 
 def common_prefix(first: bytes, second: bytes, most: int) -> int:
-    """How many tokens, up to `most`, two prompts share at their beginning; found by halving. A token is four bytes."""
+    """How many tokens, up to `most`, two prompts share at their beginning, by bisection. A token is four bytes."""
     low, high = 0, min(most, len(first) // 4, len(second) // 4)
-    middle = high  # the next product of a query shares all that the ones before it do
+    middle = high  # first of all, as the next product of a query usually shares all that the ones before it share
     while low < high:
         if first[: 4 * middle] == second[: 4 * middle]:
             low = middle
@@ -58,7 +58,7 @@ def common_prefix(first: bytes, second: bytes, most: int) -> int:
 
 
 def runs_of_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
-    """Yields start and end of runs of neighbours, rows x longest row <= max_tokens in each; a longer row goes alone."""
+    """Yield start and end of runs of neighbours, with rows x longest row <= max_tokens; a longer row goes alone."""
     start = longest = 0
     for row, length in enumerate(lengths):
         if row > start and (row + 1 - start) * max(longest, length) > max_tokens:
@@ -70,5 +70,5 @@ def runs_of_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[in
 
 
 def tokens_at_once(max_tokens: int, device: torch.device) -> int:
-    """On a CPU small batches are faster: less padding, and what a layer writes is still in the cache when the next reads it."""
+    """The batch budget on this device. Small ones are faster on a CPU: less padding, activations stay in cache."""
     return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens

@@ -1,13 +1,14 @@
-"""Weights for serving on a CPU, laid out once as oneDNN multiplies them, which it otherwise does again at every product.
+"""Weights for inference on a CPU, stored once in the layout in which oneDNN multiplies them ("prepacked").
 
-The fewer rows a product has, the more that is: a third of the time or more at one row, a fifth at 64 (a decode step), a twentieth at 1,000 (a prefill); little
-where all weights fit the processor's cache. Their values stay the same, so digests and files do; sums round in another order. Training, which changes its weights
-at every step, keeps them as they are; GRPO packs a copy to sample from, at every step anew (`DistributedModel.sampling_model`).
+Otherwise oneDNN rearranges them at every product, which costs the more the fewer rows the product has: a third of the
+time or more at one row, a fifth at 64 (a decode step), a twentieth at 1,000 (a prefill); little if all weights fit into
+the processor's cache. Values, digests and files stay the same; sums round in another order. Training changes its
+weights at every step and keeps them; GRPO prepacks a copy to sample from (`DistributedModel.sampling_model`).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,37 +17,37 @@ from taosr1.fast.onednn_linear import OneDNNLinear, onednn_product
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import LoraLinear
 
-PACKED_DTYPES = (torch.float32, torch.bfloat16)
+PREPACK_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PrepackedLinear(nn.Module):
-    """A Linear for inference. Its weight is in oneDNN's layout, and in no other; `state_dict` still shows it as (out, in)."""
+    """A linear layer for inference, its weight in oneDNN's layout alone; `state_dict` still shows it as (out, in)."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.prepacked = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        return onednn_product(x, self.packed, self.bias)
+        return onednn_product(x, self.prepacked, self.bias)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.packed.to_dense()
+        destination[prefix + "weight"] = self.prepacked.to_dense()
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias
 
 
 class PrepackedTiedHead(PrepackedLinear):
-    """A head whose weights are the embedding's: it has them once more, in oneDNN's layout, and no name for them in `state_dict`."""
+    """A head that is the embedding too: a second, prepacked copy of its weights, without a name in `state_dict`."""
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         pass
 
 
-@lru_cache
+@cache
 def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor have such products: bfloat16 wants AVX-512 or the like, and older ones refuse it."""
+    """Whether this torch and this processor can: bfloat16 needs AVX-512 or the like, older processors refuse it."""
     try:
         weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(2, 2, dtype=dtype))
         onednn_product(torch.ones(2, 2, dtype=dtype), weight, None)
@@ -56,24 +57,24 @@ def can_prepack(dtype: torch.dtype) -> bool:
 
 
 def prepack(model: Decoder, *, decodes: bool = False) -> Decoder:
-    """Replace the model's linear layers by packed ones, in place, without a second copy; returns the model, which can no longer be trained.
+    """Replace the linear layers by prepacked ones, in place; returns the model, which can no longer be trained.
 
-    decodes: also a head that is the embedding too, as a second copy of it. Decoding meets the head at every token, and of a small model with a
-    large vocabulary it is much of the work; scoring meets it once a product.
+    decodes: also a head that is the embedding too, as a second copy of it. Decoding multiplies it at every token, and
+        for a small model with a large vocabulary that is much of the work; scoring does so once a product.
 
-    Left as they are: adapters, 8-bit layers, stacked experts. Nothing happens on a GPU, and where torch, the processor or the
-    weights' type has no such layout.
+    Adapters, 8-bit layers and stacked experts stay as they are. Nothing happens on a GPU, nor where torch, the
+    processor or the weights' type has no such layout.
     """
     weight = model.model.embed_tokens.weight
-    if not torch.backends.mkldnn.enabled or weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES or not can_prepack(weight.dtype):
+    can = torch.backends.mkldnn.enabled and weight.device.type == "cpu" and weight.dtype in PREPACK_DTYPES
+    if not can or not can_prepack(weight.dtype):
         return model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is OneDNNLinear and not isinstance(module, LoraLinear):
                 setattr(module, name, PrepackedLinear(child))
     if decodes and model.lm_head is None:
-        vocabulary, width = weight.shape
-        head = nn.Linear(width, vocabulary, bias=False, device="meta")
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         head.weight = weight
         model.lm_head = PrepackedTiedHead(head)
     return model

@@ -1,10 +1,10 @@
-"""Replies to one prompt, side by side in a batch, behind a single copy of that prompt: computed once, forward and backward.
+"""Training with shared prompts: replies to one prompt are computed after a single copy of it, forward and backward.
 
-A GRPO group is G replies to one prompt, a DPO pair is two. As rows of a batch they repeat the prompt's tokens; packed into
-one row, `prompt reply_1 reply_2 ...`, they do not. Positions begin anew behind the prompt for every reply, and a mask lets a
-reply see the prompt and itself. Each hidden state is the one of the unpacked row, and so is each gradient: autograd adds up
-what the replies want from the prompt. `completion_logp` packs by itself where that pays; on a CPU it does one better, see
-`flat_prompts`.
+A GRPO group is G replies to one prompt, a DPO pair is two. As rows of a batch they repeat the prompt's tokens; as one
+row, `prompt reply_1 reply_2 ...`, they do not. The positions of every reply continue those of the prompt, and a mask
+lets a reply attend to the prompt and to itself. Every hidden state is that of the separate row, and so is every
+gradient: autograd adds up the replies' gradients of the prompt. `completion_logp` does this where it saves work; on a
+CPU `varlen_prompts` saves more.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taosr1.fast.varlen_prompts import fits, lay_flat
+from taosr1.fast.varlen_prompts import make_varlen, supported
 from taosr1.model.config import DecoderConfig
 
-READ_BELOW = 0.85  # of the columns; where more are read, picking them costs as much as it saves
+KEEP_BELOW = 0.85  # share of the columns that predict a token; to select more of them costs as much as it saves
 
 
 @dataclass(frozen=True)
-class Packed:
-    """P packs of the B rows of a batch, padded on the right to S tokens.
+class SharedPromptRows:
+    """The B rows of a batch as P rows, each a prompt and its replies, padded on the right to S tokens.
 
     ids, positions: (P, S) int64. segments: (P, S) int64, 0 in the prompt, k in its k-th reply, -1 in padding.
-    pack: (B,) int64, the pack of each row. source: (B, T) int64, where in its pack stands what predicts token t of row b.
+    row_of: (B,) int64, the new row of each row. source: (B, T) int64, the column there that predicts token t of row b.
     """
 
     ids: Tensor
     positions: Tensor
     segments: Tensor
-    pack: Tensor
+    row_of: Tensor
     source: Tensor
 
 
-def shared_with_above(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt lengths (B,), ends (B,) one past the last True, and (B - 1,) bool: whether a row's prompt is that of the row above.
+def shared_with_previous(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt lengths (B,), ends (B,) one past the last True, and (B - 1,) bool: whether a row has the previous prompt.
 
-    The prompt is what stands before the first True. Shapes: ids (B, T) int64, mask (B, T) bool, True on reply tokens.
+    The prompt is what comes before the first True. Shapes: ids (B, T) int64, mask (B, T) bool, True on reply tokens.
     """
     prompts = mask.int().argmax(dim=1)
     ends = ids.shape[1] - mask.flip(1).int().argmax(dim=1)
@@ -46,84 +46,91 @@ def shared_with_above(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor
     return prompts, ends, (prompts[1:] == prompts[:-1]) & (prompts[1:] > 1) & ~differ.any(dim=1)
 
 
-def pack_rows(ids: Tensor, mask: Tensor) -> Packed | None:
-    """Pack neighbouring rows with the same prompt; None where no two share one.
+def share_prompts(ids: Tensor, mask: Tensor) -> SharedPromptRows | None:
+    """Put neighbouring rows with the same prompt into one row; None if no two rows share a prompt.
 
     The last token of a reply predicts nothing and is left out.
     Shapes: ids (B, T) int64, mask (B, T) bool, True on reply tokens.
     """
-    prompts, ends, shared = shared_with_above(ids, mask)
+    prompts, ends, shared = shared_with_previous(ids, mask)
     if not shared.any():
         return None
     rows, prompts, ends, new = ids.cpu(), prompts.tolist(), ends.tolist(), [True, *(~shared).tolist()]
-    parts: list[list[tuple[Tensor, Tensor, int]]] = []  # of each pack: ids, positions, segment
-    pack, source, used = [], torch.zeros_like(rows), 0
+    groups: list[list[tuple[Tensor, Tensor, Tensor]]] = []  # of each new row: ids, positions, segments
+    row_of, source, used = [], torch.zeros_like(rows), 0
     for row, (start, end) in enumerate(zip(prompts, ends)):
         if new[row]:
-            parts.append([(rows[row, :start], torch.arange(start), 0)])
+            groups.append([_segment(rows[row], 0, start, 0)])
             used = start
         length = max(0, end - 1 - start)
-        parts[-1].append((rows[row, start : start + length], torch.arange(start, start + length), len(parts[-1])))
-        pack.append(len(parts) - 1)
-        source[row, start] = start - 1  # the prompt's last token predicts the first of every reply
+        groups[-1].append(_segment(rows[row], start, start + length, len(groups[-1])))
+        row_of.append(len(groups) - 1)
+        source[row, start] = start - 1  # the prompt's last token predicts the first token of every reply
         source[row, start + 1 : start + 1 + length] = torch.arange(used, used + length)
         used += length
-    width = max(sum(len(tokens) for tokens, _, _ in of_pack) for of_pack in parts)
-    packed = [torch.zeros(len(parts), width, dtype=torch.int64) for _ in range(2)] + [torch.full((len(parts), width), -1)]
-    for number, of_pack in enumerate(parts):
-        columns = (*(torch.cat(column) for column in list(zip(*of_pack))[:2]), torch.cat([torch.full((len(t),), s) for t, _, s in of_pack]))
-        for target, values in zip(packed, columns):
-            target[number, : len(values)] = values
-    return Packed(*(tensor.to(ids.device) for tensor in (*packed, torch.tensor(pack), source)))
+    packed = [[torch.cat(column) for column in zip(*group)] for group in groups]
+    columns = [torch.nn.utils.rnn.pad_sequence(x, True, fill) for x, fill in zip(zip(*packed), (0, 0, -1))]
+    return SharedPromptRows(*(tensor.to(ids.device) for tensor in (*columns, torch.tensor(row_of), source)))
 
 
-def attends(packed: Packed, window: int | None) -> Tensor:
-    """(P, 1, S, S) bool: a token sees what stands before it in the prompt and in its own reply, within a sliding window."""
-    steps = torch.arange(packed.ids.shape[1], device=packed.ids.device)
-    queries, keys = packed.segments[:, :, None], packed.segments[:, None, :]
-    seen = (steps[:, None] >= steps) & ((keys == 0) | (keys == queries))  # (P, S, S)
+def _segment(row: Tensor, start: int, end: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    return row[start:end], torch.arange(start, end), torch.full((end - start,), number)
+
+
+def attention_mask(rows: SharedPromptRows, window: int | None) -> Tensor:
+    """(P, 1, S, S) bool: a token attends to those before it in its prompt and its own reply, within a window."""
+    columns = torch.arange(rows.ids.shape[1], device=rows.ids.device)
+    queries, keys = rows.segments[:, :, None], rows.segments[:, None, :]
+    mask = (columns[:, None] >= columns) & ((keys == 0) | (keys == queries))  # (P, S, S)
     if window is not None:
-        seen &= packed.positions[:, :, None] - packed.positions[:, None, :] < window
-    return seen[:, None]
+        mask &= rows.positions[:, :, None] - rows.positions[:, None, :] < window
+    return mask[:, None]
 
 
-def pays(config: DecoderConfig, batch: tuple[int, int], packs: tuple[int, int]) -> bool:
-    """Whether packing saves multiplications: fewer tokens go through the matrices, but the packed attention is dense.
+def worthwhile(config: DecoderConfig, batch: tuple[int, int], shared: tuple[int, int]) -> bool:
+    """Whether sharing saves multiplications: fewer tokens, but attention that is computed in full and then masked.
 
-    Long replies behind a short prompt are better left apart: their packed attention would mostly compute what is masked.
-    batch, packs: (rows, tokens a row) before and after.
+    Long replies to a short prompt are better left apart: most of their shared attention would be masked.
+    batch, shared: (rows, tokens a row) before and after.
     """
     heads = config.num_attention_heads * config.head_dim
-    inner = config.num_experts_per_tok * config.moe_intermediate_size if config.num_experts else config.intermediate_size
+    inner = config.intermediate_size
+    if config.num_experts:
+        inner = config.num_experts_per_tok * config.moe_intermediate_size
     per_token = config.hidden_size * (2 * heads + 2 * config.num_key_value_heads * config.head_dim + 3 * inner)
-    apart = batch[0] * batch[1] * per_token + batch[0] * batch[1] ** 2 * heads  # causal: half of the pairs, two products each
-    together = packs[0] * packs[1] * per_token + packs[0] * packs[1] ** 2 * 2 * heads
+    # Causal: half of the pairs, two products each.
+    apart = batch[0] * batch[1] * per_token + batch[0] * batch[1] ** 2 * heads
+    together = shared[0] * shared[1] * per_token + shared[0] * shared[1] ** 2 * 2 * heads
     return together < apart
 
 
 def reply_hidden(model, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (N, C) that predict the N masked tokens, in row-major order."""
-    targets = mask[:, 1:]
-    prompts, ends, shared = shared_with_above(ids, mask)
-    if ids.device.type == "cpu" and bool(shared.any()) and fits(model.config, prompts, ends, shared):
-        laid = lay_flat(ids, prompts, ends, shared)
-        return model.hidden(laid.ids, positions=laid.positions, attend=laid, keep=laid.read)[0].index_select(0, laid.source[mask])
-    packed, given = pack_rows(ids, mask), {}
-    if packed is None or not pays(model.config, (len(ids), ids.shape[1] - 1), tuple(packed.ids.shape)):
-        tokens, rows, columns = ids[:, :-1], *targets.nonzero(as_tuple=True)  # what predicts target (b, t) stands at (b, t)
+    prompts, ends, shared = shared_with_previous(ids, mask)
+    if ids.device.type == "cpu" and bool(shared.any()) and supported(model.config, prompts, ends, shared):
+        batch = make_varlen(ids, prompts, ends, shared)
+        hidden = model.hidden(batch.ids, positions=batch.positions, attend=batch, keep=batch.keep)
+        return hidden[0].index_select(0, batch.source[mask])
+    rows = share_prompts(ids, mask)
+    if rows is None or not worthwhile(model.config, (len(ids), ids.shape[1] - 1), tuple(rows.ids.shape)):
+        tokens, given = ids[:, :-1], {}
+        row, column = mask[:, 1:].nonzero(as_tuple=True)  # (N,), (N,): column t predicts token t + 1
     else:
-        tokens, given = packed.ids, {"positions": packed.positions, "attend": attends(packed, model.config.sliding_window)}
-        rows, columns = packed.pack[:, None].expand(targets.shape)[targets], packed.source[:, 1:][targets]  # (N,), (N,)
-    first = columns.new_full((len(tokens),), tokens.shape[1]).scatter_reduce(0, rows, columns, "amin")
-    width = int((columns - first[rows]).max()) + 1 if len(columns) else tokens.shape[1]
-    if width > READ_BELOW * tokens.shape[1]:
-        return pick(model.hidden(tokens, **given), rows, columns)
-    read = (first[:, None] + torch.arange(width, device=ids.device)).clamp(max=tokens.shape[1] - 1)  # (P, T'): the replies' part alone
-    return pick(model.hidden(tokens, **given, keep=read), rows, columns - first[rows])
+        tokens = rows.ids
+        given = {"positions": rows.positions, "attend": attention_mask(rows, model.config.sliding_window)}
+        row, column = rows.row_of[:, None].expand(mask.shape)[mask], rows.source[mask]
+    first = column.new_full((len(tokens),), tokens.shape[1]).scatter_reduce(0, row, column, "amin")
+    width = int((column - first[row]).max()) + 1 if len(column) else tokens.shape[1]
+    if width > KEEP_BELOW * tokens.shape[1]:
+        return pick(model.hidden(tokens, **given), row, column)
+    keep = (first[:, None] + torch.arange(width, device=ids.device)).clamp(max=tokens.shape[1] - 1)  # (P, T')
+    return pick(model.hidden(tokens, **given, keep=keep), row, column - first[row])
 
 
-def pick(hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """hidden[rows, columns], (N, C). A prompt's last token is picked once for each of its replies: this way the sum of their gradients has one
-    order, where the gradient of indexing adds on several threads at once, and no two runs are the same.
+def pick(hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """hidden[row, column], (N, C).
+
+    A prompt's last token is picked once for each reply. This way the sum of their gradients has one order; the gradient
+    of indexing is added up by several threads at once, and no two runs are the same.
     """
-    return hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)
+    return hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + column)

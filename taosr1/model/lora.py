@@ -22,7 +22,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank: rows of A and columns of B. alpha: their product is scaled by alpha / rank. targets: names of the layers."""
+    """rank: rows of A, columns of B. alpha: their product is scaled by alpha / rank. targets: names of layers."""
 
     rank: int
     alpha: float

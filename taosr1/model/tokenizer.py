@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from taosr1.runtime.files import read_json, replacing, write_json
+from taosr1.runtime.files import read_json, replace_file, write_json
 
 # The files of a tokenizer in a Hugging Face folder; `save` copies them byte for byte.
 TOKENIZER_FILES = (
@@ -65,17 +65,30 @@ class Tokenizer:
         self._files = {n: (self.folder / n).read_bytes() for n in TOKENIZER_FILES if (self.folder / n).is_file()}
         spec = read_json(path)
         self._trusted = _build(spec, path)
-        self._continuing = _build(_without_prefix(spec), path)
-        self._untrusted = _build(_all_special(_without_prefix(spec)), path)
+        following = _without_prefix(spec)
+        self._continuing = _build(following, path)
+        # `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are
+        # added tokens that are not marked special: unmarked, a title could still produce them.
+        special = [{**token, "special": True} for token in spec.get("added_tokens") or []]
+        self._untrusted = _build({**following, "added_tokens": special}, path)
         self._untrusted.encode_special_tokens = True
-        self._control = _control_ids(self._trusted, spec)
+        # Ids that text must never produce: those of added tokens, except white space and the unknown token.
+        added, unknown = self._trusted.get_added_tokens_decoder(), spec["model"].get("unk_token")
+        self._control = frozenset(i for i, token in added.items() if token.content.strip() and token.content != unknown)
         self._config, model_config, generation = (
             read_json(self.folder / name) if (self.folder / name).is_file() else {}
             for name in ("tokenizer_config.json", "config.json", "generation_config.json")
         )
         self.vocab_size = max(self._trusted.get_vocab(with_added_tokens=True).values()) + 1
-        self.eos_ids = self._find_eos(generation, model_config)
-        self.pad_id = self._find_pad(generation, model_config)
+        # The tokenizer's own first: training ends replies with it, and Llama 3's generation_config.json lists it last.
+        self.eos_ids = tuple(self._ids_of("eos", generation, model_config))
+        if not self.eos_ids:
+            raise ValueError(
+                f"no end-of-sequence token found in {self.folder}: set eos_token_id in generation_config.json or "
+                "config.json, or eos_token in tokenizer_config.json"
+            )
+        # Masks come from lengths, never from `id == pad`, so any id will do where none is named.
+        self.pad_id = (self._ids_of("pad", model_config, generation) or self.eos_ids)[0]
         self._silent = {*self.eos_ids, self.pad_id}
         self.chat_template = self._find_template()
         self.label_ids = self._find_labels()
@@ -108,8 +121,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_bytes(data)
+            replace_file(folder / name, lambda temporary, data=data: temporary.write_bytes(data))
 
     def fingerprint(self) -> str:
         """A short hash of all files of the tokenizer."""
@@ -144,28 +156,15 @@ class Tokenizer:
         value = self._config.get(name)
         return value.get("content") if isinstance(value, dict) else value
 
-    def _find_eos(self, generation: dict[str, Any], model: dict[str, Any]) -> tuple[int, ...]:
-        # The tokenizer's own first: training ends replies with it, and Llama 3's generation_config.json lists it last.
-        text = self._token_text("eos_token")
-        found = _as_ids(self._trusted.token_to_id(text)) if text is not None else []
-        found += _as_ids(generation.get("eos_token_id")) + _as_ids(model.get("eos_token_id"))
-        found = [token for token in dict.fromkeys(found) if self._is_id(token)]
-        if not found:
-            raise ValueError(
-                f"no end-of-sequence token found in {self.folder}: set eos_token_id in generation_config.json or "
-                "config.json, or eos_token in tokenizer_config.json"
-            )
-        return tuple(found)
-
-    def _find_pad(self, generation: dict[str, Any], model: dict[str, Any]) -> int:
-        text = self._token_text("pad_token")
-        named = _as_ids(self._trusted.token_to_id(text)) if text is not None else []
-        found = named + _as_ids(model.get("pad_token_id")) + _as_ids(generation.get("pad_token_id"))
-        # Masks come from lengths, never from `id == pad`, so any id will do where none is named.
-        return next(filter(self._is_id, found), self.eos_ids[0])
-
-    def _is_id(self, value: Any) -> bool:
-        return isinstance(value, int) and 0 <= value < self.vocab_size  # old configs write pad_token_id: -1
+    def _ids_of(self, kind: str, *configs: dict[str, Any]) -> list[int]:
+        """The ids that the tokenizer's own "eos_token" (or pad) and the configs' "eos_token_id" name, in this order."""
+        text = self._token_text(f"{kind}_token")
+        found = [] if text is None else [self._trusted.token_to_id(text)]
+        for config in configs:
+            value = config.get(f"{kind}_token_id")
+            found += value if isinstance(value, list) else [value]
+        # Old configs write pad_token_id: -1.
+        return list(dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < self.vocab_size))
 
     def _find_template(self) -> str | None:
         if "chat_template.jinja" in self._files:
@@ -207,12 +206,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
     if vocab_size < len(control) + len(alphabet):
         raise ValueError(f"vocab_size is {vocab_size}, expected at least {len(control) + len(alphabet)}")
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(TINY_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    pieces = pre_tokenizers.Split(Regex(TINY_PIECES), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=2, special_tokens=control, initial_alphabet=alphabet, show_progress=False
@@ -220,8 +216,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
     tokenizer.train_from_iterator((SURROGATES.sub("\ufffd", text) for text in texts), trainer)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "tokenizer.json") as temporary:
-        tokenizer.save(str(temporary))
+    replace_file(folder / "tokenizer.json", lambda temporary: tokenizer.save(str(temporary)))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": PAD,
@@ -264,27 +259,6 @@ def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
         return part
 
     return {**spec, "normalizer": strip(spec.get("normalizer")), "pre_tokenizer": strip(spec.get("pre_tokenizer"))}
-
-
-def _all_special(spec: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer with every added token marked special.
-
-    `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are added
-    tokens that are not marked special: without this, a title could still produce them.
-    """
-    return {**spec, "added_tokens": [{**token, "special": True} for token in spec.get("added_tokens") or []]}
-
-
-def _control_ids(tokenizer: tokenizers.Tokenizer, spec: dict[str, Any]) -> frozenset[int]:
-    """Ids of added tokens that text must never produce: all except white space and the unknown token."""
-    unknown = spec["model"].get("unk_token")
-    added = tokenizer.get_added_tokens_decoder()
-    return frozenset(number for number, token in added.items() if token.content.strip() and token.content != unknown)
-
-
-def _as_ids(value: Any) -> list[int]:
-    """An eos_token_id of a JSON file (absent, a number or a list) as a list."""
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _sandbox() -> Any:

@@ -22,6 +22,7 @@ _KIND = re.compile(r"field '[^']{0,60}'|[^:;,(]{1,60}")
 class BadRows:
     """Skips and counts the first `allowed` bad rows of a file; the next one is an error.
 
+    A context, inside which the file is read: its summary is printed at the end.
     Attributes:
         rows: number of rows read so far, bad ones included. skipped: number of bad rows skipped.
         kinds: skipped rows by kind of problem.
@@ -64,16 +65,22 @@ class BadRows:
         count, first = self._notes.get(what, (0, f"{self.path}:{line}{detail}"))
         self._notes[what] = (count + 1, first)
 
+    def __enter__(self) -> BadRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.summarise()
+
     def summarise(self) -> None:
-        """Print once how many rows were skipped or noted; nothing if none was. Readers call it at the file's end."""
+        """Print once how many rows were skipped or noted; nothing if none was."""
         if self._finished:
             return
         self._finished = True
         if self.skipped:
-            kinds = self.kinds.most_common()
-            shown = [f"{kind} {count}" for kind, count in kinds[:SHOWN_KINDS]]
-            shown += [f"other {sum(count for _, count in kinds[SHOWN_KINDS:])}"] if kinds[SHOWN_KINDS:] else []
-            print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {', '.join(shown)}", file=sys.stderr)
+            shown = dict(self.kinds.most_common(SHOWN_KINDS))
+            rest = {"other": self.skipped - sum(shown.values())}
+            kinds = ", ".join(f"{kind} {count}" for kind, count in [*shown.items(), *rest.items()] if count)
+            print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {kinds}", file=sys.stderr)
         for what, (count, first) in self._notes.items():
             print(f"{self.path}: {count} row{'s'[: count != 1]} {what}, first at {first}", file=sys.stderr)
 

@@ -18,23 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from taosr1.runtime import files
 from taosr1.runtime.distributed import on_rank_zero, this_rank
-from taosr1.runtime.files import (
-    DAMAGED,
-    DELETING,
-    MANIFEST_FILE,
-    STATE_FILE,
-    WRITING,
-    DamagedError,
-    begin_folder,
-    finish_folder,
-    read_checksummed,
-    read_json,
-    remove_folder,
-    verify,
-    write_checksummed,
-    write_json,
-)
+from taosr1.runtime.files import DamagedError
 from taosr1.runtime.shards import cause_of, is_sharded, read_sharded, stored_shapes, write_sharded
 
 BEST_FILE = "best.json"
@@ -56,10 +42,8 @@ def save_checkpoint(
     path = folder / f"step-{step:06d}"
     groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
     state = {"step": step, "cursor": cursor, "skipped": skipped, "optimizers": groups}
-    tensors = {"rng": torch.get_rng_state()}
-    for index, optimizer in enumerate(optimizers):
-        tensors |= _optimizer_tensors(f"{index}.", optimizer)
-    unfinished = on_rank_zero(lambda: begin_folder(path))
+    tensors = _optimizer_tensors(optimizers)
+    unfinished = on_rank_zero(lambda: files.begin_folder(path))
     try:
         write_weights(unfinished)
         sharded = is_sharded(_parameters(optimizers).values())
@@ -68,10 +52,9 @@ def save_checkpoint(
 
         def finish() -> None:
             if not sharded:
-                on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
-                save_file(on_cpu, str(unfinished / OPTIMIZER_FILE))
-            write_json(unfinished / STATE_FILE, state)
-            finish_folder(unfinished, path)
+                save_file({name: tensor.cpu() for name, tensor in tensors.items()}, unfinished / OPTIMIZER_FILE)
+            files.write_json(unfinished / files.STATE_FILE, state)
+            files.finish_folder(unfinished, path)
 
         on_rank_zero(finish)
     except BaseException as error:
@@ -92,12 +75,12 @@ def load_checkpoint(path: Path, optimizers: Optimizers, read_weights: Callable[[
     Returns: its step, its cursor, and how many steps in a row were skipped before it.
     Raises: ValueError naming the file where the checkpoint belongs to another model or other optimizers.
     """
-    state = read_json(path / STATE_FILE)
+    state = files.read_json(state_file := path / files.STATE_FILE)
     read_weights(path)
     sizes = [[len(group["params"]) for group in groups] for groups in state["optimizers"]]
     expected = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
     if sizes != expected:
-        raise ValueError(f"{path / STATE_FILE}: holds optimizers over {sizes} parameters, this run has {expected}")
+        raise ValueError(f"{state_file}: holds optimizers over {sizes} parameters, this run has {expected}")
     tensors = _read_optimizers(path, optimizers)
     torch.set_rng_state(tensors.pop("rng"))
     moments: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
@@ -110,10 +93,11 @@ def load_checkpoint(path: Path, optimizers: Optimizers, read_weights: Callable[[
     return state["step"], state["cursor"], state["skipped"]
 
 
-def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors as {"<prefix><parameter index>.<name>": tensor}."""
-    return {
-        f"{prefix}{index}.{name}": value.detach().contiguous() if torch.is_tensor(value) else torch.tensor(value)
+def _optimizer_tensors(optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """RNG state and moments: {"rng": tensor, "<optimizer>.<parameter index>.<name>": tensor}."""
+    return {"rng": torch.get_rng_state()} | {
+        f"{number}.{index}.{name}": torch.as_tensor(value).detach().contiguous()
+        for number, optimizer in enumerate(optimizers)
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
@@ -140,8 +124,8 @@ def _read_optimizers(path: Path, optimizers: Optimizers) -> dict[str, torch.Tens
         parameter = parameters.get(".".join(name.split(".")[:2]))
         if parameter is None:
             continue  # a tensor of the model, whose files are in the same folder
-        same_shape = shape == tuple(parameter.shape)
-        tensors[name] = torch.zeros_like(parameter.detach()) if same_shape else torch.zeros(shape)
+        like = shape == tuple(parameter.shape)
+        tensors[name] = torch.zeros_like(parameter.detach()) if like else torch.zeros(shape)
     read_sharded(tensors, folder)
     return tensors
 
@@ -163,7 +147,7 @@ def read_best(folder: str | Path) -> dict:
     """
     path = Path(folder) / BEST_FILE
     try:
-        return read_checksummed(path) if path.exists() else {}
+        return files.read_checksummed(path) if path.exists() else {}
     except DamagedError as error:
         hint = "without it the newest checkpoint counts as the best, and the next evaluation writes it again"
         raise DamagedError(f"{error}; {hint}") from error
@@ -180,18 +164,25 @@ def best_checkpoint(run: str | Path) -> Path | None:
         return None
     steps = dict(checkpoints(folder))
     if not steps:
-        raise FileNotFoundError(
-            f"--model {run}: the run has no complete checkpoint yet; run its script again to continue it"
-        )
+        hint = "run its script again to continue it"
+        raise FileNotFoundError(f"--model {run}: the run has no complete checkpoint yet; {hint}")
     best = read_best(folder).get("step", max(steps))
     if best not in steps:
-        raise FileNotFoundError(
-            f"--model {run}: {folder / BEST_FILE} names step {best}, which is not there; "
-            f"give one of {', '.join(map(str, steps.values()))}"
-        )
-    if not (steps[best] / MANIFEST_FILE).is_file():
-        raise DamagedError(f"--model {run}: {steps[best] / MANIFEST_FILE} is missing, so nothing can be verified")
+        problem = f"{folder / BEST_FILE} names step {best}, which is not there"
+        raise FileNotFoundError(f"--model {run}: {problem}; give one of {', '.join(map(str, steps.values()))}")
+    if not (steps[best] / files.MANIFEST_FILE).is_file():
+        raise DamagedError(f"--model {run}: {steps[best] / files.MANIFEST_FILE} is missing, so nothing can be verified")
     return steps[best]
+
+
+def named_checkpoint(path: str) -> tuple[int, Path]:
+    """(step, path) of the checkpoint at a --resume path. Raises: FileNotFoundError, or DamagedError as `verify`."""
+    for step, folder in checkpoints(Path(path).parent):
+        if folder.name == Path(path).name:
+            files.verify(folder, required=True)
+            return step, folder
+    expected = "expected auto, none or RUN/checkpoints/step-NNNNNN"
+    raise FileNotFoundError(f"--resume {path}: no complete checkpoint there; {expected}")
 
 
 def newest_valid(folder: Path) -> tuple[int, Path] | None:
@@ -201,20 +192,14 @@ def newest_valid(folder: Path) -> tuple[int, Path] | None:
     """
     for step, path in reversed(checkpoints(folder)):
         try:
-            verify(path, required=True)
+            files.verify(path, required=True)
             return step, path
         except DamagedError as error:
-            renamed = path.with_name(DAMAGED + path.name)
+            renamed = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(renamed, ignore_errors=True)
             path.rename(renamed)
             print(f"warning: {error}. It is now {renamed}; going back to the checkpoint before it", file=sys.stderr)
     return None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted save or deletion left behind."""
-    for path in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*"), *folder.glob(".*.tmp")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def rewind(folder: Path, step: int, metrics: Iterable[dict] = ()) -> None:
@@ -224,19 +209,17 @@ def rewind(folder: Path, step: int, metrics: Iterable[dict] = ()) -> None:
     """
     for later, path in checkpoints(folder):
         if later > step:
-            remove_folder(path)
+            files.remove_folder(path)
     best = read_best(folder)
     if best.get("evaluated_through", 0) <= step:
         return
     score = next(iter(best.keys() - {"step", "evaluated_through"}), "")
-    kept = dict(checkpoints(folder))
-    known = [row for row in metrics if row["step"] <= step and score in row]
-    candidates = [row for row in known if row["step"] in kept]
+    scores = {row["step"]: row[score] for row in metrics if row["step"] <= step and score in row}
+    candidates = [kept for kept, _ in checkpoints(folder) if kept in scores]
     if candidates:
-        first = max(candidates, key=lambda row: row[score])  # of equal scores the earliest, as when they were evaluated
-        evaluated = max(row["step"] for row in known)
-        best = {"step": first["step"], score: first[score], "evaluated_through": evaluated}
-        write_checksummed(folder / BEST_FILE, best)
+        first = max(candidates, key=scores.get)  # of equal scores the earliest, as when they were evaluated
+        best = {"step": first, score: scores[first], "evaluated_through": max(scores)}
+        files.write_checksummed(folder / BEST_FILE, best)
     else:
         (folder / BEST_FILE).unlink()
 
@@ -246,4 +229,4 @@ def prune(folder: Path, keep_last: int) -> None:
     best = read_best(folder).get("step")
     for step, path in checkpoints(folder)[:-keep_last]:
         if step != best:
-            remove_folder(path)
+            files.remove_folder(path)

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from taosr1.runtime.files import delete, fsync
 
-_LINE = re.compile(rb'\{"chunk": (\d+), "crc32": "([0-9a-f]{8})", "answers": (.*)\}\n', re.DOTALL)
+_LINE = re.compile(rb'\{"chunk": (\d+), "crc32": "[0-9a-f]{8}", "answers": (.*)\}\n', re.DOTALL)
 
 
 class ChunkFiles:
@@ -59,10 +59,7 @@ class ChunkFiles:
         fsync(self.folder)
 
     def add(self, number: int, answers: Any) -> None:
-        """Append a finished chunk and force it to disk.
-
-        Raises: OSError where the disk is full, ValueError for NaN; what was added before stays.
-        """
+        """Append a finished chunk and force it to disk. Raises: as `ChunkedJob.add`."""
         assert self._own is not None
         line, end = chunk_line(number, json.dumps(answers, allow_nan=False).encode()), self._own.tell()
         try:
@@ -86,9 +83,8 @@ class ChunkFiles:
             file.seek(offset)
             found = parse_line(file.read(length))
         if found is None or found[0] != number:
-            raise ValueError(
-                f"{path}: damaged at byte {offset} since it was written; the same command does that chunk again"
-            )
+            way_out = "the same command does that chunk again"
+            raise ValueError(f"{path}: damaged at byte {offset} since it was written; {way_out}")
         return json.loads(found[1])
 
     def forget(self) -> None:
@@ -103,18 +99,17 @@ class ChunkFiles:
 
 
 def chunk_line(number: int, payload: bytes) -> bytes:
-    """A finished chunk as one line: its number, a checksum, and its answers, which are JSON text."""
-    return b'{"chunk": %d, "crc32": "%s", "answers": %s}\n' % (number, _checksum(number, payload), payload)
+    """A finished chunk as one line: its number, a checksum, and its answers, which are JSON text.
+
+    The checksum covers the number too: a flipped bit in it must not give the answers to other rows.
+    """
+    checksum = zlib.crc32(payload, zlib.crc32(b"%d" % number))
+    return b'{"chunk": %d, "crc32": "%08x", "answers": %s}\n' % (number, checksum, payload)
 
 
 def parse_line(line: bytes) -> tuple[int, bytes] | None:
     """Number and answers (JSON text) of such a line, or None where it is damaged."""
     match = _LINE.fullmatch(line)
-    if match is None or match[2] != _checksum(int(match[1]), match[3]):
+    if match is None or line != chunk_line(int(match[1]), match[2]):
         return None
-    return int(match[1]), match[3]
-
-
-def _checksum(number: int, payload: bytes) -> bytes:
-    """Covers the chunk's number too: a flipped bit in it must not give the answers to other rows."""
-    return b"%08x" % zlib.crc32(payload, zlib.crc32(b"%d" % number))
+    return int(match[1]), match[2]

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ from taosr1 import __version__
 from taosr1.runtime.chunk_files import ChunkFiles
 from taosr1.runtime.cli import progress
 from taosr1.runtime.distributed import Ranks, this_rank, unmute_stdout
-from taosr1.runtime.files import DamagedError, can_lock, delete, read_json, replace_file, sha256
+from taosr1.runtime.files import DamagedError, delete, differences, read_json, sha256, write_json
 from taosr1.runtime.job_locks import RankLock, locked_directory
 
 T = TypeVar("T")
@@ -69,24 +70,23 @@ def run_in_chunks(
     """
     ranks = this_rank()
     chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
-    if not out:
-        if ranks.world > 1:
-            raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
-        found: list[dict] = []
-        bar = progress(total=len(rows), desc=description, unit="row")
-        for chunk in chunks:
-            found += work(rows[chunk.start : chunk.stop], chunk.start)
-            bar.update(len(chunk))
-        bar.close()
-        yield found
-        return
-    with ChunkedJob(out, identity, chunks, ranks) as job:
-        bar = progress(total=job.total, initial=job.done, desc=description, unit="row")
-        for chunk in job.missing():
-            job.add(chunk, work(rows[chunk.start : chunk.stop], chunk.start))
-            bar.update(len(chunk))
-        bar.close()
-        yield job if job.to_merge() else None
+
+    def answered(own: list[range], missing: list[range]) -> Iterator[tuple[range, list[dict]]]:
+        total = sum(map(len, own))
+        with progress(total=total, initial=total - sum(map(len, missing)), desc=description, unit="row") as bar:
+            for chunk in missing:
+                yield chunk, work(rows[chunk.start : chunk.stop], chunk.start)
+                bar.update(len(chunk))
+
+    if out:
+        with ChunkedJob(out, identity, chunks, ranks) as job:
+            for chunk, answers in answered(job.own, list(job.missing())):
+                job.add(chunk, answers)
+            yield job if job.to_merge() else None
+    elif ranks.world > 1:
+        raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
+    else:
+        yield [answer for _, answers in answered(chunks, chunks) for answer in answers]
 
 
 def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
@@ -114,9 +114,8 @@ class ChunkedJob:
         lengths = [len(chunk) for chunk in chunks]
         sizes = {"rows": sum(lengths), "chunks": len(chunks), "rows of a chunk": max(lengths, default=0)}
         self.identity: dict[str, Any] = json.loads(json.dumps({**identity, **sizes, "format": FORMAT}))  # as read back
-        self._name = f"rank {ranks.rank} of {ranks.world}"
         self._number = {chunk.start: number for number, chunk in enumerate(chunks)}
-        self._own = range(ranks.rank, len(chunks), ranks.world)
+        self.own = self.chunks[ranks.rank :: ranks.world]  # this rank's chunks
         self._files = ChunkFiles(self.folder)
         self._lock = RankLock(self.folder, ranks)
         self._directory_lock = ExitStack()  # held while this rank merges
@@ -125,21 +124,11 @@ class ChunkedJob:
 
     # ---- The chunks --------------------------------------------------------------------------------------------------
 
-    @property
-    def total(self) -> int:
-        """Number of this rank's rows."""
-        return sum(len(self.chunks[number]) for number in self._own)
-
-    @property
-    def done(self) -> int:
-        """Number of this rank's rows in finished chunks."""
-        return sum(len(self.chunks[number]) for number in self._own if self._over or number in self._files.place)
-
     def missing(self) -> Iterator[range]:
         """This rank's chunks that are in no file yet."""
-        for number in self._own:
-            if not self._over and number not in self._files.place:
-                yield self.chunks[number]
+        for chunk in self.own:
+            if not self._over and self._number[chunk.start] not in self._files.place:
+                yield chunk
 
     def add(self, chunk: range, answers: list[dict]) -> None:
         """Store a finished chunk's answers durably.
@@ -155,12 +144,20 @@ class ChunkedJob:
         Raises: ValueError where the folder was removed while this rank was working.
         """
         if self._over:
-            self._report(f"{self._name} finds the job done ({self.record}); to do it again, delete {self.out}")
+            self._report(f"{self._lock.name} finds the job done ({self.record}); to do it again, delete {self.out}")
             return False
-        exists = self._directory_lock.enter_context(locked_directory(self.folder))
-        ours = exists and self._lock.is_held()
-        if not (ours and self.job_file.exists()):
-            self._check_merged(ours)
+        self._directory_lock.enter_context(locked_directory(self.folder))
+        ours = self._lock.is_held()
+        if not (ours and self.job_file.exists()):  # the folder was removed while this rank was working
+            if not self._is_recorded():
+                raise ValueError(
+                    f"{self.folder} was removed while {self._lock.name} was working: another rank gave up and printed "
+                    "why, or somebody deleted it; the same command begins again"
+                )
+            self._report("another rank has written the output")
+            self._over = True
+            if ours:  # that rank was killed while it removed the folder
+                self._remove()
             return False
         self._files.scan()
         missing = [number for number in range(len(self.chunks)) if number not in self._files.place]
@@ -168,7 +165,9 @@ class ChunkedJob:
             self._report_missing(missing)
             return False
         self._merging = True
-        self._remove_unfinished_outputs()
+        # Temporary files of a merge that was killed. No rank writes them now: the directory is locked.
+        name = re.compile(rf"\.{re.escape(self.out.name)}(\.(done|counts)\.json)?\.\d+\.tmp")
+        delete(path for path in self.out.parent.glob(".*.tmp") if name.fullmatch(path.name))
         unmute_stdout()
         return True
 
@@ -183,14 +182,10 @@ class ChunkedJob:
     # ---- Start -------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> ChunkedJob:
-        """Begin the job, or continue it.
-
-        Raises: ValueError where OUT.parts holds another job, or other processes work as this rank or as other ranks of
-            another number.
-        """
+        """Begin the job, or continue it. Raises: ValueError as `run_in_chunks`."""
         if self.out.is_dir():
             raise ValueError(f"{self.out} is a folder, expected a file name to write: check --out")
-        if self.ranks.world > 1 and not can_lock():
+        if self.ranks.world > 1 and os.name != "posix":
             raise ValueError("several ranks need POSIX file locks, which this system lacks: run one process")
         try:
             with locked_directory(self.folder, create=True):
@@ -201,10 +196,13 @@ class ChunkedJob:
         return self
 
     def _begin_or_continue(self) -> None:
-        others, stored = self._lock.others(), self._stored_identity()
+        others = self._lock.others()
         self._lock.refuse_conflicts(others, self.out)
+        try:
+            stored = read_json(self.job_file) if self.job_file.exists() else None
+        except DamagedError as error:
+            raise ValueError(f"{error}: delete the folder {self.folder} to begin again") from error
         if stored is None and self.ranks.world > 1 and self._is_recorded():
-            self._over = True
             self._remove()
             return
         if stored is None and others:
@@ -215,23 +213,16 @@ class ChunkedJob:
             raise ValueError(self._refusal(stored))
         if stored != self.identity:  # a new job; chunks without a job.json are left from a removal that was interrupted
             self._files.forget()
-            _write(self.job_file, self.identity)
+            write_json(self.job_file, self.identity, ascii=True)
         self._files.open_own(self._lock.path.with_suffix(".jsonl"))
         if self._files.place:
-            self._report(f"{self._name} continues, {self._progress()}")
-
-    def _stored_identity(self) -> dict | None:
-        try:
-            return read_json(self.job_file) if self.job_file.exists() else None
-        except DamagedError as error:
-            raise ValueError(f"{error}: delete the folder {self.folder} to begin again") from error
+            self._report(f"{self._lock.name} continues, {self._progress()}")
 
     def _refusal(self, stored: dict) -> str:
-        names = [name for name in sorted(stored | self.identity) if stored.get(name) != self.identity.get(name)]
-        changed = [f"{name} was {stored.get(name)!r} and is now {self.identity.get(name)!r}" for name in names]
-        what, finish = f"with other settings or input ({'; '.join(changed)})", "as it was begun"
-        if stored.get("format") != FORMAT:
-            what, finish = "of another version of taosr1", "with that version"
+        what, finish = "of another version of taosr1", "with that version"
+        if stored.get("format") == FORMAT:
+            changed = "; ".join(text for _, text in differences(stored, self.identity))
+            what, finish = f"with other settings or input ({changed})", "as it was begun"
         way_out = f"finish it {finish}, choose another --out, or delete that folder to begin again"
         return f"{self.folder} holds an unfinished job {what}: {way_out}"
 
@@ -251,56 +242,38 @@ class ChunkedJob:
             self._close()
         if not (self._files.place or self._over):
             self._remove_unused()
-
-    def _check_merged(self, ours: bool) -> None:
-        """The folder was removed while this rank was working: an error unless another rank has written OUT."""
-        if not self._is_recorded():
-            raise ValueError(
-                f"{self.folder} was removed while {self._name} was working: another rank gave up and printed why, "
-                "or somebody deleted it; the same command begins again"
-            )
-        self._report("another rank has written the output")
-        self._over = True
-        if ours:  # that rank was killed while it removed the folder
-            self._remove()
+        if self._over:  # only now: network file systems keep the names of removed files while they are open
+            with suppress(OSError):  # not empty: another rank has started in between
+                self.folder.rmdir()
 
     def _finish(self) -> None:
         """OUT is complete: record it for ranks that start later, remove the chunks. A crash here repeats the merge."""
         if self.ranks.world > 1:
-            _write(self.record, {"job": self.identity, "sha256 of the output": sha256(self.out)})
+            write_json(self.record, self._proof(), ascii=True)
         else:
             delete([self.record])
         self._remove()
 
     def _is_recorded(self) -> bool:
         """Whether OUT is this job's output, written by one of several ranks and unchanged since."""
-        if not (self.record.is_file() and self.out.is_file()):
-            return False
         try:
-            stored = read_json(self.record)
-        except DamagedError:
+            return read_json(self.record) == self._proof()
+        except (FileNotFoundError, DamagedError):
             return False  # no proof, so the job is done again
-        return stored.get("job") == self.identity and stored.get("sha256 of the output") == sha256(self.out)
+
+    def _proof(self) -> dict:
+        return {"job": self.identity, "sha256 of the output": sha256(self.out)}
 
     def _remove(self) -> None:
-        """Remove the folder, job.json first: chunks without it belong to no job, and the next start deletes them."""
+        """Remove the files, job.json first: chunks without it belong to no job, and the next start deletes them."""
         self._over = True
-        self._close_files()  # network file systems keep the names of removed files while they are open
+        self._files.close()
+        self._lock.release()
         for pattern in ("job.json", ".job.json.*.tmp", "rank-*.jsonl", "rank-*.lock", "gate.lock"):
             delete(self.folder.glob(pattern))
-        self._remove_empty_folder()
-
-    def _remove_empty_folder(self) -> None:
-        with suppress(OSError):  # not empty: another rank has started in between
-            self.folder.rmdir()
-
-    def _remove_unfinished_outputs(self) -> None:
-        """Delete the temporary files of a merge that was killed. No rank writes them now: the directory is locked."""
-        name = re.compile(rf"\.{re.escape(self.out.name)}(\.(done|counts)\.json)?\.\d+\.tmp")
-        delete(path for path in self.out.parent.glob(".*.tmp") if name.fullmatch(path.name))
 
     def _remove_unused(self) -> None:
-        """Remove the folder again where no chunk was finished and no other rank is working."""
+        """Remove the files again where no chunk was finished and no other rank is working."""
         with locked_directory(self.folder) as exists:
             if exists and not self._lock.others():
                 self._files.scan()
@@ -308,32 +281,22 @@ class ChunkedJob:
                     self._remove()
 
     def _close(self) -> None:
-        self._close_files()
-        self._directory_lock.close()
-        if self._over:
-            self._remove_empty_folder()
-
-    def _close_files(self) -> None:
         self._files.close()
         self._lock.release()
+        self._directory_lock.close()
 
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
     def _report_missing(self, missing: list[int]) -> None:
-        working = {other.rank for other in self._lock.others()}
-        idle = [str(rank) for rank in sorted({number % self.ranks.world for number in missing}) if rank not in working]
+        working, ranks = self._lock.others(), sorted({number % self.ranks.world for number in missing})
+        idle = [str(rank) for rank in ranks if not any(other.startswith(f"rank {rank} of ") for other in working)]
         hint = "the rank that finishes last writes the output"
         if idle:
             hint = f"no process works on those of rank {', '.join(idle)}: start it, or let one process do the rest"
-        self._report(f"{self._name} has done its share, {self._progress()}; {hint}")
+        self._report(f"{self._lock.name} has done its share, {self._progress()}; {hint}")
 
     def _progress(self) -> str:
         return f"{len(self._files.place)} of {len(self.chunks)} chunks are done"
 
     def _report(self, text: str) -> None:
         print(f"{self.out}: {text}", file=sys.stderr)
-
-
-def _write(path: Path, value: dict) -> None:
-    """Write a JSON object durably, as ASCII: a setting may hold half a surrogate pair, which UTF-8 cannot."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(value) + "\n"))

@@ -32,22 +32,20 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
     summary, formatter = (description or "").strip(), argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=summary, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these settings; flags win over it")
-    types = get_type_hints(config)
-    own = vars(config).get("__annotations__", {})  # in the help a script's own settings come before inherited ones
-    ordered = sorted(dataclasses.fields(config), key=lambda field: field.name not in own)
-    fields = {field.name: field for field in ordered}
+    types, own = get_type_hints(config), vars(config).get("__annotations__", {})
+    # In the help a script's own settings come before inherited ones.
+    fields = {field.name: field for field in sorted(dataclasses.fields(config), key=lambda f: f.name not in own)}
     for name, field in fields.items():
         kind, choices = types[name], field.metadata.get("choices")
         shown = field.default if field.default not in ("", None) else "none"
         help_text = f"{field.metadata.get('help', '')} (default: {shown})".replace("%", "%%")
-        common = {"default": argparse.SUPPRESS, "help": help_text}
-        typed = {"type": _base_type(kind), "choices": choices, "metavar": None if choices else name.upper()}
-        if field.metadata.get("positional"):
-            parser.add_argument(name, nargs="?", **typed, **common)
-        elif kind is bool:
-            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, **common)
+        positional = field.metadata.get("positional")
+        if kind is bool:
+            form = {"action": argparse.BooleanOptionalAction}
         else:
-            parser.add_argument(_flag(name), dest=name, **typed, **common)
+            form = {"type": _base_type(kind), "choices": choices, "metavar": None if choices else name.upper()}
+            form |= {"nargs": "?"} if positional else {}
+        parser.add_argument(name if positional else _flag(name), default=argparse.SUPPRESS, help=help_text, **form)
     positional = any(field.metadata.get("positional") for field in fields.values())
     given = sys.argv[1:] if argv is None else list(argv)
     # Intermixed parsing takes `"boots" --price 5 "title"` as query and title, but does not know `--`.

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # longer than any work of one rank that the others wait for: a large checkpoint
@@ -27,11 +27,6 @@ class Ranks:
     world: int = 1
     local: int = 0
 
-    def __post_init__(self) -> None:
-        if not (self.world >= 1 and 0 <= self.rank < self.world and self.local >= 0):
-            found = f"RANK={self.rank}, WORLD_SIZE={self.world}, LOCAL_RANK={self.local}"
-            raise ValueError(f"{found}: expected 0 <= RANK < WORLD_SIZE")
-
     @property
     def is_rank_zero(self) -> bool:
         """Whether this is the rank that prints, and writes what is written once."""
@@ -43,14 +38,13 @@ def this_rank() -> Ranks:
 
     Raises: ValueError where RANK, WORLD_SIZE or LOCAL_RANK are set to something impossible.
     """
-    values = {}
-    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        text = os.environ.get(name, default)
-        if not text.isdecimal():
-            hint = "torchrun sets RANK, WORLD_SIZE and LOCAL_RANK"
-            raise ValueError(f"{name}={text!r} in the environment, expected a number: {hint}")
-        values[name] = int(text)
-    return Ranks(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"])
+    found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    found = {name: os.environ.get(name, default) for name, default in found.items()}
+    rank, world, local = (int(text) if text.isdecimal() else -1 for text in found.values())
+    if not 0 <= rank < world or local < 0:
+        shown = ", ".join(f"{name}={text!r}" for name, text in found.items())
+        raise ValueError(f"{shown} in the environment, expected numbers, 0 <= RANK < WORLD_SIZE: torchrun sets them")
+    return Ranks(rank, world, local)
 
 
 def local_device(device: str, ranks: Ranks) -> str:
@@ -118,9 +112,7 @@ def shutdown(code: int = 0) -> None:
 
     With several ranks the process ends here, with this exit code: threads of DDP and gloo abort some normal exits.
     """
-    if _is_initialized():
-        import torch.distributed as dist
-
+    if dist := _connected():
         dist.destroy_process_group()
     if this_rank().world > 1:
         sys.stdout.flush()
@@ -130,10 +122,9 @@ def shutdown(code: int = 0) -> None:
 
 def gather(value: T) -> list[T]:
     """Every rank's value, on every rank, in the order of ranks. Anything that can be pickled; keep it small."""
-    if not _is_initialized():
+    dist = _connected()
+    if not dist:
         return [value]
-    import torch.distributed as dist
-
     values: list = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -155,10 +146,9 @@ def on_rank_zero(do: Callable[[], T]) -> T:
 
     For what must happen once: opening a run's folder, writing a checkpoint. The other ranks wait for it.
     """
-    if not _is_initialized():
+    dist = _connected()
+    if not dist:
         return do()
-    import torch.distributed as dist
-
     outcome: list = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -180,10 +170,10 @@ def _can_be_sent(error: Exception) -> bool:
 def lost_contact(error: BaseException) -> bool:
     """Whether a collective operation failed because another rank died."""
     named = any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
-    return _is_initialized() and (type(error).__name__.startswith("Dist") or named)
+    return bool(_connected()) and (type(error).__name__.startswith("Dist") or named)
 
 
-def _is_initialized() -> bool:
-    """Whether this process is connected to others; does not import torch to find out."""
-    distributed = sys.modules.get("torch.distributed")
-    return bool(distributed and distributed.is_available() and distributed.is_initialized())
+def _connected() -> Any:
+    """torch.distributed where this process is connected to others, else None; does not import torch to find out."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist and dist.is_available() and dist.is_initialized() else None

@@ -22,7 +22,7 @@ except ImportError:  # not a POSIX system: one process works there, unlocked
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"  # in checkpoints only
-WRITING, DELETING, DAMAGED = ".writing-", ".deleting-", "damaged-"  # prefixes of folders that are not complete
+WRITING, DELETING = ".writing-", ".deleting-"  # prefixes of folders that are not complete
 
 
 class DamagedError(ValueError):
@@ -65,34 +65,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object durably, as Hugging Face does: indented, non-ASCII kept."""
-    text = _json_text(value)
+def write_json(path: Path, value: dict[str, Any], ascii: bool = False) -> None:
+    """Write a JSON object durably, as Hugging Face does: indented, non-ASCII kept.
+
+    ascii: escape it instead, for a value that may hold half a surrogate pair, which UTF-8 cannot encode.
+    """
+    text = _json_text(value, ascii)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:
     """`write_json` with a checksum of the rest under "seal": for small files that no manifest covers."""
-    write_json(path, value | {"seal": _checksum(value)})
+    write_json(path, _with_checksum(value))
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
     """What `write_checksummed` wrote. Raises: DamagedError naming the file, where one byte of it is different."""
     value = read_json(path)
-    as_written = path.read_text(encoding="utf-8") == _json_text(value)  # not one space more
-    stored = value.pop("seal", None)
-    if stored != _checksum(value) or not as_written:
-        problem = "its checksum 'seal' does not match: it was changed or damaged on disk"
-        raise DamagedError(f"{path} is not as it was written ({problem})")
+    value.pop("seal", None)
+    if path.read_text(encoding="utf-8") != _json_text(_with_checksum(value)):  # not one space more
+        raise DamagedError(f"{path} is not as it was written: changed or damaged, its checksum 'seal' does not match")
     return value
 
 
-def _checksum(value: dict[str, Any]) -> str:
-    return hashlib.sha256(_json_text(value).encode()).hexdigest()[:16]
+def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    return value | {"seal": hashlib.sha256(_json_text(value).encode()).hexdigest()[:16]}
 
 
-def _json_text(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def _json_text(value: dict[str, Any], ascii: bool = False) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=ascii) + "\n"
+
+
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, "NAME was A and is now B") of each entry in which two JSON objects differ, sorted by name."""
+    names = [name for name in sorted(stored | now) if stored.get(name) != now.get(name)]
+    return [(name, f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}") for name in names]
 
 
 def fsync(path: Path) -> None:
@@ -122,11 +129,6 @@ def delete(paths: Iterable[Path]) -> None:
 
 
 # ---- Locks, which the system releases when their process ends --------------------------------------------------------
-def can_lock() -> bool:
-    """Whether this system has file locks."""
-    return fcntl is not None
-
-
 def locked(file: IO[bytes], *, wait: bool) -> bool:
     """Lock a file until it is closed; False where another process has the lock and `wait` is False."""
     if fcntl is None:
@@ -141,14 +143,14 @@ def locked(file: IO[bytes], *, wait: bool) -> bool:
     return True
 
 
-def take_lock(path: Path, holder: bytes) -> IO[bytes] | None:
+def take_lock(path: Path, holder: str) -> IO[bytes] | None:
     """The locked file at `path`, with `holder` written into it; None where another process has the lock."""
     file = open(path, "ab+")
     if not locked(file, wait=False):
         file.close()
         return None
     file.truncate(0)
-    file.write(holder)
+    file.write(holder.encode())
     file.flush()
     return file
 
@@ -193,7 +195,11 @@ def finish_folder(unfinished: Path, path: Path, *, manifest: bool = True) -> Non
     """Write a folder's manifest, force all its files to disk, and only then rename it to `path`."""
     inside = sorted(unfinished.rglob("*"))
     if manifest:
-        files = {file.relative_to(unfinished).as_posix(): _facts(file) for file in inside if file.is_file()}
+        files = {
+            file.relative_to(unfinished).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in inside
+            if file.is_file()
+        }
         write_checksummed(unfinished / MANIFEST_FILE, {"files": files})
     for place in (*inside, unfinished):
         fsync(place)
@@ -208,6 +214,12 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(renamed)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted save or deletion left behind."""
+    for path in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*"), *folder.glob(".*.tmp")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
 def verify(folder: Path, *, without: str = "", required: bool = False) -> None:
     """Check a folder's files against its manifest; files that it does not list (added later) are not checked.
 
@@ -220,8 +232,10 @@ def verify(folder: Path, *, without: str = "", required: bool = False) -> None:
         if required or (folder / STATE_FILE).exists():
             raise DamagedError(f"{path} is missing, so this checkpoint cannot be verified")
         return
-    problems = []
-    for name, facts in _read_manifest(path).items():
+    files, problems = read_checksummed(path).get("files"), []
+    if files is None:
+        raise DamagedError(f"{path}: expected 'files' with 'bytes' and 'sha256' of each")
+    for name, facts in files.items():
         file = folder / name
         if without and name.startswith(without):
             continue
@@ -230,19 +244,8 @@ def verify(folder: Path, *, without: str = "", required: bool = False) -> None:
         elif file.stat().st_size != facts["bytes"]:
             sizes = f"{file.stat().st_size} bytes, but {MANIFEST_FILE} says {facts['bytes']}"
             problems.append(f"{file} has {sizes}: it was cut, lengthened or exchanged")
-        elif _facts(file) != facts:
+        elif sha256(file) != facts["sha256"]:
             expected = f"another SHA-256 than {MANIFEST_FILE} says"
             problems.append(f"{file} has {expected}: it was changed, exchanged or damaged on disk")
     if problems:
         raise DamagedError("; ".join(problems))
-
-
-def _read_manifest(path: Path) -> dict[str, dict]:
-    files, keys = read_checksummed(path).get("files"), {"bytes", "sha256"}
-    if not (isinstance(files, dict) and all(isinstance(fact, dict) and fact.keys() == keys for fact in files.values())):
-        raise DamagedError(f"{path}: expected 'files' with 'bytes' and 'sha256' of each")
-    return files
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

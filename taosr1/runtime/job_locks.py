@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -15,51 +13,40 @@ from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.files import is_at, locked, take_lock
 
 
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a rank's lock, as written in it."""
-
-    rank: int | str = "?"
-    world: int | str = "?"
-    pid: int | str = "?"
-    host: str = "?"
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} of {self.world} (process {self.pid} on {self.host})"
-
-
 class RankLock:
-    """FOLDER/rank-NNNNN.lock: while it is held, no second process can work as that rank."""
+    """FOLDER/rank-NNNNN.lock: while it is held, no second process can work as that rank.
+
+    The file describes the process that holds it: "rank R of N (process ID on HOST)".
+    """
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder, self.ranks = folder, ranks
+        self.name = f"rank {ranks.rank} of {ranks.world}"
         self.path = folder / f"rank-{ranks.rank:05}.lock"
         self._file: IO[bytes] | None = None
 
-    def others(self) -> list[Holder]:
-        """The processes that work on this job, this one excepted."""
+    def others(self) -> list[str]:
+        """The processes that work on this job, this one excepted, as described in their locks."""
         found = []
         for path in sorted(self.folder.glob("rank-*.lock")):
-            if path != self.path or self._file is None or self._file.closed:
+            if path != self.path or self._file is None:
                 with open(path, "rb+") as file:
                     if not locked(file, wait=False):
-                        found.append(_holder(file))
+                        found.append(file.read().decode(errors="replace") or "another process")
         return found
 
-    def refuse_conflicts(self, others: list[Holder], out: Path) -> None:
+    def refuse_conflicts(self, others: list[str], out: Path) -> None:
         """Raises: ValueError where another process works as this rank, or the ranks at work are of another number."""
-        rank, world = self.ranks.rank, self.ranks.world
         for other in others:
             problem = f"--out {out}: {other} is working on it"
-            if (other.rank, other.world) == (rank, world):
+            if other.startswith(f"{self.name} "):
                 raise ValueError(f"{problem} already: end that process, or give this one another RANK")
-            if other.world != world:
-                raise ValueError(f"{problem}: end it or let it finish, then continue as rank {rank} of {world}")
+            if f" of {self.ranks.world} (" not in other:
+                raise ValueError(f"{problem}: end it or let it finish, then continue as {self.name}")
 
     def take(self) -> None:
         """Lock, and write this process down. Only where `others` does not have the rank and the directory is locked."""
-        holder = Holder(self.ranks.rank, self.ranks.world, os.getpid(), socket.gethostname())
-        self._file = take_lock(self.path, json.dumps(vars(holder)).encode())
+        self._file = take_lock(self.path, f"{self.name} (process {os.getpid()} on {socket.gethostname()})")
         assert self._file is not None
 
     def is_held(self) -> bool:
@@ -69,13 +56,7 @@ class RankLock:
     def release(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def _holder(file: IO[bytes]) -> Holder:
-    try:
-        return Holder(**json.loads(file.read()))
-    except (ValueError, TypeError):
-        return Holder()
+            self._file = None
 
 
 @contextmanager

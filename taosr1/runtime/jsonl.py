@@ -1,8 +1,5 @@
 """Reads and writes JSON Lines, plain or gzipped, row by row; every problem is reported with file and line.
 
-Everything that reads or writes rows (judgements, rules, preference pairs, teacher replies, chunks of a job) uses this
-file, so a damaged file is reported the same way everywhere.
-
 Choice: text is cleaned here, once. Lone surrogates (legal in JSON, impossible in UTF-8 and fatal in a tokenizer) and
 NUL become U+FFFD, and a line on stderr says in how many rows; nothing else is altered. Integers of any size are exact;
 numbers with a point or an exponent are float64.
@@ -17,9 +14,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.files import replacing
@@ -65,50 +61,57 @@ def read_jsonl(
         key, bytes that are not UTF-8, a line cut off at the end of the file, damaged gzip data; FileNotFoundError.
     """
     path = check_file(path, flag)
-    bad_rows = bad_rows or BadRows(path, flag="")
-    try:
+    with bad_rows or BadRows(path, flag="") as bad_rows:
         for number, line in read_lines(path):
             if not line.strip():
                 continue
             bad_rows.rows += 1
             try:
-                found = _parse_json(line)
-                row = clean_value(found)
+                row = clean_value(found := _parse_json(line))
             except ValueError as problem:
                 bad_rows.add(number, problem, rows=rows_in(line))
                 continue
             if "\\u" in line and row != found:  # only an escape can spell what is cleaned
                 bad_rows.note(number, REPLACED)
             yield number, row
-    finally:
-        bad_rows.summarise()
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
-    """Write rows as JSON Lines (gzipped if the name ends in .gz): the complete file, or none.
-
-    The rows are written to a temporary file beside it, fsynced and renamed, so that a crash never leaves half a file
-    under the final name.
+    """Write rows as JSON Lines (gzipped if the name ends in .gz): the complete file, or none, whatever happens.
 
     Returns: the number of rows.
     Raises: ValueError naming file and row for what JSON cannot hold; OSError naming the file.
     """
-    count = 0
-    written = BadRows(path)
-    with _new_file(Path(path)) as stream:
-        for row in rows:
-            count += 1
-            try:
-                line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-                if _UNENCODABLE.search(line) or "\\u0000" in line:
-                    before, line = line, json.dumps(clean_value(row), ensure_ascii=False, allow_nan=False)
-                    if line != before:
-                        written.note(count, REPLACED)
-            except ValueError as problem:
-                raise ValueError(f"{path}:{count}: {problem}") from problem
-            stream.write(line.encode("utf-8") + b"\n")
+    path, written = Path(path), BadRows(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file name to write: check --out")
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as raw:
+            # No name and no time inside: the same rows give the same bytes.
+            gzipped = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw
+            with gzipped as stream:
+                for row in rows:
+                    written.rows += 1
+                    stream.write(_line_of(row, written))
+    except OSError as problem:
+        if problem.errno in _DISK_ERRORS and problem.filename is None:
+            raise OSError(problem.errno, problem.strerror, str(path)) from problem
+        raise
     written.summarise()
-    return count
+    return written.rows
+
+
+def _line_of(row: dict, written: BadRows) -> bytes:
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        if _UNENCODABLE.search(line) or "\\u0000" in line:
+            before, line = line, json.dumps(clean_value(row), ensure_ascii=False, allow_nan=False)
+            if line != before:
+                written.note(written.rows, REPLACED)
+    except ValueError as problem:
+        raise ValueError(f"{written.path}:{written.rows}: {problem}") from problem
+    return line.encode() + b"\n"
 
 
 def _parse_json(line: str) -> dict:
@@ -118,13 +121,12 @@ def _parse_json(line: str) -> dict:
     if line.startswith(BYTE_ORDER_MARK):
         raise ValueError(JOINED)
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as problem:
         hint = "" if line.endswith("\n") else "; the file ends inside this line: was its writing cut off?"
         hint = f"; {CR_ONLY}" if rows_in(line) > 1 else hint
-        raise ValueError(
-            f"not JSON: {problem.msg} at column {problem.colno}, expected one object a line{hint}"
-        ) from None
+        found = f"not JSON: {problem.msg} at column {problem.colno}"
+        raise ValueError(f"{found}, expected one object a line{hint}") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if not isinstance(row, dict):
@@ -140,32 +142,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
     return row
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON: write null for a missing value")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
+def _finite(spelled: str) -> float:
+    value = float(spelled)
     if not math.isfinite(value):
-        raise ValueError(f"number {digits[:20]} is out of range")
+        too_large = spelled[-1].isdigit()  # else it is Infinity or NaN, which Python's reader accepts
+        problem = f"number {spelled[:20]} is out of range"
+        raise ValueError(problem if too_large else f"{spelled} is not JSON: write null for a missing value")
     return value
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose content replaces `path` on success and is discarded on an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a file name to write: check --out")
-    try:
-        with replacing(path) as temporary, open(temporary, "wb") as raw:
-            if path.suffix == ".gz":
-                # No name and no time inside: the same rows give the same bytes.
-                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as stream:
-                    yield stream
-            else:
-                yield raw
-    except OSError as problem:
-        if problem.errno in _DISK_ERRORS and problem.filename is None:
-            raise OSError(problem.errno, problem.strerror, str(path)) from problem
-        raise

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,10 +17,10 @@ from typing import IO
 import torch
 
 from taosr1 import __version__
-from taosr1.runtime.checkpoint import checkpoints, newest_valid, read_best, remove_leftovers, rewind
+from taosr1.runtime.checkpoint import checkpoints, named_checkpoint, newest_valid, read_best, rewind
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
-from taosr1.runtime.files import fsync, read_json, replace_file, take_lock, verify, write_json
+from taosr1.runtime.files import differences, fsync, read_json, remove_leftovers, replace_file, take_lock, write_json
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
@@ -58,10 +59,9 @@ def run_problems(flags: RunFlags) -> list[tuple[bool, str]]:
 
 
 class Run:
-    """An output folder opened for one run of one script.
+    """An output folder opened for one run of one script. Rank 0 opens it and writes; all ranks raise what it raises.
 
-    start: None for a new run, else (step, folder) of the checkpoint to continue from. Rank 0 opens the folder and
-        writes; every rank knows `start`, and every rank raises what rank 0 raises.
+    start: None for a new run, else (step, folder) of the checkpoint to continue from.
     """
 
     def __init__(
@@ -92,9 +92,13 @@ class Run:
         origin = read_json(folder / IDENTITY_FILE).get(ORIGIN, "") if (folder / IDENTITY_FILE).exists() else ""
         by_path = resume not in ("auto", "none")
         branched = by_path and origin == str(Path(resume).resolve())  # an earlier start of this command did
-        named = _named(resume) if by_path and not branched else None
+        named = named_checkpoint(resume) if by_path and not branched else None
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(folder / LOCK_FILE, f"--out {folder}")
+        self._lock = take_lock(folder / LOCK_FILE, f"{os.getpid()}\n")
+        if self._lock is None:
+            owner = (folder / LOCK_FILE).read_text("ascii", "replace").strip() or "unknown"
+            problem = f"another process (id {owner}) is at work there"
+            raise BlockingIOError(f"--out {folder}: {problem}; wait for it, stop it, or choose another --out")
         accepted = {name.strip() for name in getattr(config, "accept_changed", "").split(",") if name.strip()}
         if occupied:
             self._refuse_changes(folder, {"config.json": settings, IDENTITY_FILE: identity}, accepted)
@@ -104,7 +108,7 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         remove_leftovers(self.checkpoints)
-        start = named or newest_valid(self.checkpoints) or (_named(origin) if origin else None)
+        start = named or newest_valid(self.checkpoints) or (named_checkpoint(origin) if origin else None)
         if named and named[1].resolve().parent != self.checkpoints.resolve():
             origin = str(named[1].resolve())
         step = start[0] if start else 0
@@ -138,9 +142,7 @@ class Run:
             stored, now = read_json(run / file) if (run / file).exists() else {}, json.loads(json.dumps(now))
             if file == IDENTITY_FILE:  # a script may have no identity; and a branch compares less
                 stored = {name: stored[name] for name in stored if name in now}
-            for name in sorted((stored.keys() | now.keys()) - _FREE_SETTINGS):
-                if stored.get(name) != now.get(name):
-                    changed.append((name, f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}"))
+            changed += [change for change in differences(stored, now) if change[0] not in _FREE_SETTINGS]
         refused = [text for name, text in changed if name not in accepted]
         if refused:
             names = ",".join(dict.fromkeys(name for name, _ in changed))
@@ -190,29 +192,14 @@ class Run:
         """Release the folder for other processes. The system does it too when this process ends, in whatever way."""
         if self._lock is not None:
             self._lock.close()
-            self._lock = None
-
-
-def lock(path: Path, what: str) -> IO[bytes]:
-    """An open file that no second process can lock, with the process id in it. Closing it releases the lock.
-
-    Raises: BlockingIOError naming `what` and the process that holds the lock.
-    """
-    file = take_lock(path, f"{os.getpid()}\n".encode())
-    if file is None:
-        owner = path.read_text("ascii", "replace").strip() or "unknown"
-        way_out = "wait for it, stop it, or choose another --out"
-        raise BlockingIOError(f"{what}: another process (id {owner}) is at work there; {way_out}")
-    return file
 
 
 def is_unfinished(folder: str | Path) -> bool:
     """Whether this is the folder of a run that was stopped before its last step."""
-    path = Path(folder) / "config.json"
-    if not (path.is_file() and (Path(folder) / "checkpoints").is_dir()):
+    config, steps = Path(folder) / "config.json", Path(folder) / "checkpoints"
+    if not (config.is_file() and steps.is_dir()):
         return False
-    newest = max(checkpoints(Path(folder) / "checkpoints"), default=(0, None))
-    return newest[0] < read_json(path).get("steps", 0)
+    return max(dict(checkpoints(steps)), default=0) < read_json(config).get("steps", 0)
 
 
 def _rows(path: Path) -> Iterator[dict]:
@@ -221,10 +208,8 @@ def _rows(path: Path) -> Iterator[dict]:
         return
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:  # U+2028 in a reply ends no line
         for line in file:
-            try:
+            with suppress(ValueError):
                 yield json.loads(line)
-            except ValueError:
-                continue
 
 
 def _is_left_by_a_start(path: Path) -> bool:
@@ -234,27 +219,15 @@ def _is_left_by_a_start(path: Path) -> bool:
     return temporary or empty or path.name in (LOCK_FILE, IDENTITY_FILE)
 
 
-def _named(path: str) -> tuple[int, Path]:
-    """(step, path) of the checkpoint at a --resume path, verified."""
-    found = [(step, folder) for step, folder in checkpoints(Path(path).parent) if folder.name == Path(path).name]
-    if not found:
-        expected = "expected auto, none or RUN/checkpoints/step-NNNNNN"
-        raise FileNotFoundError(f"--resume {path}: no complete checkpoint there; {expected}")
-    verify(found[0][1], required=True)
-    return found[0]
-
-
 def _environment() -> dict[str, object]:
     """What a reader of the numbers needs to know: versions, threads, ranks, device, commit."""
-    git = ["git", "describe", "--always", "--dirty"]
-    try:
-        answer = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-        commit = answer.stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        commit = None
+    git, here = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
+    commit = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        commit = subprocess.run(git, cwd=here, capture_output=True, text=True, timeout=10).stdout.strip()
     return {
         "taosr1": __version__,
-        "commit": commit,
+        "commit": commit or None,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "machine": platform.machine(),

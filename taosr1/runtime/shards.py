@@ -16,8 +16,6 @@ from torch import Tensor
 
 from taosr1.runtime.distributed import lost_contact
 
-SHARD_FOLDER = "sharded"  # where DCP keeps the ranks' files until it has consolidated them
-
 
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
     """Whether any of the tensors is a slice of one that is distributed over ranks (a DTensor)."""
@@ -63,7 +61,7 @@ def write_sharded(tensors: dict[str, Tensor], folder: Path, *, join: dict[str, i
     )
     dcp.save(dict(tensors), storage_writer=writer)
     if join is not None and torch.distributed.get_rank() == 0:
-        shutil.rmtree(folder / SHARD_FOLDER)
+        shutil.rmtree(folder / "sharded")  # where DCP keeps the ranks' files until it has consolidated them
 
 
 def cause_of(error: BaseException) -> str:

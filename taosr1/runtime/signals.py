@@ -55,19 +55,16 @@ def run_main(main: Callable[[], object]) -> None:
     Exit codes: 0 done, 1 an error that is explained, 2 a wrong flag, 130 Ctrl-C, 143 SIGTERM; after the last two the
     same command continues. With several ranks, rank 0 prints for all; an error of one rank begins with its number.
     """
+    who = ""
     try:
         rank = this_rank()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    who = "" if rank.world == 1 else f"rank {rank.rank} of {rank.world}: "
-    signal.signal(signal.SIGTERM, _terminate)
-    mute_stdout(rank)
-    try:
+        who = "" if rank.world == 1 else f"rank {rank.rank} of {rank.world}: "
+        signal.signal(signal.SIGTERM, _terminate)
+        mute_stdout(rank)
         main()
         shutdown(0)
     except Stopped as stop:
-        if rank.is_rank_zero:
+        if this_rank().is_rank_zero:
             print(stop, file=sys.stderr)
         shutdown(stop.code)
         sys.exit(stop.code)

@@ -33,6 +33,7 @@ _OTHER_FORMATS = {
 # Bytes that are not UTF-8 become U+DC80..U+DCFF ("surrogateescape"); a raw NUL byte becomes U+DC00.
 _DAMAGE = re.compile("[\udc00-\udcff]")
 _NUL_MARK = "\udc00"
+_BINARY = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\udc80-\udcff]")
 
 
 class DamagedFile(ValueError):
@@ -111,27 +112,15 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
         if head.startswith(magic):
             raise DamagedFile(f"{path}: this is {name}, expected text, plain or gzipped")
     # By content, not by name: downloads named .gz are often unpacked already, and a .jsonl may be gzipped.
-    if path.suffix == ".gz" and not head.startswith(_GZIP) and not _is_text(head):
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(head)  # its last character may be cut
+    if path.suffix == ".gz" and not head.startswith(_GZIP) and _BINARY.search(text):
         raise DamagedFile(f"{path}: named .gz, but this is not gzip data")
 
 
 def _refuse_other_encodings(path: Path, line: bytes) -> None:
-    found = ""
-    if line.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        found = "UTF-32"
-    elif line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        found = "UTF-16"
-    else:  # without a byte order mark: two ASCII characters with their zero bytes
-        zeros = [byte == 0 for byte in line[:4]]
-        found = "UTF-16" if zeros in ([False, True] * 2, [True, False] * 2) else ""
-        found = "UTF-32" if zeros in ([False] + [True] * 3, [True] * 3 + [False]) else found
-    if found:
-        raise DamagedFile(f"{path}: this file is {found}, expected UTF-8")
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the last character may be cut
-    except UnicodeDecodeError:
-        return False
-    return all(character >= " " or character in "\t\r\n" for character in text)
+    zeros = [byte == 0 for byte in line[:4]]  # without a byte order mark: ASCII characters with their zero bytes
+    marks_16, marks_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    if line.startswith(marks_32) or zeros in ([False, True, True, True], [True, True, True, False]):
+        raise DamagedFile(f"{path}: this file is UTF-32, expected UTF-8")
+    if line.startswith(marks_16) or zeros in ([False, True] * 2, [True, False] * 2):
+        raise DamagedFile(f"{path}: this file is UTF-16, expected UTF-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from taosr1.judge import Judge, check_device, load_judge
+from taosr1.judge import Judge, load_judge
 from taosr1.model.io.folders import model_folder
 from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
@@ -35,13 +35,12 @@ def open_judge(
         the same, and the caller says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
-    check_device(device)
     name = spec or _newest_run(thinkers)
     try:
         judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
-        raise type(error)(message if message.startswith("--model") else f"--model {name}: {message}") from error
+        raise type(error)(message if message.startswith("--") else f"--model {name}: {message}") from error
     judge.engine.prepack(judge.model, decodes=decodes)
     return name, judge
 

@@ -90,7 +90,7 @@ def outcome(item: Item, demand: Demand) -> str:
 def relation(item: Item, demand: Demand) -> str:
     """Relation of the item's value to the demanded one, without regard to "not"; "" if the item has no such value.
 
-    An easy step before the outcome: "not red: red same missed" and "red: red same met" share the comparison.
+    An easy step before the outcome: "not red: red same missed" and "red: red same met" share it.
     """
     if item_value(item, demand) in ("none", "unknown"):
         return ""
@@ -122,10 +122,9 @@ def facts_of(query: Query, item: Item) -> dict[str, str]:
 
 
 def item_line(item: Item) -> str:
-    """The product in one normalised order: type, price tier, brand, then its other attributes.
+    """The product in one normalised order: type, price tier, brand, then all its other attributes.
 
-    Attributes that the query does not ask for are listed too: a line with the demanded ones alone would teach the
-    model to copy the query's value, which is right in most cases.
+    A line with the demanded ones alone would teach the model to copy the query's value, which is mostly right.
     """
     category = " ".join(category_path(item.type)) + (" accessory" if item.accessory else "")
     values = (item.brand, item.colour, item.material, item.size, *sorted(item.features), item.use)

@@ -1,8 +1,8 @@
 """The synthetic shop: deterministic query-product pairs, graded by the rule book, so that every stage runs offline.
 
-It has five pools, as a real shop would: few pairs with a grade and a (noisy) teacher's chain of thought, more with a
-grade only, many with neither; and dev and test pairs whose products, query templates and a share of whose (kind,
-value) combinations occur in no training pool. Grades follow from `facts.py`. Scripts call `read_pool("reasoned")`.
+It has five pools: few pairs with a grade and a (noisy) teacher's chain of thought, more with a grade only, many with
+neither; and dev and test pairs whose products, query templates and a share of whose (kind, value) combinations occur in
+no training pool. Scripts call `read_pool("reasoned")`.
 
 Choice: the paper's data are private. The grade shares (50/5/36/9 % for 4/3/2/1) and the hard query kinds are the
 paper's; everything else here is ours.
@@ -39,10 +39,7 @@ OUTCOME_MIX = ("met", "met", "near", "missed")  # outcomes of demands that do no
 
 # --- Drawing queries --------------------------------------------------------------------------------------------------
 def is_held_out(kind: str, demand: Demand) -> bool:
-    """True for the (kind, attribute, value) combinations that training queries never name.
-
-    The demand behind a knowledge phrase is exempt: only training can teach its meaning.
-    """
+    """Whether training queries of this kind never name this demand (a knowledge phrase may: it has to be taught)."""
     return zlib.crc32(f"{kind}|{demand.fact}|{demand.value}".encode()) % 1000 < 1000 * HELD_OUT_COMBINATIONS
 
 
@@ -56,11 +53,9 @@ def _draw_demand(
 
 
 def _positive_demands(rng: random.Random, kind: str, group: str, taken: set[str], held_out: bool) -> list[Demand]:
-    numbers, shares = ((0, 1, 2), (0.10, 0.65, 0.25)) if kind == "plain" else ((0, 1), (0.7, 0.3))
-    count = rng.choices(numbers, shares)[0]
-    attributes = [name for name in ("brand", "colour", "material", "size", "feature", "use") if name not in taken]
-    drawn = rng.sample(attributes, min(count, len(attributes)))
-    demands = [_draw_demand(rng, kind, group, attribute, held_out) for attribute in drawn]
+    (count,) = rng.choices((0, 1, 2), (0.10, 0.65, 0.25) if kind == "plain" else (0.7, 0.3, 0))
+    attributes = [name for name in catalogue.DEMAND_PHRASES if name not in taken]
+    demands = [_draw_demand(rng, kind, group, name, held_out) for name in rng.sample(attributes, count)]
     return [demand for demand in demands if demand]
 
 
@@ -166,9 +161,8 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
 def _title(rng: random.Random, item: Item) -> str:
     name, brand, colour = rng.choice(TYPES[GROUP_OF[item.type]][item.type][0]), item.brand, item.colour
     if item.accessory:
-        return rng.choice(
-            (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
-        )
+        forms = (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
+        return rng.choice(forms)
     features = " ".join(item.features)
     use = f"for {item.use}" if item.use else ""
     size = f"size {item.size}" if item.size else ""
@@ -196,8 +190,7 @@ def item_bucket(item: Item) -> int:
 
 
 def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, ...], tries: int = 400) -> Item | None:
-    """An item of these buckets, with title and price, that the rule book gives `grade` for this query; None if none
-    is found in `tries` draws."""
+    """An item of these buckets, with title and price, that gets this grade for the query; None after `tries` draws."""
     rules = load_rules()
     for _ in range(tries):
         item = _item_for(rng, query, grade)
@@ -209,10 +202,9 @@ def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, 
 # --- Pools ------------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=8)
 def make_pool(pool: str, size: int, seed: int = 0) -> tuple[tuple[Query, Item, Judgement], ...]:
-    """`size` pairs of one pool: the query, the item, and the judgement that scripts use.
+    """`size` pairs of one pool (query, item, judgement): the same for the same arguments, on every machine.
 
-    Returns: the same pairs for the same arguments, on every machine. Judgements of "unlabelled" have no grade, only
-    those of "reasoned" have a chain of thought.
+    Judgements of "unlabelled" have no grade, only those of "reasoned" have a chain of thought.
     Raises: ValueError for an unknown pool or a negative size.
     """
     if pool not in POOL_BUCKETS or size < 0:
@@ -257,10 +249,9 @@ def _draw_pair(rng: random.Random, query: Query, pool: str) -> tuple[Item, int, 
 
 
 def read_pool(pool: str, size: int | None = None, seed: int = 0) -> list[Judgement]:
-    """The judgements of one pool of the synthetic shop (default sizes: `POOL_SIZES`).
+    """The judgements of one pool, default sizes as in `POOL_SIZES`.
 
-    "explained" are the pairs of "labelled", each with its correct chain of thought: the reference of the reward for
-    steps.
+    "explained" are the pairs of "labelled", each with its correct chain of thought: what the steps' reward compares to.
     """
     drawn = "labelled" if pool == EXPLAINED else pool
     pairs = make_pool(drawn, POOL_SIZES.get(drawn, 0) if size is None else size, seed)

@@ -16,8 +16,7 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
     """Check label probabilities and return them as float64 (N, 4).
 
     Shapes: probs (N, 4), an array, a tensor or nested sequences; no rows give (0, 4).
-    Raises: ValueError naming the first row that is not finite, is negative, or does not sum to 1 within
-    `SUM_TOLERANCE`.
+    Raises: ValueError naming the first row that is not finite, is negative, or does not sum to 1.
     """
     if hasattr(probs, "detach"):  # a tensor, perhaps on a device, perhaps bfloat16, which numpy does not know
         probs = probs.detach().cpu().double()
@@ -30,10 +29,9 @@ def checked_probs(probs, name: str = "probs") -> np.ndarray:
         bad = ~(np.abs(rows.sum(-1) - 1.0) <= SUM_TOLERANCE) | (rows < 0).any(-1)  # no sum with inf or NaN is near 1
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(
-            f"{name}[{row}] is {rows[row].tolist()}, expected four finite, non-negative numbers that sum to 1"
-            f" within {SUM_TOLERANCE} (probabilities of grades 1..4, not logits)"
-        )
+        expected = f"expected four finite, non-negative numbers that sum to 1 within {SUM_TOLERANCE}"
+        hint = "(probabilities of grades 1..4, not logits)"
+        raise ValueError(f"{name}[{row}] is {rows[row].tolist()}, {expected} {hint}")
     return rows
 
 

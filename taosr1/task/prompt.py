@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from taosr1.runtime.cli import check
 from taosr1.task.grades import GRADES, LABELS, grade_name
 from taosr1.task.judgement import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
 
@@ -50,8 +51,7 @@ class PromptConfig:
         instructions and names each field (for pre-trained language models).
     fields: the product fields shown, in this order; empty ones are left out.
     max_chars: every field is cut to this many characters before it is tokenised (1 MB of text takes over a second).
-    wording_sha256: identifies the wording that this code renders for these settings, see the function of that name.
-        Computed, never given. It is part of `repr`, so every identity made from a PromptConfig includes it.
+    wording_sha256: computed by the function of that name, never given. It is part of `repr`.
     """
 
     order: str = "post-cot"
@@ -61,17 +61,14 @@ class PromptConfig:
     wording_sha256: str = field(init=False, compare=False, default="")
 
     def __post_init__(self) -> None:
-        problems = []
-        for name, value, known in (("order", self.order, ORDERS), ("style", self.style, STYLES)):
-            if value not in known:
-                problems.append(f"{name} is {value!r}, expected one of {', '.join(known)}")
-        unknown = [name for name in self.fields if name not in ITEM_FIELDS]
-        if unknown or not self.fields:
-            problems.append(f"fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}")
-        if self.max_chars < 1:
-            problems.append(f"max_chars is {self.max_chars}, expected at least 1")
-        if problems:
-            raise ValueError("prompt: " + "; ".join(problems))
+        known_fields = self.fields and set(self.fields) <= set(ITEM_FIELDS)
+        problems = [
+            (self.order not in ORDERS, f"prompt order is {self.order!r}, expected one of {', '.join(ORDERS)}"),
+            (self.style not in STYLES, f"prompt style is {self.style!r}, expected one of {', '.join(STYLES)}"),
+            (not known_fields, f"prompt fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}"),
+            (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
+        ]
+        check(problems)
         object.__setattr__(self, "wording_sha256", wording_sha256(self))  # the dataclass is frozen
 
     def save(self, folder: str | Path) -> None:
@@ -81,8 +78,7 @@ class PromptConfig:
     def load(folder: str | Path) -> PromptConfig | None:
         """The configuration stored in a checkpoint folder; None if there is none (a folder of another project).
 
-        Prints a warning on stderr if the model was trained with another wording than this code renders.
-        Raises: ValueError naming the file if it is damaged.
+        Warns on stderr if the model was trained with another wording. Raises: ValueError naming a damaged file.
         """
         path = Path(folder) / PROMPT_FILE
         if not path.exists():
@@ -94,12 +90,10 @@ class PromptConfig:
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a prompt configuration ({error})") from error
         if trained not in (None, config.wording_sha256):
-            print(
-                f"warning: {path}: the model was trained with another wording of the prompt (wording_sha256 {trained}, "
-                f"this code renders {config.wording_sha256}): its grades may be worse. Undo the change in "
-                "taosr1/task/prompt.py, or train again.",
-                file=sys.stderr,
-            )
+            hashes = f"wording_sha256 {trained}, this code renders {config.wording_sha256}"
+            hint = "its grades may be worse. Undo the change in taosr1/task/prompt.py, or train again."
+            warning = f"{path}: the model was trained with another wording of the prompt ({hashes}): {hint}"
+            print(f"warning: {warning}", file=sys.stderr)
         return config
 
 
@@ -146,9 +140,9 @@ def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list
 def wording_sha256(config: PromptConfig) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a fixed pair's prompt and reply, as `config` renders them.
 
-    Any change of the instruction's wording, the layout, the order or the names of grades and steps changes it. A run
-    must not resume, and a half-finished job must not continue, under another value: put `repr(config)`, which includes
-    it, into their identity. The chat template is not covered: it belongs to the tokenizer, and so does its checksum.
+    It covers the instructions, the layout, the order, and the names of grades and steps, but not the chat template:
+    that belongs to the tokenizer, and so does its checksum. Runs and half-finished jobs must not go on under another
+    value: put `repr(config)`, which includes it, into their identity.
     """
     sample = Judgement(query="query", **{name: name for name in ITEM_FIELDS})
     message = _user_message(_untrusted_texts(sample, config.fields, config), config.fields, config)
@@ -158,16 +152,12 @@ def wording_sha256(config: PromptConfig) -> str:
 
 # --- Reply ------------------------------------------------------------------------------------------------------------
 def reply_text(order: str, grade: int, cot: str = "") -> str:
-    """The reply a model should give.
-
-    Raises: ValueError where the order needs a chain of thought and there is none.
-    """
+    """The reply a model should give. Raises: ValueError where the order needs a chain of thought, and there is none."""
     if order == "label":
         return LABELS[grade - 1]
     if not cot:
-        raise ValueError(
-            f"order {order!r} needs a chain of thought for every row (column 'cot'); --order label does not"
-        )
+        needed = "needs a chain of thought for every row (column 'cot'); --order label does not"
+        raise ValueError(f"order {order!r} {needed}")
     return cot if order == "pre-cot" else f"{LABELS[grade - 1]}\n{cot}"
 
 
@@ -177,10 +167,8 @@ def encode_reply(tokenizer, text: str) -> list[int]:
     Raises: ValueError for a text too long to be a reply, before it is tokenised: unlike a title it cannot be cut.
     """
     if len(text) > MAX_REPLY_CHARS:
-        raise ValueError(
-            f"a reply of {len(text)} characters ({text[:40]!r}...), expected at most {MAX_REPLY_CHARS}: "
-            "shorten its chain of thought"
-        )
+        limit = f"expected at most {MAX_REPLY_CHARS}: shorten its chain of thought"
+        raise ValueError(f"a reply of {len(text)} characters ({text[:40]!r}...), {limit}")
     return tokenizer.encode_text(text) + [tokenizer.eos_ids[0]]
 
 
@@ -217,9 +205,8 @@ def parse_reply(text: str, order: str) -> Reply:
     decision = _DECISION.get(steps.get("Decision", ""))
     grade = label if order == "post-cot" else decision
     in_order = len(lines) == len(COT_STEPS) and all(map(is_cot_line, lines, COT_STEPS))
-    well_formed = in_order and None not in (grade, decision)
     texts = [steps.get(name, "") for name in COT_STEPS[:-1]]
-    return Reply(grade, *texts, decision=decision, well_formed=well_formed)
+    return Reply(grade, *texts, decision, well_formed=in_order and None not in (grade, decision))
 
 
 def label_of_cot(cot: str) -> int | None:

@@ -118,16 +118,16 @@ def _parse_rule(row: dict) -> Rule:
     _require(is_list, "applies_to", groups, 'a list of category groups or ["any"]')
     _require(isinstance(when, dict), "when", when, "an object of facts")
     _check_facts(when, "field 'when': ")
-    _require(grade is None or _is_grade(grade), "grade", grade, "1-4 or null")
+    _require(grade is None or type(grade) is int and grade in GRADES, "grade", grade, "1-4 or null")
     if bool(when) != (grade is not None):
         raise ValueError("fields 'when' and 'grade' go together: both set (decision) or {} and null (definition)")
     is_example = isinstance(example, dict) and example.keys() == {"query", "title", "grade"}
     _require(is_example, "example", example, "an object with query, title and grade")
     for name in ("query", "title"):
         _require(_is_text(example[name]), f"example.{name}", example[name], "text")
-    _require(_is_grade(example["grade"]), "example.grade", example["grade"], "1-4")
-    if grade is not None and example["grade"] > grade:
-        raise ValueError(f"field 'example.grade' is {example['grade']}, above the rule's own grade {grade}")
+    of_example = example["grade"]
+    _require(type(of_example) is int and of_example in GRADES, "example.grade", of_example, "1-4")
+    _require(grade is None or of_example <= grade, "example.grade", of_example, f"at most the rule's own grade {grade}")
     return Rule(**{**row, "applies_to": tuple(groups)})
 
 
@@ -138,10 +138,6 @@ def _require(ok: object, name: str, value: object, expected: str) -> None:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _is_grade(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in GRADES
 
 
 def _check_facts(facts: dict[str, str], where: str = "") -> None:
@@ -175,8 +171,7 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
 
     The Query line says which demands are exclusions ("material not plastic"): the n-th `material` of the Attributes
     line belongs to the n-th `material` of the Query line. A demand listed twice under one key keeps its worse outcome.
-    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature, so that it is not
-    lost.
+    Choice: a demand outside `DEMANDS` (an outside LLM's "compatibility missed") counts as a feature.
     """
     category = _CATEGORY.match(reply.category.strip())
     attributes = reply.attributes.strip().rstrip(".")
@@ -238,9 +233,8 @@ class RuleIndex:
         self.rules = tuple(rules)
         examples = [f"{rule.example.get('query', '')} {rule.example.get('title', '')}" for rule in self.rules]
         counts = [Counter(tokenize(f"{rule.text} {example}")) for rule, example in zip(self.rules, examples)]
-        words = sorted(set().union(*counts))
-        self.column = {word: index for index, word in enumerate(words)}
-        frequency = np.zeros((len(self.rules), len(words)))  # (rules, words)
+        self.column = {word: index for index, word in enumerate(sorted(set().union(*counts)))}
+        frequency = np.zeros((len(self.rules), len(self.column)))  # (rules, words)
         for row, counter in enumerate(counts):
             for word, count in counter.items():
                 frequency[row, self.column[word]] = count
@@ -271,10 +265,7 @@ def retrieve(query: str, title: str, category: str, rules: Sequence[Rule], k: in
 
     A rule passes the filter if it applies to "any" or to a group that the category names; with an empty category all
     rules pass. Equal scores keep rule-book order, so the result never varies; if fewer than k rules share a word with
-    the pair, the first rules of the book (the general ones) are added.
-
-    Returns: at most k rules.
-    Raises: ValueError for a negative k.
+    the pair, the first rules of the book (the general ones) are added. Raises: ValueError for a negative k.
     """
     if k < 0:
         raise ValueError(f"k is {k}, expected 0 or more rules")

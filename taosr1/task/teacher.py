@@ -1,13 +1,12 @@
 """The words of the teacher, which explains a known grade in the five lines of a chain of thought.
 
-There are two teachers. `write_cot` puts facts of the synthetic shop into words. For rows of your own an outside LLM can
-teach: `teacher_messages` asks it for the explanation of one pair (query, product, the retrieved atomic rules and the
-gold grade, as in the paper, section 3.2), and `read_reply` checks its reply. `taosr1/data/teacher_files.py` exports
-those prompts to a file and imports the replies.
+`write_cot` puts facts of the synthetic shop into words. For rows of your own an outside LLM can teach:
+`teacher_messages` asks it to explain one pair (query, product, the retrieved atomic rules and the gold grade, as in the
+paper, section 3.2), and `read_reply` checks its reply. `taosr1/data/teacher_files.py` handles whole files.
 
 Choice: a reply is accepted only if it can be read (all five lines, a known category relation, known outcomes) and
-decides for the gold grade: a teacher that argues for another grade than the one it was given teaches the wrong thing.
-Rejected replies are counted, never repaired.
+decides for the gold grade: a teacher that argues for another grade teaches the wrong thing. Rejected replies are
+counted, never repaired.
 """
 
 from __future__ import annotations
@@ -87,10 +86,7 @@ def write_cot(
 def teacher_messages(row: Judgement, rules: Sequence[Rule], k: int) -> list[dict[str, str]]:
     """The chat messages that ask an outside LLM for one row's chain of thought.
 
-    Choice: the query and every field are cut to `MAX_FIELD_CHARS` characters, as `encode_prompt` cuts them for our own
-    judge: a description of a megabyte would cost as many tokens. The rows themselves are not changed.
-
-    Raises: ValueError for a row without a grade.
+    The query and every field are cut to `MAX_FIELD_CHARS` characters. Raises: ValueError for a row without a grade.
     """
     if row.grade is None:
         pair = f"query {shorten(repr(row.query))} and title {shorten(repr(row.title))}"
@@ -116,8 +112,8 @@ _STEP_LINE = re.compile(
 def extract_cot(text: str) -> str | None:
     """The five lines in an outside LLM's reply, or None.
 
-    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop);
-    their text is not changed. Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
+    Everything around them is dropped (a <think> block, a code fence, a label line, Markdown marks, a final full stop).
+    Each name must occur exactly once, in order, followed by at most `MAX_STEP_CHARS`.
     """
     text = text.rpartition("</think>")[2]
     found = [match for match in map(_STEP_LINE.fullmatch, text.splitlines()) if match]

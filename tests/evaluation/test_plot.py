@@ -16,7 +16,6 @@ from taosr1.evaluation.plot import (
     curves_of,
     figure_of,
     main,
-    names_of,
     panels_of,
     read_metrics,
     read_run,
@@ -138,21 +137,6 @@ def test_panels_are_what_some_run_has_in_one_order():
     assert set(NEVER_SMOOTHED) < PANELS.keys()
 
 
-@pytest.mark.parametrize(
-    ("folders", "names"),
-    [
-        (["runs/a", "runs/b"], ["a", "b"]),
-        (["x/run", "y/run"], ["x/run", "y/run"]),
-        (["x/run", "y/run", "y/other"], ["x/run", "y/run", "y/other"]),
-        (["x/run", "x/run"], ["run", "run"]),  # the same run twice is one name
-        (["only"], ["only"]),
-        ([], []),
-    ],
-)
-def test_a_run_is_named_by_the_shortest_ending_that_no_other_has(folders, names):
-    assert names_of([Path(folder) for folder in folders]) == names
-
-
 def test_smoothing_by_hand():
     """Windows of 3 over 1 2 6 4: 1, (1 + 2)/2, (1 + 2 + 6)/3, (2 + 6 + 4)/3; a centred window would start with 1.5."""
     assert smoothed([1.0, 2.0, 6.0, 4.0], 3) == [1.0, 1.5, 3.0, 4.0]
@@ -210,7 +194,7 @@ def test_every_panel_holds_the_curves_of_the_runs_that_have_it(matplotlib):
     assert drawn_lines(figure.axes[1]) == [([2], [0.4])]
     assert {axes.get_xlim() for axes in figure.axes} == {figure.axes[0].get_xlim()}
     legend = figure.legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in legend.get_texts()] == ["runs/a", "runs/b"]
     colours = [line.get_color() for line in legend.get_lines()]
     assert len(set(colours)) == 2
     assert [line.get_color() for line in figure.axes[0].get_lines() if len(line.get_xdata())] == colours

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.fast.choose_tokens import choose_tokens, invert_cdf, most_likely
+from taosr1.fast.choose_tokens import choose_tokens, invert_cdf
 from taosr1.sampling import choose_token as plain
 
 
@@ -29,20 +29,20 @@ def test_several_draws_from_one_row_equal_draws_from_copies_of_it(settings):
     generator = torch.Generator().manual_seed(0)
     logits, row_of = torch.randn(5, 130, generator=generator) * 3, torch.tensor([0, 0, 0, 4, 1, 1, 4, 2])
     uniform, settings = torch.rand(8, generator=generator), {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
-    found, expected = choose_tokens(logits, uniform, row_of=row_of, **settings), choose_tokens(logits[row_of], uniform, **settings)
+    found = choose_tokens(logits, uniform, row_of=row_of, **settings)
+    expected = choose_tokens(logits[row_of], uniform, **settings)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [5, 64, 130])
-def test_the_likeliest_token_is_the_first_of_the_largest_with_its_log_prob(width):
-    logits = torch.randn(200, width, generator=torch.Generator().manual_seed(width)).mul(4).round()  # so that many are equal
+def test_at_temperature_zero_the_token_is_the_first_of_the_largest_with_its_log_prob(width):
+    logits = torch.randn(200, width, generator=torch.Generator().manual_seed(width)).mul(4).round()  # many are equal
     logits[0], logits[1, :-1] = -3.0, -torch.inf
-    tokens, logp = most_likely(logits)
-    top = logits.amax(-1, keepdim=True)
+    tokens, logp = choose_tokens(logits, torch.rand(200), temperature=0)
     assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
     torch.testing.assert_close(logp, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0], rtol=0, atol=1e-5)
-    assert ((logits == top).sum(-1) > 1).any()
+    assert ((logits == logits.amax(-1, keepdim=True)).sum(-1) > 1).any()
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.6}])

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from taosr1.fast.decoder import FastDecoder, use_fast_modules
-from taosr1.fast.fused_ops import GatedSiLU
 from taosr1.fast.kv_cache import FastKVCache
 from taosr1.model.kv_cache import KVCache
 
@@ -82,17 +81,6 @@ def test_the_last_layer_runs_at_the_columns_that_are_kept(make_model):
     with torch.no_grad():
         model.hidden(ragged()[0], keep=torch.tensor([[6], [0], [11], [3]]))
     assert tokens == [48, 4]
-
-
-def test_the_gated_silu_keeps_two_tensors_and_has_the_gradient_of_its_formula():
-    gate, up = (torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
-    assert torch.autograd.gradcheck(GatedSiLU.apply, (gate, up))
-    kept, plain = [], []
-    for found, function in ((kept, GatedSiLU.apply), (plain, lambda gate, up: torch.nn.functional.silu(gate) * up)):
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: found.append(tensor) or tensor, lambda tensor: tensor):  # noqa: B023
-            out = function(gate, up)
-        assert torch.equal(out, torch.nn.functional.silu(gate) * up)
-    assert len(kept) == 2 and len(plain) == 3
 
 
 def test_rotary_tables_follow_dtype_length_and_inference_mode(make_model, assert_close):

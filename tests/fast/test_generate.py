@@ -72,7 +72,8 @@ def test_dropping_finished_rows_changes_nothing(model, prompts, share, monkeypat
 def test_the_memory_bound_changes_no_reply(model, prompts, max_rows):
     assert_same(sample(model, prompts, max_rows=max_rows), sample(model, prompts))
     assert_same(sample(model, prompts, temperature=0, max_rows=max_rows), sample(model, prompts, temperature=0))
-    draws = [draw_first_tokens(model, prompts, torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(0)), 1.0, max_tokens_per_batch=budget) for budget in (max_rows, 1024)]
+    uniform = torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(0))
+    draws = [draw_first_tokens(model, prompts, uniform, 1.0, max_tokens_per_batch=n) for n in (max_rows, 1024)]
     assert torch.equal(*draws)
 
 
@@ -91,13 +92,19 @@ def test_each_distinct_prompt_is_prefilled_once_and_finished_rows_leave(model, p
 def test_waiting_prompts_enter_while_others_are_still_being_answered(model, monkeypatch):
     """And none of them is in memory before: rows in flight never exceed the bound, however many prompts wait."""
     generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(VOCAB, (int(length),), generator=generator).tolist() for length in torch.randint(1, 10, (40,), generator=generator)]
+    lengths = torch.randint(1, 10, (40,), generator=generator).tolist()
+    prompts = [torch.randint(VOCAB, (length,), generator=generator).tolist() for length in lengths]
     expected, calls, hidden = sample(model, prompts), [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, **given: calls.append((tuple(ids.shape), given["cache"].rows)) or hidden(ids, **given))
+
+    def counted(ids, **given):
+        calls.append((tuple(ids.shape), given["cache"].rows))
+        return hidden(ids, **given)
+
+    monkeypatch.setattr(model, "hidden", counted)
     assert_same(sample(model, prompts, max_rows=32), expected)
     steps = [rows for (_, width), rows in calls if rows > 8]
     assert max(steps) == 32
-    # A wave that waits for its last row would take 5 x 11 steps of ever fewer rows.
+    # Batches that wait for their last row would take 5 x 11 steps of ever fewer rows.
     entered = [number for number, (shape, _) in enumerate(calls) if shape[0] <= 8 and number]
     assert len(entered) > 5 and sum(rows for _, rows in calls) < 1.4 * int(expected.lengths.sum())
 
@@ -132,8 +139,9 @@ def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, pr
     monkeypatch.setattr(fast_generate, "CACHE_BYTES", 256 * 100 * 7)
     assert fast_generate.rows_that_fit(model, 100) == 7 and fast_generate.rows_that_fit(model, 10_000) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(fast_generate, "CPU_LAYER_BYTES", 128 * 100 * 70)  # what every step of one layer reads, on a CPU
-    assert fast_generate.rows_that_fit(model, 100) == 70 and fast_generate.rows_that_fit(model, 10_000) == fast_generate.FEWEST_ROWS
+    monkeypatch.setattr(fast_generate, "CPU_LAYER_BYTES", 128 * 100 * 70)  # bytes that a step reads in one layer
+    assert fast_generate.rows_that_fit(model, 100) == 70
+    assert fast_generate.rows_that_fit(model, 10_000) == fast_generate.FEWEST_ROWS
     rows, fit = [], fast_generate.rows_that_fit
     monkeypatch.setattr(fast_generate, "rows_that_fit", lambda model, length: rows.append(length) or fit(model, length))
     sample(model, prompts)
@@ -144,9 +152,14 @@ def test_rows_alive_at_once_follow_from_the_memory_of_cache_and_logits(model, pr
     monkeypatch.setattr(fast_generate, "LOGITS_AT_ONCE", 61 * 5)
     assert fast_generate.rows_that_fit(model, 100) == 5
     alive, step = [], fast_generate.DecodeStep
-    monkeypatch.setattr(fast_generate, "DecodeStep", lambda model, caches, last, *rest: alive.append(len(last)) or step(model, caches, last, *rest))
+
+    def counted(model, caches, last, *rest):
+        alive.append(len(last))
+        return step(model, caches, last, *rest)
+
+    monkeypatch.setattr(fast_generate, "DecodeStep", counted)
     sample(model, prompts, samples=2)
-    assert max(alive) in (4, 5)  # a third prompt enters when three rows are left: never more than the five that are allowed
+    assert max(alive) in (4, 5)  # a third prompt enters when three rows are left: never more than the five allowed
     monkeypatch.setattr(fast_generate, "LOGITS_AT_ONCE", 1)
     alive.clear()
     sample(model, prompts, samples=4)

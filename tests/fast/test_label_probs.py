@@ -54,7 +54,8 @@ def shared(tokenizer) -> list[list[int]]:
         return torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist()
 
     queries = [(draw(length), number) for length, number in ((20, 7), (33, 5), (17, 2))]
-    prompts = [query + draw(1 + (3 * product) % 11) for query, number in queries for product in range(number)] + [draw(30), draw(9)]
+    prompts = [query + draw(1 + (3 * product) % 11) for query, number in queries for product in range(number)]
+    prompts += [draw(30), draw(9)]
     return [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
 
 
@@ -68,9 +69,12 @@ def test_scores_are_those_of_the_plain_function(plain_model, model, tokenizer, s
 
 def test_a_prefix_is_computed_once_and_little_is_padding(model, tokenizer, monkeypatch):
     generator = torch.Generator().manual_seed(3)
-    query = torch.randint(tokenizer.vocab_size, (24,), generator=generator).tolist()
-    lengths = [2 + product % 20 for product in range(400)]
-    prompts = [query + torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+    def draw(length):
+        return torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist()
+
+    query, lengths = draw(24), [2 + product % 20 for product in range(400)]
+    prompts = [query + draw(length) for length in lengths]
     shapes, hidden = [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, **given: shapes.append(tuple(ids.shape)) or hidden(ids, **given))
     label_probabilities(model, tokenizer, prompts)
@@ -81,7 +85,7 @@ def test_a_prefix_is_computed_once_and_little_is_padding(model, tokenizer, monke
     assert sum(rows * width for rows, width in shapes) > 400 * 26
 
 
-def test_prompts_close_to_the_models_positions_are_scored_whatever_stands_beside_them(model, tokenizer):
+def test_prompts_close_to_the_models_positions_are_scored_whatever_their_batch_holds(model, tokenizer):
     """The longest prefix and the longest suffix belong to different queries: together they would not fit."""
     prompts = [[5] * 60 + [7], [5] * 60 + [8], [6] * 17 + [9] * 40 + [1], [6] * 17 + [10] * 40 + [2]]
     found = label_probabilities(model, tokenizer, prompts)
@@ -93,5 +97,6 @@ def test_scores_at_once_bound_the_rows_of_a_batch(model, tokenizer, shared, monk
     expected, rows, hidden = label_probabilities(model, tokenizer, shared), [], model.hidden
     monkeypatch.setattr(label_probs, "SCORES_AT_ONCE", 4 * 44 * 11 * 2)
     monkeypatch.setattr(model, "hidden", lambda ids, **given: rows.append(len(ids)) or hidden(ids, **given))
-    torch.testing.assert_close(label_probabilities(model, tokenizer, shared).probs, expected.probs, rtol=1e-4, atol=1e-5)
+    found = label_probabilities(model, tokenizer, shared)
+    torch.testing.assert_close(found.probs, expected.probs, rtol=1e-4, atol=1e-5)
     assert len(rows) > 5 and all(count <= 6 for count in rows[2:])

@@ -72,7 +72,7 @@ def close(actual, expected, tolerance=1e-5):
 
 
 def same_gradients(model, ours, theirs):
-    """Equal to 1e-5 of the largest entry: float32 rounding, where a shifted or dropped token changes the leading digit."""
+    """Equal to 1e-5 of the largest entry: float32 rounding; a shifted or dropped token changes the leading digit."""
     parameters = list(model.parameters())
     for left, right in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters)):
         close(left, right, 1e-5 * max(1.0, right.abs().max().item()))

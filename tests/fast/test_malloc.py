@@ -1,4 +1,4 @@
-"""Freed memory stays in the process: counted in page faults, in a process of its own, where no other test has allocated."""
+"""Freed memory stays in the process: counted in page faults, in a process where no other test has allocated."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(**environment: str) -> tuple[str, int]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=clean | environment)
+    command = [sys.executable, "-c", PROGRAM]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=clean | environment)
     kept, count = found.stdout.split()
     return kept, int(count)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
-def test_memory_of_freed_tensors_is_used_again_and_a_user_s_own_settings_are_left_alone():
+def test_memory_of_freed_tensors_is_used_again_and_a_users_own_settings_are_left_alone():
     kept, count = faults()
     assert kept == "True" and count < 100
     kept, count = faults(MALLOC_MMAP_THRESHOLD_="131072")  # every tensor from the system, and back to it

@@ -13,10 +13,11 @@ from pathlib import Path
 from fuzz_files import REPLIED, VOCAB, Sample
 from fuzz_oracle import Spelled, Wrong, canonical, check_judgement, leaves, oracle
 
-from infer import evaluate, score
+from infer import score
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.data.teacher_files import import_replies
+from taosr1.evaluation.scores import read_scores
 from taosr1.runtime.bad_rows import BadRows
 from taosr1.task.rules import load_rules
 from train import dpo
@@ -183,7 +184,7 @@ def examine(sample: Sample, path: Path, original: set[int]) -> str:
             same_raw,
         )
     if sample.kind == "scores":
-        return compare("evaluate.read_scores", read_scores(path), check_score)
+        return compare("read_scores", lambda bad: read_scores(path, max_bad_rows=bad), check_score)
     verdict = compare("read_judgements", lambda bad: read_judgements(path, max_bad_rows=bad), check_judgement)
     check_repeats(attempt(path, lambda: read_judgements(path, max_bad_rows=ANY)))
     compare("iter_judgements", lambda bad: list(iter_judgements(path, BadRows(path, bad))), check_judgement)
@@ -201,14 +202,6 @@ def examine(sample: Sample, path: Path, original: set[int]) -> str:
 def check_scored(pair: tuple[dict, Judgement], raw: dict, line: int) -> None:
     same_raw(pair[0], raw, line)
     check_judgement(pair[1], raw, line)
-
-
-def read_scores(path: Path) -> Callable[[int], list]:
-    def read(bad: int) -> list:
-        rows, predictions, *_ = evaluate.read_scores(evaluate.Config(scores=str(path), max_bad_rows=bad))
-        return list(zip(rows, predictions))
-
-    return read
 
 
 def check_score(found: tuple, raw: dict, line: int) -> None:

@@ -1,4 +1,4 @@
-"""Judges on disk, as the training scripts leave them: fresh ones, which know nothing, and one that learned eight rows."""
+"""Judges on disk, as the training scripts write them: untrained ones, and one that was trained on eight rows."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def esci_file() -> str:
 
 @pytest.fixture
 def as_rank(monkeypatch) -> Callable[..., dict]:
-    """as_rank(rank, world, main, argv, after=n): run a script as torchrun does, interrupted where its n+1st chunk would be stored."""
+    """as_rank(rank, world, main, argv, after=n): run a script as torchrun does.
+
+    It is interrupted where its n+1st chunk would be stored.
+    """
 
     def run(rank: int, world: int, main, argv: list[str], after: int | None = None) -> dict:
         stored, add = [], ChunkedJob.add

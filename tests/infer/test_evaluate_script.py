@@ -1,4 +1,4 @@
-"""infer/evaluate.py: the report is that of the predictions, beta is never fitted on what it is measured on, cost is counted."""
+"""infer/evaluate.py: the report is that of the predictions, beta is not fitted on what is measured, cost is counted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_fil
     main([*flags, "--dev", "synthetic:dev*60", "--save-beta"])
     stored = Path(model_folder(run)) / "tiering.json"
     try:
-        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), "temperature": 1.0, "fitted_on": "synthetic:dev*60", "rows": 60}
+        facts = {"temperature": 1.0, "fitted_on": "synthetic:dev*60", "rows": 60}
+        assert json.loads(stored.read_text()) == {"beta": pytest.approx(expected), **facts}
         assert main(flags)["beta_from"] == "tiering.json"
         assert main([*flags, "--beta", "0.9"])["tiering"]["beta"] == 0.9
     finally:
@@ -91,7 +92,9 @@ def own_judge(taught_judge, tmp_path) -> str:
     return shutil.copytree(model_folder(taught_judge("post-cot")), tmp_path / "judge").as_posix()
 
 
-def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it(own_judge, rows_file, tmp_path, capsys):
+def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it(
+    own_judge, rows_file, tmp_path, capsys
+):
     dev, judge = load_rows("synthetic:dev*60"), open_judge(own_judge)[1]
     probs, gold = [prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev]
     expected = fit_temperature(probs, gold)
@@ -100,7 +103,8 @@ def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it
     flags = ["--model", own_judge, "--data", rows_file, *QUICK]
     plain = main(flags)
     report = main([*flags, "--dev", "synthetic:dev*60", "--fit-temperature", "--out", str(tmp_path / "report.json")])
-    assert sorted(path.name for path in Path(own_judge).iterdir()) == sorted([*files, "calibration.json", "tiering.json"])
+    written = sorted([*files, "calibration.json", "tiering.json"])
+    assert sorted(path.name for path in Path(own_judge).iterdir()) == written
     assert json.loads(Path(own_judge, "calibration.json").read_text()) == {
         "temperature": pytest.approx(expected),
         "dev": "synthetic:dev*60",
@@ -114,8 +118,9 @@ def test_temperature_is_fitted_on_dev_and_stored_with_the_beta_that_goes_with_it
     }  # fmt: skip
     scaling = report["temperature"]
     assert (scaling["value"], scaling["from"]) == (pytest.approx(expected), "fitted on synthetic:dev*60")
-    assert scaling["before"]["ece"] == pytest.approx(plain["calibration"]["ece"]) and scaling["before"]["brier"] == pytest.approx(plain["calibration"]["brier"])
-    assert scaling["after"]["ece"] == report["calibration"]["ece"] and scaling["after"]["brier"] == report["calibration"]["brier"]
+    for name in ("ece", "brier"):
+        assert scaling["before"][name] == pytest.approx(plain["calibration"][name])
+        assert scaling["after"][name] == report["calibration"][name]
     assert scaling["after"] != scaling["before"] and plain["temperature"] is None
     assert report["confusion"] == plain["confusion"]  # no grade has changed
     printed = capsys.readouterr().out
@@ -132,18 +137,22 @@ def test_a_stored_temperature_is_used_unless_it_is_switched_off(own_judge, rows_
     assert "scaled by temperature 3 (calibration.json)" in capsys.readouterr().err
     assert scaled["calibration"]["bins"] != plain["calibration"]["bins"]
     off = main([*flags, "--temperature-scaling", "off"])
-    assert off["calibration"] == plain["calibration"] and off["temperature"] is None and capsys.readouterr().err.count("note:") == 0
+    assert off["calibration"] == plain["calibration"] and off["temperature"] is None
+    assert "note:" not in capsys.readouterr().err
     main([*flags, "--dev", "synthetic:dev*60", "--save-beta"])  # a beta of the scaled probabilities
     assert json.loads(Path(own_judge, "tiering.json").read_text())["temperature"] == 3
     assert main(flags)["beta_from"] == "tiering.json"
-    with pytest.raises(ValueError, match=r"tiering.json: beta was fitted on probabilities at temperature 3.0, these are at 1.0: .* give --beta"):
+    refusal = r"tiering.json: beta was fitted on probabilities at temperature 3.0, these are at 1.0: .* give --beta"
+    with pytest.raises(ValueError, match=refusal):
         main([*flags, "--temperature-scaling", "off"])
-    refitted = main([*flags, "--dev", "synthetic:dev*60", "--fit-temperature"])  # on unscaled probabilities: not 3 times too much
+    # Fitted again on unscaled probabilities, not on those that are divided by 3 already.
+    refitted = main([*flags, "--dev", "synthetic:dev*60", "--fit-temperature"])
     assert refitted["temperature"]["before"] == pytest.approx(scaled["temperature"]["before"])
 
 
 def test_a_temperature_at_the_end_of_its_range_is_warned_about(own_judge, rows_file, eight_rows_file, capsys):
-    main(["--model", own_judge, "--data", rows_file, "--dev", f"{eight_rows_file},{eight_rows_file}", "--fit-temperature", *QUICK])
+    dev = f"{eight_rows_file},{eight_rows_file}"
+    main(["--model", own_judge, "--data", rows_file, "--dev", dev, "--fit-temperature", *QUICK])
     assert "the temperature is at the end of its range, 0.05: --dev has too few rows (16)" in capsys.readouterr().err
 
 
@@ -151,7 +160,8 @@ def test_a_later_stage_does_not_inherit_temperature_or_beta(own_judge, eight_row
     store_temperature(own_judge, 3.0)
     store_beta(own_judge, 0.3, 3.0)
     sizes = ["--steps", "1", "--eval-every", "1", "--batch-size", "2"]
-    sft(["--model", own_judge, "--data", eight_rows_file, "--dev", eight_rows_file, "--out", str(tmp_path / "later"), *sizes])
+    rows, out = ["--data", eight_rows_file, "--dev", eight_rows_file], ["--out", str(tmp_path / "later")]
+    sft(["--model", own_judge, *rows, *out, *sizes])
     assert stored_temperature(str(tmp_path / "later")) is None and stored_beta(str(tmp_path / "later")) is None
     assert not [*(tmp_path / "later").rglob("calibration.json"), *(tmp_path / "later").rglob("tiering.json")]
 
@@ -165,14 +175,16 @@ def test_measuring_scores_equals_measuring_the_model(taught_judge, rows_file, tm
         assert of_scores[name] == of_model[name]
     assert of_scores["tiering"]["cumpt"] == of_model["tiering"]["cumpt"]
     assert of_scores["calibration"]["ece"] == pytest.approx(of_model["calibration"]["ece"], abs=1e-5)
-    assert main(["--scores", scored, "--beta", "1", *QUICK])["tiering"]["confusion_cumpt"] == [[0, 0, 3], [0, 0, 2], [0, 0, 3]]
+    strictest = main(["--scores", scored, "--beta", "1", *QUICK])
+    assert strictest["tiering"]["confusion_cumpt"] == [[0, 0, 3], [0, 0, 2], [0, 0, 3]]
 
 
 def test_real_esci_rows_are_measured_by_split_and_state_the_assumption(fresh_judge, esci_file, tmp_path, capsys):
     scored = str(tmp_path / "scored.jsonl")
-    score(["--model", fresh_judge("post-cot"), "--data", esci_file, "--split", "test", "--limit", "30", "--out", scored])
+    flags = ["--model", fresh_judge("post-cot"), "--data", esci_file, "--split", "test", "--limit", "30"]
+    score([*flags, "--out", scored])
     of_scores = main(["--scores", scored, *QUICK])
-    of_model = main(["--model", fresh_judge("post-cot"), "--data", esci_file, "--split", "test", "--limit", "30", *QUICK])
+    of_model = main([*flags, *QUICK])
     assert of_scores["rows"] == 30 and of_scores["confusion"] == of_model["confusion"]
     assert "an assumption" in of_scores["notes"][0] and of_model["notes"] == of_scores["notes"]
     assert "an assumption" in capsys.readouterr().out
@@ -185,8 +197,10 @@ def without_clock(report: str | Path) -> dict:
 
 
 @pytest.mark.parametrize("order", ["post-cot", "pre-cot"])
-def test_ranks_that_were_interrupted_report_what_one_process_does(taught_judge, rows_file, order, tmp_path, monkeypatch, as_rank, capsys):
-    """Of what fits temperature and beta on --dev too: chunks of 6, five of --dev and two of --data for a judge that answers first."""
+def test_ranks_that_were_interrupted_report_what_one_process_does(
+    taught_judge, rows_file, order, tmp_path, monkeypatch, as_rank, capsys
+):
+    """A judge that answers first also fits on --dev: chunks of 6, five of --dev and two of --data."""
     monkeypatch.setattr("infer.evaluate.ROWS_AT_A_TIME", 6)
     judge = shutil.copytree(model_folder(taught_judge(order)), tmp_path / "judge").as_posix()
     fit = ["--dev", "synthetic:dev*30", "--fit-temperature", "--explain"] if order == "post-cot" else []
@@ -198,12 +212,14 @@ def test_ranks_that_were_interrupted_report_what_one_process_does(taught_judge, 
         (Path(judge) / name).unlink()
     out, printed = tmp_path / "two.json", capsys.readouterr().out
     as_rank(0, 2, main, [*command, str(out)], after=1 if fit else 0)
-    assert as_rank(1, 2, main, [*command, str(out)]) == {} and capsys.readouterr().out == "" and not (Path(judge) / "calibration.json").exists()
+    assert as_rank(1, 2, main, [*command, str(out)]) == {} and capsys.readouterr().out == ""
+    assert not (Path(judge) / "calibration.json").exists()
     as_rank(0, 2, main, [*command, str(out)])
     assert without_clock(out) == without_clock(tmp_path / "one.json")
     assert {path.name: path.read_bytes() for path in Path(judge).iterdir()} == stored
     assert len(capsys.readouterr().out.split("\n")) == len(printed.split("\n"))
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "judge", "one.json", "two.json", "two.json.done.json"}
+    files = {"rows.jsonl", "judge", "one.json", "two.json", "two.json.done.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 def test_ranks_need_a_file_to_meet_in_and_scores_need_no_ranks(fresh_judge, eight_rows_file, tmp_path, as_rank):
@@ -211,7 +227,9 @@ def test_ranks_need_a_file_to_meet_in_and_scores_need_no_ranks(fresh_judge, eigh
     with pytest.raises(ValueError, match="--out is missing: the 2 ranks share their answers through files beside it"):
         as_rank(0, 2, main, [*judge, *QUICK])
     score([*judge, "--out", str(tmp_path / "scored.jsonl")])
-    with pytest.raises(ValueError, match="--scores is read by one process, this is one of 2: start it without torchrun"):
+    with pytest.raises(
+        ValueError, match="--scores is read by one process, this is one of 2: start it without torchrun"
+    ):
         as_rank(1, 2, main, ["--scores", str(tmp_path / "scored.jsonl"), *QUICK])
 
 
@@ -251,7 +269,8 @@ def test_wrong_use_says_what_to_do(fresh_judge, taught_judge, rows_file, eight_r
     ],
 )
 def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
-    row = {"query": "q", "title": "t", "gold_grade": 4, "grade": 4, "tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
+    row = {"query": "q", "title": "t", "gold_grade": 4}
+    row |= {"grade": 4, "tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
     path = tmp_path / "scored.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
     with pytest.raises(ValueError, match="scored.jsonl:2: .*" + message):
@@ -263,7 +282,7 @@ def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
     ("flags", "message"),
     [
         (["--frobnicate", "1"], "unrecognized arguments: --frobnicate"),
-        (["--dev", "synthetic:test"], "--dev is --data (synthetic:test): beta would be fitted on what it is measured on"),
+        (["--dev", "synthetic:test"], "--dev is --data (synthetic:test): beta would be fitted on what it is measured"),
         (["--save-beta"], "--save-beta stores the beta fitted on --dev: give --dev"),
         (["--dev", "synthetic:dev", "--beta", "0.5"], "--beta and --dev both decide beta"),
         (["--fit-temperature"], "--fit-temperature fits on other rows than it measures: give --dev"),
@@ -285,5 +304,6 @@ def test_help_teaches(capsys):
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for words in ("python infer/evaluate.py --scores scored.jsonl", "Nothing is fitted on --data", "--save-beta", "--fit-temperature", "--max-bad-rows"):
+    flags = ("--save-beta", "--fit-temperature", "--max-bad-rows")
+    for words in ("python infer/evaluate.py --scores scored.jsonl", "Nothing is fitted on --data", *flags):
         assert words in printed

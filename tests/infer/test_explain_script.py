@@ -36,14 +36,20 @@ def test_a_stored_temperature_scales_what_is_shown_and_says_so(fresh_judge, caps
     capsys.readouterr()
     try:
         (scaled,) = main(flags)
-        assert "scaled by temperature 0.05 (calibration.json); --temperature-scaling off leaves them" in capsys.readouterr().err
+        assert (
+            "scaled by temperature 0.05 (calibration.json); --temperature-scaling off leaves them"
+            in capsys.readouterr().err
+        )
         (off,) = main([*flags, "--temperature-scaling", "off"])
         stored.write_text("{")
         with pytest.raises(ValueError, match="calibration.json is not valid JSON"):
             main(flags)
     finally:
         stored.unlink()
-    assert scaled["probs"] == pytest.approx(apply_temperature([plain["probs"]], 0.05)[0]) and scaled["grade"] == plain["grade"]
+    assert (
+        scaled["probs"] == pytest.approx(apply_temperature([plain["probs"]], 0.05)[0])
+        and scaled["grade"] == plain["grade"]
+    )
     assert off == plain and max(scaled["probs"]) > max(plain["probs"])
 
 
@@ -54,7 +60,9 @@ def test_flags_may_stand_between_query_and_title(fresh_judge):
     assert dashed["query"] == "-boots"
 
 
-def test_a_taught_judge_gives_grade_then_reasons_for_every_row_of_a_file(taught_judge, eight_rows, eight_rows_file, tmp_path, capsys):
+def test_a_taught_judge_gives_grade_then_reasons_for_every_row_of_a_file(
+    taught_judge, eight_rows, eight_rows_file, tmp_path, capsys
+):
     out = tmp_path / "explained.jsonl"
     found = main(["--data", eight_rows_file, "--limit", "0", "--model", taught_judge("post-cot"), "--out", str(out)])
     assert [one["grade"] for one in found] == [one["gold_grade"] for one in found] == [row.grade for row in eight_rows]
@@ -69,7 +77,9 @@ def test_a_taught_judge_gives_grade_then_reasons_for_every_row_of_a_file(taught_
 def test_a_thinker_gives_reasons_then_grade_and_no_probabilities(taught_judge, eight_rows, eight_rows_file, capsys):
     found = main(["--data", eight_rows_file, "--limit", "2", "--model", taught_judge("pre-cot")])
     assert [one["reply"] for one in found] == [row.cot for row in eight_rows[:2]]
-    assert [(one["grade"], one["tier"], one["probs"], one["label_mass"]) for one in found] == [(4, "Good", None, None)] * 2
+    assert [(one["grade"], one["tier"], one["probs"], one["label_mass"]) for one in found] == [
+        (4, "Good", None, None)
+    ] * 2
     printed = capsys.readouterr().out
     assert printed.index("  Decision: 4-Excellent") < printed.index("grade       4-Excellent")
     assert "probability" not in printed
@@ -87,7 +97,7 @@ def test_a_label_only_judge_says_that_it_gives_no_reasons(fresh_judge, capsys):
     (found,) = main([*PAIR, "--brand", "Norvell", "--model", fresh_judge("label")])
     printed = capsys.readouterr()
     assert found["reply"] == "" and found["grade"] in (1, 2, 3, 4) and "it gives no reasons" in printed.out
-    assert "reads only title, price; it does not see brand" in printed.err
+    assert "reads only title, price; brand is ignored" in printed.err
 
 
 def test_reasons_against_the_grade_are_pointed_out():
@@ -109,7 +119,9 @@ def test_control_characters_are_escaped_and_ordinary_text_of_any_script_is_not(f
     assert not set(printed) & set("\x1b\x07\r\x9b\u202e\u2066\u2028\x7f") and r"boots\x1b]0;owned\x07" in printed
 
 
-def test_without_a_model_the_furthest_trained_run_is_taken(taught_judge, eight_rows_file, tmp_path, monkeypatch, capsys):
+def test_without_a_model_the_furthest_trained_run_is_taken(
+    taught_judge, eight_rows_file, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"none trained yet .*`python train/sft.py` makes a thinker"):
         main(PAIR)
@@ -132,7 +144,10 @@ def test_without_a_model_the_furthest_trained_run_is_taken(taught_judge, eight_r
         ([*PAIR, "--frobnicate"], "unrecognized arguments: --frobnicate"),
         ([*PAIR, "--data", "x.jsonl"], "--data brings its own queries and titles"),
         (["--data", "x.jsonl", "--price", "$1"], "--data brings its own fields: leave out --price"),
-        ([*PAIR, "--beta", "2", "--out", "x.txt"], "--out is 'x.txt', expected a name ending in .jsonl or .jsonl.gz; --beta is 2.0"),
+        (
+            [*PAIR, "--beta", "2", "--out", "x.txt"],
+            "--out is 'x.txt', expected a name ending in .jsonl or .jsonl.gz; --beta is 2.0",
+        ),
     ],
 )
 def test_wrong_flags_end_with_a_message(flags, message, capsys):
@@ -159,5 +174,10 @@ def test_a_config_file_may_hold_query_and_title_and_help_teaches(fresh_judge, tm
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for words in ('python infer/explain.py "boots not leather"', "[QUERY] [TITLE]", "--price", "what the shopper typed"):
+    for words in (
+        'python infer/explain.py "boots not leather"',
+        "[QUERY] [TITLE]",
+        "--price",
+        "what the shopper typed",
+    ):
         assert words in printed

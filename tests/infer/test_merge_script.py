@@ -23,10 +23,20 @@ def test_a_run_becomes_one_folder_with_what_was_fitted_for_serving(taught_judge,
         (Path(model_folder(run)) / "tiering.json").unlink()
     assert stored_beta(str(tmp_path / "out")) == 0.37
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"config.json", "generation_config.json", "model.safetensors", "prompt.json", "tiering.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "prompt.json",
+        "tiering.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     source = safetensors.torch.load_file(Path(model_folder(run)) / "model.safetensors")
     written = safetensors.torch.load_file(tmp_path / "out/model.safetensors")
-    assert written.keys() == source.keys() and all(torch.equal(written[name], tensor.bfloat16()) for name, tensor in source.items())
+    assert written.keys() == source.keys() and all(
+        torch.equal(written[name], tensor.bfloat16()) for name, tensor in source.items()
+    )
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
 
 

@@ -28,10 +28,13 @@ def out(tmp_path) -> Path:
 
 
 def test_curve_is_the_share_of_subsets_that_hold_a_right_reply(taught_judge, out, capsys):
-    flags = ["--model", taught_judge("post-cot"), "--data", "synthetic:dev*150", "--samples", "4", "--max-new-tokens", "1"]
+    sizes = ["--samples", "4", "--max-new-tokens", "1"]
+    flags = ["--model", taught_judge("post-cot"), "--data", "synthetic:dev*150", *sizes]
     summary = main([*flags, "--temperature", "1.5", "--out", str(out)])
     golds, replies = [row.grade for row in load_rows("synthetic:dev*150")], read(out)
-    assert [(reply["row"], reply["sample"]) for reply in replies] == [(row, sample) for row in range(150) for sample in range(4)]
+    assert [(reply["row"], reply["sample"]) for reply in replies] == [
+        (row, sample) for row in range(150) for sample in range(4)
+    ]
     right = [[reply["grade"] == gold for reply in replies[4 * row : 4 * row + 4]] for row, gold in enumerate(golds)]
     assert 0 < sum(map(any, right)) < 150  # or no mistake would show
     for n in range(1, 5):
@@ -48,23 +51,40 @@ def test_curve_is_the_share_of_subsets_that_hold_a_right_reply(taught_judge, out
 
 
 def test_a_taught_judge_is_right_and_its_replies_carry_what_the_row_was(taught_judge, eight_rows, eight_rows_file, out):
-    summary = main(["--model", taught_judge("post-cot"), "--data", eight_rows_file, "--samples", "2", "--temperature", "0.2", "--out", str(out)])
-    assert summary["curve"]["pass_at_n"] == [1.0, 1.0] and summary["unparsed"] == summary["malformed"] == summary["cut"] == 0
+    flags = ["--model", taught_judge("post-cot"), "--data", eight_rows_file, "--samples", "2", "--temperature", "0.2"]
+    summary = main([*flags, "--out", str(out)])
+    assert (
+        summary["curve"]["pass_at_n"] == [1.0, 1.0]
+        and summary["unparsed"] == summary["malformed"] == summary["cut"] == 0
+    )
     first = read(out)[0]
     row = eight_rows[0]
-    assert (first["query"], first["title"], first["query_id"], first["item_id"]) == (row.query, row.title, row.query_id, row.item_id)
-    assert first["reply"] == f"{row.grade}\n{row.cot}" and first["grade"] == first["decision"] == first["gold_grade"] == row.grade
+    assert (first["query"], first["title"], first["query_id"], first["item_id"]) == (
+        row.query,
+        row.title,
+        row.query_id,
+        row.item_id,
+    )
+    assert (
+        first["reply"] == f"{row.grade}\n{row.cot}"
+        and first["grade"] == first["decision"] == first["gold_grade"] == row.grade
+    )
 
 
 @pytest.mark.parametrize("narrow", [[], ["--top-k", "3", "--top-p", "0.8"]])
-def test_logp_is_that_of_the_whole_reply_at_the_sampling_temperature(taught_judge, eight_rows, eight_rows_file, out, narrow):
-    main(["--model", taught_judge("post-cot"), "--data", eight_rows_file, "--temperature", "0.6", "--out", str(out), *narrow])
+def test_logp_is_that_of_the_whole_reply_at_the_sampling_temperature(
+    taught_judge, eight_rows, eight_rows_file, out, narrow
+):
+    flags = ["--model", taught_judge("post-cot"), "--data", eight_rows_file, "--temperature", "0.6"]
+    main([*flags, "--out", str(out), *narrow])
     judge = load_judge(taught_judge("post-cot"))
     prompts = judge.prompts(load_rows(eight_rows_file))
     compared = 0
     for reply in read(out):
         row = eight_rows[reply["row"]]
-        if reply["reply"] != f"{row.grade}\n{row.cot}":  # other replies may be spelled by other tokens than re-encoding gives
+        if (
+            reply["reply"] != f"{row.grade}\n{row.cot}"
+        ):  # other replies may be spelled by other tokens than re-encoding gives
             continue
         ids = encode_reply(judge.tokenizer, reply["reply"])
         prompt = prompts[reply["row"]]
@@ -81,14 +101,18 @@ def test_same_seed_same_replies_and_another_seed_others(fresh_judge, eight_rows_
     texts = []
     for seed in ("1", "1", "2"):
         out = tmp_path / "replies.jsonl"
-        main(["--model", fresh_judge("post-cot"), "--data", eight_rows_file, "--max-new-tokens", "4", "--seed", seed, "--out", str(out)])
+        flags = ["--model", fresh_judge("post-cot"), "--data", eight_rows_file, "--max-new-tokens", "4", "--seed", seed]
+        main([*flags, "--out", str(out)])
         texts.append(out.read_text())
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(taught_judge, tmp_path, monkeypatch, as_rank, capsys):
+def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(
+    taught_judge, tmp_path, monkeypatch, as_rank, capsys
+):
     monkeypatch.setattr("infer.sample.PROMPTS_AT_A_TIME", 16)  # four chunks, the last one short
-    command = ["--model", taught_judge("post-cot"), "--data", "synthetic:dev*60", "--samples", "3", "--max-new-tokens", "6", "--out"]
+    sizes = ["--samples", "3", "--max-new-tokens", "6"]
+    command = ["--model", taught_judge("post-cot"), "--data", "synthetic:dev*60", *sizes, "--out"]
     capsys.readouterr()  # what training the judge said
     one = main([*command, str(tmp_path / "one.jsonl")])
     printed = capsys.readouterr().out
@@ -139,7 +163,10 @@ def test_wrong_models_and_files_are_named_and_help_teaches(fresh_judge, tmp_path
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
         (["--model", str(tmp_path)], "is not a model folder"),
         (["--model", fresh_judge("label"), "--data", str(tmp_path / "gone.jsonl")], "check --data"),
-        (["--model", fresh_judge("label"), "--data", str(tmp_path / "empty.jsonl")], "empty.jsonl: no rows in this file"),
+        (
+            ["--model", fresh_judge("label"), "--data", str(tmp_path / "empty.jsonl")],
+            "empty.jsonl: no rows in this file",
+        ),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             main([*flags, "--out", str(out)])

@@ -24,9 +24,20 @@ from taosr1.task.prompt import PromptConfig
 
 # What real catalogues hold. `query_id` is a number and `tags` a list: both must come back as they are.
 ODD_ROWS = [
-    {"query": "boots not leather", "title": "Norvell suede hiking boots", "query_id": 7, "tags": ["a", "b"], "price": 19.5, "grade": 4},
+    {
+        "query": "boots not leather",
+        "title": "Norvell suede hiking boots",
+        "query_id": 7,
+        "tags": ["a", "b"],
+        "price": 19.5,
+        "grade": 4,
+    },
     {"query": "mug", "title": "", "description": "holds 0.3 l", "brand": None, "grade": "2-Mismatch"},
-    {"query": "<b>lamp</b>", "title": "<p>Lamp &amp; shade</p><script>alert(1)</script>", "attributes": {"colour": "red"}},
+    {
+        "query": "<b>lamp</b>",
+        "title": "<p>Lamp &amp; shade</p><script>alert(1)</script>",
+        "attributes": {"colour": "red"},
+    },
     {"query": "🥾 for 👨‍👩‍👧", "title": "👢" * 700, "category": ["Shoes", "Boots"]},
     {"query": "不要皮革的靴子", "title": "麂皮登山靴" * 2000, "price": "¥399"},
     {"query": "q" * 5000, "title": "t", "description": "long text with words " * 500},
@@ -94,7 +105,9 @@ def test_csv_in_and_gzip_out_keep_every_column(fresh_judge, tmp_path):
     with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["sku", "query", "title", "grade"])
         writer.writeheader()
-        writer.writerows({"sku": f"00{n}", "query": f"mug {n}", "title": 'a "big"\nmug, 靴', "grade": n % 4 + 1} for n in range(5))
+        writer.writerows(
+            {"sku": f"00{n}", "query": f"mug {n}", "title": 'a "big"\nmug, 靴', "grade": n % 4 + 1} for n in range(5)
+        )
     out = tmp_path / "new" / "scored.jsonl.gz"
     main(["--model", fresh_judge("label"), "--data", str(tmp_path / "rows.csv"), "--out", str(out)])
     with gzip.open(out, "rt", encoding="utf-8") as file:
@@ -154,7 +167,9 @@ def test_beta_of_another_temperature_is_refused(scored, fresh_judge, eight_rows_
     judge = fresh_judge("post-cot")
     stored = [store_temperature(judge, 2.0), store_beta(judge, 0.3, fitted_on="unscaled probabilities")]
     try:
-        with pytest.raises(ValueError, match=r"tiering.json: beta was fitted on probabilities at temperature 1.0, these are at 2.0"):
+        with pytest.raises(
+            ValueError, match=r"tiering.json: beta was fitted on probabilities at temperature 1.0, these are at 2.0"
+        ):
             scored(eight_rows_file)
         assert scored(eight_rows_file, "--temperature-scaling", "off")[0]["beta"] == 0.3
         assert scored(eight_rows_file, "--beta", "0.4")[0]["temperature"] == 2
@@ -166,7 +181,9 @@ def test_beta_of_another_temperature_is_refused(scored, fresh_judge, eight_rows_
 def test_low_label_mass_is_warned_about_and_high_is_not(scored, taught_judge, eight_rows_file, tmp_path, capsys):
     scored(eight_rows_file)
     assert "mean label mass is" in capsys.readouterr().err
-    summary = main(["--model", taught_judge("post-cot"), "--data", eight_rows_file, "--out", str(tmp_path / "good.jsonl")])
+    summary = main(
+        ["--model", taught_judge("post-cot"), "--data", eight_rows_file, "--out", str(tmp_path / "good.jsonl")]
+    )
     assert summary["label_mass"] > 0.5 and summary["grades"] == {4: 2, 3: 2, 2: 2, 1: 2}
     assert "label mass" not in capsys.readouterr().err
 
@@ -178,7 +195,9 @@ def test_real_esci_rows_are_all_scored(fresh_judge, esci_file, tmp_path):
     rows = read(out)
     source = [row for _, row in read_jsonl(esci_file) if row["split"] == "test"][:40]
     assert [{name: row[name] for name in source[0]} for row in rows] == source
-    assert [row["gold_grade"] for row in rows] == [{"E": 4, "S": 3, "C": 2, "I": 1}[row["esci_label"]] for row in source]
+    assert [row["gold_grade"] for row in rows] == [
+        {"E": 4, "S": 3, "C": 2, "I": 1}[row["esci_label"]] for row in source
+    ]
 
 
 def test_a_failed_run_leaves_no_file_and_an_old_one_as_it_was(fresh_judge, tmp_path, monkeypatch):
@@ -187,7 +206,10 @@ def test_a_failed_run_leaves_no_file_and_an_old_one_as_it_was(fresh_judge, tmp_p
     monkeypatch.setattr("infer.score.score_prompts", _out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
         main(["--model", fresh_judge("post-cot"), "--data", data, "--out", str(out)])
-    assert out.read_text() == "old\n" and sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "scored.jsonl"]
+    assert out.read_text() == "old\n" and sorted(path.name for path in tmp_path.iterdir()) == [
+        "rows.jsonl",
+        "scored.jsonl",
+    ]
 
 
 def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(fresh_judge, tmp_path, monkeypatch, as_rank, capsys):
@@ -205,15 +227,24 @@ def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(fresh_judge, 
     assert out.read_bytes() == (tmp_path / "one.jsonl.gz").read_bytes()
     assert capsys.readouterr().out == printed.replace("one.jsonl.gz", "two.jsonl.gz")  # the summary, once
     assert as_rank(1, 2, main, [*command, str(out)]) == {} and "finds the job done" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "one.jsonl.gz", "two.jsonl.gz", "two.jsonl.gz.done.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "rows.jsonl",
+        "one.jsonl.gz",
+        "two.jsonl.gz",
+        "two.jsonl.gz.done.json",
+    }
 
 
-def test_scores_of_other_rows_another_judge_or_another_beta_are_never_mixed(fresh_judge, tmp_path, monkeypatch, as_rank, capsys):
+def test_scores_of_other_rows_another_judge_or_another_beta_are_never_mixed(
+    fresh_judge, tmp_path, monkeypatch, as_rank, capsys
+):
     monkeypatch.setattr("infer.score.ROWS_AT_A_TIME", 2)
     data, out = write(tmp_path / "rows.jsonl", ODD_ROWS), str(tmp_path / "scored.jsonl")
     command = ["--model", fresh_judge("post-cot"), "--data", data, "--out", out]
     as_rank(0, 1, main, command, after=1)
-    with pytest.raises(ValueError, match=r"unfinished job with other settings or input \(beta was 0.5 and is now 0.4\)"):
+    with pytest.raises(
+        ValueError, match=r"unfinished job with other settings or input \(beta was 0.5 and is now 0.4\)"
+    ):
         main([*command, "--beta", "0.4"])
     with pytest.raises(ValueError, match=r"\(judge was '\w{64}' and is now '\w{64}'; prompt_wording was '\w{16}'"):
         main([*command, "--model", fresh_judge("label")])
@@ -222,7 +253,9 @@ def test_scores_of_other_rows_another_judge_or_another_beta_are_never_mixed(fres
         main(command)
     write(tmp_path / "rows.jsonl", ODD_ROWS)
     shutil.copy(data, tmp_path / "moved.jsonl")
-    assert main([*command, "--data", str(tmp_path / "moved.jsonl"), "--batch-tok", "50"])["rows"] == 8  # where they are does not matter
+    assert (
+        main([*command, "--data", str(tmp_path / "moved.jsonl"), "--batch-tok", "50"])["rows"] == 8
+    )  # where they are does not matter
     assert f"{out}: rank 0 of 1 continues, 1 of 4 chunks are done" in capsys.readouterr().err
 
 
@@ -249,7 +282,9 @@ def test_wrong_use_says_what_to_do(fresh_judge, tmp_path, monkeypatch):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             main([*flags, "--out", out])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no --model given and none trained yet .*`python train/sft.py --order post-cot"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no --model given and none trained yet .*`python train/sft.py --order post-cot"
+    ):
         main(["--data", data, "--out", out])
     assert not os.path.exists(out)
 
@@ -263,7 +298,10 @@ def test_wrong_use_says_what_to_do(fresh_judge, tmp_path, monkeypatch):
         (["--data", "x.jsonl", "--out", "./x.jsonl"], "it would be overwritten"),
         (["--data", "x", "--out", "y.jsonl", "--temperature-scaling", "2"], "invalid choice: '2'"),
         (["--data", "x", "--out", "y.jsonl", "--beta", "0"], "--beta is 0.0, expected more than 0 and at most 1"),
-        (["--data", "x", "--out", "y.jsonl", "--limit", "-1", "--batch-tok", "0"], "--limit is -1, expected 0 or more; --batch-tok is 0"),
+        (
+            ["--data", "x", "--out", "y.jsonl", "--limit", "-1", "--batch-tok", "0"],
+            "--limit is -1, expected at least 0; --batch-tok is 0",
+        ),
     ],
 )
 def test_wrong_flags_end_with_a_message(flags, message, capsys):
@@ -273,20 +311,34 @@ def test_wrong_flags_end_with_a_message(flags, message, capsys):
 
 
 def test_a_shell_started_by_hand_is_a_rank_and_prints_the_summary_if_it_merges(fresh_judge, eight_rows_file, tmp_path):
-    """A run is killed when all is scored and nothing is written; rank 1 of 2 finds that, and what other ranks than the first print is shown."""
+    """A run is killed after all rows are scored and before the output is written; rank 1 of 2 writes it."""
     script, out = Path(__file__).parents[2] / "infer" / "score.py", tmp_path / "scored.jsonl"
     command = ["--model", fresh_judge("label"), "--data", eight_rows_file, "--out", str(out)]
-    program = "import os, signal, sys; from infer import score; score.write_jsonl = lambda *_: os.kill(os.getpid(), signal.SIGKILL); score.main(sys.argv[1:])"
-    killed = subprocess.run([sys.executable, "-c", program, *command], cwd=script.parents[1], capture_output=True, text=True)
+    program = "import os, signal, sys; from infer import score; "
+    program += "score.write_jsonl = lambda *_: os.kill(os.getpid(), signal.SIGKILL); score.main(sys.argv[1:])"
+    killed = subprocess.run(
+        [sys.executable, "-c", program, *command], cwd=script.parents[1], capture_output=True, text=True
+    )
     assert killed.returncode == -9 and not out.exists()
     rank = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     merged = subprocess.run([sys.executable, str(script), *command], env=rank, capture_output=True, text=True)
-    assert merged.returncode == 0 and merged.stdout.startswith("8 pairs scored by") and len(read(out)) == 8, merged.stderr
+    assert merged.returncode == 0 and merged.stdout.startswith("8 pairs scored by") and len(read(out)) == 8, (
+        merged.stderr
+    )
 
 
 def test_help_teaches_and_the_script_runs_from_anywhere(tmp_path):
     script = Path(__file__).parents[2] / "infer" / "score.py"
-    answer = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert answer.returncode == 0
-    for word in ("python infer/score.py --data", "label_mass", "prompt_sha", "--batch-tok", "tiering.json", "calibration.json"):
+    for word in (
+        "python infer/score.py --data",
+        "label_mass",
+        "prompt_sha",
+        "--batch-tok",
+        "tiering.json",
+        "calibration.json",
+    ):
         assert word in answer.stdout

@@ -20,11 +20,10 @@ from taosr1.runtime.checkpoint import (
     load_checkpoint,
     prune,
     read_best,
-    remove_leftovers,
     rewind,
     save_checkpoint,
 )
-from taosr1.runtime.files import new_folder, write_checksummed, write_json
+from taosr1.runtime.files import new_folder, remove_leftovers, write_checksummed, write_json
 from taosr1.task.prompt import PromptConfig
 
 FILES = [

@@ -177,10 +177,10 @@ def test_settings_that_compute_nothing_may_change(tmp_path):
 
 # ---- Another process, another run ------------------------------------------------------------------------------------
 HOLDER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from taosr1.runtime.run_folder import lock
-held = lock(Path(sys.argv[1]) / ".lock", "x")
+from taosr1.runtime.files import take_lock
+held = take_lock(Path(sys.argv[1]) / ".lock", f"{os.getpid()}\\n")
 print("held", flush=True)
 time.sleep(60)
 """

@@ -82,7 +82,7 @@ def test_the_bundled_book_is_atomic_readable_and_covers_every_group():
         ({"example": {"query": "a", "title": "", "grade": 2}}, "field 'example.title' is '', expected text"),
         (
             {"example": {"query": "a", "title": "b", "grade": 4}},
-            "field 'example.grade' is 4, above the rule's own grade 2",
+            "field 'example.grade' is 4, expected at most the rule's own grade 2",
         ),
         ({"weight": 1}, "unknown ['weight']"),
     ],

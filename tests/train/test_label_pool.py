@@ -21,15 +21,24 @@ def test_rows_get_the_judges_grade_its_reasons_and_its_log_prob(request, tmp_pat
     out = tmp_path / "a" / "pool.jsonl"
     counts = label_pool(["--model", model, "--data", "synthetic:unlabelled*30", "--out", str(out)])
     rows, judge = read_judgements(out, need_grade=True, need_cot=True), load_judge(model)
-    assert look.files(tmp_path) == {"a/pool.jsonl"} and counts == {"rows": 30, "graded": len(rows)} and 5 < len(rows) <= 30
+    assert (
+        look.files(tmp_path) == {"a/pool.jsonl"} and counts == {"rows": 30, "graded": len(rows)} and 5 < len(rows) <= 30
+    )
     source = read_pool("unlabelled", 30)
     prompts = judge.prompts(source)
-    replies = generate(judge.model, prompts, max_new_tokens=64, temperature=0, stop_ids=judge.tokenizer.eos_ids).replies()
+    replies = generate(
+        judge.model, prompts, max_new_tokens=64, temperature=0, stop_ids=judge.tokenizer.eos_ids
+    ).replies()
     readable = [n for n in range(30) if parse_reply(judge.reply_text(replies[n]), order).well_formed]
     assert [row.item_id for row in rows] == [source[n].item_id for n in readable]
     for row, n in zip(rows, readable):
         before = source[n]
-        assert (row.query, row.title, row.price, row.query_kind) == (before.query, before.title, before.price, before.query_kind)
+        assert (row.query, row.title, row.price, row.query_kind) == (
+            before.query,
+            before.title,
+            before.price,
+            before.query_kind,
+        )
         assert row.extra.keys() == {"confidence"}
         assert reply_text(order, row.grade, row.cot) == judge.reply_text(replies[n]).strip()
         mask = torch.arange(len(prompts[n]) + len(replies[n]))[None] >= len(prompts[n])
@@ -40,8 +49,9 @@ def test_rows_get_the_judges_grade_its_reasons_and_its_log_prob(request, tmp_pat
 
 def test_the_student_learns_from_what_the_thinker_wrote(thinker, base, tmp_path):
     label_pool(["--model", thinker, "--data", "synthetic:unlabelled*30", "--out", str(tmp_path / "pool.jsonl.gz")])
-    sft(["--model", base, "--order", "post-cot", "--cots", "all", "--data", str(tmp_path / "pool.jsonl.gz"), "--dev", "synthetic:dev*4", "--steps", "1",
-         "--batch-size", "4", "--out", str(tmp_path / "student")])  # fmt: skip
+    files = ["--data", str(tmp_path / "pool.jsonl.gz"), "--out", str(tmp_path / "student")]
+    sizes = ["--dev", "synthetic:dev*4", "--steps", "1", "--batch-size", "4"]
+    sft(["--model", base, "--order", "post-cot", "--cots", "all", *files, *sizes])
     assert load_judge(str(tmp_path / "student")).prompt.order == "post-cot"
 
 
@@ -49,7 +59,9 @@ def test_a_grade_that_was_there_is_kept_beside_the_judges_and_not_looked_at(post
     label_pool(["--model", post, "--data", "synthetic:dev*20", "--out", str(tmp_path / "pool.jsonl")])
     gold = {row.item_id: row.grade for row in read_pool("dev", 20)}
     rows = look.json_lines(tmp_path / "pool.jsonl")
-    assert all(row["gold_grade"] == gold[row["item_id"]] for row in rows) and any(row["gold_grade"] != row["grade"] for row in rows)
+    assert all(row["gold_grade"] == gold[row["item_id"]] for row in rows) and any(
+        row["gold_grade"] != row["grade"] for row in rows
+    )
 
 
 def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_path, look):
@@ -60,13 +72,19 @@ def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_p
     kept = look.json_lines(tmp_path / "pool.jsonl")
     best = sorted((row["confidence"] for row in everything), reverse=True)
     assert abs(len(kept) - len(everything) / 4) <= 1
-    assert sorted((row["confidence"] for row in kept), reverse=True) == best[: len(kept)] and all(row in everything for row in kept)
+    assert sorted((row["confidence"] for row in kept), reverse=True) == best[: len(kept)] and all(
+        row in everything for row in kept
+    )
     label_pool([*command, "--limit", "20"])
     first = [(row["item_id"], row["cot"]) for row in look.json_lines(tmp_path / "pool.jsonl")]
     assert first == [(row["item_id"], row["cot"]) for row in everything if int(row["item_id"].rpartition("-")[2]) < 20]
 
 
-@pytest.mark.parametrize("more", [["--keep-frac", "0.4"], ["--data", "synthetic:labelled*50", "--only-right", "--samples", "3"]], ids=["confident", "right"])
+@pytest.mark.parametrize(
+    "more",
+    [["--keep-frac", "0.4"], ["--data", "synthetic:labelled*50", "--only-right", "--samples", "3"]],
+    ids=["confident", "right"],
+)
 def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(thinker, tmp_path, monkeypatch, capsys, more):
     """What the most confident rows are is decided over all rows, whoever graded them."""
     monkeypatch.setattr("train.label_pool.ROWS_AT_A_TIME", 16)  # four chunks, the last one short
@@ -85,11 +103,15 @@ def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(thinker, tmp_
 
 
 def test_a_judge_of_labels_alone_grades_without_reasons(base, tmp_path, look):
-    sft(["--model", base, "--order", "label", "--data", "synthetic:labelled*40", "--dev", "synthetic:dev*4", "--steps", "1", "--batch-size", "4", "--out",
-         str(tmp_path / "labels")])  # fmt: skip
-    label_pool(["--model", str(tmp_path / "labels"), "--data", "synthetic:unlabelled*10", "--out", str(tmp_path / "pool.jsonl")])
+    files = ["--data", "synthetic:labelled*40", "--out", str(tmp_path / "labels")]
+    sizes = ["--dev", "synthetic:dev*4", "--steps", "1", "--batch-size", "4"]
+    sft(["--model", base, "--order", "label", *files, *sizes])
+    flags = ["--model", str(tmp_path / "labels"), "--data", "synthetic:unlabelled*10"]
+    label_pool([*flags, "--out", str(tmp_path / "pool.jsonl")])
     rows = look.json_lines(tmp_path / "pool.jsonl")
-    assert len(rows) == 10 and all(row["cot"] == "" and row["grade"] in (1, 2, 3, 4) and row["confidence"] < 0 for row in rows)
+    assert len(rows) == 10 and all(
+        row["cot"] == "" and row["grade"] in (1, 2, 3, 4) and row["confidence"] < 0 for row in rows
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,10 +126,13 @@ def test_a_judge_of_labels_alone_grades_without_reasons(base, tmp_path, look):
 )
 def test_wrong_use_says_what_to_change(post, tmp_path, monkeypatch, refused, more, message):
     monkeypatch.chdir(tmp_path)
-    assert message in refused(label_pool, "--model", post, "--data", "synthetic:unlabelled*4", "--out", "pool.jsonl", *more)
+    assert message in refused(
+        label_pool, "--model", post, "--data", "synthetic:unlabelled*4", "--out", "pool.jsonl", *more
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_judge_that_cannot_be_read_at_all_is_an_error(base, tmp_path, refused):
-    message = refused(label_pool, "--model", base, "--data", "synthetic:unlabelled*4", "--max-new-tokens", "3", "--out", tmp_path / "pool.jsonl")
+    flags = ["--model", base, "--data", "synthetic:unlabelled*4", "--max-new-tokens", "3"]
+    message = refused(label_pool, *flags, "--out", tmp_path / "pool.jsonl")
     assert f"--model {base}: not one of 4 replies could be parsed" in message and list(tmp_path.iterdir()) == []

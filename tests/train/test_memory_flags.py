@@ -132,7 +132,7 @@ def test_stages_chain_adapters_on_adapters_down_to_one_merged_folder(post, tmp_p
     )
     judge = load_judge(str(tmp_path / "grpo"))
     merge(["--model", str(tmp_path / "grpo"), "--out", str(tmp_path / "merged")])
-    assert "whole" in capsys.readouterr().out
+    assert "the complete model of" in capsys.readouterr().out
     merged = load_judge(str(tmp_path / "merged"))
     ids = torch.tensor([[5, 9, 40, 7]])
     assert torch.equal(merged.model(ids), judge.model(ids)) and merged.prompt == judge.prompt

@@ -17,7 +17,16 @@ from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import parse_reply, reply_text
 from train.mine_pairs import main as mine
 
-QUICK = ["--data", "synthetic:reasoned*40,synthetic:labelled*40", "--prompts", "40", "--samples", "4", "--max-new-tokens", "64"]
+QUICK = [
+    "--data",
+    "synthetic:reasoned*40,synthetic:labelled*40",
+    "--prompts",
+    "40",
+    "--samples",
+    "4",
+    "--max-new-tokens",
+    "64",
+]
 
 
 def test_the_output_is_the_pairs_and_their_counts(post, tmp_path, look):
@@ -26,24 +35,38 @@ def test_the_output_is_the_pairs_and_their_counts(post, tmp_path, look):
     stored = json.loads((tmp_path / "a" / "pairs.jsonl.counts.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(counts)) and stored["rows"] == 40 and stored["config"]["samples"] == 4
     known = {"self", "oracle", "all right", "no teacher", "teacher contradicts the gold grade"}
-    assert sum(stored["outcomes"].values()) == 40 and stored["outcomes"].keys() <= known and stored["replies"]["sampled"] == 160
+    assert (
+        sum(stored["outcomes"].values()) == 40
+        and stored["outcomes"].keys() <= known
+        and stored["replies"]["sampled"] == 160
+    )
     curve = stored["pass_at_n"]
-    assert len(curve) == len(stored["prior_pass_at_n"]) == 4 and curve == sorted(curve) and 0 < curve[0] < curve[-1] <= 1
+    assert (
+        len(curve) == len(stored["prior_pass_at_n"]) == 4 and curve == sorted(curve) and 0 < curve[0] < curve[-1] <= 1
+    )
 
 
 def test_every_pair_prefers_a_right_reply_over_a_wrong_one_of_the_same_prompt(post, pairs, look):
-    judge, rows = load_judge(post), {row.item_id: row for pool in ("reasoned", "labelled") for row in read_pool(pool, 40)}
+    judge, rows = (
+        load_judge(post),
+        {row.item_id: row for pool in ("reasoned", "labelled") for row in read_pool(pool, 40)},
+    )
     found = look.json_lines(pairs)
     assert {pair["source"] for pair in found} == {"self", "oracle"}
     for pair in found:
         row = rows[pair["item_id"]]
-        assert pair["prompt_ids"] == judge.prompts([row])[0] and pair["prompt"] == judge.tokenizer.decode(pair["prompt_ids"])
+        assert pair["prompt_ids"] == judge.prompts([row])[0] and pair["prompt"] == judge.tokenizer.decode(
+            pair["prompt_ids"]
+        )
         assert parse_reply(pair["chosen"], "post-cot").grade == pair["gold"] == row.grade
         assert parse_reply(pair["rejected"], "post-cot").grade == pair["rejected_grade"] != row.grade
         for name in ("chosen", "rejected"):
             assert clean_text(judge.reply_text(pair[f"{name}_ids"])) == pair[name]
         if pair["source"] == "oracle":  # the teacher's own words, which agree with the gold grade
-            assert pair["chosen"] == reply_text("post-cot", row.grade, row.cot) and parse_reply(pair["chosen"], "post-cot").decision == row.grade
+            assert (
+                pair["chosen"] == reply_text("post-cot", row.grade, row.cot)
+                and parse_reply(pair["chosen"], "post-cot").decision == row.grade
+            )
 
 
 def test_the_same_command_gives_the_same_bytes_and_another_seed_others(post, pairs, tmp_path):
@@ -55,12 +78,14 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(post, pai
 
 
 @pytest.mark.parametrize("balance", ["flow", "none"])
-def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(post, tmp_path, monkeypatch, stopped_in_parts, balance):
+def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(
+    post, tmp_path, monkeypatch, stopped_in_parts, balance
+):
     """Balance, repeated pairs, counters and pass@n are decided over all rows, whoever mined them."""
     monkeypatch.setattr("train.mine_pairs.PROMPTS_AT_A_TIME", 16)  # five chunks
-    write_judgements(tmp_path / "rows.jsonl", read_pool("reasoned", 40) * 2)  # every row comes up again in another chunk
-    command = ["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "4", "--max-new-tokens", "2",
-               "--balance", balance, "--out"]  # fmt: skip
+    write_judgements(tmp_path / "rows.jsonl", read_pool("reasoned", 40) * 2)  # every row is in two chunks
+    sizes = ["--prompts", "0", "--samples", "4", "--max-new-tokens", "2"]
+    command = ["--model", post, "--data", str(tmp_path / "rows.jsonl"), *sizes, "--balance", balance, "--out"]
     counts = mine([*command, str(tmp_path / "one.jsonl")])
     assert counts["duplicate_pairs"] > 0 and counts["rows"] == 80
     out = tmp_path / "two.jsonl"
@@ -74,7 +99,9 @@ def test_ranks_that_were_interrupted_give_the_bytes_of_one_process(post, tmp_pat
         assert bool(merged) is (rank == 0)
     assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert merged | {"config": None} == counts | {"config": None}
-    stored = [(tmp_path / f"{name}.jsonl.counts.json").read_text().replace(f"{name}.jsonl", "") for name in ("one", "two")]
+    stored = [
+        (tmp_path / f"{name}.jsonl.counts.json").read_text().replace(f"{name}.jsonl", "") for name in ("one", "two")
+    ]
     assert stored[0] == stored[1]
     assert {path.name for path in tmp_path.iterdir()} == {
         "rows.jsonl", "one.jsonl", "one.jsonl.counts.json", "two.jsonl", "two.jsonl.counts.json", "two.jsonl.done.json"
@@ -108,7 +135,8 @@ def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):
 
 
 def test_a_right_reply_that_was_cut_is_not_chosen(post, tmp_path, look):
-    counts = mine(["--model", post, *QUICK, "--data", "synthetic:reasoned*40", "--max-new-tokens", "4", "--balance", "none", "--out", str(tmp_path / "p.jsonl")])
+    flags = ["--model", post, *QUICK, "--data", "synthetic:reasoned*40", "--max-new-tokens", "4", "--balance", "none"]
+    counts = mine([*flags, "--out", str(tmp_path / "p.jsonl")])
     assert counts["pass_at_n"][0] > 0  # some labels are right, but no reply comes to its end within four tokens
     assert "self" not in counts["outcomes"] and counts["outcomes"]["oracle"] > 0
     assert {pair["source"] for pair in look.json_lines(tmp_path / "p.jsonl")} == {"oracle"}
@@ -117,8 +145,8 @@ def test_a_right_reply_that_was_cut_is_not_chosen(post, tmp_path, look):
 def test_a_teacher_that_contradicts_the_gold_grade_is_not_preferred(post, tmp_path, look):
     rows = [row for row in read_pool("reasoned", 120) if f"Decision: {row.grade}" not in row.cot]
     write_judgements(tmp_path / "rows.jsonl", rows)
-    counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "3", "--balance", "none", "--out",
-                   str(tmp_path / "pairs.jsonl")])  # fmt: skip
+    files = ["--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "pairs.jsonl")]
+    counts = mine(["--model", post, *files, "--prompts", "0", "--samples", "3", "--balance", "none"])
     assert counts["outcomes"]["teacher contradicts the gold grade"] > 0 and "oracle" not in counts["outcomes"]
     assert {pair["source"] for pair in look.json_lines(tmp_path / "pairs.jsonl")} == {"self"}
 
@@ -126,8 +154,8 @@ def test_a_teacher_that_contradicts_the_gold_grade_is_not_preferred(post, tmp_pa
 def test_a_teacher_that_cannot_be_read_is_not_preferred(post, tmp_path, look):
     rows = [replace(row, cot="no idea") for row in read_pool("reasoned", 40)]
     write_judgements(tmp_path / "rows.jsonl", rows)
-    counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "2", "--balance", "none", "--out",
-                   str(tmp_path / "pairs.jsonl")])  # fmt: skip
+    files = ["--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "pairs.jsonl")]
+    counts = mine(["--model", post, *files, "--prompts", "0", "--samples", "2", "--balance", "none"])
     assert counts["outcomes"]["teacher cannot be read"] > 0 and sum(counts["outcomes"].values()) == 40
     assert not any("no idea" in pair["chosen"] for pair in look.json_lines(tmp_path / "pairs.jsonl"))
 
@@ -136,23 +164,31 @@ def test_a_pair_that_comes_up_again_is_kept_once_and_counted(post, tmp_path, loo
     """The same row twenty times, replies so short that they repeat: every pair of texts is there once."""
     row = next(row for row in read_pool("reasoned", 40) if f"Decision: {row.grade}" in row.cot)
     write_judgements(tmp_path / "rows.jsonl", [row] * 20)
-    counts = mine(["--model", post, "--data", str(tmp_path / "rows.jsonl"), "--prompts", "0", "--samples", "3", "--balance", "none",
-                   "--max-new-tokens", "2", "--out", str(tmp_path / "pairs.jsonl")])  # fmt: skip
+    files = ["--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "pairs.jsonl")]
+    sizes = ["--prompts", "0", "--samples", "3", "--max-new-tokens", "2"]
+    counts = mine(["--model", post, *files, *sizes, "--balance", "none"])
     texts = [(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in look.json_lines(tmp_path / "pairs.jsonl")]
     assert len(set(texts)) == len(texts) == counts["mined"] and counts["duplicate_pairs"] > 0
     assert counts["replies"]["sampled"] == counts["replies"]["cut"] == 60 >= counts["replies"]["unreadable"]
 
 
 def test_a_judge_that_thinks_first_can_be_mined_too(thinker, tmp_path, look):
-    mine(["--model", thinker, *QUICK, "--max-new-tokens", "72", "--balance", "none", "--out", str(tmp_path / "pairs.jsonl")])
-    assert all(parse_reply(pair["chosen"], "pre-cot").grade == pair["gold"] for pair in look.json_lines(tmp_path / "pairs.jsonl"))
+    flags = ["--model", thinker, *QUICK, "--max-new-tokens", "72", "--balance", "none"]
+    mine([*flags, "--out", str(tmp_path / "pairs.jsonl")])
+    assert all(
+        parse_reply(pair["chosen"], "pre-cot").grade == pair["gold"]
+        for pair in look.json_lines(tmp_path / "pairs.jsonl")
+    )
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--samples", "1", "--prompts", "-1"], "--samples is 1, expected at least 2; --prompts is -1, expected at least 0"),
-        (["--temperature", "0"], "expected more than 0: greedy replies are all alike"),
+        (
+            ["--samples", "1", "--prompts", "-1"],
+            "--samples is 1, expected at least 2; --prompts is -1, expected at least 0",
+        ),
+        (["--temperature", "0"], "expected more than 0: greedy replies are all equal"),
         (["--grade-power", "1.5"], "--grade-power is 1.5"),
         (["--data", "synthetic:unlabelled*5"], "its pairs have no grade"),
         (["--model", "runs/gone"], "--model runs/gone: no such run here"),
@@ -164,5 +200,7 @@ def test_wrong_use_says_what_to_change(post, tmp_path, refused, more, message):
 
 
 def test_no_pairs_at_all_is_an_error_that_says_why(base, tmp_path, refused):
-    message = refused(mine, "--model", base, "--data", "synthetic:labelled*6", "--samples", "2", "--max-new-tokens", "2", "--out", tmp_path / "p.jsonl")
-    assert "no preference pairs: 0 mined, 0 left after --balance flow; outcomes {'no teacher': 6}" in message and list(tmp_path.iterdir()) == []
+    flags = ["--model", base, "--data", "synthetic:labelled*6", "--samples", "2", "--max-new-tokens", "2"]
+    message = refused(mine, *flags, "--out", tmp_path / "p.jsonl")
+    assert "no preference pairs: 0 mined, 0 left after --balance flow; outcomes {'no teacher': 6}" in message
+    assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.folders import ADAPTER, ADAPTER_CONFIG
+from taosr1.model.io.folders import ADAPTER, ADAPTER_CONFIG, open_safetensors
 from taosr1.model.lora import LoraConfig, adapters
-from taosr1.runtime.files import read_json, replacing, write_json
+from taosr1.runtime.files import read_json, replace_file, write_json
 
 PEFT_PREFIX = "base_model.model."
 # Options of adapter_config.json beyond plain LoRA, none of which is computed here.
@@ -32,8 +32,7 @@ def save_adapters(model: Decoder, folder: str | Path, base: str) -> None:
     folder, config = Path(folder), adapters(model)[0].lora
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in adapter_tensors(model).items()}
-    with replacing(folder / ADAPTER) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+    replace_file(folder / ADAPTER, lambda file: safetensors.torch.save_file(tensors, file, metadata={"format": "pt"}))
     fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     lora = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
     off = {"bias": "none", "fan_in_fan_out": False, "use_dora": False, "use_rslora": False, "modules_to_save": None}
@@ -73,10 +72,8 @@ def load_adapters(model: Decoder, folder: str | Path) -> None:
     path = Path(folder) / ADAPTER
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, although the folder has {ADAPTER_CONFIG}")
-    try:
-        stored = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
+    with open_safetensors(path) as handle:
+        stored = {name: handle.get_tensor(name) for name in handle.keys()}
     expected = adapter_tensors(model)
     problems = [f"missing {name}" for name in expected.keys() - stored.keys()]
     problems += [f"unexpected {name}" for name in stored.keys() - expected.keys()]

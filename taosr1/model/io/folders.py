@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
+
+import safetensors
 
 from taosr1.model.tokenizer import TOKENIZER_FILES
 from taosr1.runtime.checkpoint import best_checkpoint
@@ -88,6 +91,14 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
     return {folder / file: {name for name, holder in weight_map.items() if holder == file} for file in files}
+
+
+def open_safetensors(path: Path) -> Any:
+    """An open safetensors file (memory-mapped). Raises: ValueError naming a file that cannot be read."""
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
 
 
 def _check_model_folder(folder: Path) -> None:

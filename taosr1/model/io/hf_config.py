@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taosr1.model.config import Llama3Scaling
+from taosr1.model.config import EXPERT_SIZES, SIZES, Llama3Scaling
 from taosr1.model.decoder import DecoderConfig
 
 
@@ -54,7 +54,9 @@ def from_hf_config(config: dict[str, Any]) -> DecoderConfig:
     kv_heads = heads if family.kv_heads == 0 else family.kv_heads
     values = {key: config.get(key) for key in REQUIRED}
     values["num_key_value_heads"] = _or(config.get("num_key_value_heads"), kv_heads)
-    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or _quotient(width, heads))
+    # Where there is no quotient, `width`: DecoderConfig refuses it together with its divisor.
+    quotient = width // heads if type(width) is int and type(heads) is int and heads > 0 else width
+    values["head_dim"] = _or(config.get("head_dim"), family.head_dim or quotient)
     values["max_position_embeddings"] = _or(config.get("max_position_embeddings"), family.max_position_embeddings)
     if family.experts:
         # Transformers 5 writes num_local_experts.
@@ -92,12 +94,10 @@ def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
     name, scaling = known[flags], {"rope_type": "default"}
     if config.rope_scaling is not None:
         scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
-    same_key = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    same_key += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
     written = {
         "architectures": [name],
         "model_type": FAMILIES[name].model_type,
-        **{key: getattr(config, key) for key in same_key},
+        **{key: getattr(config, key) for key in (*SIZES, "rms_norm_eps", "tie_word_embeddings")},
         "hidden_act": "silu",
         "use_cache": True,
         "rope_theta": config.rope_theta,  # transformers 4 reads these two, transformers 5 reads rope_parameters
@@ -109,8 +109,7 @@ def to_hf_config(config: DecoderConfig) -> dict[str, Any]:
     if config.sliding_window is not None:
         written["sliding_window"] = config.sliding_window
     if config.num_experts:
-        same_key = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
-        written |= {key: getattr(config, key) for key in same_key}
+        written |= {key: getattr(config, key) for key in (*EXPERT_SIZES, "norm_topk_prob")}
         written |= {"decoder_sparse_step": 1, "mlp_only_layers": list(config.dense_layers)}
     return written
 
@@ -183,11 +182,6 @@ def _dense_layers(config: dict[str, Any], problems: list[str]) -> tuple[int, ...
     elif type(layers) is int and layers <= 10_000:  # anything else is reported by DecoderConfig
         return tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)
     return ()
-
-
-def _quotient(width: Any, heads: Any) -> Any:
-    """width // heads; where they are no such integers, `width`, which DecoderConfig refuses together with them."""
-    return width // heads if type(width) is int and type(heads) is int and heads > 0 else width
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -7,18 +7,17 @@ any tensor is read. It then copies file by file into parameters of the requested
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config, save_adapters
-from taosr1.model.io.folders import ADAPTER_CONFIG, INDEX, SINGLE, resolve_folder, weight_files
+from taosr1.model.io.folders import ADAPTER_CONFIG, INDEX, SINGLE, open_safetensors, resolve_folder, weight_files
 from taosr1.model.io.hf_config import from_hf_config, to_hf_config
 from taosr1.model.lora import adapters, add_adapters, merge_adapters
 from taosr1.model.tokenizer import Tokenizer
@@ -28,6 +27,7 @@ from taosr1.runtime.shards import is_sharded, read_sharded, write_sharded
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAPPED_BYTES = 64 * 2**20  # of a weights file, held in memory at most while it is copied
 SHARD_BYTES = 5 * 10**9  # largest weights file, as in transformers 4
+COMPUTED = "rotary_emb.inv_freq"  # computed from rope_theta here; files of old transformers versions store it
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -158,32 +158,27 @@ def _check_headers(model: Decoder, folder: Path) -> dict[Path, list[str]]:
     file_of: dict[str, str] = {}
     problems = []
     for path, listed in weight_files(folder).items():
-        with _open(path) as handle:
-            views = {name: handle.get_slice(name) for name in handle.keys() if not _is_computed(name)}
-            missing = sorted(name for name in listed - views.keys() if not _is_computed(name))
-            problems += [f"missing {name}, which {INDEX} says is in {path.name}" for name in missing]
-            problems += [problem for name in views if (problem := _misfit(name, views[name], path, expected, file_of))]
-        files[path] = list(views)
-        file_of |= dict.fromkeys([*views, *listed], path.name)  # a weight that its file lacks is not reported twice
+        with open_safetensors(path) as handle:
+            views = {name: handle.get_slice(name) for name in handle.keys() if not name.endswith(COMPUTED)}
+            found = {name: (tuple(view.get_shape()), view.get_dtype()) for name, view in views.items()}
+        missing = sorted(name for name in listed - found.keys() if not name.endswith(COMPUTED))
+        problems += [f"missing {name}, which {INDEX} says is in {path.name}" for name in missing]
+        for name, (shape, dtype) in found.items():
+            if name not in expected:
+                problems.append(f"unexpected {name} in {path.name}")
+            elif shape != expected[name]:
+                problems.append(f"{name} in {path.name} has shape {shape}, expected {expected[name]}")
+            elif dtype not in ("F32", "F16", "BF16"):
+                problems.append(f"{name} in {path.name} is stored as {dtype}, expected F32, F16 or BF16")
+            elif name in file_of:
+                problems.append(f"{name} is stored twice, in {file_of[name]} and in {path.name}")
+        files[path] = list(found)
+        file_of |= dict.fromkeys([*found, *listed], path.name)  # a weight that its file lacks is not reported twice
     problems += [f"missing {name}" for name in required if name not in file_of]
     if problems:
         shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise ValueError("\n  ".join([f"the weights in {folder} do not fit its config.json:", *shown]))
     return files
-
-
-def _misfit(
-    name: str, view: Any, path: Path, expected: dict[str, tuple[int, ...]], file_of: dict[str, str]
-) -> str | None:
-    """What is wrong with one stored weight, or None."""
-    shape, dtype = tuple(view.get_shape()), view.get_dtype()
-    if name not in expected:
-        return f"unexpected {name} in {path.name}"
-    if shape != expected[name]:
-        return f"{name} in {path.name} has shape {shape}, expected {expected[name]}"
-    if dtype not in ("F32", "F16", "BF16"):
-        return f"{name} in {path.name} is stored as {dtype}, expected F32, F16 or BF16"
-    return f"{name} is stored twice, in {file_of[name]} and in {path.name}" if name in file_of else None
 
 
 @torch.no_grad()
@@ -193,53 +188,38 @@ def _copy_weights(model: Decoder, files: dict[Path, list[str]]) -> None:
     A copy, because a parameter that is a memory map of its file changes when the file does.
     """
     targets = hf_tensors(model)
-    _for_each_piece(files, targets, _copy)
+    for path, name, target, stored in _pieces(files, targets):
+        target.copy_(stored)
+        if target.dtype == torch.float16 != stored.dtype and not target.isfinite().all():
+            raise ValueError(f"{path}: {name} holds values beyond float16, or NaN: load it as bfloat16 or float32")
+        del stored
     if model.lm_head is None:
-        _for_each_piece(files, {HEAD: targets[EMBEDDING]}, _check_tied)
+        for path, name, embedding, stored in _pieces(files, {HEAD: targets[EMBEDDING]}):
+            if not torch.equal(stored.to(embedding.device, embedding.dtype), embedding):
+                raise ValueError(f"{path}: {name} differs from {EMBEDDING}, but config.json says they are tied")
+            del stored
 
 
-def _for_each_piece(
-    files: dict[Path, list[str]], targets: dict[str, Tensor], use: Callable[[Path, str, Tensor, Tensor], None]
-) -> None:
-    """Call use(file, name, rows of a target, the same rows as stored) for all targets, MAPPED_BYTES at a time.
+def _pieces(
+    files: dict[Path, list[str]], targets: dict[str, Tensor]
+) -> Iterator[tuple[Path, str, Tensor, Tensor]]:
+    """(file, name, rows of a target, the same rows as stored) of all targets, for callers that delete the last.
 
-    A file is opened again after every MAPPED_BYTES: only closing a memory map gives its pages back.
+    A file is opened again after every MAPPED_BYTES: only closing a memory map gives its pages back, and it stays open
+    as long as a tensor of it is alive.
     """
     for path, names in files.items():
-        handle, mapped = _open(path), 0
+        handle, mapped = open_safetensors(path), 0
         for name in [name for name in names if name in targets]:
             target = targets[name]
             rows = max(1, MAPPED_BYTES * len(target) // max(1, target.nbytes))
             for start in range(0, len(target), rows):
                 stored = handle.get_tensor(name)[start : start + rows]  # a view of the map: get_slice would copy
-                use(path, name, target[start : start + rows], stored)
                 mapped += stored.nbytes
+                yield path, name, target[start : start + rows], stored
                 del stored
                 if mapped >= MAPPED_BYTES:
-                    handle, mapped = _open(path), 0
-
-
-def _copy(path: Path, name: str, target: Tensor, stored: Tensor) -> None:
-    target.copy_(stored)
-    if target.dtype == torch.float16 != stored.dtype and not target.isfinite().all():
-        raise ValueError(f"{path}: {name} holds values beyond float16, or NaN: load it as bfloat16 or float32")
-
-
-def _check_tied(path: Path, name: str, embedding: Tensor, stored: Tensor) -> None:
-    if not torch.equal(stored.to(embedding.device, embedding.dtype), embedding):
-        raise ValueError(f"{path}: {name} differs from {EMBEDDING}, but config.json says they are tied")
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not safetensors ({error}): copy or download it again") from error
-
-
-def _is_computed(name: str) -> bool:
-    """Whether the decoder computes this tensor (from rope_theta); files of old transformers versions store it."""
-    return name.endswith("rotary_emb.inv_freq")
+                    handle, mapped = open_safetensors(path), 0
 
 
 # ---- save ------------------------------------------------------------------------------------------------------------
@@ -283,10 +263,10 @@ def save_pretrained(
     save_config_and_tokenizer(model, tokenizer, folder)
 
 
-def save_weights_sharded(model: Decoder, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def save_weights_sharded(model: Decoder, folder: Path) -> None:
     """Write a sharded model's weights as `save_pretrained` would; all ranks call it."""
     tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
-    files = _shards(tensors, shard_bytes).values()
+    files = _shards(tensors, SHARD_BYTES).values()
     write_sharded(tensors, folder, join={name: number for number, names in enumerate(files, 1) for name in names})
 
 

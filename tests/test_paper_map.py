@@ -123,7 +123,7 @@ def test_every_function_of_the_losses_and_of_what_is_trained_on_is_on_the_map():
     losses = "taosr1/learning/losses.py"
     public = {f"{losses}::{name}" for name in functions_of(ROOT / losses) if not name.startswith("_")}
     others = {
-        "taosr1/learning/difficulty.py": ("keep_groups", "balance_by_grade", "grade_share_cv"),
+        "taosr1/learning/difficulty.py": ("drop_reason", "balance_by_grade", "grade_share_cv"),
         "taosr1/learning/pairs.py": ("balance_label_flow", "mine_pairs"),
         "taosr1/sampling/passn.py": ("pass_at_n",),
         "taosr1/serving/tiering.py": ("cumulative_tier", "fit_beta"),

@@ -73,7 +73,7 @@ def test_every_script_of_infer_answers_help(script, capsys):
 
 
 def test_the_teacher_command_answers_help(capsys):
-    from taosr1.data.teacher_files import main
+    from train.teacher import main
 
     with pytest.raises(SystemExit) as end:
         main(["--help"])

@@ -29,11 +29,10 @@ from taosr1.learning.batches import Batch, label_token_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order
 from taosr1.learning.examples import agreeing, examples_of
-from taosr1.learning.identity import identity
 from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
-from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems

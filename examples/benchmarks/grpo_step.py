@@ -1,21 +1,24 @@
-"""One GRPO step of ours beside TRL's: sample, reward, advantages, log-probs, loss, AdamW. The same maths, weights and prompts.
+"""One GRPO step of ours beside TRL's: sample, reward, advantages, log-probs, loss, AdamW. The same maths, weights and
+prompts.
 
     python examples/benchmarks/grpo_step.py --threads 1                     # tiny shape, float32
     python examples/benchmarks/grpo_step.py --cases tiny,small --out grpo_step.json
 
-4 prompts of 192 tokens x 8 samples of 64. No token ends a reply, so both sides do equal work; the model that samples is the one in
-training. The reward is a pure function of the sampled ids. Loss: clip 0.2, every reply weighs the same, no KL term; one update for each
-batch of rollouts; all 32 replies in one pass.
+4 prompts of 192 tokens x 8 samples of 64. No token ends a reply, so both sides do equal work; the model that samples
+is the one in training. The reward is a pure function of the sampled ids. Loss: clip 0.2, every reply weighs the same,
+no KL term; one update for each batch of rollouts; all 32 replies in one pass.
 
-Ours: `DistributedModel.sampling_model`, `generate`, `group_advantages` and `accumulate` over `grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own
-log-probs are the old policy's. TRL: all of `GRPOTrainer.train()`, that is `_generate_and_score_completions` (`transformers.generate` over 32
-rows, decoding to text, rewards, advantages), `_compute_loss` (its fused head; the old policy's log-probs are the policy's), backward, clip, AdamW.
-Both compute the entropy for their logs. On a CPU TRL's head scores all 255 positions of a row, prompt included; only on a GPU does it leave out
-what nobody reads. "sampling" is our `generate` and TRL's `_generate_single_turn`; "training" is all the rest.
+Ours: `DistributedModel.sampling_model`, `generate`, `group_advantages` and `accumulate` over
+`grpo_loss(completion_logp(...))`, as train/grpo.py has them; the sampler's own log-probs are the old policy's. TRL:
+all of `GRPOTrainer.train()`, that is `_generate_and_score_completions` (`transformers.generate` over 32 rows,
+decoding to text, rewards, advantages), `_compute_loss` (its fused head; the old policy's log-probs are the policy's),
+backward, clip, AdamW. Both compute the entropy for their logs. On a CPU TRL's head scores all 255 positions of a row,
+prompt included; only on a GPU does it leave out what nobody reads. "sampling" is our `generate` and TRL's
+`_generate_single_turn`; "training" is all the rest.
 
-For the check TRL's `compute_loss` is given our rollouts, since the two draw other random numbers. At the first update of a rollout the
-ratio is 1 and the loss 0 whatever the log-probs are, so both get old log-probs with noise of 0.2, and the clip acts. What steps.py says
-about clocks, memory and useful work holds here too.
+For the check TRL's `compute_loss` is given our rollouts, since the two draw other random numbers. At the first update
+of a rollout the ratio is 1 and the loss 0 whatever the log-probs are, so both get old log-probs with noise of 0.2,
+and the clip acts. What steps.py says about clocks, memory and useful work holds here too.
 """
 
 from __future__ import annotations
@@ -91,7 +94,14 @@ def our_step(model: Decoder, data: list[tuple[list[int], str]]):
 def sample(model: Decoder, prompts: list[list[int]], seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
     sampler = DistributedModel(model).sampling_model()
-    return generate(sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[no_token(model.config)], generator=generator)
+    return generate(
+        sampler,
+        prompts,
+        samples=SAMPLES,
+        max_new_tokens=REPLY_TOK,
+        stop_ids=[no_token(model.config)],
+        generator=generator,
+    )
 
 
 def rollout_batch(prompts: list[list[int]], rollouts: Rollouts) -> RolloutBatch:
@@ -117,14 +127,29 @@ def trl_trainer(folder: str, data: list[tuple[list[int], str]], steps: int):
     model, tokenizer = trl_model(folder)
     never = no_token(model.config)
     arguments = GRPOConfig(
-        **trl_settings(folder, steps), per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES, max_completion_length=REPLY_TOK,
-        loss_type="grpo", beta=0.0, epsilon=CLIP, scale_rewards="group", num_iterations=1, shuffle_dataset=False,
+        **trl_settings(folder, steps),
+        per_device_train_batch_size=PROMPTS * SAMPLES,
+        num_generations=SAMPLES,
+        max_completion_length=REPLY_TOK,
+        loss_type="grpo",
+        beta=0.0,
+        epsilon=CLIP,
+        scale_rewards="group",
+        num_iterations=1,
+        shuffle_dataset=False,
         generation_kwargs={"eos_token_id": never},
-    )  # fmt: skip
-    trainer = GRPOTrainer(model=model, reward_funcs=trl_reward, args=arguments, processing_class=tokenizer,
-                          train_dataset=Dataset.from_dict({"prompt": [text for _, text in data]}))  # fmt: skip
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=trl_reward,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": [text for _, text in data]}),
+    )
     trainer.eos_token_ids = [never]
-    assert trainer._tokenize_prompts([text for _, text in data])[0] == [ids for ids, _ in data], "TRL reads other tokens than ours"
+    assert trainer._tokenize_prompts([text for _, text in data])[0] == [ids for ids, _ in data], (
+        "TRL reads other tokens than ours"
+    )
     return trainer
 
 
@@ -141,9 +166,13 @@ def compare(model: Decoder, trainer, data: list[tuple[list[int], str]]) -> tuple
     ours = accumulate(DistributedModel(model), [batch], loss_fn)
     assert ours["clip_ratio/region_mean"] > 0, "the clip did not act"
     ids = {"prompt": batch.ids[:, :PROMPT_TOK], "completion": batch.ids[:, PROMPT_TOK:]}
-    inputs = {f"{name}_ids": values for name, values in ids.items()} | {f"{name}_mask": torch.ones_like(values) for name, values in ids.items()}
+    inputs = {f"{name}_ids": values for name, values in ids.items()} | {
+        f"{name}_mask": torch.ones_like(values) for name, values in ids.items()
+    }
     trainer.model.eval()  # no dropout either way; in training the loss wants attributes that only `train()` sets
-    theirs = trainer.compute_loss(trainer.model, inputs | {"advantages": batch.advantages, "old_per_token_logps": batch.old_logp[:, PROMPT_TOK:]})
+    theirs = trainer.compute_loss(
+        trainer.model, inputs | {"advantages": batch.advantages, "old_per_token_logps": batch.old_logp[:, PROMPT_TOK:]}
+    )
     theirs.backward()
     return ours["loss"], theirs.item()
 
@@ -155,7 +184,10 @@ STAGE = Stage(
     make_step=our_step,
     make_trainer=trl_trainer,
     compare=compare,
-    flops=lambda config: {"sampling": PROMPTS * group_flops(config, SAMPLES), "training": 3 * PROMPTS * group_flops(config, SAMPLES)},
+    flops=lambda config: {
+        "sampling": PROMPTS * group_flops(config, SAMPLES),
+        "training": 3 * PROMPTS * group_flops(config, SAMPLES),
+    },
     sampling_method="_generate_single_turn",
 )
 

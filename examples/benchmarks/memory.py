@@ -3,11 +3,11 @@
     python examples/benchmarks/memory.py                                    # small shape, CPU, float32
     python examples/benchmarks/memory.py --shape qwen3-0.6b --device cuda --dtype bfloat16
 
-GRPO: 4 prompts of 192 tokens x 8 samples of 64, KL to the start, AdamW, two steps. DPO: 8 pairs of 192 + 64 tokens. All rows go
-through one forward and backward pass in both programs (no micro-batches): activations kept, recomputed, or recomputed under
-LoRA adapters of rank 16, in both. What counts is the peak above what the imports take; the whole process is shown beside it.
-"floor" is what both must hold whatever they do: weights, gradients, AdamW's moments, and GRPO's reference, over TRL's peak. TRL
-and PEFT come with `.[dev]`.
+GRPO: 4 prompts of 192 tokens x 8 samples of 64, KL to the start, AdamW, two steps. DPO: 8 pairs of 192 + 64 tokens.
+All rows go through one forward and backward pass in both programs (no micro-batches): activations kept, recomputed,
+or recomputed under LoRA adapters of rank 16, in both. What counts is the peak above what the imports take; the whole
+process is shown beside it. "floor" is what both must hold whatever they do: weights, gradients, AdamW's moments, and
+GRPO's reference, over TRL's peak. TRL and PEFT come with `.[dev]`.
 """
 
 from __future__ import annotations
@@ -59,19 +59,44 @@ def main(argv: list[str] | None = None) -> list[dict]:
             for mode in ("keep", "recompute", "lora"):
                 found = {}
                 for who in ("trl", "ours"):
-                    arguments = ("--one", f"{who}/{stage}/{mode}", "--folder", folder, "--shape", config.shape, "--device", config.device, "--dtype", config.dtype)
+                    arguments = (
+                        "--one",
+                        f"{who}/{stage}/{mode}",
+                        "--folder",
+                        folder,
+                        "--shape",
+                        config.shape,
+                        "--device",
+                        config.device,
+                        "--dtype",
+                        config.dtype,
+                    )
                     found[who] = in_fresh_process(__file__, *arguments, threads=config.threads)
                 above = {who: value["peak"] - value["base"] for who, value in found.items()}
-                copies = {"lora": 1}.get(mode, 4 + (stage == "grpo"))  # weights, gradients, two moments, GRPO's reference
+                copies = {"lora": 1}.get(
+                    mode, 4 + (stage == "grpo")
+                )  # weights, gradients, two moments, GRPO's reference
                 floor = copies * found["ours"]["weights"] / above["trl"]
-                row = {"stage": stage, "mode": mode, "floor": round(floor, 3), **{f"{who}_mib": round(value / 2**20) for who, value in above.items()},
-                       **{f"{who}_process_mib": round(value["peak"] / 2**20) for who, value in found.items()},
-                       "ratio": round(above["ours"] / above["trl"], 3)}  # fmt: skip
+                row = {
+                    "stage": stage,
+                    "mode": mode,
+                    "floor": round(floor, 3),
+                    **{f"{who}_mib": round(value / 2**20) for who, value in above.items()},
+                    **{f"{who}_process_mib": round(value["peak"] / 2**20) for who, value in found.items()},
+                    "ratio": round(above["ours"] / above["trl"], 3),
+                }
                 rows.append(row)
-                print(f"{stage:4} {mode:9}  ours {row['ours_mib']:6} MiB  TRL {row['trl_mib']:6} MiB  ratio {row['ratio']:.2f}  floor {floor:.2f}"
-                      f"   (process: {row['ours_process_mib']} and {row['trl_process_mib']})", flush=True)  # fmt: skip
+                print(
+                    f"{stage:4} {mode:9}  ours {row['ours_mib']:6} MiB  TRL {row['trl_mib']:6} MiB  "
+                    f"ratio {row['ratio']:.2f}  floor {floor:.2f}"
+                    f"   (process: {row['ours_process_mib']} and {row['trl_process_mib']})",
+                    flush=True,
+                )
     if config.out:
-        Path(config.out).write_text(json.dumps({"machine": machine(), "shape": config.shape, "dtype": config.dtype, "rows": rows}, indent=1) + "\n")
+        Path(config.out).write_text(
+            json.dumps({"machine": machine(), "shape": config.shape, "dtype": config.dtype, "rows": rows}, indent=1)
+            + "\n"
+        )
     return rows
 
 
@@ -103,7 +128,12 @@ def ours(stage: str, mode: str, config: Config) -> dict:
         accumulate(DistributedModel(model, dtype=DTYPES[config.dtype]), [batch], loss_fn)
         optimizer.step()
         model.zero_grad(set_to_none=True)
-    return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started, "weights": weights}
+    return {
+        "base": base,
+        "peak": peak_bytes(config.device),
+        "seconds": time.perf_counter() - started,
+        "weights": weights,
+    }
 
 
 def our_grpo(model, config: Config):
@@ -121,14 +151,22 @@ def our_grpo(model, config: Config):
         prompts = token_ids(PROMPTS, PROMPT_TOK, number)
         generator = torch.Generator().manual_seed(number)
         sampler = distributed.sampling_model()
-        replies = generate(sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator).replies()
+        replies = generate(
+            sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator
+        ).replies()
         batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
         with torch.no_grad(), distributed.compute_dtype():
             old = completion_logp(model, batch.ids, batch.mask)
             with adapters_off(reference):
                 ref = completion_logp(reference, batch.ids, batch.mask)
-        advantages = group_advantages(torch.randn(len(replies), generator=generator, dtype=torch.float64), SAMPLES).float().to(config.device)
-        return batch, lambda model, batch: grpo_loss(completion_logp(model, batch.ids, batch.mask), old, advantages, batch.mask, ref_logp=ref, kl_beta=0.04)
+        advantages = (
+            group_advantages(torch.randn(len(replies), generator=generator, dtype=torch.float64), SAMPLES)
+            .float()
+            .to(config.device)
+        )
+        return batch, lambda model, batch: grpo_loss(
+            completion_logp(model, batch.ids, batch.mask), old, advantages, batch.mask, ref_logp=ref, kl_beta=0.04
+        )
 
     return step
 
@@ -141,7 +179,9 @@ def our_dpo(model, config: Config):
 
     def step(number: int):
         prompts, replies = token_ids(PAIRS, PROMPT_TOK, number), token_ids(2 * PAIRS, REPLY_TOK, 100 + number)
-        batch = collate([Example(prompts[row // 2], reply) for row, reply in enumerate(replies)], config.device)  # chosen, rejected by turns
+        batch = collate(
+            [Example(prompts[row // 2], reply) for row, reply in enumerate(replies)], config.device
+        )  # chosen, rejected by turns
         with torch.no_grad(), DistributedModel(model, dtype=DTYPES[config.dtype]).compute_dtype():
             ref = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
 
@@ -155,7 +195,7 @@ def our_dpo(model, config: Config):
 
 
 def trl(stage: str, mode: str, config: Config) -> dict:
-    """TRL's trainer on the same numbers of tokens. Its prompts are text, cut by its tokenizer to as many tokens as ours have."""
+    """TRL's trainer on the same numbers of tokens. Its prompts are text, cut by its tokenizer to our lengths."""
     import datasets
     import peft
     import transformers
@@ -167,26 +207,60 @@ def trl(stage: str, mode: str, config: Config) -> dict:
     base = peak_bytes(config.device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(config.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(config.folder, dtype=torch.float32)
-    common = dict(output_dir=tempfile.mkdtemp(), max_steps=STEPS, learning_rate=1e-5, report_to=[], save_strategy="no", logging_strategy="no",
-                  disable_tqdm=True, gradient_checkpointing=mode != "keep", bf16=config.dtype == "bfloat16", fp16=config.dtype == "float16",
-                  use_cpu=config.device == "cpu", dataloader_pin_memory=False, optim="adamw_torch")  # fmt: skip
-    adapters = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM") if mode == "lora" else None
+    common = dict(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=STEPS,
+        learning_rate=1e-5,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=mode != "keep",
+        bf16=config.dtype == "bfloat16",
+        fp16=config.dtype == "float16",
+        use_cpu=config.device == "cpu",
+        dataloader_pin_memory=False,
+        optim="adamw_torch",
+    )
+    adapters = (
+        peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+        if mode == "lora"
+        else None
+    )
     texts = [tokenizer.decode(ids) for ids in token_ids(64, 4 * PROMPT_TOK, 0)]
     if stage == "grpo":
         exact = [tokenizer.decode(tokenizer(text)["input_ids"][:PROMPT_TOK]) for text in texts]
         rows = datasets.Dataset.from_dict({"prompt": exact})
-        arguments = GRPOConfig(**common, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES, max_completion_length=REPLY_TOK, beta=0.04,
-                               generation_kwargs={"min_new_tokens": REPLY_TOK})  # fmt: skip
+        arguments = GRPOConfig(
+            **common,
+            per_device_train_batch_size=PROMPTS * SAMPLES,
+            num_generations=SAMPLES,
+            max_completion_length=REPLY_TOK,
+            beta=0.04,
+            generation_kwargs={"min_new_tokens": REPLY_TOK},
+        )
         reward = lambda completions, **_: [float(hash(text) % 97) for text in completions]  # noqa: E731
-        trainer = GRPOTrainer(model=model, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapters)
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=adapters,
+        )
     else:
         ids = [tokenizer(text)["input_ids"] for text in texts]
-        rows = datasets.Dataset.from_dict({
-            "prompt": [tokenizer.decode(row[:PROMPT_TOK]) for row in ids], "chosen": [tokenizer.decode(row[PROMPT_TOK : PROMPT_TOK + REPLY_TOK]) for row in ids],
-            "rejected": [tokenizer.decode(row[PROMPT_TOK + REPLY_TOK : PROMPT_TOK + 2 * REPLY_TOK]) for row in ids],
-        })  # fmt: skip
+        rows = datasets.Dataset.from_dict(
+            {
+                "prompt": [tokenizer.decode(row[:PROMPT_TOK]) for row in ids],
+                "chosen": [tokenizer.decode(row[PROMPT_TOK : PROMPT_TOK + REPLY_TOK]) for row in ids],
+                "rejected": [tokenizer.decode(row[PROMPT_TOK + REPLY_TOK : PROMPT_TOK + 2 * REPLY_TOK]) for row in ids],
+            }
+        )
         arguments = DPOConfig(**common, per_device_train_batch_size=PAIRS, max_length=PROMPT_TOK + REPLY_TOK)
-        trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapters)
+        trainer = DPOTrainer(
+            model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapters
+        )
     started = time.perf_counter()
     trainer.train()
     return {"base": base, "peak": peak_bytes(config.device), "seconds": time.perf_counter() - started}

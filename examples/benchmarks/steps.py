@@ -2,20 +2,23 @@
 
 How the comparison is kept fair:
 
-1. TRL runs its own `trainer.train()`, untouched. A callback runs our step right before each of TRL's: ours, TRL, ours, TRL, ...
-   TRL's clock runs from `on_step_begin` to `on_step_end`: reading rows from its dataset is outside of it, and so are logging, saving,
-   progress bars and gradient checkpointing, which are switched off.
-2. Both start from the same weights and see the same prompts, as token ids: the texts that TRL gets are made of words that are one
-   token each.
-3. Loss and gradient of both are compared on the same tokens before any time is taken; a difference ends the program. transformers
-   gives the padding token's embedding no gradient; here it is a token like any other, so that is switched off.
-4. AdamW has the same learning rate, betas, clip and no weight decay. TRL keeps its own default of AdamW's implementation (fused).
+1. TRL runs its own `trainer.train()`, untouched. A callback runs our step right before each of TRL's: ours, TRL,
+   ours, TRL, ... TRL's clock runs from `on_step_begin` to `on_step_end`: reading rows from its dataset is outside of
+   it, and so are logging, saving, progress bars and gradient checkpointing, which are switched off.
+2. Both start from the same weights and see the same prompts, as token ids: the texts that TRL gets are made of words
+   that are one token each.
+3. Loss and gradient of both are compared on the same tokens before any time is taken; a difference ends the program.
+   transformers gives the padding token's embedding no gradient; here it is a token like any other, so that is
+   switched off.
+4. AdamW has the same learning rate, betas, clip and no weight decay. TRL keeps its own default of AdamW's
+   implementation (fused).
 
-Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`: a prompt counts once for all its replies, the
-head only where a token is predicted; backward is twice forward.
+Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`: a prompt counts once for all
+its replies, the head only where a token is predicted; backward is twice forward.
 
-Peak memory is measured for each side alone in a fresh process: the resident set above what it was when imports, weights and (TRL's)
-trainer were there and no step had run. So it holds gradients, AdamW's moments, activations and caches.
+Peak memory is measured for each side alone in a fresh process: the resident set above what it was when imports,
+weights and (TRL's) trainer were there and no step had run. So it holds gradients, AdamW's moments, activations and
+caches.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class Stage:
 
     script: the file that runs it. title: what is printed above the numbers.
     make_data: (tokenizer, steps) -> whatever the other functions take as data.
-    make_step: (model, data) -> our step, which takes its number and returns how many of its seconds were spent on sampling.
+    make_step: (model, data) -> our step, which takes its number and returns its seconds of sampling.
     make_trainer: (folder, data, steps) -> TRL's trainer.
     compare: (model, trainer, data) -> our loss and TRL's on the same tokens; leaves both gradients in `.grad`.
     flops: config -> useful work of each part: "sampling" (if there is any) and "training".
@@ -92,12 +95,17 @@ def run_stage(stage: Stage, config: StepConfig) -> list[dict]:
     if config.one:
         print(json.dumps({"peak_mib": peak_alone(stage, config)}))
         return []
-    print(f"{stage.title}\n{config.threads} thread(s), median of {config.repeats} after {config.warmup} to warm up; {common.machine()}")
+    print(
+        f"{stage.title}\n{config.threads} thread(s), median of {config.repeats} after {config.warmup} to warm up; "
+        f"{common.machine()}"
+    )
     rows = []
     for case in config.cases.split(","):
         with tempfile.TemporaryDirectory() as folder:
             common.stir(common.make_model(case, Path(folder)))
-            peaks = memory(stage, case, folder, config) if config.memory else {}  # first, while this process holds no models
+            peaks = (
+                memory(stage, case, folder, config) if config.memory else {}
+            )  # first, while this process holds no models
             found = times(stage, case, folder, config)
         if peaks:
             ours, trl = peaks.values()
@@ -106,7 +114,9 @@ def run_stage(stage: Stage, config: StepConfig) -> list[dict]:
                 row["peak_mib"] = peaks[row["side"]]
         rows += [{"case": case, "dtype": "float32", **row} for row in found]
     if config.out:
-        Path(config.out).write_text(json.dumps({"machine": common.machine(), "config": asdict(config), "rows": rows}, indent=1) + "\n")
+        Path(config.out).write_text(
+            json.dumps({"machine": common.machine(), "config": asdict(config), "rows": rows}, indent=1) + "\n"
+        )
     return rows
 
 
@@ -118,11 +128,17 @@ def times(stage: Stage, case: str, folder: str, config: StepConfig) -> list[dict
     trainer = stage.make_trainer(folder, data, steps)
     assert torch.get_num_threads() == config.threads, "something changed the number of threads"
     equality = agreement(model, trainer.model, *stage.compare(model, trainer, data))
-    print("{}, float32; equal: loss {our_loss:.7f} and {trl_loss:.7f}, gradients but for {gradient_difference:.1e}".format(case, **equality))
+    print(
+        "{}, float32; loss {our_loss:.7f} and {trl_loss:.7f}, gradients equal but for {gradient_difference:.1e}".format(
+            case, **equality
+        )
+    )
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     roofline = common.gemm_flops(torch.float32)
     taken = train_by_turns(trainer, stage.make_step(model, data), stage.sampling_method)
-    roofline = max(roofline, common.gemm_flops(torch.float32))  # a machine that others use too may have been slow the first time
+    roofline = max(
+        roofline, common.gemm_flops(torch.float32)
+    )  # a machine that others use too may have been slow the first time
     if not stage.sampling_method:
         equality["move_difference"] = relative_difference(moves(model, start), moves(trainer.model, start))
         print(f"  after {steps} steps the weights have moved alike but for {equality['move_difference']:.1e}")
@@ -131,12 +147,16 @@ def times(stage: Stage, case: str, folder: str, config: StepConfig) -> list[dict
     for part in ("step", *(flops if len(flops) > 1 else ())):
         print(f" {part}")
         counted = {side: seconds[part][config.warmup :] for side, seconds in taken.items()}
-        rows += [{"part": part, **row} for row in common.timing_rows(counted, flops.get(part, sum(flops.values())), roofline)]
+        rows += [
+            {"part": part, **row} for row in common.timing_rows(counted, flops.get(part, sum(flops.values())), roofline)
+        ]
     return [{**row, "roofline_gflops": roofline / 1e9, **equality} for row in rows]
 
 
-def train_by_turns(trainer, our_step: Callable[[int], float] | None, sampling_method: str) -> dict[str, dict[str, list[float]]]:
-    """Run `trainer.train()` with one of our steps before each of TRL's. Returns for each side the seconds of steps and of their parts."""
+def train_by_turns(
+    trainer, our_step: Callable[[int], float] | None, sampling_method: str
+) -> dict[str, dict[str, list[float]]]:
+    """Run `trainer.train()` with one of our steps before each of TRL's. Returns each side's seconds by part."""
     from transformers import PrinterCallback, TrainerCallback
 
     taken = {side: {"step": [], "sampling": [], "training": []} for side in ("ours", "TRL")}
@@ -179,7 +199,7 @@ def clock(owner: object, method: str) -> list[float]:
 
 
 def group_flops(config: DecoderConfig, replies: int) -> float:
-    """Useful work of one prompt and its replies, forward. The last token of a reply predicts nothing and need not be run."""
+    """Useful work of one prompt and its replies, forward. The last token of a reply predicts nothing."""
     one_reply = common.useful_flops(config, PROMPT_TOK, REPLY_TOK - 1, REPLY_TOK - 1)
     return common.useful_flops(config, 0, PROMPT_TOK, 1) + replies * one_reply
 
@@ -188,7 +208,11 @@ def group_flops(config: DecoderConfig, replies: int) -> float:
 def random_words(tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[list[int]]:
     """Rows of ids, each a word with the space before it: decoded and encoded again they are the same ids."""
     spelled = {number: tokenizer.decode([number]) for number in range(tokenizer.vocab_size)}
-    words = [number for number, text in spelled.items() if text[:1] == " " and text[1:].isalpha() and tokenizer.encode_text(text) == [number]]
+    words = [
+        number
+        for number, text in spelled.items()
+        if text[:1] == " " and text[1:].isalpha() and tokenizer.encode_text(text) == [number]
+    ]
     drawn = torch.randint(len(words), (count, length), generator=torch.Generator().manual_seed(seed))
     return [[words[place] for place in row] for row in drawn.tolist()]
 
@@ -223,10 +247,24 @@ def trl_model(folder: str):
 def trl_settings(folder: str, steps: int) -> dict:
     """What all TRL trainers here are told."""
     return dict(
-        output_dir=f"{folder}/trl", max_steps=steps, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", max_grad_norm=CLIP_NORM,
-        adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, gradient_checkpointing=False, bf16=False, fp16=False, use_cpu=True,
-        dataloader_pin_memory=False, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=f"{folder}/trl",
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=CLIP_NORM,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        weight_decay=0.0,
+        gradient_checkpointing=False,
+        bf16=False,
+        fp16=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
 
 
 # --- Are they the same? -----------------------------------------------------------------------------------------------
@@ -235,7 +273,9 @@ def agreement(ours: torch.nn.Module, trl: torch.nn.Module, our_loss: float, trl_
 
     Raises: AssertionError where the two do not compute the same.
     """
-    apart = relative_difference(*({name: parameter.grad for name, parameter in model.named_parameters()} for model in (ours, trl)))
+    apart = relative_difference(
+        *({name: parameter.grad for name, parameter in model.named_parameters()} for model in (ours, trl))
+    )
     assert abs(our_loss - trl_loss) <= LOSS_TOLERANCE, f"our loss is {our_loss}, TRL's {trl_loss}"
     assert apart <= GRADIENT_TOLERANCE, f"the gradients differ by {apart:.1e} of their length"
     for model in (ours, trl):
@@ -259,12 +299,13 @@ def memory(stage: Stage, case: str, folder: str, config: StepConfig) -> dict[str
     """Peak of each side in MiB, in a fresh process."""
     arguments = ("--folder", folder, "--cases", case, "--threads", config.threads)
     return {
-        side: common.in_fresh_process(stage.script, "--one", side, *arguments, threads=config.threads)["peak_mib"] for side in ("ours", "TRL")
+        side: common.in_fresh_process(stage.script, "--one", side, *arguments, threads=config.threads)["peak_mib"]
+        for side in ("ours", "TRL")
     }
 
 
 def peak_alone(stage: Stage, config: StepConfig) -> float:
-    """MiB that two steps of one side take at most: the first makes AdamW's moments, the second has them from its start."""
+    """Peak MiB of two steps of one side: the first makes AdamW's moments, the second has them from its start."""
     data = stage.make_data(Tokenizer(config.folder), 2)
     if config.one == "ours":
         step = stage.make_step(load_decoder(config.folder), data)

@@ -52,16 +52,14 @@ def predict_with_cost(
         return [_with_steps(reply) for reply in replies], Cost(len(prompts), int(rollouts.lengths.sum()))
     scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, prompts, progress=progress)
     grades = (scored.probs.argmax(-1) + GRADES[0]).tolist()
-    columns = [grades, scored.probs.tolist(), scored.label_mass.tolist()]
+    columns = zip(grades, scored.probs.tolist(), scored.label_mass.tolist())
+    predictions = [Prediction(grade, tuple(probs), mass) for grade, probs, mass in columns]
     if not (explain and judge.prompt.order == "post-cot"):
-        return [Prediction(grade, tuple(probs), mass) for grade, probs, mass in zip(*columns)], Cost(len(prompts))
+        return predictions, Cost(len(prompts))
     replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
-    steps = [_with_steps(reply) for reply in replies]
-    predictions = [
-        Prediction(grade, tuple(probs), mass, step.decision, step.implied)
-        for grade, probs, mass, step in zip(*columns, steps)
-    ]
-    return predictions, Cost(2 * len(prompts), int(rollouts.lengths.sum()))
+    steps = zip(predictions, map(_with_steps, replies))
+    explained = [replace(found, decision=step.decision, implied=step.implied) for found, step in steps]
+    return explained, Cost(2 * len(prompts), int(rollouts.lengths.sum()))
 
 
 def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> list[Prediction]:
@@ -93,11 +91,8 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
     """
     predictions = predict_together(judge, rows, max_new_tokens)
     gold = [row.grade for row in rows]
-    unparsed = sum(prediction.grade is None for prediction in predictions) / len(rows)
-    scores = {
-        "dev_macro_f1": macro_f1(gold, [prediction.grade for prediction in predictions]),
-        "dev_unparsed_frac": unparsed,
-    }
+    grades = [prediction.grade for prediction in predictions]
+    scores = {"dev_macro_f1": macro_f1(gold, grades), "dev_unparsed_frac": grades.count(None) / len(rows)}
     probs = [prediction.probs for prediction in predictions]
     if None in probs:
         return scores
@@ -105,12 +100,9 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
 
 
 def before_and_after(
-    judge: Judge,
-    weights: Mapping[str, AbstractContextManager[Decoder]],
-    run_folder: str,
-    rows: Sequence[Judgement],
+    judge: Judge, weights: Mapping[str, AbstractContextManager[Decoder]], run_folder: str, rows: Sequence[Judgement],
     max_new_tokens: int = 96,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Held-out macro-F1 of several weights, one after the other, with 95 % intervals over queries.
 
     weights: by name ("start", "result"), contexts that return the model; only one is open at a time.
@@ -125,7 +117,7 @@ def before_and_after(
         found = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": found.value}
         results |= {f"test_low_{name}": found.low, f"test_high_{name}": found.high}
-        shown, interval = 100 * found.value, f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        print(f"test macro-F1 of the {name}: {shown:.1f} (95 % interval {interval})")
+        interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+        print(f"test macro-F1 of the {name}: {100 * found.value:.1f} (95 % interval {interval})")
     on_rank_zero(lambda: write_json(Path(run_folder) / "test.json", results))
     return results

@@ -32,9 +32,9 @@ def choose_tokens(
     if temperature == 0:
         tokens, logp = logits.argmax(-1), -block_sums(_in_blocks(logits), top).sum(-1).log()
         return (tokens, logp) if row_of is None else (tokens[row_of], logp[row_of])
-    restricted = (0 < top_k < logits.shape[-1]) or top_p < 1.0
-    tokens, total = invert_cdf(keep_likely(logits, top_k, top_p) if restricted else logits, top, uniform, row_of)
-    if restricted:  # log-probs are those of the whole distribution
+    kept = keep_likely(logits, top_k, top_p)
+    tokens, total = invert_cdf(kept, top, uniform, row_of)
+    if kept is not logits:  # log-probs are those of the whole distribution
         total = (logits - top).exp_().sum(-1)
     normaliser = top[:, 0] + total.log()
     if row_of is None:

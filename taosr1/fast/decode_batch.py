@@ -36,13 +36,7 @@ class DecodeBatch:
 
     @classmethod
     def start(
-        cls,
-        prompts: FastKVCache,
-        prompt_of: Tensor,
-        replies: Tensor,
-        first: Tensor,
-        active: Tensor,
-        new_tokens: int,
+        cls, prompts: FastKVCache, prompt_of: Tensor, replies: Tensor, first: Tensor, active: Tensor, new_tokens: int
     ) -> DecodeBatch:
         """Replies to the prompts of a cache after their first tokens. prompt_of: (M,) int64, ascending."""
         row_of = torch.arange(len(replies), device=replies.device)

@@ -9,21 +9,23 @@ CPU, and wherever the kernels cannot be used (`triton_support.py`). On a CPU nor
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from taosr1.fast.triton_support import can_use_triton
+from taosr1.fast.triton_support import can_use_triton, load_kernels
 from taosr1.model.rotary import rotate
 
 NUMBERS_AT_ONCE = 2**20  # larger temporary tensors do not fit into a processor's cache
 
 
-def use_fused(x: Tensor, head_dim: int = 16) -> bool:
-    """Whether the kernels are used: on a GPU, if no gradient is recorded."""
-    return not torch.is_grad_enabled() and can_use_triton(x, head_dim) and not torch.is_autocast_enabled("cuda")
+def fused_kernels(x: Tensor, head_dim: int = 16) -> ModuleType | None:
+    """`triton_kernels` where it is used, on a GPU if no gradient is recorded; else None."""
+    use = not torch.is_grad_enabled() and can_use_triton(x, head_dim) and not torch.is_autocast_enabled("cuda")
+    return load_kernels() if use else None
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
@@ -31,10 +33,8 @@ def norm_and_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, s
 
     Shapes: x (B, T, H, D), weight (D,) or None (no norm), cos and sin as in `rotate` -> (B, T, H, D).
     """
-    if use_fused(x, x.shape[-1]):
-        from taosr1.fast import triton_kernels
-
-        return triton_kernels.norm_and_rotate(x, weight, eps, cos, sin)
+    if kernels := fused_kernels(x, x.shape[-1]):
+        return kernels.norm_and_rotate(x, weight, eps, cos, sin)
     if weight is not None:
         x = rms_norm(x, weight, eps)
     return rotate(x, cos, sin)
@@ -86,10 +86,8 @@ class RMSNormFunction(torch.autograd.Function):
 
 def add_and_norm(x: Tensor, added: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """x + added, and the same after `norm`, an `RMSNorm`. Shapes: both (B, T, C) -> (B, T, C), (B, T, C)."""
-    if use_fused(x):
-        from taosr1.fast import triton_kernels
-
-        return triton_kernels.add_and_norm(x, added, norm.weight, norm.eps)
+    if kernels := fused_kernels(x):
+        return kernels.add_and_norm(x, added, norm.weight, norm.eps)
     x = x + added
     return x, norm(x)
 
@@ -98,10 +96,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. Shapes: both (..., I)."""
     if torch.is_grad_enabled():
         return GatedSiLU.apply(gate, up)
-    if use_fused(gate):
-        from taosr1.fast import triton_kernels
-
-        return triton_kernels.swiglu(gate, up)
+    if kernels := fused_kernels(gate):
+        return kernels.swiglu(gate, up)
     return F.silu(gate) * up
 
 
@@ -121,10 +117,8 @@ class GatedSiLU(torch.autograd.Function):
 
 def block_sums(blocks: Tensor, top: Tensor) -> Tensor:
     """Sums of e^(logit - top) over the last dimension. Shapes: blocks (R, N, B), top (R, 1) -> (R, N)."""
-    if use_fused(blocks):
-        from taosr1.fast import triton_kernels
-
-        return triton_kernels.block_sums(blocks, top)
+    if kernels := fused_kernels(blocks):
+        return kernels.block_sums(blocks, top)
     rows = max(1, NUMBERS_AT_ONCE // (blocks.shape[1] * blocks.shape[2]))
     chunks = zip(blocks.split(rows), top[..., None].split(rows))
     return torch.cat([(logits - highest).exp_().sum(-1) for logits, highest in chunks])

@@ -98,48 +98,93 @@ def generate(
         needed = (rows, max_new_tokens)
         uniform = draw_uniform(prompts, samples, max_new_tokens, generator) if temperature else torch.zeros(needed)
     rollouts = Rollouts.empty(rows, max_new_tokens, stop_ids, device)
-    draws = _Draws(
-        uniform.to(device),
-        None if first_tokens is None else first_tokens.flatten().to(device),
-        torch.tensor(list(stop_ids), dtype=torch.int64, device=device),
-        {"temperature": temperature, "top_k": top_k, "top_p": top_p},
-    )
     longest = max(map(len, prompts), default=1)
     share = longest if copies_prompts(model.config, longest + max_new_tokens) else -(-longest // samples)
     max_rows = max_rows or rows_that_fit(model, share + max_new_tokens)
-    _decode(model, prompts, samples, max_rows, draws, rollouts)
+    first_tokens = None if first_tokens is None else first_tokens.flatten().to(device)
+    stops = torch.tensor(list(stop_ids), dtype=torch.int64, device=device)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    _Sampling(model, prompts, samples, uniform.to(device), first_tokens, stops, settings, rollouts).run(max_rows)
     return rollouts.checked()
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """How tokens are chosen: uniform (R, N), first tokens (R,) or None, stop ids, settings of `choose_tokens`."""
+class _Sampling:
+    """One call of `generate`: uniform (R, N), first tokens (R,) or None, settings of `choose_tokens`, its result."""
 
+    model: Decoder
+    prompts: Sequence[Sequence[int]]
+    samples: int
     uniform: Tensor
     first: Tensor | None
     stops: Tensor
     settings: dict[str, float]
+    rollouts: Rollouts
 
-    def next_tokens(
-        self,
-        logits: Tensor,
-        replies: Tensor,
-        active: Tensor,
-        rollouts: Rollouts,
-        *,
-        row_of: Tensor | None = None,
-        first: bool = False,
+    def run(self, max_rows: int) -> None:
+        """Decode up to `max_rows` replies at once; prompts enter where finished replies left."""
+        model, samples = self.model, self.samples
+        waiting = deque(sorted(range(len(self.prompts)), key=lambda p: len(self.prompts[p])))
+        batches: list[DecodeBatch] = []
+        step: DecodeStep | None = None  # of the present rows; made anew when they change
+        while waiting or batches:
+            if batches:
+                remaining = torch.stack([batch.counts() for batch in batches]).tolist()  # active rows, replies of each
+                if _should_compact(model, batches, remaining):
+                    step = None  # with the old caches and all new ones memory would hold everything twice
+                    batches = [batch.drop_finished() for batch, (rows, _) in zip(batches, remaining) if rows]
+            room = max_rows - sum(len(batch.replies) for batch in batches)
+            if waiting and (not batches or room >= max(samples, REFILL_FROM * max_rows)):
+                entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
+                batches.append(self._start(entering))
+                step = None
+            elif batches:
+                step = step or self._step_of(batches)
+                for _ in range(_unchecked_steps(model, [batch.cache for batch in batches])):
+                    step()
+                if any([batch.split_diverged() for batch in batches]):
+                    step = None
+
+    def _start(self, entering: list[int]) -> DecodeBatch:
+        """Prefill the entering prompts, draw the first token of each of their samples, and make them a batch."""
+        device, samples = self.uniform.device, self.samples
+        logits, cache = prefill(self.model, [self.prompts[p] for p in entering])
+        first_rows = torch.tensor(entering, device=device)[:, None] * samples
+        replies = (first_rows + torch.arange(samples, device=device)).flatten()
+        prompt_of = torch.arange(len(entering), device=device).repeat_interleave(samples)
+        active = torch.ones_like(replies, dtype=torch.bool)
+        first, active = self._next_tokens(logits, replies, active, prompt_of, self.first)
+        return DecodeBatch.start(cache, prompt_of, replies, first, active, self.uniform.shape[1])
+
+    def _step_of(self, batches: Sequence[DecodeBatch]) -> DecodeStep:
+        """The next step of all batches; their `last` and `active` become views of what it updates in place."""
+        fields = ("replies", "last", "active")
+        replies, last, active = (torch.cat([getattr(batch, name) for batch in batches]) for name in fields)
+        sizes = [len(batch.replies) for batch in batches]
+        for batch, own_last, own_active in zip(batches, last.split(sizes), active.split(sizes)):
+            batch.last, batch.active = own_last, own_active
+        row_of = representatives = None
+        if any(batch.can_fork for batch in batches):
+            first_rows = accumulate((batch.cache.rows for batch in batches), initial=0)
+            row_of = torch.cat([batch.row_of + start for batch, start in zip(batches, first_rows)])
+            first_replies = accumulate(sizes, initial=0)
+            representatives = torch.cat([batch.representatives + start for batch, start in zip(batches, first_replies)])
+        choose = partial(self._next_tokens, replies=replies, row_of=row_of)
+        return DecodeStep(self.model, [batch.cache for batch in batches], last, active, choose, representatives)
+
+    def _next_tokens(
+        self, logits: Tensor, replies: Tensor, active: Tensor, row_of: Tensor | None, given: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Choose the next token of each reply and write it into `rollouts` if the reply is active. Waits for no device.
+        """Choose the next token of each reply and write it into the result if the reply is active, without waiting for
+        the device.
 
-        Shapes: logits (R, V), replies (M,) int64 rows of `rollouts`, active (M,) bool, row_of (M,) as `choose_tokens`;
-            first: these are the replies' first tokens -> tokens (M,), and which replies are active after them (M,).
+        Shapes: logits (R, V), replies (M,) int64 rows of the result, active (M,) bool, row_of (M,) as `choose_tokens`;
+            given: the tokens of all replies, which are not drawn -> tokens (M,), and which replies are active then.
         """
-        longest = self.uniform.shape[1]
+        rollouts, longest = self.rollouts, self.uniform.shape[1]
         step = rollouts.lengths[replies].clamp(max=longest - 1)  # a finished reply gets a token that is not written
-        if first and self.first is not None:
-            tokens, scaled = self.first[replies], logits / (self.settings["temperature"] or 1.0)
-            row_of = torch.arange(len(replies), device=tokens.device) if row_of is None else row_of
+        if given is not None:
+            tokens, scaled = given[replies], logits / (self.settings["temperature"] or 1.0)
             logp = scaled[row_of, tokens] - scaled.logsumexp(-1)[row_of]
         else:
             tokens, logp = choose_tokens(logits, self.uniform[replies, step], row_of=row_of, **self.settings)
@@ -149,56 +194,6 @@ class _Draws:
         stopped = (tokens[:, None] == self.stops).any(-1)
         rollouts.finished[replies] |= active & stopped
         return tokens, active & ~stopped & (rollouts.lengths[replies] < longest)
-
-
-def _decode(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    samples: int,
-    max_rows: int,
-    draws: _Draws,
-    rollouts: Rollouts,
-) -> None:
-    """Continuous batching: up to `max_rows` replies are decoded at once; prompts enter where finished replies left."""
-    waiting = deque(sorted(range(len(prompts)), key=lambda p: len(prompts[p])))
-    batches: list[DecodeBatch] = []
-    step: DecodeStep | None = None  # of the present rows; made anew when they change
-    while waiting or batches:
-        if batches:
-            remaining = torch.stack([batch.counts() for batch in batches]).tolist()  # active rows and replies of each
-            if _should_compact(model, batches, remaining):
-                step = None  # with the old caches and all new ones memory would hold everything twice
-                batches = [batch.drop_finished() for batch, (rows, _) in zip(batches, remaining) if rows]
-        room = max_rows - sum(len(batch.replies) for batch in batches)
-        if waiting and (not batches or room >= max(samples, REFILL_FROM * max_rows)):
-            entering = [waiting.popleft() for _ in range(min(len(waiting), max(1, room // samples)))]
-            batches.append(_start(model, prompts, entering, samples, draws, rollouts))
-            step = None
-        elif batches:
-            step = step or _step_of(model, batches, draws, rollouts)
-            for _ in range(_unchecked_steps(model, [batch.cache for batch in batches])):
-                step()
-            if any([batch.split_diverged() for batch in batches]):
-                step = None
-
-
-def _start(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    entering: list[int],
-    samples: int,
-    draws: _Draws,
-    rollouts: Rollouts,
-) -> DecodeBatch:
-    """Prefill the entering prompts, draw the first token of each of their samples, and make them a batch."""
-    device, longest = rollouts.tokens.device, rollouts.tokens.shape[1]
-    logits, cache = prefill(model, [prompts[p] for p in entering])
-    first_rows = torch.tensor(entering, device=device)[:, None] * samples
-    replies = (first_rows + torch.arange(samples, device=device)).flatten()
-    prompt_of = torch.arange(len(entering), device=device).repeat_interleave(samples)
-    active = torch.ones_like(replies, dtype=torch.bool)
-    first, active = draws.next_tokens(logits, replies, active, rollouts, row_of=prompt_of, first=True)
-    return DecodeBatch.start(cache, prompt_of, replies, first, active, longest)
 
 
 def _should_compact(model: Decoder, batches: Sequence[DecodeBatch], remaining: list[list[int]]) -> bool:
@@ -211,23 +206,6 @@ def _should_compact(model: Decoder, batches: Sequence[DecodeBatch], remaining: l
     least = COMPACT_RECORDED_BELOW if recorded else COMPACT_BELOW
     few = active_rows < least * rows or active_replies < least * replies
     return few or full and active_rows < rows or [0, 0] in remaining
-
-
-def _step_of(model: Decoder, batches: Sequence[DecodeBatch], draws: _Draws, rollouts: Rollouts) -> DecodeStep:
-    """The next step of all batches; their `last` and `active` become views of what it updates in place."""
-    fields = ("replies", "last", "active")
-    replies, last, active = (torch.cat([getattr(batch, name) for batch in batches]) for name in fields)
-    sizes = [len(batch.replies) for batch in batches]
-    for batch, own_last, own_active in zip(batches, last.split(sizes), active.split(sizes)):
-        batch.last, batch.active = own_last, own_active
-    row_of = representatives = None
-    if any(batch.can_fork for batch in batches):
-        first_rows = accumulate((batch.cache.rows for batch in batches), initial=0)
-        row_of = torch.cat([batch.row_of + start for batch, start in zip(batches, first_rows)])
-        first_replies = accumulate(sizes, initial=0)
-        representatives = torch.cat([batch.representatives + start for batch, start in zip(batches, first_replies)])
-    choose = partial(draws.next_tokens, replies=replies, rollouts=rollouts, row_of=row_of)
-    return DecodeStep(model, [batch.cache for batch in batches], last, active, choose, representatives)
 
 
 def _unchecked_steps(model: Decoder, caches: Sequence[Cache]) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taosr1.fast.attention import fused_attention
-from taosr1.model.attention import attention, causal_mask
+from taosr1.model.attention import causal_mask
 from taosr1.model.kv_cache import KVCache
 
 
@@ -93,23 +93,6 @@ class FastKVCache(KVCache):
         repeated.values[:, :, :, : self.used] = self.values[:, :, :, : self.used].repeat_interleave(samples, dim=1)
         repeated.lengths, repeated.used = self.lengths.repeat_interleave(samples), self.used
         return repeated
-
-
-class PlainCacheBackend:
-    """A plain `KVCache` in a fast decoder: what `taosr1.sampling.generate` needs to run a model of either kind."""
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache, self.rows, self.lengths = cache, cache.rows, cache.lengths
-
-    @property
-    def used(self) -> int:
-        return self.cache.used
-
-    def place(self, positions: Tensor) -> Tensor:
-        return causal_mask(positions, self.cache.reserve(positions), self.cache.config.sliding_window)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        return attention(query, *self.cache.update(layer, key.transpose(1, 2), value.transpose(1, 2)), mask)
 
 
 class ConcatCache:

@@ -45,10 +45,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @cache
-def has_onednn() -> bool:
-    """Whether this torch has the operator that its own compiler uses for linear layers on a CPU."""
+def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has the operators that its own compiler uses for linear layers on a CPU, and this processor
+    can run them: bfloat16 needs AVX-512 or the like."""
     try:
-        onednn_product(torch.ones(2, 2), torch.ones(2, 2), None)
+        ones = torch.ones(2, 2, dtype=dtype)
+        onednn_product(ones, torch.ops.mkldnn._reorder_linear_weight(ones), None)
         return True
     except (AttributeError, RuntimeError):
         return False

@@ -8,12 +8,10 @@ weights at every step and keeps them; GRPO prepacks a copy to sample from (`Dist
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
-from taosr1.fast.onednn_linear import OneDNNLinear, onednn_product
+from taosr1.fast.onednn_linear import OneDNNLinear, has_onednn, onednn_product
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import LoraLinear
 
@@ -45,17 +43,6 @@ class PrepackedTiedHead(PrepackedLinear):
         pass
 
 
-@cache
-def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor can: bfloat16 needs AVX-512 or the like, older processors refuse it."""
-    try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(2, 2, dtype=dtype))
-        onednn_product(torch.ones(2, 2, dtype=dtype), weight, None)
-        return True
-    except (AttributeError, RuntimeError):
-        return False
-
-
 def prepack(model: Decoder, *, decodes: bool = False) -> Decoder:
     """Replace the linear layers by prepacked ones, in place; returns the model, which can no longer be trained.
 
@@ -67,7 +54,7 @@ def prepack(model: Decoder, *, decodes: bool = False) -> Decoder:
     """
     weight = model.model.embed_tokens.weight
     can = torch.backends.mkldnn.enabled and weight.device.type == "cpu" and weight.dtype in PREPACK_DTYPES
-    if not can or not can_prepack(weight.dtype):
+    if not (can and has_onednn(weight.dtype)):
         return model
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

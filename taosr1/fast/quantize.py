@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from taosr1.fast.fused_ops import use_fused
+from taosr1.fast.fused_ops import fused_kernels
 from taosr1.model.attention import Attention
 from taosr1.model.decoder import MLP, Decoder
 from taosr1.model.lora import adapters
@@ -30,10 +30,8 @@ def quantize_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: (..., N, C) -> the same, float8, and (..., N, 1) float32.
     """
-    if use_fused(x):
-        from taosr1.fast import triton_kernels
-
-        return triton_kernels.quantize_to_float8(x, FLOAT8)
+    if kernels := fused_kernels(x):
+        return kernels.quantize_to_float8(x, FLOAT8)
     scale = (x.abs().amax(-1, keepdim=True).float() / torch.finfo(FLOAT8).max).clamp(min=1e-12)
     return (x.float() / scale).to(FLOAT8), scale
 
@@ -74,13 +72,20 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         numbers, scale = self.quantized_input(x)
-        out = self.product(numbers.reshape(-1, self.in_features), scale.view(-1, 1), x.dtype)
+        numbers, scale = numbers.reshape(-1, self.in_features), scale.view(-1, 1)
+        if self.emulate:
+            weight = self.weight.float() * self.scale.view(-1, 1)
+            out = ((numbers.float() - self.zero) * scale @ weight.t()).to(x.dtype)
+        else:
+            out = self.product(numbers, scale, x.dtype)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
 
 class Float8Linear(QuantizedLinear):
+    zero = 0
+
     def __init__(self, linear: nn.Linear, quantized_input: QuantizedInput, emulate: bool) -> None:
         super().__init__(linear, quantized_input, emulate)
         weight, scale = quantize_to_float8(linear.weight.detach())
@@ -89,13 +94,13 @@ class Float8Linear(QuantizedLinear):
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """(scale x)(weight_scale weight)^T. Shapes: numbers (N, in), scale (N, 1) -> (N, out)."""
-        if not numbers.is_cuda or self.emulate:
-            return emulated_product(numbers.float() * scale, self.weight.float() * self.scale, dtype)
         scales = {"scale_a": scale, "scale_b": self.scale.t()}
         return torch._scaled_mm(numbers, self.weight.t(), **scales, out_dtype=dtype, use_fast_accum=True)
 
 
 class Int8Linear(QuantizedLinear):
+    zero = ZERO
+
     def __init__(self, linear: nn.Linear, quantized_input: QuantizedInput, emulate: bool) -> None:
         super().__init__(linear, quantized_input, emulate)
         weight = linear.weight.detach().float()
@@ -108,17 +113,10 @@ class Int8Linear(QuantizedLinear):
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """(scale (numbers - 128))(weight_scale weight)^T. Shapes: numbers (N, in) uint8, scale (N, 1) -> (N, out)."""
-        if self.prepacked is None:
-            return emulated_product((numbers.float() - ZERO) * scale, self.weight.float() * self.scale[:, None], dtype)
         # The kernel takes one scale for all of x, 1 here; the rows' own scales are multiplied in one more pass.
         weight = (self.prepacked, self.scale, self.zeros)
         out = torch.ops.onednn.qlinear_pointwise(numbers, 1.0, ZERO, *weight, None, 1.0, 0, dtype, "none", [], "")
         return out.mul_(scale.to(dtype))
-
-
-def emulated_product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The product of both kinds in float32, on any device: shows what quantizing costs without the hardware."""
-    return (x @ weight.t()).to(dtype)
 
 
 def quantize(model: Decoder, kind: str, *, emulate: bool = False) -> Decoder:

@@ -17,7 +17,7 @@ from taosr1.fast.static_cache import StaticCache
 from taosr1.fast.triton_support import can_use_triton
 from taosr1.model.config import DecoderConfig
 
-COLUMNS_AT_ONCE = 8  # see `contiguous_rows`
+COLUMNS_AT_ONCE = 8  # of every row, added when its columns are used up
 COPY_UP_TO, COPIES_UP_TO = 1.5, 2.0  # rows per prefix, on average; see `SharedPrefixCache.fork`
 SCORES_AT_ONCE = 2**24  # numbers; `shared_attention` keeps the scores of all heads of a layer
 
@@ -35,20 +35,14 @@ def rows_can_fork(prefixes: FastKVCache) -> bool:
     return not can_use_triton(prefixes.keys, prefixes.config.head_dim)
 
 
-def contiguous_rows(keys: Tensor) -> bool:
-    """Whether a row's columns are kept without a gap to the next row, which means moving all rows now and then.
-
-    On a CPU: with memory for all future columns between two rows, every row touches other pages, which takes the short
-    products of one row three times as long. And half types are multiplied by oneDNN, which would copy such a matrix
-    first at every product; multiplying a few unused columns too costs less.
-    """
-    return keys.device.type == "cpu"
-
-
 class SharedPrefixCache:
     """R rows that continue P prefixes, all by equally many tokens: token j of a row is in column j of its own keys.
 
     Rows of different lengths are padded on the right; no real token attends to padding.
+
+    Rows have no gap between their columns and the next row's, so all are moved now and then. With memory for all future
+    columns between them a CPU takes three times as long for the short products of one row, as each touches other pages;
+    and oneDNN would copy keys of a half type at every product. To multiply a few unused columns too costs less.
 
     To group rows by prefix takes a dozen passes over queries and scores, and if some prefixes have more rows than
     others, their product is partly empty. So where few rows share a prefix each row can have a copy of it instead
@@ -87,7 +81,7 @@ class SharedPrefixCache:
         if buffer is None:  # empty, not zeros: no column is read before it is written
             buffer = prefix_keys.new_empty(2, config.num_hidden_layers, self.rows * self._row_size)
         self.buffer = buffer
-        self._allocate(self._columns_for(1) if contiguous_rows(prefix_keys) else prefix_len + capacity)
+        self._allocate(self._columns_for(1))
 
     def _assign_prefixes(self, prefix_of: Tensor) -> None:
         self.prefix_of, self.rows, self.start = prefix_of, len(prefix_of), self.prefix_lengths[prefix_of]
@@ -156,7 +150,7 @@ class SharedPrefixCache:
         self.keys[layer, :, :, first:end] = key.transpose(1, 2)
         self.values[layer, :, :, first:end] = value.transpose(1, 2)
         own_keys, own_values = self.keys[layer], self.values[layer, :, :, :end]
-        if mask is not None or not contiguous_rows(own_keys):
+        if mask is not None:
             own_keys = own_keys[:, :, :end]
         if self.prefix_len:
             return one_token_attention(query, own_keys, own_values, self.padding)
@@ -172,34 +166,27 @@ class SharedPrefixCache:
         self.length += tokens
         self._new = 0
 
-    def copy_prefixes(self) -> SharedPrefixCache:
-        """The same rows, each with a copy of its prefix."""
-        none = self.prefix_keys[:, :0].clone()  # a view would keep the prefixes in memory
-        lengths, longest = self.prefix_lengths, self.longest
-        copied = SharedPrefixCache(self.config, none, none, lengths, self.prefix_of, self.capacity, prefix_len=longest)
-        self._copy_own_tokens(copied)
-        for prefixes, own in ((self.prefix_keys, copied.keys), (self.prefix_values, copied.values)):
-            for layer in range(len(own)):
-                own[layer, :, :, :longest] = prefixes[layer, self.prefix_of]
-        return copied
-
-    def share_prefixes(self) -> SharedPrefixCache:
-        """The inverse of `copy_prefixes`: the same rows with each prefix stored once."""
-        rows = torch.arange(self.rows, device=self.prefix_of.device)
-        row_with = torch.zeros_like(self.prefix_lengths).scatter_(0, self.prefix_of, rows)  # any row with the prefix
-        prefixes = (x[:, row_with, :, : self.longest] for x in (self.keys, self.values))
-        shared = SharedPrefixCache(self.config, *prefixes, self.prefix_lengths, self.prefix_of, self.capacity)
-        self._copy_own_tokens(shared)
-        return shared
-
-    def _copy_own_tokens(self, target: SharedPrefixCache) -> None:
-        """Copy the rows' own tokens into a cache of the same rows with or without copies of prefixes."""
-        if contiguous_rows(self.keys):
-            target._allocate(target._columns_for(self.length + 1))
-        target.length = self.length  # not before: `_allocate` would move what is not there yet
-        own, new = (slice(cache.prefix_len, cache.prefix_len + self.length) for cache in (self, target))
-        target.keys[..., new, :] = self.keys[..., own, :]
-        target.values[..., new, :] = self.values[..., own, :]
+    def copy_prefixes(self, prefix_len: int) -> SharedPrefixCache:
+        """The same rows, each with a copy of its prefix in `prefix_len` columns; 0: each prefix stored once again."""
+        prefixes = (self.prefix_keys, self.prefix_values)
+        if self.prefix_len:
+            rows = torch.arange(self.rows, device=self.prefix_of.device)
+            row_with = torch.zeros_like(self.prefix_lengths).scatter_(0, self.prefix_of, rows)  # any with the prefix
+            prefixes = tuple(x[:, row_with, :, : self.longest] for x in (self.keys, self.values))
+        other = SharedPrefixCache(
+            self.config, *prefixes, self.prefix_lengths, self.prefix_of, self.capacity, prefix_len=prefix_len
+        )
+        other._allocate(other._columns_for(self.length + 1))
+        other.length = self.length  # not before: `_allocate` would move what is not there yet
+        own, new = (slice(cache.prefix_len, cache.prefix_len + self.length) for cache in (self, other))
+        for prefix, source, target in zip(prefixes, (self.keys, self.values), (other.keys, other.values)):
+            target[..., new, :] = source[..., own, :]
+            if prefix_len:
+                for layer in range(len(target)):
+                    target[layer, :, :, :prefix_len] = prefix[layer, self.prefix_of]
+        if prefix_len:  # no views: they would keep the prefixes in memory
+            other.prefix_keys = other.prefix_values = prefixes[0][:, :0].clone()
+        return other
 
     def fork(self, rows: Tensor, most: int) -> SharedPrefixCache:
         """Append a copy of each listed row, (n,) int64, with its own tokens. Use the result, no longer `self`.
@@ -210,9 +197,9 @@ class SharedPrefixCache:
         count, prefixes, longest = self.rows + len(rows), len(self.prefix_lengths), self.prefix_len or self.longest
         affordable = (prefixes * self.longest + most * self.capacity) // (longest + self.capacity)  # rows with copies
         per_prefix = COPIES_UP_TO if self.prefix_len else COPY_UP_TO
-        if contiguous_rows(self.keys) and count <= min(per_prefix * prefixes, affordable):
-            return (self if self.prefix_len else self.copy_prefixes())._append(rows, min(most, affordable))
-        return (self.share_prefixes() if self.prefix_len else self)._append(rows, most)
+        copies = self.keys.device.type == "cpu" and count <= min(per_prefix * prefixes, affordable)
+        cache = self if copies == bool(self.prefix_len) else self.copy_prefixes(self.longest if copies else 0)
+        return cache._append(rows, min(most, affordable) if copies else most)
 
     def _append(self, rows: Tensor, most: int) -> SharedPrefixCache:
         old, written = self.rows, self.prefix_len + self.length

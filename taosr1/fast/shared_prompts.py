@@ -35,15 +35,18 @@ class SharedPromptRows:
     source: Tensor
 
 
-def shared_with_previous(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt lengths (B,), ends (B,) one past the last True, and (B - 1,) bool: whether a row has the previous prompt.
+def find_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which neighbouring rows share a prompt: what comes before the first True.
 
-    The prompt is what comes before the first True. Shapes: ids (B, T) int64, mask (B, T) bool, True on reply tokens.
+    Shapes: ids (B, T) int64, mask (B, T) bool, True on reply tokens -> prompt lengths (B,); ends (B,) one past the last
+        True; whether a row is the first with its prompt (B,) bool; the prompt of each row (B,), counted from 0.
     """
     prompts = mask.int().argmax(dim=1)
     ends = ids.shape[1] - mask.flip(1).int().argmax(dim=1)
     differ = (ids[1:] != ids[:-1]) & (torch.arange(ids.shape[1], device=ids.device) < prompts[1:, None])
-    return prompts, ends, (prompts[1:] == prompts[:-1]) & (prompts[1:] > 1) & ~differ.any(dim=1)
+    shared = (prompts[1:] == prompts[:-1]) & (prompts[1:] > 1) & ~differ.any(dim=1)
+    first = torch.cat([shared.new_ones(1), ~shared])
+    return prompts, ends, first, first.cumsum(0) - 1
 
 
 def share_prompts(ids: Tensor, mask: Tensor) -> SharedPromptRows | None:
@@ -52,29 +55,23 @@ def share_prompts(ids: Tensor, mask: Tensor) -> SharedPromptRows | None:
     The last token of a reply predicts nothing and is left out.
     Shapes: ids (B, T) int64, mask (B, T) bool, True on reply tokens.
     """
-    prompts, ends, shared = shared_with_previous(ids, mask)
-    if not shared.any():
+    prompts, ends, first, row_of = find_prompts(ids, mask)
+    if bool(first.all()):
         return None
-    rows, prompts, ends, new = ids.cpu(), prompts.tolist(), ends.tolist(), [True, *(~shared).tolist()]
-    groups: list[list[tuple[Tensor, Tensor, Tensor]]] = []  # of each new row: ids, positions, segments
-    row_of, source, used = [], torch.zeros_like(rows), 0
-    for row, (start, end) in enumerate(zip(prompts, ends)):
-        if new[row]:
-            groups.append([_segment(rows[row], 0, start, 0)])
-            used = start
-        length = max(0, end - 1 - start)
-        groups[-1].append(_segment(rows[row], start, start + length, len(groups[-1])))
-        row_of.append(len(groups) - 1)
-        source[row, start] = start - 1  # the prompt's last token predicts the first token of every reply
-        source[row, start + 1 : start + 1 + length] = torch.arange(used, used + length)
-        used += length
-    packed = [[torch.cat(column) for column in zip(*group)] for group in groups]
-    columns = [torch.nn.utils.rnn.pad_sequence(x, True, fill) for x, fill in zip(zip(*packed), (0, 0, -1))]
-    return SharedPromptRows(*(tensor.to(ids.device) for tensor in (*columns, torch.tensor(row_of), source)))
-
-
-def _segment(row: Tensor, start: int, end: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    return row[start:end], torch.arange(start, end), torch.full((end - start,), number)
+    columns, rows = torch.arange(ids.shape[1], device=ids.device), torch.arange(len(ids), device=ids.device)
+    lengths = (ends - 1 - prompts).clamp(min=0)  # (B,), of the replies
+    before = lengths.cumsum(0) - lengths
+    shift = before - before[first][row_of]  # (B,): how many columns a reply moves to the right, past those before it
+    in_reply = columns >= prompts[:, None]  # (B, T), and beyond it
+    row, column = ((first[:, None] | in_reply) & (columns < (prompts + lengths)[:, None])).nonzero(as_tuple=True)
+    number = 1 + rows - rows[first][row_of]  # (B,), of the reply in its new row
+    packed = ids.new_zeros(3, int(first.sum()), int((prompts + lengths + shift).max()))
+    packed[2] = -1
+    values = torch.stack([ids[row, column], column, torch.where(in_reply[row, column], number[row], 0)])
+    packed[:, row_of[row], column + shift[row]] = values
+    # The prompt's last token predicts the first token of every reply.
+    source = columns - 1 + torch.where(columns == prompts[:, None], 0, shift[:, None])
+    return SharedPromptRows(*packed, row_of, source)
 
 
 def attention_mask(rows: SharedPromptRows, window: int | None) -> Tensor:
@@ -106,9 +103,10 @@ def worthwhile(config: DecoderConfig, batch: tuple[int, int], shared: tuple[int,
 
 def reply_hidden(model, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (N, C) that predict the N masked tokens, in row-major order."""
-    prompts, ends, shared = shared_with_previous(ids, mask)
-    if ids.device.type == "cpu" and bool(shared.any()) and supported(model.config, prompts, ends, shared):
-        batch = make_varlen(ids, prompts, ends, shared)
+    prompts, ends, is_first, prompt_of = find_prompts(ids, mask)
+    shared = not bool(is_first.all())
+    if shared and ids.device.type == "cpu" and supported(model.config, prompts, ends, prompt_of):
+        batch = make_varlen(ids, prompts, ends, is_first, prompt_of)
         hidden = model.hidden(batch.ids, positions=batch.positions, attend=batch, keep=batch.keep)
         return hidden[0].index_select(0, batch.source[mask])
     rows = share_prompts(ids, mask)

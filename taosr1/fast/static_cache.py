@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taosr1.fast.attention import fused_attention
 from taosr1.fast.kv_cache import FastKVCache
+from taosr1.fast.triton_support import load_kernels
 from taosr1.model.config import DecoderConfig
 
 
@@ -116,10 +117,8 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
     """
     if query.device.type != "cuda":
         return plain_decode_attention(query, key, value, cache, layer)
-    from taosr1.fast import triton_kernels
-
     places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
-    return triton_kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+    return load_kernels().decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
 
 
 def plain_decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -20,15 +21,20 @@ def can_use_triton(x: Tensor, head_dim: int = 16) -> bool:
     return x.device.type == "cuda" and size_fits and dtype_fits and triton_builds(x.device)
 
 
+def load_kernels() -> ModuleType:
+    """The module `triton_kernels`, imported where Triton is needed."""
+    from taosr1.fast import triton_kernels
+
+    return triton_kernels
+
+
 @cache
 def triton_builds(device: torch.device) -> bool:
     """Whether Triton is installed and compiles for this device."""
     if torch.cuda.get_device_capability(device) < (8, 0) or importlib.util.find_spec("triton") is None:
         return False
     try:
-        from taosr1.fast import triton_kernels
-
-        triton_kernels.probe(device)
+        load_kernels().probe(device)
         return True
     except Exception as problem:  # whatever Triton, a C compiler or a driver raises
         message = f"Triton builds no GPU kernels here, so PyTorch's own are used (slower, same results): {problem}"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from taosr1.fast.triton_support import can_use_triton
+from taosr1.fast.triton_support import can_use_triton, load_kernels
 from taosr1.model.config import DecoderConfig
 
 TILE_ROWS = 128  # of a tile: queries times the query heads that share a key head
@@ -51,9 +51,7 @@ def prefix_attention(
         raise ValueError("varlen rows cannot be used where gradients are recorded: call under torch.no_grad()")
     if query.device.type != "cuda":
         return plain_prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
-    from taosr1.fast import triton_kernels
-
-    return triton_kernels.prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
+    return load_kernels().prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
 
 
 def plain_prefix_attention(

@@ -76,17 +76,12 @@ def pad(x: Tensor, places: Tensor, rows: int, length: int) -> Tensor:
     return x.new_zeros(rows * length, *x.shape[1:]).index_copy(0, places, x).view(rows, length, *x.shape[1:])
 
 
-def make_varlen(ids: Tensor, prompts: Tensor, ends: Tensor, shared: Tensor) -> VarlenPrompts:
-    """The rows of a batch, neighbours with the same prompt after one copy of it.
+def make_varlen(ids: Tensor, prompts: Tensor, ends: Tensor, first: Tensor, prefix_of: Tensor) -> VarlenPrompts:
+    """The rows of a batch, ids (B, T), neighbours with the same prompt after one copy of it.
 
-    The last token of a reply predicts nothing and is left out.
-
-    Shapes: ids (B, T) int64; prompts (B,), tokens before a row's reply; ends (B,), one past its last token;
-        shared (B - 1,) bool, whether a row's prompt is that of the row before it.
+    The last token of a reply predicts nothing and is left out. The other arguments are those that `find_prompts` finds.
     """
     columns, device = torch.arange(ids.shape[1], device=ids.device), ids.device
-    prefix_of = torch.cat([shared.new_zeros(1), ~shared]).cumsum(0)  # (B,)
-    first = torch.cat([shared.new_ones(1), ~shared])  # (B,): whether a row is the first with its prompt
     lengths = prompts[first]  # (P,)
     in_prompt = columns[: int(lengths.max())] < lengths[:, None]  # (P, S)
     in_reply = (columns >= prompts[:, None]) & (columns < ends[:, None] - 1)  # (B, T)
@@ -110,14 +105,14 @@ def make_varlen(ids: Tensor, prompts: Tensor, ends: Tensor, shared: Tensor) -> V
     )
 
 
-def supported(config: DecoderConfig, prompts: Tensor, ends: Tensor, shared: Tensor) -> bool:
+def supported(config: DecoderConfig, prompts: Tensor, ends: Tensor, prefix_of: Tensor) -> bool:
     """Whether this layout can be used: the scores of a layer are few enough to be kept, every row has a prompt, and no
     sliding window ends within a row. Arguments are those of `make_varlen`.
 
     Scores: replies x heads x their tokens x keys, where every prompt takes as many replies as the largest group has.
     """
     longest, window = int((ends - prompts).max()), config.sliding_window
-    replies = torch.bincount(torch.cat([shared.new_zeros(1), ~shared]).cumsum(0))  # (P,)
+    replies = torch.bincount(prefix_of)  # (P,)
     queries = len(replies) * int(replies.max()) * config.num_attention_heads * longest
     few = queries * (int(prompts.max()) + longest) <= SCORES_AT_ONCE
     return few and int(prompts.min()) > 0 and (window is None or window >= int(ends.max()))

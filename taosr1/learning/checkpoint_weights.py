@@ -1,4 +1,5 @@
-"""The model's part of a checkpoint: all weights, in one file or in shards, or the adapters alone; and its prompt.
+"""The model's part of a checkpoint (all weights, in one file or in shards, or the adapters alone; and its prompt), and
+the weights that a finished run is judged by.
 
 `runtime.checkpoint` calls these two functions, so that it needs to know no model:
 
@@ -9,22 +10,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from taosr1.engine import PLAIN
+from taosr1.judge import load_judge
+from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config
-from taosr1.model.io.folders import ADAPTER_CONFIG, weights_fingerprint
+from taosr1.model.io.folders import ADAPTER_CONFIG, model_folder, weights_fingerprint
 from taosr1.model.io.hf_config import from_hf_config
-from taosr1.model.io.weights import (
-    load_weights,
-    save_config_and_tokenizer,
-    save_pretrained,
-    save_weights_sharded,
-)
-from taosr1.model.lora import adapters
+from taosr1.model.io.weights import load_weights, save_config_and_tokenizer, save_pretrained, save_weights_sharded
+from taosr1.model.lora import adapters, adapters_off
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.distributed import on_rank_zero
-from taosr1.runtime.files import read_json
+from taosr1.runtime.files import read_json, verify
 from taosr1.runtime.shards import is_sharded
 from taosr1.task.prompt import PromptConfig
 
@@ -76,3 +77,33 @@ def _check_adapters(model: Decoder, folder: Path) -> None:
         print(f"note: {note}", file=sys.stderr)
     elif weights_fingerprint(base) != weights_fingerprint(model.source):
         raise ValueError(f"{folder}: holds adapters for {base}, but --model is now {model.source}")
+
+
+@contextmanager
+def start_weights(distributed: DistributedModel, reference: DistributedModel | None, source: str) -> Iterator[Decoder]:
+    """A model with the weights that a run began with; enter it after the run, and only one such context at a time.
+
+    reference: a frozen copy of the start, if one was kept; source: `--model`, which is else read again.
+    """
+    model = distributed.model
+    if adapters(model):
+        with adapters_off(model):
+            yield model
+    elif distributed.sharded:  # no rank has room for a second model: the shards take the start's weights
+        load_weights(model, model.source)
+        with distributed.unsharded() as copy:
+            yield copy
+    elif reference:
+        yield reference.model
+    else:
+        yield load_judge(source, device=str(distributed.device), plain=distributed.engine is PLAIN).model
+
+
+@contextmanager
+def best_weights(distributed: DistributedModel, run_folder: str) -> Iterator[Decoder]:
+    """A model with the best checkpoint's weights, read into the trained one, whose own are not needed any more."""
+    folder = Path(model_folder(run_folder))
+    verify(folder, without="optimizer")
+    read_weights(distributed.model, folder)
+    with distributed.unsharded() as model:
+        yield model

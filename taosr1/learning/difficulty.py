@@ -6,39 +6,28 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from taosr1.learning.draw_order import draw, rows_by_grade
 from taosr1.task.grades import GRADES
 
 
-def keep_groups(right_counts: Tensor | Sequence[int], group_size: int, gamma: int | None = None) -> Tensor:
-    """Which groups are worth training on: 0 < right < gamma, decided by integer counts, never by a float std.
+def drop_reason(right: int, group_size: int, gamma: int | None = None) -> str:
+    """Why a group is not worth training on: "all wrong", "all right", "too easy"; "" for one that is kept.
 
-    Shapes: right_counts (P,) integers in 0..group_size -> (P,) bool.
-    Raises: ValueError for counts that are no such integers, or a gamma outside 2..group_size.
+    Kept are groups with 0 < right < gamma: decided by how many replies are right, never by a float std.
+
+    Raises: ValueError for a count that is no integer in 0..group_size, or a gamma outside 2..group_size.
     Source: TaoSR1 2508.12365, difficulty-based dynamic sampling.
     Choice: gamma = group_size where it is not given: only all-right and all-wrong groups go, the "minimal rejection"
         that the paper found best. A group of one is always one of the two.
     """
-    counts = torch.as_tensor(right_counts)
-    if counts.numel() == 0:
-        counts = counts.long().reshape(-1)
-    if counts.dim() != 1 or counts.is_floating_point() or counts.dtype == torch.bool:
-        raise ValueError(f"right_counts must be (P,) integers, got {tuple(counts.shape)} {counts.dtype}")
-    if group_size < 1 or bool(((counts < 0) | (counts > group_size)).any()):
-        raise ValueError(f"right_counts must lie in 0..{group_size}, got {counts.tolist()}")
-    upper = _upper(group_size, gamma)
-    return (counts > 0) & (counts < upper)
-
-
-def drop_reason(right_count: int, group_size: int, gamma: int | None = None) -> str:
-    """Why a group is dropped, for the log: "all wrong", "all right", "too easy", or "" for a kept group."""
-    if right_count == 0:
-        return "all wrong"
-    if right_count == group_size:
-        return "all right"
-    return "" if right_count < _upper(group_size, gamma) else "too easy"
+    if type(right) is not int or not 0 <= right <= group_size:
+        raise ValueError(f"right is {right!r}, expected an integer in 0..{group_size}")
+    if gamma is not None and not 2 <= gamma <= group_size:
+        raise ValueError(f"gamma is {gamma}, expected 2 to the group size {group_size} (kept: 0 < right < gamma)")
+    if right in (0, group_size):
+        return "all right" if right else "all wrong"
+    return "" if gamma is None or right < gamma else "too easy"
 
 
 def balance_by_grade(grades: Sequence[int], generator: torch.Generator) -> list[int]:
@@ -69,11 +58,3 @@ def grade_share_cv(grades: Sequence[int]) -> float:
     shares = [len(rows_of.get(grade, ())) / len(grades) for grade in GRADES]
     mean = 1 / len(GRADES)
     return math.sqrt(sum((share - mean) ** 2 for share in shares) / len(GRADES)) / mean
-
-
-def _upper(group_size: int, gamma: int | None) -> int:
-    if gamma is None:
-        return group_size
-    if not 2 <= gamma <= group_size:
-        raise ValueError(f"gamma is {gamma}, expected 2 to the group size {group_size} (kept: 0 < right < gamma)")
-    return gamma

@@ -1,16 +1,10 @@
 """One model trained by several ranks: a copy on each of them (DDP), or in shards (FSDP2) where it does not fit on one.
 
-Both are PyTorch's own. What is ours is how a step's work is divided, so that no rank waits for one that has stopped:
-
-- A step's items are the same list on every rank. All ranks cut it into the same micro-batches, and each takes its share
-  (`DistributedModel.deal`). Losses are sums, so it does not matter who computes what: one rank and sixteen take the
-  same step.
-- DDP: a rank computes its micro-batches, however many these are; then gradients are averaged over ranks, once a step.
-- FSDP2: every forward and backward pass gathers weights from all ranks, layer by layer, so every rank has to run
-  equally many. Shorter shares are filled up with None, for which a pass that counts nothing is run (`dummy_forward`).
-- Sampling takes as many passes as the longest reply has tokens, which is not known beforehand. So a sharded model
-  samples and is evaluated from an unsharded copy, gathered tensor by tensor (`sampling_model`, `unsharded`): weights in
-  the compute type, without gradients and optimizer, fit where training does not.
+Both are PyTorch's own. What is ours is how a step's work is divided, so that no rank waits for one that has stopped.
+All ranks cut the same items into the same micro-batches, and each takes its share (`deal`). Losses are sums, so one
+rank and sixteen take the same step. With FSDP2 every pass gathers weights from all ranks, layer by layer: every rank
+has to run equally many, so shorter shares are filled up with None, for which a pass that counts nothing is run. How
+many passes sampling takes is not known beforehand: a sharded model samples and is evaluated from an unsharded copy.
 """
 
 from __future__ import annotations
@@ -32,10 +26,8 @@ from taosr1.model.lora import adapters
 from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
 
 T = TypeVar("T")
-NEEDS_TORCHRUN = (
-    "--fsdp shards a model over the ranks of a job: "
-    "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
-)
+START = "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
+NEEDS_TORCHRUN = f"--fsdp shards a model over the ranks of a job: {START}"
 
 
 def init_distributed(device: str, *, deterministic: bool = False, fsdp: bool = False) -> str:
@@ -67,14 +59,9 @@ class DistributedModel:
     """A model and the ranks that train it. With one rank, every method is the plain operation."""
 
     def __init__(
-        self,
-        model: Decoder,
-        engine: Engine = PLAIN,
-        *,
-        fsdp: bool = False,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+        self, model: Decoder, engine: Engine = PLAIN, *,
+        fsdp: bool = False, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         """dtype: the type that training computes in.
 
         fsdp: cut the model into shards, one a rank; a model on the meta device then gets its weights from its source.
@@ -82,7 +69,7 @@ class DistributedModel:
         """
         self.model, self.engine, self.ranks, self.root = model, engine, this_rank(), Root(model)
         self.sharded, self.dtype = fsdp, dtype
-        self._ddp: nn.Module | None = None
+        self._ddp: nn.Module | None = None  # made when it is first needed
         if fsdp:
             _shard(self.root, device)
         self.device = next(model.parameters()).device
@@ -115,7 +102,8 @@ class DistributedModel:
 
     def dummy_forward(self) -> Tensor:
         """A pass of a rank that has nothing to compute while others do: 0, with a gradient of 0 for every weight."""
-        return self.run(_dummy_logp, self.engine.completion_logp)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        return self.run(self.engine.completion_logp, ids, ids.new_tensor([[0, 1]]).bool()).sum() * 0
 
     def compute_dtype(self) -> AbstractContextManager:
         """Autocast to the compute type on the model's device; float32 needs none."""
@@ -142,8 +130,7 @@ class DistributedModel:
     def unsharded(self) -> Iterator[Decoder]:
         """The model with all weights on this rank: itself, or of a sharded one a copy in the compute type.
 
-        Each tensor is gathered by itself, so that beside the copy only one more is in memory. All ranks have to enter
-        together.
+        All ranks have to enter together. Tensors are gathered one by one, to have no more than the copy in memory.
         """
         yield self._copy(self.dtype) if self.sharded else self.model
 
@@ -152,18 +139,13 @@ class DistributedModel:
 
         It is in the compute type and, on a CPU, its matrices are laid out for decoding (`engine.prepack`). It must not
         be kept: the next step changes the weights, and the memory that it takes is needed for their gradients.
-
-        In float32 where training computes in float16, whose range the residual stream of training, which is float32,
-        may exceed; and where a CPU has no instructions for bfloat16. A model with adapters is returned itself: its
-        frozen weights are in the compute type already and have no gradients.
         """
-        if adapters(self.model):
+        if adapters(self.model):  # the frozen weights are in the compute type already and have no gradients
             return self.model
-        dtype = self.dtype
-        slow = dtype == torch.bfloat16 and self.device.type == "cpu" and fast_dtype() != "bfloat16"
-        if not self.sharded and (dtype == torch.float16 or slow):
-            dtype = torch.float32
-        return self.engine.prepack(self._copy(dtype), decodes=True)
+        slow = self.dtype == torch.bfloat16 and self.device.type == "cpu" and fast_dtype() != "bfloat16"
+        narrow = self.dtype == torch.float16  # training's residual stream, in float32, may be beyond its range
+        in_float32 = not self.sharded and (slow or narrow)
+        return self.engine.prepack(self._copy(torch.float32 if in_float32 else self.dtype), decodes=True)
 
     def _copy(self, dtype: torch.dtype) -> Decoder:
         """Another model with these weights, gathered where they are sharded; those of that type already are shared."""
@@ -182,13 +164,6 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def _zero(model: Decoder) -> Tensor:
     return sum((parameter * 0).sum() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _dummy_logp(model: Decoder, completion_logp: Callable[..., Tensor]) -> Tensor:
-    device = next(model.parameters()).device
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
-    mask = torch.tensor([[False, True]], device=device)
-    return completion_logp(model, ids, mask).sum() * 0
 
 
 def _shard(root: Root, device: torch.device | str) -> None:

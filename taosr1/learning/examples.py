@@ -22,10 +22,8 @@ def examples_of(judge: Judge, rows: Sequence[Judgement], flag: str = "--data") -
     for number, example in enumerate(examples, start=1):
         if example.length_tok > positions:
             tokens = f"{len(example.prompt)} + {len(example.reply)} tokens with its reply"
-            raise ValueError(
-                f"{flag}: row {number} takes {tokens}, the model has {positions} positions; "
-                "shorten its chain of thought"
-            )
+            limit = f"the model has {positions} positions; shorten its chain of thought"
+            raise ValueError(f"{flag}: row {number} takes {tokens}, {limit}")
     return examples
 
 
@@ -38,8 +36,6 @@ def agreeing(rows: Sequence[Judgement]) -> list[Judgement]:
     left_out = len(rows) - len(kept)
     print(f"{left_out} of {len(rows)} chains of thought contradict the gold grade and are left out")
     if not kept:
-        raise ValueError(
-            "every chain of thought contradicts its gold grade, which leaves no row to learn from "
-            "(train/sft.py --cots all takes them all)"
-        )
+        hint = "which leaves no row to learn from (train/sft.py --cots all takes them all)"
+        raise ValueError(f"every chain of thought contradicts its gold grade, {hint}")
     return kept

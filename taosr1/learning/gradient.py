@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,8 +25,9 @@ def accumulate(distributed: DistributedModel, batches: Sequence[Batch | None], l
         counts, is a step without gradient: loss 0.
     Raises: MemoryError where half of a micro-batch does not fit either.
     """
-    model = distributed.model
-    totals = _total(_add_up_halving(distributed, batches, loss))
+    model, totals = distributed.model, Counter()
+    for sums in gather(_add_up_halving(distributed, batches, loss)):  # those of all ranks
+        totals.update(sums)
     distributed.average_gradients()
     count = max(totals.pop("count"), 1e-9)
     if not totals.pop("passes"):
@@ -33,14 +35,14 @@ def accumulate(distributed: DistributedModel, batches: Sequence[Batch | None], l
     # The only division of a step's gradient. Three things rely on it:
     # - Losses return sums, never means, so that it does not matter how a step is cut into micro-batches.
     # - DDP and FSDP2 average gradients over ranks: `.grad` is 1 / world of the sum, which is undone here.
-    # - The SFT term of train/grpo.py (`sft_term.py`) multiplies its mean by the step's count, and counts 0 itself.
+    # - The SFT term of train/grpo.py (`SftTerm`) multiplies its mean by the step's count, and counts 0 itself.
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= count / distributed.ranks.world
     return {name: value / count for name, value in totals.items()}
 
 
-def _add_up_halving(distributed: DistributedModel, batches: Sequence[Batch | None], loss: Loss) -> dict[str, float]:
+def _add_up_halving(distributed: DistributedModel, batches: Sequence[Batch | None], loss: Loss) -> Counter[str]:
     """`_add_up`, once more with the micro-batch halved that did not fit into memory."""
     try:
         return _add_up(distributed, batches, loss)
@@ -55,9 +57,9 @@ def _add_up_halving(distributed: DistributedModel, batches: Sequence[Batch | Non
     return _add_up(distributed, [*batches[:number], *halved(batches[number]), *batches[number + 1 :]], loss)
 
 
-def _add_up(distributed: DistributedModel, batches: Sequence[Batch | None], loss: Loss) -> dict[str, float]:
+def _add_up(distributed: DistributedModel, batches: Sequence[Batch | None], loss: Loss) -> Counter[str]:
     """Gradients of this rank's micro-batches added up in `.grad`; returns the sums of loss, count and metrics."""
-    sums = {"loss": 0.0, "count": 0.0, "passes": 0.0}
+    sums = Counter({"loss": 0.0, "count": 0.0, "passes": 0.0})
     for number, batch in enumerate(batches):
         try:
             if batch is None:  # another rank has more to compute
@@ -70,20 +72,9 @@ def _add_up(distributed: DistributedModel, batches: Sequence[Batch | None], loss
             if is_out_of_memory(error) and not distributed.sharded:
                 raise _TooLargeError(number) from None
             raise
-        for name, value in (("loss", float(found.sum.detach())), ("count", found.count), ("passes", 1.0)):
-            sums[name] += value
-        for name, value in found.metrics.items():
-            sums[name] = sums.get(name, 0.0) + value * found.count
+        sums.update({name: value * found.count for name, value in found.metrics.items()})
+        sums.update({"loss": float(found.sum.detach()), "count": found.count, "passes": 1.0})
     return sums
-
-
-def _total(sums: dict[str, float]) -> dict[str, float]:
-    """The sums of all ranks, added up."""
-    totals = dict.fromkeys(("loss", "count", "passes"), 0.0)
-    for of_rank in gather(sums):
-        for name, value in of_rank.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
 
 
 class _TooLargeError(MemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,23 +34,17 @@ def measured_logp(distributed: DistributedModel, batch: Batch | None, *, tempera
 
     batch: one of `DistributedModel.deal`; for None a dummy pass is run, and the result is None.
     """
-
-    def logp(model: Decoder, batch: Batch) -> Tensor:
-        return distributed.engine.completion_logp(model, batch.ids, batch.mask, temperature=temperature)
-
     if batch is None:
         distributed.dummy_forward()
         return None
-    return distributed.run(logp, batch)
+    logp = partial(distributed.engine.completion_logp, temperature=temperature)
+    return distributed.run(logp, batch.ids, batch.mask)
 
 
 def with_stored_logp(
-    batches: Sequence[RolloutBatch | None],
-    groups: Sequence[Group],
-    policy: DistributedModel,
-    reference: DistributedModel | None,
-    temperature: float,
-) -> list[RolloutBatch | None]:
+    batches: Sequence[RolloutBatch | None], groups: Sequence[Group], policy: DistributedModel,
+    reference: DistributedModel | None, temperature: float,
+) -> list[RolloutBatch | None]:  # fmt: skip
     """Rollouts with the log-probs of the policy that sampled them and, with a KL term, of the reference.
 
     The sampler's log-probs are the policy's, except where training computes in a half type: norms and the residual

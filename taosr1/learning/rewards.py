@@ -27,10 +27,7 @@ RewardPart = Callable[["Rollout", "Judgement"], float]
 
 
 def label_right(reply: Rollout, gold: Judgement) -> float:
-    """1 for the gold grade, 0 for any other label or none.
-
-    Raises: ValueError where the judgement has no grade.
-    """
+    """1 for the gold grade, 0 for any other label or none. Raises: ValueError where the judgement has no grade."""
     return float(reply.grade == _gold_grade(gold))
 
 
@@ -54,10 +51,8 @@ def ordinal_closeness(reply: Rollout, gold: Judgement) -> float:
 
     Raises: ValueError where the judgement has no grade.
     """
-    wanted = _gold_grade(gold)
-    if reply.grade is None:
-        return 0.0
-    return 1.0 - abs(reply.grade - wanted) / (GRADES[-1] - GRADES[0])
+    wanted, farthest = _gold_grade(gold), GRADES[-1] - GRADES[0]
+    return 0.0 if reply.grade is None else 1.0 - abs(reply.grade - wanted) / farthest
 
 
 def rule_steps(reply: Rollout, gold: Judgement, rules: Sequence[Rule] | None = None) -> float:
@@ -124,12 +119,11 @@ def total_reward(parts: Mapping[str, float], weights: Mapping[str, float], *, ro
     where = "" if row is None else f"row {row}: "
     if parts.keys() != weights.keys():
         raise ValueError(f"{where}reward parts {sorted(parts)} and weights {sorted(weights)} name different parts")
-    for name, value in parts.items():
-        if not _is_finite(value):
-            raise NonFiniteRewardError(f"{where}reward {name!r} is {value!r}, expected a finite number")
-        if not _is_finite(weights[name]):
-            weight = weights[name]
-            raise ValueError(f"{where}the weight of reward {name!r} is {weight!r}, expected a finite number")
+    checked = (("the weight of reward", weights, ValueError), ("reward", parts, NonFiniteRewardError))
+    for what, values, error in checked:
+        for name, value in values.items():
+            if not (isinstance(value, Real) and math.isfinite(value)):  # NumPy's numbers are real numbers too
+                raise error(f"{where}{what} {name!r} is {value!r}, expected a finite number")
     total = math.fsum(weights[name] * value for name, value in parts.items())
     if not math.isfinite(total):
         raise NonFiniteRewardError(f"{where}the total reward is {total}, expected a finite number")
@@ -169,7 +163,3 @@ def _words(line: str) -> set[str]:
 def _overlap(found: set, wanted: set) -> float:
     """What the two have in common, as a share of all that either has (Jaccard); two empty sets agree."""
     return len(found & wanted) / len(found | wanted) if found | wanted else 1.0
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)  # NumPy's numbers are real numbers too

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
 from taosr1.judge import Judge
-from taosr1.learning.difficulty import balance_by_grade, drop_reason, keep_groups
+from taosr1.learning.difficulty import balance_by_grade, drop_reason
 from taosr1.learning.draw_order import balanced_order, rows_by_grade, shuffled_order
 from taosr1.learning.losses import group_advantages
 from taosr1.learning.rewards import NonFiniteRewardError, reward_parts, total_reward
@@ -30,25 +29,13 @@ LOWEST_SURVIVAL = 0.1  # a grade is drawn at most ten times as often as its grou
 SURVIVAL_MEMORY = 0.8  # weight of the past in the running share of surviving groups
 
 
-class SamplingSettings(Protocol):
-    """The settings of train/grpo.py that the functions here read; its flags explain them."""
-
-    groups: int
-    samples: int
-    gamma: int
-    difficulty: str
-    balance: str
-    temperature: float
-    max_new_tokens: int
-    adv_std: str
-    adv_clamp: float
-    seed: int
-
-
 class Sampler:
-    """Draws rows of the data and samples replies to them. What a resume needs of it is in the cursor."""
+    """Draws rows of the data and samples replies to them. What a resume needs of it is in the cursor.
 
-    def __init__(self, judge: Judge, rows: Sequence[Judgement], settings: SamplingSettings) -> None:
+    settings: the config of train/grpo.py, whose flags explain them.
+    """
+
+    def __init__(self, judge: Judge, rows: Sequence[Judgement], settings) -> None:
         self.judge, self.settings = judge, settings
         self.prompts, self.grades = judge.prompts(list(rows)), [row.grade for row in rows]
 
@@ -59,23 +46,21 @@ class Sampler:
         """
         settings, drawn = self.settings, cursor.setdefault("drawn", {})
 
-        def advance(stream: str, count: int) -> int:
+        def advance(stream: str, count: int) -> tuple[int, int]:
             start = drawn.get(stream, 0)
             drawn[stream] = start + count
-            return start
+            return start, count
 
         if settings.balance == "none":
-            start = advance("all", settings.groups)
-            return shuffled_order(len(self.grades), settings.seed, start, settings.groups)
+            return shuffled_order(len(self.grades), settings.seed, *advance("all", settings.groups))
         if settings.balance == "root":
-            start = advance("root", settings.groups)
-            return balanced_order(self.grades, settings.seed, start, settings.groups, power=0.5)
+            return balanced_order(self.grades, settings.seed, *advance("root", settings.groups), power=0.5)
         survival, rows_of = cursor.setdefault("survival", {}), sorted(rows_by_grade(self.grades).items())
         need = {grade: 1 / max(survival.get(str(grade), 0.5), LOWEST_SURVIVAL) for grade, _ in rows_of}
         chosen: list[int] = []
         for grade, rows in rows_of:
             count = max(1, round(settings.groups * need[grade] / sum(need.values())))
-            order = shuffled_order(len(rows), settings.seed, advance(str(grade), count), count, stream=grade)
+            order = shuffled_order(len(rows), settings.seed, *advance(str(grade), count), stream=grade)
             chosen += [rows[place] for place in order]
         return chosen
 
@@ -160,11 +145,8 @@ def _costs(groups: Sequence[Group]) -> list[int]:
 
 def drop_by_difficulty(groups: Sequence[Group], gamma: int) -> None:
     """Mark the groups that are too hard or too easy; kept are those with 0 < right < gamma (0: gamma = G)."""
-    if not groups:
-        return
-    size, right = len(groups[0].replies), [group.right for group in groups]
-    for group, keep in zip(groups, keep_groups(right, size, gamma or None).tolist()):
-        group.dropped = "" if keep else drop_reason(group.right, size, gamma or None)
+    for group in groups:
+        group.dropped = drop_reason(group.right, len(group.replies), gamma or None)
 
 
 def add_rewards(groups: Sequence[Group], rows: Sequence[Judgement], weights: Mapping[str, float]) -> None:
@@ -183,10 +165,9 @@ def add_rewards(groups: Sequence[Group], rows: Sequence[Judgement], weights: Map
         group.replies = [replace(reply, reward_parts=found) for reply, found in zip(group.replies, parts)]
         try:
             rewards = [total_reward(found, weights, row=group.row) for found in parts]
+            group.replies = [replace(reply, reward=reward) for reply, reward in zip(group.replies, rewards)]
         except NonFiniteRewardError as error:
             errors.append((error, group))
-        else:
-            group.replies = [replace(reply, reward=reward) for reply, reward in zip(group.replies, rewards)]
     if errors:
         raise NonFiniteRewardError(str(errors[0][0]), [group.record() for _, group in errors])
 
@@ -216,7 +197,7 @@ def balanced(groups: Sequence[Group], balance: str, generator: torch.Generator) 
     return kept
 
 
-def add_advantages(groups: Sequence[Group], grades: Sequence[int], settings: SamplingSettings) -> None:
+def add_advantages(groups: Sequence[Group], grades: Sequence[int], settings) -> None:
     """Give the replies of kept groups their advantages; grades: of all rows, for the weights of balance "root"."""
     if not groups:
         return

@@ -1,14 +1,19 @@
-"""The judge that a stage trains: all of its weights, or adapters over frozen ones, and activations computed again."""
+"""The judge that a stage trains (all of its weights, or adapters over frozen ones), and the identity of its run."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from taosr1.judge import TINY, Judge, load_judge
+from taosr1.model.io.folders import weights_fingerprint
 from taosr1.model.lora import TARGETS, LoraConfig, add_adapters
 from taosr1.runtime.cli import option
+from taosr1.runtime.distributed import this_rank
+from taosr1.task.grades import LABELS
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,7 @@ def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool
         return [(True, "--fsdp shards what is trained, and adapters are small: with --lora-rank leave it out")]
     if not flags.lora_rank:
         changed = any(getattr(flags, name) != getattr(MemoryFlags, name) for name in ("lora_alpha", "lora_targets"))
-        message = (
-            "--lora-alpha, --lora-targets and --lora-dropout need --lora-rank: without it all weights are trained"
-        )
+        message = "--lora-alpha, --lora-targets and --lora-dropout need --lora-rank: without it all weights are trained"
         return [(changed or dropout > 0, message)]
     try:
         lora_config(flags, dropout)
@@ -55,16 +58,9 @@ def lora_config(flags: MemoryFlags, dropout: float = 0.0) -> LoraConfig:
 
 
 def load_trainee(
-    model: str,
-    flags: MemoryFlags,
-    *,
-    dtype: str,
-    order: str | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-    dropout: float = 0.0,
-    plain: bool = False,
-) -> Judge:
+    model: str, flags: MemoryFlags, *, dtype: str, order: str | None = None, device: str = "cpu", seed: int = 0,
+    dropout: float = 0.0, plain: bool = False,
+) -> Judge:  # fmt: skip
     """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
 
     Raises: ValueError as `load_judge`, and for adapters over fresh weights, which no file holds.
@@ -87,6 +83,28 @@ def load_trainee(
     judge.engine.prepare(judge.model)  # the adapters too
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in judge.model.parameters()]
     trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
-    frozen = f"the rest is frozen in {dtype}"
-    print(f"LoRA: {trained:,} of {total:,} weights are trained ({trained / total:.2%}); {frozen}")
+    share = f"{trained:,} of {total:,} weights are trained ({trained / total:.2%})"
+    print(f"LoRA: {share}; the rest is frozen in {dtype}")
     return judge
+
+
+def identity(judge: Judge, **rows: Sequence) -> dict[str, str]:
+    """What decides a run's numbers beside its settings, as short texts that a resume compares.
+
+    These are starting weights, tokenizer, label tokens, wording of the prompt, number of ranks, and the data by name.
+    """
+    return {
+        "start": weights_fingerprint(judge.model.source),
+        "tokenizer": f"sha256 {judge.tokenizer.fingerprint()}",
+        "label_map": ", ".join(f"{label}: {token}" for label, token in zip(LABELS, judge.tokenizer.label_ids)),
+        "prompt_wording": f"sha256 {judge.prompt.wording_sha256}",
+        "world_size": str(this_rank().world),
+        **{name: f"{len(found)} rows, sha256 {_digest(found)}" for name, found in rows.items()},
+    }
+
+
+def _digest(rows: Sequence) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:16]

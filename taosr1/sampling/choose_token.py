@@ -27,11 +27,14 @@ def choose_token(
     return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
 
 
-def keep_likely(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """log_probs (R, V) with -inf outside the k likeliest tokens, and outside the likeliest that together reach p."""
-    kept = log_probs
-    if 0 < top_k < log_probs.shape[-1]:
-        kept = kept.masked_fill(log_probs < log_probs.topk(top_k).values[:, -1:], -torch.inf)
+def keep_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (R, V) with -inf outside the k likeliest tokens, and outside the likeliest that together reach p.
+
+    Log-probs are logits too. Where nothing is left out, the tensor itself is returned.
+    """
+    kept = logits
+    if 0 < top_k < logits.shape[-1]:
+        kept = kept.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1.0:
         ordered, index = kept.softmax(-1).sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # the most likely token always stays

@@ -89,7 +89,7 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: in
 
 
 def check_settings(prompts, samples, max_new_tokens, temperature, top_k, top_p, first_tokens) -> None:
-    """Raises: ValueError naming every setting of `generate` that is out of range."""
+    """Of both engines. Raises: ValueError naming every setting of `generate` that is out of range."""
     empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
     problems = [f"prompt {empty[0]} is empty"] if empty else []
     for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):

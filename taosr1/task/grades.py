@@ -19,7 +19,7 @@ TIERS = tuple(dict.fromkeys(tier for _, _, tier in reversed(GRADE_TABLE)))  # be
 TIER_INDEX = tuple(TIERS.index(tier) for _, _, tier in GRADE_TABLE)
 # The grades of each tier, best first: {"Good": (4, 3), "Mid": (2,), "Bad": (1,)}.
 GRADES_OF_TIER = {tier: tuple(grade for grade in reversed(GRADES) if TIER_OF_GRADE[grade] == tier) for tier in TIERS}
-GOOD_TIER = TIERS[0]  # what "the item is Good" counts in metrics
+GOOD_TIER = "Good"  # the tier that good_f1 and the AUC of metrics are about
 
 
 def grade_name(grade: int) -> str:

@@ -2,7 +2,7 @@
 
 `write_cot` puts facts of the synthetic shop into words. For rows of your own an outside LLM can teach:
 `teacher_messages` asks it to explain one pair (query, product, the retrieved atomic rules and the gold grade, as in the
-paper, section 3.2), and `read_reply` checks its reply. `taosr1/data/teacher_files.py` handles whole files.
+paper, section 3.2), and `read_reply` checks its reply. `train/teacher.py` handles whole files.
 
 Choice: a reply is accepted only if it can be read (all five lines, a known category relation, known outcomes) and
 decides for the gold grade: a teacher that argues for another grade teaches the wrong thing. Rejected replies are

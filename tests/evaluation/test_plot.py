@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.evaluation.plot import (
+from infer.plot import (
     NEVER_SMOOTHED,
     PANELS,
     RunCurves,

@@ -14,7 +14,7 @@ from taosr1.data.judgements import Judgement
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.judge import Judge
-from taosr1.learning.best import start_and_best
+from taosr1.learning.checkpoint_weights import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import save_pretrained
@@ -126,7 +126,8 @@ def test_before_and_after_compares_the_start_with_the_best_checkpoint_and_writes
     rows = [row for row in ROWS if row.grade == 2]
     distributed = DistributedModel(later.model)
     contender = Judge(later.model, judge.tokenizer, judge.prompt)
-    weights = start_and_best(distributed, DistributedModel(start), "", str(tmp_path))
+    first = start_weights(distributed, DistributedModel(start), "")
+    weights = {"start": first, "result": best_weights(distributed, str(tmp_path))}
     found = before_and_after(contender, weights, str(tmp_path), rows)
     assert found["test_macro_f1_start"] == 0.0
     assert found["test_macro_f1_result"] == pytest.approx(found["test_high_result"]) and found["test_high_result"] > 0

@@ -40,9 +40,9 @@ def test_kernels_are_used_where_they_can_be_built_for_heads_that_are_powers_of_t
     assert probed == [gpu_tensor.device]  # once
     assert not can_use_triton(torch.zeros(1))
     assert not can_use_triton(SimpleNamespace(device=gpu_tensor.device, dtype=torch.float64))
-    assert not fused_ops.use_fused(gpu_tensor)  # gradients are recorded
+    assert not fused_ops.fused_kernels(gpu_tensor)  # gradients are recorded
     with torch.no_grad():
-        assert fused_ops.use_fused(gpu_tensor)
+        assert fused_ops.fused_kernels(gpu_tensor)
     triton_support.triton_builds.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not can_use_triton(gpu_tensor)

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from taosr1.fast import prepack as module
-from taosr1.fast.onednn_linear import OneDNNLinear
-from taosr1.fast.prepack import PrepackedLinear, can_prepack, prepack
+from taosr1.fast.onednn_linear import OneDNNLinear, has_onednn
+from taosr1.fast.prepack import PrepackedLinear, prepack
 from taosr1.model.io.digest import model_digest
 from taosr1.model.lora import LoraConfig, LoraLinear, add_adapters
 from tests.prefix_cases import draw
 
-needs_onednn = pytest.mark.skipif(not can_prepack(torch.float32), reason="this torch or processor cannot prepack")
+needs_onednn = pytest.mark.skipif(not has_onednn(torch.float32), reason="this torch or processor cannot prepack")
 
 
 def count_prepacked(model) -> int:
@@ -25,7 +24,7 @@ def count_prepacked(model) -> int:
 @pytest.mark.parametrize("rows, bias", [((1,), False), ((3,), True), ((64,), False), ((2, 5), True)])
 def test_a_prepacked_layer_computes_what_the_layer_did(dtype, tolerance, rows, bias):
     torch.manual_seed(0)
-    if not can_prepack(dtype):
+    if not has_onednn(dtype):
         pytest.skip(f"this processor cannot prepack {dtype}")
     layer, x = nn.Linear(48, 40, bias=bias).to(dtype), torch.randn(*rows, 48, dtype=dtype)
     with torch.no_grad():
@@ -70,12 +69,12 @@ def test_a_model_of_a_type_that_the_processor_refuses_stays_as_it_is(make_fast_m
     def refuse(*_):
         raise RuntimeError("bf16 path needs the cpu support avx512bw")
 
-    can_prepack.cache_clear()
-    monkeypatch.setattr(module, "onednn_product", refuse)
+    has_onednn.cache_clear()
+    monkeypatch.setattr("taosr1.fast.onednn_linear.onednn_product", refuse)
     try:
         model = prepack(make_fast_model().to(dtype))
     finally:
-        can_prepack.cache_clear()
+        has_onednn.cache_clear()
     assert not count_prepacked(model)
     with torch.no_grad():
         assert model(draw(2, 5, 0)).isfinite().all()

@@ -13,7 +13,7 @@ from tests.prefix_cases import PREFIX_OF, PREFIXES, alone, draw, prefilled
 
 def shared_rows(cache, capacity: int, copies: bool = False) -> SharedPrefixCache:
     rows = SharedPrefixCache.of(cache, torch.tensor(PREFIX_OF), capacity)
-    return rows.copy_prefixes() if copies else rows
+    return rows.copy_prefixes(max(PREFIXES)) if copies else rows
 
 
 def write(model, ids: torch.Tensor, rows: SharedPrefixCache) -> torch.Tensor:
@@ -25,12 +25,8 @@ def write(model, ids: torch.Tensor, rows: SharedPrefixCache) -> torch.Tensor:
     return torch.cat(logits, 1)
 
 
-@pytest.mark.parametrize("contiguous", [True, False])  # as on a CPU, and as on a GPU
 @pytest.mark.parametrize("cuts", [(4,), (1, 1, 1, 1), (1, 2, 1)])
-def test_rows_equal_each_row_alone_however_their_tokens_come(
-    family, twins, assert_close, monkeypatch, cuts, contiguous
-):
-    monkeypatch.setattr(module, "contiguous_rows", lambda keys: contiguous)
+def test_rows_equal_each_row_alone_however_their_tokens_come(family, twins, assert_close, cuts):
     # A sliding window that all rows fit into.
     plain, model = twins(family, **({"sliding_window": 11} if family == "mistral" else {}))
     cache, prefixes = prefilled(model)
@@ -87,14 +83,10 @@ FORKS = [
 
 
 @pytest.mark.parametrize(("copies", "most", "copied"), FORKS)
-@pytest.mark.parametrize("contiguous", [False, True])  # as on a GPU, where prefixes are never copied, and as on a CPU
-def test_forked_rows_continue_each_with_its_own_tokens(
-    twins, assert_close, monkeypatch, contiguous, copies, most, copied
-):
+def test_forked_rows_continue_each_with_its_own_tokens(twins, assert_close, monkeypatch, copies, most, copied):
     """Two rows fork after two tokens, so that all four share those; then one of the copies forks again."""
     monkeypatch.setattr(module, "COPY_UP_TO", copies[0])
     monkeypatch.setattr(module, "COPIES_UP_TO", copies[1])
-    monkeypatch.setattr(module, "contiguous_rows", lambda keys: contiguous)
     monkeypatch.setattr(module, "COLUMNS_AT_ONCE", 2)
     plain, model = twins()
     cache, prefixes = prefilled(model)
@@ -120,7 +112,7 @@ def test_forked_rows_continue_each_with_its_own_tokens(
                 kept = [1, 3, 6, 7, 9, 10]  # in no order of their prefixes
                 rows = rows.select(torch.tensor(kept))
                 own, count = own[kept], len(kept)
-    assert modes == (copied if contiguous else [int(copies == (0, 3))] * 2 + [0] * 3)
+    assert modes == copied
     prefix_of = [*PREFIX_OF, 2, 0, 2, 2, 1]
     for place, row in enumerate(kept):
         origins = [row]  # the rows that wrote the columns, the last one first
@@ -223,7 +215,7 @@ def test_prefixes_can_be_copied_and_shared_again_between_any_two_tokens(twins, a
     rows, own = shared_rows(cache, 30), draw(6, 30, 1)
     with torch.no_grad():
         parts = [write(model, own[:, :10], rows)]
-        rows = rows.copy_prefixes()
+        rows = rows.copy_prefixes(max(PREFIXES))
         assert rows.prefix_len == max(PREFIXES) and rows.prefix_keys.shape[1] == 0
         # The prompts' cache can be freed.
         assert rows.prefix_keys.untyped_storage().nbytes() == rows.prefix_values.untyped_storage().nbytes() == 0
@@ -231,7 +223,7 @@ def test_prefixes_can_be_copied_and_shared_again_between_any_two_tokens(twins, a
         with pytest.raises(ValueError, match="2 tokens a row: rows with copies of their prefixes take one at a time"):
             model(own[:, 20:22], cache=rows)
         rows.advance(0)
-        rows = rows.share_prefixes()
+        rows = rows.copy_prefixes(0)
         assert rows.prefix_len == 0 and rows.prefix_keys.shape[1] == len(PREFIXES)
         parts.append(write(model, own[:, 20:], rows))
     for row, prefix in enumerate(PREFIX_OF):

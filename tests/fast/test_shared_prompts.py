@@ -7,7 +7,7 @@ import torch
 
 from taosr1.fast.decoder import use_fast_modules
 from taosr1.fast.logprobs import completion_logp
-from taosr1.fast.shared_prompts import attention_mask, share_prompts, shared_with_previous, worthwhile
+from taosr1.fast.shared_prompts import attention_mask, find_prompts, share_prompts, worthwhile
 from taosr1.fast.varlen_prompts import make_varlen
 from taosr1.learning.batches import Batch, Example, collate
 from taosr1.model.config import DecoderConfig, Llama3Scaling
@@ -136,7 +136,7 @@ def three_replies() -> Batch:
 def test_a_varlen_batch_by_hand():
     """Of the five columns that predict a token, two end a prompt. Last tokens of replies predict none."""
     batch = three_replies()
-    varlen = make_varlen(batch.ids, *shared_with_previous(batch.ids, batch.mask))
+    varlen = make_varlen(batch.ids, *find_prompts(batch.ids, batch.mask))
     assert varlen.ids.tolist() == [[1, 2, 3, 9, 9, 4, 6, 7]] and varlen.positions.tolist() == [[0, 1, 2, 0, 1, 3, 3, 4]]
     assert varlen.keep.tolist() == [[2, 4, 5, 6, 7]]  # tokens 3, 9, 4, 6, 7
     # 4 and 6 after 3, 5 after 4, 7 after 6, 8 after 7, 1 after 9

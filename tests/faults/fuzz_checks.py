@@ -16,11 +16,11 @@ from fuzz_oracle import Spelled, Wrong, canonical, check_judgement, leaves, orac
 from infer import score
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
 from taosr1.data.sources import load_rows
-from taosr1.data.teacher_files import import_replies
 from taosr1.evaluation.scores import read_scores
 from taosr1.runtime.bad_rows import BadRows
 from taosr1.task.rules import load_rules
 from train import dpo
+from train.teacher import import_replies
 
 ANY = 10**9
 TIME_LIMIT_S = 10

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 
 from taosr1.data.judgements import Judgement
-from taosr1.data.teacher_files import row_ids
+from train.teacher import row_ids
 
 VOCAB = 1000
 WORDS = [

@@ -52,8 +52,6 @@ def main(argv: list[str]) -> None:
 def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
     """Three steps. Returns how many groups were kept in each, and in how many of them the ranks had unequal parts."""
     judge, size = copy.deepcopy(start), chance.randint(1, 8)
-    rollouts.keep_groups = lambda right, *_: kept_by_chance(chance, len(right))
-    rollouts.drop_reason = lambda *_: "chance"
     config = grpo.Config(
         groups=size, samples=3, difficulty=chance.choice(("samples", "prefill")),
         balance=chance.choice(("none", "root", "root", "class")), min_groups=chance.randint(0, 3),
@@ -70,6 +68,8 @@ def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
     (optimizer,) = make_optimizers(judge.model, 1e-4)
     cursor, kept, unequal = {}, [], 0
     for step in range(3):
+        share = chance.choice((0, 0.5, 1, 1))
+        rollouts.drop_reason = lambda *_, share=share: "" if chance.random() < share else "chance"
         drawn = grpo.rollouts(step, cursor, config=config, rows=rows, sampler=sampler, distributed=policy)
         batches = policy.deal(drawn.items, config.micro_batch_tok)
         batches = with_stored_logp(batches, drawn.items, policy, reference, config.temperature)
@@ -83,11 +83,6 @@ def one_run(start, chance: random.Random, fsdp: bool) -> tuple[list[int], int]:
     sums = gather(sum(float(weight.abs().sum()) for weight in weights))
     assert len(set(sums)) == 1, f"the ranks' weights differ: {sums}"
     return kept, unequal
-
-
-def kept_by_chance(chance: random.Random, count: int) -> torch.Tensor:
-    share = chance.choice((0, 0.5, 1, 1))
-    return torch.tensor([chance.random() < share for _ in range(count)], dtype=torch.bool)
 
 
 def loss_fn(completion_logp, model, batch):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from taosr1.learning.difficulty import balance_by_grade, drop_reason, grade_share_cv, keep_groups
+from taosr1.learning.difficulty import balance_by_grade, drop_reason, grade_share_cv
 
 
 def generator(seed=0):
@@ -17,31 +17,29 @@ def generator(seed=0):
 
 
 def test_only_mixed_groups_are_kept():
-    assert keep_groups([0, 1, 2, 3, 4], 4).tolist() == [False, True, True, True, False]
-    assert keep_groups(torch.tensor([0, 1, 2, 3, 4]), 4, gamma=3).tolist() == [False, True, True, False, False]
-    assert keep_groups([1, 2], 4, gamma=2).tolist() == [True, False]
+    assert [drop_reason(right, 4) for right in range(5)] == ["all wrong", "", "", "", "all right"]
+    assert [drop_reason(right, 4, gamma=3) for right in range(5)] == ["all wrong", "", "", "too easy", "all right"]
+    assert [drop_reason(right, 4, gamma=2) for right in (1, 2)] == ["", "too easy"]
 
 
-def test_kept_and_named_reasons_agree():
+def test_what_is_kept_has_some_right_replies_and_fewer_than_gamma():
     for size in range(1, 6):
         for gamma in (None, *range(2, size + 1)):
             for right in range(size + 1):
-                assert bool(keep_groups([right], size, gamma)[0]) == (drop_reason(right, size, gamma) == "")
-    assert [drop_reason(right, 4, 3) for right in range(5)] == ["all wrong", "", "", "too easy", "all right"]
+                assert (drop_reason(right, size, gamma) == "") == (0 < right < (gamma or size))
 
 
-def test_groups_of_one_and_empty_pools_are_defined():
-    assert keep_groups([0, 1], 1).tolist() == [False, False]
-    assert keep_groups([], 4).tolist() == [] and keep_groups([], 4).dtype == torch.bool
+def test_a_group_of_one_is_always_dropped():
+    assert [drop_reason(right, 1) for right in (0, 1)] == ["all wrong", "all right"]
 
 
 def test_counts_that_are_no_counts_are_refused():
-    for counts in ([5], [-1], [0.5], torch.tensor([1.0]), [True], [[1]]):
-        with pytest.raises(ValueError, match="right_counts"):
-            keep_groups(counts, 4)
+    for right in (5, -1, 0.5, torch.tensor(1.0), True, [1]):
+        with pytest.raises(ValueError, match="right is"):
+            drop_reason(right, 4)
     for gamma in (1, 0, 5):
         with pytest.raises(ValueError, match="gamma"):
-            keep_groups([1], 4, gamma)
+            drop_reason(1, 4, gamma)
 
 
 # ---- balance --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taosr1.learning.identity import identity
+from taosr1.learning.trainee import identity
 from taosr1.synthetic.shop import read_pool
 from taosr1.task import prompt
 

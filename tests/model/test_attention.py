@@ -50,4 +50,8 @@ def test_a_causal_mask_follows_positions_and_window():
     mask = causal_mask(positions, 6, None)
     assert mask.shape == (2, 1, 3, 6)
     assert mask.sum(-1).flatten().tolist() == [1, 2, 3, 4, 5, 6]
-    assert causal_mask(positions, 6, 2)[1, 0].int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]]
+    assert causal_mask(positions, 6, 2)[1, 0].int().tolist() == [
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]

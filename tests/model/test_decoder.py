@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from taosr1.fast.decoder import use_fast_modules
+from taosr1.fast.decoder import FastDecoder, use_fast_modules
+from taosr1.fast.kv_cache import FastKVCache
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.kv_cache import KVCache
@@ -25,6 +26,10 @@ def ragged(lengths=LENGTHS, *, vocab: int = 97, seed: int = 1) -> tuple[torch.Te
     """Rows of these lengths, padded on the right with random ids: padding content must not matter."""
     ids = torch.randint(vocab, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
     return ids, torch.tensor(lengths)
+
+
+def cache_of(model, rows: int, capacity: int) -> KVCache:
+    return (FastKVCache if isinstance(model, FastDecoder) else KVCache)(model.config, rows, capacity)
 
 
 @pytest.fixture(params=["plain", "fast"])
@@ -40,7 +45,7 @@ def test_cached_logits_equal_uncached_however_the_prompt_is_cut(family, any_mode
     with torch.no_grad():
         whole = model(ids)
         for cuts in ((12,), (5, 7), (1, 1, 10), (1,) * 12, (6, 1, 1, 4)):
-            cache, parts = KVCache(model.config, 3, 16), []
+            cache, parts = cache_of(model, 3, 16), []
             for part in ids.split(cuts, dim=1):
                 parts.append(model(part, cache=cache))
                 cache.lengths += part.shape[1]
@@ -62,7 +67,7 @@ def test_cached_decoding_of_a_ragged_batch_equals_each_row_alone(chunk, family, 
     model = any_model(family)
     ids, lengths = ragged()
     new, _ = ragged((6,) * 4, seed=2)
-    cache = KVCache(model.config, 4, 32)
+    cache = cache_of(model, 4, 32)
     with torch.no_grad():
         model(ids, cache=cache)
         cache.lengths.copy_(lengths)
@@ -81,7 +86,7 @@ def test_ragged_chunks_after_a_ragged_prefill_equal_each_row_alone(any_model, as
     ids, lengths = ragged()
     more, more_lengths = ragged((2, 5, 1, 3), seed=4)
     last, _ = ragged((1,) * 4, seed=5)
-    cache = KVCache(model.config, 4, 32)
+    cache = cache_of(model, 4, 32)
     with torch.no_grad():
         for part, part_lengths in ((ids, lengths), (more, more_lengths)):
             model(part, cache=cache)
@@ -99,7 +104,7 @@ def test_explicit_positions_equal_the_default_ones(any_model, assert_close):
     with torch.no_grad():
         expected = model(ids)
         assert_close(model(ids, positions=positions), expected)
-        assert_close(model(ids, positions=positions, cache=KVCache(model.config, 4, 32)), expected)
+        assert_close(model(ids, positions=positions, cache=cache_of(model, 4, 32)), expected)
         assert_close(model(ids, positions=positions + 9), expected)  # rotary positions are relative
         assert (model(ids, positions=positions * 2) - expected).abs().max() > 0.1  # but spacing is not
 
@@ -158,15 +163,20 @@ def test_activation_checkpointing_changes_no_gradient(family, any_model):
         grads.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
     with torch.no_grad():  # and sampling still has its cache
-        assert torch.equal(model(ids, cache=KVCache(model.config, 4, 16)), model(ids, cache=KVCache(model.config, 4, 16)))
+        assert torch.equal(model(ids, cache=cache_of(model, 4, 16)), model(ids, cache=cache_of(model, 4, 16)))
 
 
 def test_activation_checkpointing_keeps_one_tensor_a_layer(any_model):
     model, ids = any_model(num_hidden_layers=6), torch.randint(97, (4, 48), generator=torch.Generator().manual_seed(0))
     kept = {}
     for model.activation_checkpointing in (False, True):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):  # noqa: B023
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.hidden(ids).sum()
         kept[model.activation_checkpointing] = sum(sizes)
     assert kept[True] < 0.35 * kept[False]
@@ -217,7 +227,7 @@ def test_bad_calls_say_what_is_wrong(any_model):
     with pytest.raises(ValueError, match=r"ids must be \(B, T\)"):
         model(ids[0])
     with pytest.raises(ValueError, match="no_grad"):
-        model(ids, cache=KVCache(model.config, 4, 32))
+        model(ids, cache=cache_of(model, 4, 32))
 
 
 def test_a_bad_config_lists_every_problem(make_model):

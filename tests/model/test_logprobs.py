@@ -89,7 +89,7 @@ def close(actual, expected, tolerance=1e-5):
 
 
 def same_gradients(model, ours, theirs):
-    """Equal to 1e-5 of the largest entry: float32 rounding, where a shifted or dropped token changes the leading digit."""
+    """Equal to 1e-5 of the largest entry: float32 rounding; a shifted or dropped token changes the leading digit."""
     parameters = list(model.parameters())
     for left, right in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters)):
         close(left, right, 1e-5 * max(1.0, right.abs().max().item()))
@@ -176,7 +176,10 @@ def test_rollout_log_probs_equal_training_log_probs(engine, completion_logp, dec
 
 
 def test_entropy_is_that_of_the_tempered_distribution_and_has_no_gradient(completion_logp):
-    """Uniform over 4: log 4 at any T. (3/4, 1/4) at T = 1/2 is (9/10, 1/10): H = -.9 log .9 - .1 log .1. Banned tokens add 0."""
+    """Uniform over 4: log 4 at any T. (3/4, 1/4) at T = 1/2 is (9/10, 1/10): H = -.9 log .9 - .1 log .1.
+
+    Tokens of probability 0 add 0.
+    """
     ids, mask = torch.tensor([[0, 1]]), torch.tensor([[False, True]])
     uniform = Bigram(torch.zeros(4, 4))
     logp, entropy = completion_logp(uniform, ids, mask, temperature=3.0, with_entropy=True)
@@ -190,7 +193,7 @@ def test_entropy_is_that_of_the_tempered_distribution_and_has_no_gradient(comple
 
 @pytest.mark.parametrize("low", [False, True])
 def test_log_probs_are_the_same_bits_whether_gradients_are_recorded_or_not(completion_logp, decoder, low):
-    """Old and reference log-probs are measured without. At the first update the ratio is 1, and not 1 but for rounding."""
+    """Old and reference log-probs are measured without. At the first update the ratio is 1 exactly."""
     ids, mask = ragged()
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         with torch.no_grad():

@@ -125,7 +125,13 @@ def test_saved_adapters_load_over_their_base_and_as_one_merged_model(base, tmp_p
     adapted(model)
     save_pretrained(model, tokenizer, tmp_path / "adapters")
     files = {path.name for path in (tmp_path / "adapters").iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     again = adapted(load_decoder(base), seed=99)
     load_adapters(again, tmp_path / "adapters")
     assert torch.equal(again(IDS), model(IDS))
@@ -209,7 +215,9 @@ def peft():
 
 
 def test_peft_loads_our_adapters_and_computes_the_same(peft, family, make_model, tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="parity with PEFT needs transformers too (pip install .[dev])")
+    transformers = pytest.importorskip(
+        "transformers", reason="parity with PEFT needs transformers too (pip install .[dev])"
+    )
     save_pretrained(make_model(family, vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "base")
     model, _ = load_pretrained(tmp_path / "base")
     adapted(model, targets=TARGETS if family != "qwen3_moe" else ATTENTION)
@@ -224,11 +232,19 @@ def test_peft_loads_our_adapters_and_computes_the_same(peft, family, make_model,
 
 def test_we_load_adapters_that_peft_trained_and_train_them_alike(peft, make_model, tokenizer, tmp_path):
     """Forward, and one step of gradient descent, from the same adapters."""
-    transformers = pytest.importorskip("transformers", reason="parity with PEFT needs transformers too (pip install .[dev])")
+    transformers = pytest.importorskip(
+        "transformers", reason="parity with PEFT needs transformers too (pip install .[dev])"
+    )
     save_pretrained(make_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "base")
     below = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     torch.manual_seed(0)  # PEFT draws the adapters from the global generator
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
     theirs = peft.get_peft_model(below, config)
     theirs.save_pretrained(tmp_path / "adapters")
     ours = add_adapters(load_decoder(tmp_path / "base"), LoraConfig(4, 8.0, targets=("q_proj", "v_proj", "down_proj")))
@@ -249,5 +265,7 @@ def test_stored_names_are_pefts(base, tmp_path):
     model, tokenizer = load_pretrained(base)
     save_pretrained(adapted(model, targets=("q_proj",)), tokenizer, tmp_path / "adapters")
     assert set(safetensors.torch.load_file(tmp_path / "adapters/adapter_model.safetensors")) == {
-        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{matrix}.weight" for layer in (0, 1) for matrix in "AB"
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{matrix}.weight"
+        for layer in (0, 1)
+        for matrix in "AB"
     }

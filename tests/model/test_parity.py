@@ -18,7 +18,13 @@ SHAPE = {
 }
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
 HEAD_DIM = {"head_dim": 10}  # not hidden_size / heads: it must be read, not derived
-LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 0.5,
+    "high_freq_factor": 2.0,
+    "original_max_position_embeddings": 16,
+}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 CASES = {
     "llama": ("Llama", ROPE | HEAD_DIM),
@@ -28,7 +34,10 @@ CASES = {
     "qwen2": ("Qwen2", ROPE),
     "qwen3": ("Qwen3", ROPE | HEAD_DIM),
     "qwen3_moe": ("Qwen3Moe", ROPE | HEAD_DIM | EXPERTS | {"norm_topk_prob": True}),
-    "qwen3_moe-mixed": ("Qwen3Moe", ROPE | EXPERTS | {"norm_topk_prob": False, "mlp_only_layers": [0], "num_hidden_layers": 3}),
+    "qwen3_moe-mixed": (
+        "Qwen3Moe",
+        ROPE | EXPERTS | {"norm_topk_prob": False, "mlp_only_layers": [0], "num_hidden_layers": 3},
+    ),
 }
 LENGTHS = (9, 1, 14, 4)
 
@@ -94,7 +103,9 @@ def test_cached_and_chunked_logits_equal_those_of_transformers(case, make_pair, 
 @torch.no_grad()
 def test_bfloat16_logits_are_as_close_to_float32_as_those_of_transformers(case, make_pair):
     """Both round at every step, at slightly different places: neither may be further from the exact logits."""
-    everywhere = {"num_experts_per_tok": 6} if "moe" in case else {}  # a rounded router may choose others; this is about arithmetic
+    everywhere = (
+        {"num_experts_per_tok": 6} if "moe" in case else {}
+    )  # a rounded router may choose others; this is about arithmetic
     ours, theirs = make_pair(case, dtype=torch.bfloat16, **everywhere)
     ids, mask = ragged()
     exact = theirs.float()(ids, attention_mask=mask.long()).logits[mask]
@@ -162,8 +173,14 @@ def test_routing_equals_that_of_transformers(kind, make_pair, assert_close):
     ours, theirs = make_pair("qwen3_moe", change=change)
     ids, _ = ragged()
     chosen, expected = [], []
-    hooks = [layer.mlp.gate.register_forward_hook(lambda _, __, out: expected.append((out[1], out[2]))) for layer in theirs.model.layers]
-    hooks += [layer.mlp.register_forward_hook(lambda mlp, x, _: chosen.append(mlp.route(x[0].flatten(0, 1)))) for layer in ours.model.layers]
+    hooks = [
+        layer.mlp.gate.register_forward_hook(lambda _, __, out: expected.append((out[1], out[2])))
+        for layer in theirs.model.layers
+    ]
+    hooks += [
+        layer.mlp.register_forward_hook(lambda mlp, x, _: chosen.append(mlp.route(x[0].flatten(0, 1))))
+        for layer in ours.model.layers
+    ]
     assert_close(ours(ids), theirs(ids).logits)
     for hook in hooks:
         hook.remove()

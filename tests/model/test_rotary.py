@@ -34,8 +34,16 @@ def test_llama3_keeps_fast_rotations_slows_slow_ones_and_ramps_between():
 def test_llama3_frequencies_are_those_of_transformers():
     """The numbers of Llama 3.2: base 500,000, heads of 64, stretched 32 times from 8,192 positions."""
     transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (pip install .[dev])")
-    rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    config = transformers.LlamaConfig(hidden_size=128, num_attention_heads=2, head_dim=64, rope_parameters={**rope, "rope_theta": 5e5})
+    rope = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=2, head_dim=64, rope_parameters={**rope, "rope_theta": 5e5}
+    )
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
@@ -45,7 +53,10 @@ def test_llama3_frequencies_are_those_of_transformers():
     assert (scaled[-1] / plain[-1]).item() == pytest.approx(1 / 32)
 
 
-@pytest.mark.parametrize("changes, words", [((-1.0, 1.0, 3.0, 100), "factor is -1.0"), ((4.0, 3.0, 3.0, 100), "is not below"), ((4.0, None, 3.0, 1), "None")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [((-1.0, 1.0, 3.0, 100), "factor is -1.0"), ((4.0, 3.0, 3.0, 100), "is not below"), ((4.0, None, 3.0, 1), "None")],
+)
 def test_a_bad_scaling_is_refused_by_name(changes, words):
     with pytest.raises(ValueError, match=words):
         Llama3Scaling(*changes)

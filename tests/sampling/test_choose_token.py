@@ -57,7 +57,14 @@ def test_top_k_keeps_the_k_most_likely_in_proportion(choose):
 def test_top_p_keeps_the_fewest_tokens_that_reach_p(choose):
     logits = torch.tensor([0.1, 0.5, 0.25, 0.15]).log()
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    for top_p, kept in ((0.01, [1]), (0.5, [1]), (0.51, [1, 2]), (0.74, [1, 2]), (0.8, [1, 2, 3]), (0.95, [0, 1, 2, 3])):
+    for top_p, kept in (
+        (0.01, [1]),
+        (0.5, [1]),
+        (0.51, [1, 2]),
+        (0.74, [1, 2]),
+        (0.8, [1, 2, 3]),
+        (0.95, [0, 1, 2, 3]),
+    ):
         tokens = choose(logits[None], uniform, top_p=top_p)
         probs = torch.zeros(4).scatter(0, torch.tensor(kept), logits.exp()[kept])
         assert_distributed(tokens, probs / probs.sum())

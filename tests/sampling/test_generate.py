@@ -26,7 +26,13 @@ LENGTHS = [5, 1, 9, 3, 9, 2]
 
 @pytest.fixture(scope="module", params=[PLAIN, FAST], ids=lambda engine: engine.name)
 def model(request) -> Decoder:
-    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     model = Decoder(DecoderConfig(VOCAB, **shape, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # weights large enough that what was read matters to what is written
@@ -212,7 +218,9 @@ def test_first_tokens_drawn_from_a_prefill_have_the_distribution_of_generate(mod
     samples = 4000
     with torch.no_grad():
         logits = torch.stack([model(torch.tensor([prompt]))[0, -1] for prompt in prompts[:2]])
-    drawn = draw_first_tokens(model, prompts[:2], torch.rand(2, samples, generator=torch.Generator().manual_seed(5)), 0.8)
+    drawn = draw_first_tokens(
+        model, prompts[:2], torch.rand(2, samples, generator=torch.Generator().manual_seed(5)), 0.8
+    )
     settings = {"samples": samples, "max_new_tokens": 1, "temperature": 0.8}
     generated = sample(model, prompts[:2], 6, **settings).tokens[:, 0].view(2, samples)
     for row, probs in enumerate((logits / 0.8).softmax(-1)):

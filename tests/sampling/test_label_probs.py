@@ -80,7 +80,10 @@ def shared(tokenizer) -> list[list[int]]:
         return torch.randint(tokenizer.vocab_size, (length,), generator=generator).tolist()
 
     queries = [(draw(length), number) for length, number in ((20, 7), (33, 5), (17, 2))]
-    prompts = [query + draw(1 + (3 * product) % 11) for query, number in queries for product in range(number)] + [draw(30), draw(9)]
+    prompts = [query + draw(1 + (3 * product) % 11) for query, number in queries for product in range(number)] + [
+        draw(30),
+        draw(9),
+    ]
     return [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
 
 
@@ -94,7 +97,10 @@ def test_prompts_that_share_a_prefix_score_like_each_prompt_alone(model, tokeniz
 
 
 def test_no_draws_give_no_tokens(model, tokenizer, shared):
-    assert label_probabilities(model, tokenizer, shared, uniform=torch.zeros(len(shared), 0)).first_tokens.shape == (len(shared), 0)
+    assert label_probabilities(model, tokenizer, shared, uniform=torch.zeros(len(shared), 0)).first_tokens.shape == (
+        len(shared),
+        0,
+    )
 
 
 def test_a_sliding_window_shorter_than_the_prompts_is_kept(model, tokenizer, shared):

@@ -19,7 +19,7 @@ def test_pass_at_n_is_the_share_of_subsets_with_a_right_reply(num_samples):
 
 
 def test_pass_at_n_is_unbiased_and_the_plug_in_is_not():
-    """The estimate's mean over all outcomes of s = 5 draws with p = 0.3 is exactly 1 - 0.7^3; the plug-in's is lower."""
+    """The estimate's mean over all outcomes of s = 5 draws, p = 0.3, is exactly 1 - 0.7^3; the plug-in's is lower."""
     s, p, n = 5, 0.3, 3
     chances = [math.comb(s, c) * p**c * (1 - p) ** (s - c) for c in range(s + 1)]
     truth = 1 - (1 - p) ** n

@@ -18,13 +18,18 @@ def test_what_is_stored_comes_back_bit_for_bit(tmp_path, capsys):
     assert stored_beta(folder, 1 / 3) == 0.1 + 0.2
     assert chosen_temperature(folder, "stored") == 1 / 3 and "temperature 0.3333" in capsys.readouterr().err
     assert chosen_temperature(folder, "off") == 1 and capsys.readouterr().err == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json", "tiering.json"]  # nothing half-written
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "calibration.json",
+        "tiering.json",
+    ]  # nothing half-written
 
 
 def test_a_beta_stored_without_a_temperature_is_of_unscaled_probabilities(tmp_path):
     (tmp_path / "tiering.json").write_text('{"beta": 0.4}')
     assert stored_beta(str(tmp_path)) == 0.4
-    with pytest.raises(ValueError, match="tiering.json: beta was fitted on probabilities at temperature 1.0, these are at 2.0"):
+    with pytest.raises(
+        ValueError, match="tiering.json: beta was fitted on probabilities at temperature 1.0, these are at 2.0"
+    ):
         stored_beta(str(tmp_path), 2.0)
 
 

@@ -15,8 +15,8 @@ from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.losses import dpo_loss
-from taosr1.learning.preference_pairs import PreferencePair, ReplyLogp, read_pairs, with_reference
 from taosr1.model.logprobs import completion_logp, sequence_logp
+from train.dpo import PreferencePair, ReplyLogp, read_pairs, with_reference
 from train.dpo import main as dpo
 
 QUICK = [

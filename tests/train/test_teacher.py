@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
-from taosr1.data.teacher_files import ImportReport, export_prompts, import_replies, main, row_ids
 from taosr1.task.rules import load_rules
 from taosr1.task.teacher import teacher_messages
+from train.teacher import ImportReport, export_prompts, import_replies, main, row_ids
 
 RULES = load_rules()
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,7 +193,7 @@ def test_wrong_use_of_the_command_line_says_what_to_do(tmp_path, capsys):
 def test_the_module_runs_as_a_command_and_its_help_teaches():
     for command, words in ((["--help"], "import the replies"), (["export", "--help"], "--skip-ungraded")):
         done = subprocess.run(
-            [sys.executable, "-m", "taosr1.data.teacher_files", *command],
+            [sys.executable, "train/teacher.py", *command],
             cwd=ROOT,
             capture_output=True,
             text=True,

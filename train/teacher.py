@@ -1,8 +1,8 @@
 """Exports prompts to an outside LLM that explains graded rows, and imports its replies as chains of thought.
 
-    python -m taosr1.data.teacher_files export --data graded.jsonl --out prompts.jsonl
+    python train/teacher.py export --data graded.jsonl --out prompts.jsonl
     (send each line's "messages" to an LLM, write {"id": ..., "reply": ...} lines to replies.jsonl)
-    python -m taosr1.data.teacher_files import --data graded.jsonl --replies replies.jsonl --out reasoned.jsonl
+    python train/teacher.py import --data graded.jsonl --replies replies.jsonl --out reasoned.jsonl
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
 from taosr1.runtime.bad_rows import BadRows, shorten
@@ -144,7 +146,7 @@ def _id_and_text(line: dict) -> tuple[str, str]:
 # --- Command line -----------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m taosr1.data.teacher_files",
+        prog="python train/teacher.py",
         description="Let any outside LLM explain your graded rows: export prompts, send them, import the replies.",
         epilog="The rows that `import` writes have a 'cot' column: train on them with python train/sft.py --data.",
     )

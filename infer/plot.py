@@ -1,8 +1,8 @@
 """Training curves of one or more runs: the metrics in their metrics.jsonl over optimizer steps, one panel each.
 
-    python -m taosr1.evaluation.plot runs/thinker-grpo                        # -> runs/thinker-grpo/curves.png
-    python -m taosr1.evaluation.plot runs/a runs/b --smooth 10 --out ab.png   # several runs in the same panels
-    python -m taosr1.evaluation.plot runs/thinker-grpo --metric dev_macro_f1 --out grpo.svg   # one small picture
+    python infer/plot.py runs/thinker-grpo                        # -> runs/thinker-grpo/curves.png
+    python infer/plot.py runs/a runs/b --smooth 10 --out ab.png   # several runs in the same panels
+    python infer/plot.py runs/thinker-grpo --metric dev_macro_f1 --out grpo.svg   # one small picture
 
 A panel is drawn for every metric of `PANELS` that some run logged, or only for those that --metric names. The legend
 gives each run's seed, commit and machine. An unfinished run is drawn as far as it got. The same metrics give the same
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.runtime.files import read_json
 
@@ -213,7 +215,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns: 0, or 2 after a message for wrong input."""
     look = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser("python -m taosr1.evaluation.plot", description=__doc__, **look)
+    parser = argparse.ArgumentParser("python infer/plot.py", description=__doc__, **look)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run folder (it holds metrics.jsonl)")
     add("--out", metavar="FILE", help="picture: .png, .svg or .pdf (default: curves.png in the first run drawn)")

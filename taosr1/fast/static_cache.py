@@ -118,7 +118,7 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
     if query.device.type != "cuda":
         return plain_decode_attention(query, key, value, cache, layer)
     places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
-    return load_kernels().decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+    return load_kernels().decode_attention(query, key, value, cache.keys[layer], cache.values[layer], places)
 
 
 def plain_decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, layer: int) -> Tensor:

@@ -51,7 +51,7 @@ def prefix_attention(
         raise ValueError("varlen rows cannot be used where gradients are recorded: call under torch.no_grad()")
     if query.device.type != "cuda":
         return plain_prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
-    return load_kernels().prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
+    return load_kernels().prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
 
 
 def plain_prefix_attention(

@@ -61,11 +61,11 @@ def start_all(capability: int) -> None:
             query, key, value = (torch.zeros(5, count, size, dtype=dtype) for count in (heads, kv_heads, kv_heads))
             if dtype != torch.float32:
                 rows = VarlenSuffixes(VarlenPrefixes(config, [3], dtype, "cpu"), [0, 0], [3, 2])
-                kernels.prefix_attention(query, key, value, key, value, *rows.all_ranges)
+                kernels.prefix_attention(query, key, value, key, value, rows.all_ranges)
             prefix, five_rows = torch.zeros(2, 1, 1, kv_heads, 3, size, dtype=dtype), torch.zeros(5, dtype=torch.int64)
             cache = StaticCache(config, *prefix, torch.tensor([3]), five_rows, 4)
             places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
-            kernels.decode_attention(query, key, value, cache.keys[0], cache.values[0], *places)
+            kernels.decode_attention(query, key, value, cache.keys[0], cache.values[0], places)
             for weight in (None, torch.ones(size, dtype=dtype)):
                 kernels.norm_and_rotate(query[None], weight, 1e-6, *torch.zeros(2, 5, 1, size, dtype=dtype))
         wide = torch.zeros(2, 3, 4096, dtype=dtype)

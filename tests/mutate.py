@@ -1,6 +1,6 @@
 """Do the tests of the losses notice a wrong formula? One small mistake at a time is made; each must fail a test.
 
-    python tests/mutate.py                                            every mutant of losses.py and logprobs.py
+    python tests/mutate.py                                            every mutant of the losses and log-probs
     python tests/mutate.py --module losses --limit 40 --seed 1        a sample
     python tests/mutate.py --jobs 8                                   eight at once, one thread each
 
@@ -41,6 +41,7 @@ MODULES = {
     "losses": ("taosr1/learning/losses.py", "tests/learning/test_losses.py"),
     "loss_checks": ("taosr1/learning/loss_checks.py", "tests/learning/test_losses.py"),
     "logprobs": ("taosr1/model/logprobs.py", "tests/model/test_logprobs.py"),
+    "fast_logprobs": ("taosr1/fast/logprobs.py", "tests/fast/test_logprobs.py"),
 }
 FORK = multiprocessing.get_context("fork")
 
@@ -93,6 +94,14 @@ EQUIVALENT = dict([
     edit("loss_checks.check_pairs",
          "if logps[0].dim() != 1 or len(set(shapes)) != 1 or dtypes not in ({torch.float32}, {torch.float64}):",
          "[0]", "[(1)]", _PAIR),
+    edit("logprobs.completion_logp",
+         "log_probs = (as_float32(model.head(hidden)) / temperature).log_softmax(-1)  # (N, V)", "-1", "(1)", _AXIS),
+    edit("logprobs.completion_logp", "logp = scatter(log_probs.gather(-1, tokens[:, None])[:, 0], mask)",
+         "-1", "(1)", _AXIS),
+    edit("logprobs.completion_logp", "entropy = -(probs * log_probs.detach().masked_fill(probs == 0, 0.0)).sum(-1)",
+         "sum(-1)", "sum((1))", _AXIS),
+    edit("logprobs.completion_logp", "entropy = -(probs * log_probs.detach().masked_fill(probs == 0, 0.0)).sum(-1)",
+         "0.0", "(1.0)", "the probability it is multiplied by is 0"),
     edit("logprobs.sequence_logp", "logp = logp * weights.detach().masked_fill(~mask, 0.0)", "0.0", "(1.0)",
          "the log-prob it is multiplied by is 0"),
 ])  # fmt: skip

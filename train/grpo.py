@@ -19,6 +19,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,22 +27,24 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from torch import Tensor
+
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge import BUNDLED, DTYPES, Judge
-from taosr1.learning.batches import label_token_weights
+from taosr1.learning.batches import Batch, Example, collate, label_token_weights
 from taosr1.learning.checkpoint_weights import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
-from taosr1.learning.draw_order import keyed_generator
-from taosr1.learning.examples import agreeing
+from taosr1.learning.draw_order import balanced_order, keyed_generator
+from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.loss_checks import KL_ESTIMATORS, NORMALISES, RATIOS, SCALES
-from taosr1.learning.losses import LossSum, grpo_loss
+from taosr1.learning.losses import LossSum, grpo_loss, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.reference import reference_policy, with_stored_logp
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollout_group import RolloutBatch
+from taosr1.learning.rollout_group import Group, RolloutBatch
 from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes, rollout_metrics
 from taosr1.learning.rollouts import (
     Sampler,
@@ -51,7 +54,6 @@ from taosr1.learning.rollouts import (
     drop_by_difficulty,
     remember_survival,
 )
-from taosr1.learning.sft_term import SftTerm, SftTermBatch, sft_term_loss
 from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -60,6 +62,7 @@ from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import Judgement
 
 THINKER = "runs/thinker-sft"
+SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,60 @@ def load_all_rows(config: Config, judge: Judge) -> Rows:
         hint = "the model can only learn to say that; mix in rows of other grades"
         print(f"every row of --data has grade {grade}: {hint}")
     return Rows(data, dev, test, sft_data)
+
+
+# ---- The SFT term: cross-entropy of explained pairs, learned on beside the rewards (--sft-coef) ----------------------
+
+
+@dataclass(frozen=True)
+class SftTermExample(Example):
+    """scale: what the summed cross-entropy is multiplied by, the same for all examples of a step."""
+
+    scale: float
+
+    @staticmethod
+    def collate(items: Sequence[SftTermExample], device="cpu") -> SftTermBatch:
+        batch = collate(items, device)
+        return SftTermBatch(batch.ids, batch.mask, items[0].scale)
+
+
+@dataclass(frozen=True)
+class SftTermBatch(Batch):
+    scale: float
+
+
+class SftTerm:
+    """Draws the examples of every step from graded rows; no rows: there is no such term."""
+
+    def __init__(self, judge: Judge, rows: Sequence[Judgement], config: Config) -> None:
+        self.examples, self.grades = examples_of(judge, rows, "--sft-data"), [row.grade for row in rows]
+        self.config = config
+        self.label_weight = 1.0 if judge.prompt.order == "pre-cot" else config.label_weight
+
+    def draw(self, step: int, groups: Sequence[Group]) -> list[SftTermExample]:
+        """SFT_ROWS examples, drawn by the root of their grades' frequency; none where no group is trained on.
+
+        The loop divides all sums of a step by what GRPO counts: replies or, with normalise "token", token weights. So
+        the scale multiplies by that count, and what remains is --sft-coef times the mean cross-entropy per token.
+        """
+        replies = [reply for group in groups for reply in group.replies]
+        if not (self.examples and replies):
+            return []
+        counted, config = len(replies), self.config
+        if config.normalise == "token":
+            counted = sum(len(reply.ids) for reply in replies) + len(replies) * (self.label_weight - 1)
+        order = balanced_order(self.grades, config.seed, step * SFT_ROWS, SFT_ROWS, power=0.5)
+        drawn = [self.examples[row] for row in order]
+        scale = config.sft_coef * counted / sum(len(example.reply) for example in drawn)
+        return [SftTermExample(example.prompt, example.reply, scale) for example in drawn]
+
+
+def sft_term_loss(logp: Tensor, batch: SftTermBatch) -> LossSum:
+    """The scaled sum. It counts nothing, so that the step is divided by what GRPO counts."""
+    return LossSum(batch.scale * sft_loss(logp, batch.mask).sum, 0.0, {})
+
+
+# ---- The stage -------------------------------------------------------------------------------------------------------
 
 
 def with_start(config: Config) -> Config:

@@ -69,6 +69,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         self.quantized_input, self.emulate = quantized_input, emulate
+        self.quantize_weight(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         numbers, scale = self.quantized_input(x)
@@ -86,9 +87,8 @@ class QuantizedLinear(nn.Module):
 class Float8Linear(QuantizedLinear):
     zero = 0
 
-    def __init__(self, linear: nn.Linear, quantized_input: QuantizedInput, emulate: bool) -> None:
-        super().__init__(linear, quantized_input, emulate)
-        weight, scale = quantize_to_float8(linear.weight.detach())
+    def quantize_weight(self, weight: Tensor) -> None:
+        weight, scale = quantize_to_float8(weight)
         self.register_buffer("weight", weight)  # (out, in)
         self.register_buffer("scale", scale)  # (out, 1)
 
@@ -101,15 +101,14 @@ class Float8Linear(QuantizedLinear):
 class Int8Linear(QuantizedLinear):
     zero = ZERO
 
-    def __init__(self, linear: nn.Linear, quantized_input: QuantizedInput, emulate: bool) -> None:
-        super().__init__(linear, quantized_input, emulate)
-        weight = linear.weight.detach().float()
+    def quantize_weight(self, weight: Tensor) -> None:
+        weight = weight.float()
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (out, in)
         self.register_buffer("scale", scale)  # (out,)
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64), persistent=False)
         # A second copy in the kernel's layout; digests read the first one.
-        self.prepacked = None if emulate else torch.ops.onednn.qlinear_prepack(self.weight, None)
+        self.prepacked = None if self.emulate else torch.ops.onednn.qlinear_prepack(self.weight, None)
 
     def product(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """(scale (numbers - 128))(weight_scale weight)^T. Shapes: numbers (N, in) uint8, scale (N, 1) -> (N, out)."""

@@ -115,4 +115,4 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, cache: StaticCac
     Shapes: query (R, H, D), key, value (R, K, D) -> (R, H, D).
     """
     places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
-    return load_kernels().decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+    return load_kernels().decode_attention(query, key, value, cache.keys[layer], cache.values[layer], places)

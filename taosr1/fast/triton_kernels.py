@@ -150,10 +150,10 @@ def _decode_attention_kernel(
 
 
 def prefix_attention(
-    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, tiles: Tensor,
-    first_keys: Tensor, last_keys: Tensor, tile_rows: int,
-) -> Tensor:  # fmt: skip
-    """See `varlen.prefix_attention`; the last four are the fields of `varlen.AttentionRanges`."""
+    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, ranges: tuple
+) -> Tensor:
+    """See `varlen.prefix_attention`; ranges: `varlen.AttentionRanges`."""
+    tiles, first_keys, last_keys, tile_rows = ranges
     _, heads, size = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     tensors = query, key, value, prefix_key, prefix_value
@@ -167,11 +167,9 @@ def prefix_attention(
     return out
 
 
-def decode_attention(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, cu_rows: Tensor, lengths: Tensor,
-    steps_done: Tensor, longest: int, places: int,
-) -> Tensor:  # fmt: skip
-    """See `static_cache.decode_attention`; all from `keys` on are attributes of the cache, or of its layer."""
+def decode_attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, rows: tuple) -> Tensor:
+    """See `static_cache.decode_attention`; keys and values of a layer, and rows: the cache's attributes below."""
+    cu_rows, lengths, steps_done, longest, places = rows
     _, heads, size = query.shape
     prefixes, kv_heads = keys.shape[:2]
     group = heads // kv_heads

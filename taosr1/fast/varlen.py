@@ -46,7 +46,7 @@ def prefix_attention(
 
     Shapes: query (n, H, D), key, value (N, K, D), prefix_key, prefix_value (M, K, D) -> (n, H, D).
     """
-    return load_kernels().prefix_attention(query, key, value, prefix_key, prefix_value, *ranges)
+    return load_kernels().prefix_attention(query, key, value, prefix_key, prefix_value, ranges)
 
 
 class PrefixKeys(NamedTuple):
@@ -90,6 +90,7 @@ class VarlenRows:
         if starts is not None:
             positions = positions + torch.tensor(starts).repeat_interleave(own)
         self.group, self.used = config.num_attention_heads // config.num_key_value_heads, int(positions.max()) + 1
+        self.tile_queries = max(1, TILE_ROWS // self.group)  # of a tile, at most
         self.positions = to_device_async(positions[None], device)
         self.last = to_device_async(cu_tokens[None, unused + 1 :] - 1, device)
         zero = torch.zeros(1, dtype=torch.int64)
@@ -99,11 +100,6 @@ class VarlenRows:
         needed = slice(1 if unused else 0, None)
         tiles = make_tiles(cu_rows[needed] - unused, first[needed], end[needed], self.tile_queries)
         self.last_ranges = self._ranges(tiles, cu_tokens[unused:-1], cu_tokens[unused + 1 :] - 1)
-
-    @property
-    def tile_queries(self) -> int:
-        """Queries of a tile, at most."""
-        return max(1, TILE_ROWS // self.group)
 
     def _ranges(self, *tables: Tensor) -> AttentionRanges:
         tables = (to_device_async(x.int(), self.positions.device) for x in tables)

@@ -35,7 +35,7 @@ def accumulate(distributed: DistributedModel, batches: Sequence[Batch | None], l
     # The only division of a step's gradient. Three things rely on it:
     # - Losses return sums, never means, so that it does not matter how a step is cut into micro-batches.
     # - DDP and FSDP2 average gradients over ranks: `.grad` is 1 / world of the sum, which is undone here.
-    # - The SFT term of train/grpo.py (`sft_term.py`) multiplies its mean by the step's count, and counts 0 itself.
+    # - The SFT term of train/grpo.py (`SftTerm`) multiplies its mean by the step's count, and counts 0 itself.
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= count / distributed.ranks.world

@@ -91,21 +91,21 @@ def train(
     """
     distributed = distributed or DistributedModel(judge.model, judge.engine)
     checkpoints = _Checkpoints(judge, run, stage.name, schedule, optimizers, distributed, evaluate)
-    steps = _StepBatches(stage, run, schedule, distributed)
+    steps = _Steps(stage, run, schedule, distributed, optimizers)
     with closing(run), StopRequests() as asked:
         step, cursor, skipped = checkpoints.resume()
         start, silent = step, not distributed.ranks.is_rank_zero
         bar = progress(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=silent)
         while step < schedule.steps:
             started = time.perf_counter()
-            taken = _take_step(steps, optimizers, step, cursor)
-            skipped = skipped + 1 if taken.error else 0
+            metrics = steps.take(step, cursor)
+            skipped = skipped + 1 if steps.error else 0
             if skipped >= schedule.max_skipped:
-                raise FloatingPointError(_report_bad_steps(skipped, step, taken, run.folder, judge.tokenizer))
+                raise FloatingPointError(_report_bad_steps(skipped, step, steps, run.folder, judge.tokenizer))
             step += 1
             seconds = round(time.perf_counter() - started, 4)
-            run.log(step, **taken.metrics, **taken.rates, skipped=skipped, time_s=seconds)
-            shown = taken.metrics | checkpoints.last
+            run.log(step, **metrics, skipped=skipped, time_s=seconds)
+            shown = metrics | checkpoints.last
             bar.set_postfix({name: f"{shown[name]:.3f}" for name in BAR_METRICS if name in shown}, refresh=False)
             bar.update()
             stop = step % schedule.updates == 0 and max(gather(asked.signum))  # for all ranks, at the same step
@@ -129,85 +129,74 @@ def train(
 # ---- One step --------------------------------------------------------------------------------------------------------
 
 
-class _StepBatches:
-    """This rank's micro-batches, step by step: drawn, dealt out and prepared once, and kept for `updates` steps."""
+class _Steps:
+    """Takes one step after another. What is drawn, dealt out and prepared is kept for `updates` steps.
 
-    def __init__(self, stage: Stage, run: Run, schedule: Schedule, distributed: DistributedModel) -> None:
-        self.stage, self.run, self.schedule, self.distributed = stage, run, schedule, distributed
-        self.drawn, self.batches = StepItems(()), []
-        self.error: FloatingPointError | None = None
-
-    def of_step(self, step: int, cursor: dict) -> list[Batch | None]:
-        """Raises: FloatingPointError where the draw did, in every step that would have used it."""
-        deal = partial(self.distributed.deal, max_tokens=self.schedule.micro_batch_tok)
-        if step % self.schedule.updates == 0:
-            self.drawn, self.batches, self.error = StepItems(()), [], None
-            try:
-                self.drawn = self.stage.draw(step, cursor)
-            except FloatingPointError as error:
-                self.error = error.with_traceback(None)  # a traceback would keep in memory what was drawn
-            samples = self.drawn.samples or getattr(self.error, "records", ())
-            if samples:
-                self.run.log_samples(step + 1, samples)
-            if not self.error:
-                self.batches = self.stage.prepare(deal(self.drawn.items), self.drawn.items)
-        if self.error:
-            raise self.error
-        return [*self.batches, *deal(self.stage.extra(step, self.drawn.items))]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step that was taken. error: why the optimizer did not move the weights, "" where it did.
-
-    rates: gradient norm and learning rate, logged beside the metrics. records: the groups whose rewards are not finite,
-        where that is the error.
+    Of the last step: batches, this rank's micro-batches; error, why the optimizers did not move the weights, "" where
+    they did; records, the groups whose rewards are not finite, where that is the error.
     """
 
-    metrics: dict[str, float]
-    rates: dict[str, float]
-    error: str = ""
-    batches: Sequence[Batch | None] = ()
-    records: Sequence[dict] = ()
+    def __init__(
+        self, stage: Stage, run: Run, schedule: Schedule, distributed: DistributedModel,
+        optimizers: list[torch.optim.Optimizer],
+    ) -> None:  # fmt: skip
+        self.stage, self.run, self.schedule, self.distributed = stage, run, schedule, distributed
+        self.optimizers = optimizers
+        self.drawn, self.prepared, self.batches = StepItems(()), [], []
+        self.error, self.draw_error, self.records = "", "", ()
+
+    def take(self, step: int, cursor: dict) -> dict[str, float]:
+        """One step: its micro-batches, their gradient, clipped, and the optimizers, unless a number is not finite."""
+        distributed, schedule = self.distributed, self.schedule
+        rates = {"grad_norm": math.nan, "lr_factor": schedule.lr_factor(step)}
+        # What draws from the global generators (dropout) repeats itself in a resumed run, on any device.
+        torch.manual_seed(step * distributed.ranks.world + distributed.ranks.rank)
+        set_learning_rates(self.optimizers, rates["lr_factor"])
+        deal = partial(distributed.deal, max_tokens=schedule.micro_batch_tok)
+        if step % schedule.updates == 0:
+            self._draw(step, cursor, deal)
+        if self.draw_error:
+            self.error, self.batches = self.draw_error, []
+            return {"loss": math.nan} | rates
+        self.batches = [*self.prepared, *deal(self.stage.extra(step, self.drawn.items))]
+        distributed.model.train()
+        metrics = accumulate(distributed, self.batches, self.stage.loss)
+        rates["grad_norm"] = norm = distributed.clip_gradients(schedule.clip_norm)
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
+        self.error = "" if finite else f"loss {metrics['loss']}, gradient norm {norm}"
+        if finite:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        distributed.model.zero_grad(set_to_none=True)
+        metrics |= self.drawn.metrics
+        if torch.cuda.is_available():
+            metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        return metrics | rates
+
+    def _draw(self, step: int, cursor: dict, deal: Callable[[Sequence[Item]], list[Batch | None]]) -> None:
+        """Items for `updates` steps; where drawing fails, that is the error of all these steps."""
+        self.drawn, self.prepared, self.draw_error, self.records = StepItems(()), [], "", ()
+        try:
+            self.drawn = self.stage.draw(step, cursor)
+        except FloatingPointError as error:
+            self.draw_error, self.records = str(error) or "not finite", getattr(error, "records", ())
+        if samples := self.drawn.samples or self.records:
+            self.run.log_samples(step + 1, samples)
+        if not self.draw_error:
+            self.prepared = self.stage.prepare(deal(self.drawn.items), self.drawn.items)
 
 
-def _take_step(steps: _StepBatches, optimizers: list[torch.optim.Optimizer], step: int, cursor: dict) -> _Step:
-    """One step: its micro-batches, their gradient, clipped, and the optimizers, unless a number is not finite."""
-    distributed, factor = steps.distributed, steps.schedule.lr_factor(step)
-    # What draws from the global generators (dropout) repeats itself in a resumed run, on any device.
-    torch.manual_seed(step * distributed.ranks.world + distributed.ranks.rank)
-    set_learning_rates(optimizers, factor)
-    try:
-        batches = steps.of_step(step, cursor)
-    except FloatingPointError as error:
-        rates = {"grad_norm": math.nan, "lr_factor": factor}
-        return _Step({"loss": math.nan}, rates, str(error), records=getattr(error, "records", ()))
-    distributed.model.train()
-    metrics = accumulate(distributed, batches, steps.stage.loss)
-    norm = distributed.clip_gradients(steps.schedule.clip_norm)
-    finite = math.isfinite(metrics["loss"]) and math.isfinite(norm)
-    error = "" if finite else f"loss {metrics['loss']}, gradient norm {norm}"
-    if not error:
-        for optimizer in optimizers:
-            optimizer.step()
-    distributed.model.zero_grad(set_to_none=True)
-    metrics |= steps.drawn.metrics
-    if torch.cuda.is_available():
-        metrics["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return _Step(metrics, {"grad_norm": norm, "lr_factor": factor}, error, batches)
-
-
-def _report_bad_steps(skipped: int, step: int, taken: _Step, folder: Path, tokenizer: Tokenizer) -> str:
+def _report_bad_steps(skipped: int, step: int, steps: _Steps, folder: Path, tokenizer: Tokenizer) -> str:
     """The message that ends a run; the batch that it names is written, one JSON file a rank, with its rows as text."""
     shown = []
-    for batch in (batch for batch in taken.batches if batch is not None):
+    for batch in (batch for batch in steps.batches if batch is not None):
         values = {entry.name: getattr(batch, entry.name) for entry in dataclasses.fields(batch)}
         values = {name: value.tolist() if torch.is_tensor(value) else value for name, value in values.items()}
         shown.append({"texts": [tokenizer.decode(row) for row in values.get("ids", [])], **values})
     path = folder / f"bad-step-{step:06d}-rank-{this_rank().rank}.json"
-    write_json(path, {"step": step, "error": taken.error, "micro_batches": shown, "records": list(taken.records)})
+    write_json(path, {"step": step, "error": steps.error, "micro_batches": shown, "records": list(steps.records)})
     where = f"its batch is in {path}; lower --lr, or look at that batch"
-    return f"step {step}: {taken.error}, {skipped} in a row; {where}"
+    return f"step {step}: {steps.error}, {skipped} in a row; {where}"
 
 
 # ---- Between steps ---------------------------------------------------------------------------------------------------

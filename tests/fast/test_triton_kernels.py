@@ -60,7 +60,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 def decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: StaticCache, layer: int) -> torch.Tensor:
     """`static_cache.decode_attention` as on a GPU."""
     places = cache.cu_rows, cache.prefix_lengths, cache.steps_done, cache.longest, cache.places
-    return kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], *places)
+    return kernels.decode_attention(query, key, value, cache.keys[layer], cache.values[layer], places)
 
 
 @pytest.mark.parametrize(("heads", "dtype"), HEADS_AND_TYPES, ids=str)
@@ -76,7 +76,7 @@ def test_rows_with_prefixes_equal_one_query_after_another(draw, heads, dtype):
     for ranges, count in ((rows.all_ranges, 205), (rows.last_ranges, 6)):
         query = draw(dtype, count, heads[0], heads[2])
         expected = attention_twins.prefix_attention(query, *keys, *prefix_keys, ranges)
-        close(kernels.prefix_attention(query, *keys, *prefix_keys, *ranges), expected)
+        close(kernels.prefix_attention(query, *keys, *prefix_keys, ranges), expected)
         wrong = attention_twins.prefix_attention(query, *keys, prefix_keys[0].flip(0), prefix_keys[1], ranges)
         assert not torch.allclose(expected, wrong, rtol=0.1, atol=0.1)
 
@@ -86,7 +86,7 @@ def test_rows_without_a_prefix_and_tensors_that_are_parts_of_others(draw, dtype)
     ranges = VarlenRows(config_of(4, 2, 16), [5, 1, 70], DEVICE).all_ranges
     query, (key, value) = draw(dtype, 76, 7, 16)[:, 3:], draw(dtype, 2, 76, 3, 16)[:, :, 1:]
     tensors = query, key, value, key, value
-    close(kernels.prefix_attention(*tensors, *ranges), attention_twins.prefix_attention(*tensors, ranges))
+    close(kernels.prefix_attention(*tensors, ranges), attention_twins.prefix_attention(*tensors, ranges))
 
 
 @pytest.mark.parametrize(("heads", "dtype", "rows_of"), DECODES, ids=str)

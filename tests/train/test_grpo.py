@@ -18,10 +18,9 @@ from taosr1.judge import BUNDLED, Judge, load_judge
 from taosr1.learning import rollouts
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
-from taosr1.learning.sft_term import SFT_ROWS, SftTermBatch
 from taosr1.model.logprobs import completion_logp
 from taosr1.synthetic.shop import read_pool
-from train.grpo import THINKER
+from train.grpo import SFT_ROWS, THINKER, SftTermBatch
 from train.grpo import main as grpo
 
 QUICK = ["--data", "synthetic:labelled*60", "--dev", "synthetic:dev*12", "--groups", "8", "--samples", "4",

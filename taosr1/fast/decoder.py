@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from taosr1.fast.attention import fused_attention
 from taosr1.fast.fused_ops import add_and_norm, norm_and_rotate, rms_norm, swiglu
 from taosr1.fast.grouped_experts import grouped_linear
-from taosr1.fast.kv_cache import AttentionBackend, Cache
+from taosr1.fast.kv_cache import AttentionBackend, Cache, FastKVCache
 from taosr1.fast.onednn_linear import OneDNNLinear, linear
 from taosr1.model.attention import Attention, causal_mask
 from taosr1.model.decoder import MLP, Block, Decoder
+from taosr1.model.kv_cache import KVCache
 from taosr1.model.lora import LoraLinear
 from taosr1.model.moe import Experts
 from taosr1.model.norm import RMSNorm
@@ -121,7 +122,7 @@ class FastDecoder(Decoder):
         self,
         ids: Tensor,
         *,
-        cache: Cache | None = None,
+        cache: Cache | KVCache | None = None,
         positions: Tensor | None = None,
         attend: Tensor | AttentionBackend | None = None,
         keep: Tensor | None = None,
@@ -133,6 +134,8 @@ class FastDecoder(Decoder):
         keep: (B, T') int64, the columns whose hidden states are needed. All columns give keys and values, but in the
             last layer the queries, the MLP and the norm run at these columns only: the same numbers for less work.
         """
+        if type(cache) is KVCache:  # the plain `generate`'s: the same tensors, used as an attention backend
+            cache.__class__ = FastKVCache
         self.check_inputs(ids, cache, positions)
         masked = attend is None or torch.is_tensor(attend)
         mask, backend = (attend, cache) if masked else (None, attend)

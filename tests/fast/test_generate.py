@@ -122,6 +122,7 @@ def test_replies_are_those_of_the_plain_sampler(plain_model, model, prompts, set
     expected = sample(plain_model, prompts, function=plain_generate, **settings)
     assert_same(sample(model, prompts, **settings), expected)
     assert_same(sample(model, prompts, max_rows=9, **settings), expected)
+    assert_same(sample(model, prompts, function=plain_generate, **settings), expected)  # which runs fast models too
 
 
 def test_a_long_row_that_has_ended_leaves_before_the_positions_run_out(model):

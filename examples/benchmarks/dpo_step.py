@@ -40,12 +40,13 @@ from examples.benchmarks.steps import (
     trl_model,
     trl_settings,
 )
+from taosr1.fast import FAST
 from taosr1.learning.batches import Example
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.model.decoder import Decoder
-from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import parse_config
 from taosr1.runtime.signals import run_main
 from train.dpo import PairBatch, PreferencePair
@@ -87,7 +88,7 @@ def with_reference(model: Decoder, data: list[tuple]) -> list[PreferencePair]:
 
 
 def reply_logp(model: Decoder, batch: PairBatch) -> torch.Tensor:
-    return sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
+    return sequence_logp(FAST.completion_logp(model, batch.ids, batch.mask), batch.mask)
 
 
 def loss_fn(model: Decoder, batch: PairBatch) -> LossSum:
@@ -129,7 +130,7 @@ def compare(model: Decoder, trainer, data: list[tuple]) -> tuple[float, float]:
     )  # of sums over 64 tokens, which beta divides by 10
     batch = replace(batch, ref_logp=batch.ref_logp + noise)
     inputs |= {"ref_chosen_logps": batch.ref_logp[::2], "ref_rejected_logps": batch.ref_logp[1::2]}
-    ours = accumulate(DistributedModel(model), [batch], loss_fn)["loss"]
+    ours = accumulate(DistributedModel(model, FAST), [batch], loss_fn)["loss"]
     theirs = trainer.compute_loss(trainer.model, inputs)
     theirs.backward()
     return ours, theirs.item()

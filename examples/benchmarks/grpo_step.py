@@ -44,16 +44,16 @@ from examples.benchmarks.steps import (
     trl_model,
     trl_settings,
 )
-from taosr1.fast.generate import Rollouts, generate
+from taosr1.fast import FAST
 from taosr1.learning.batches import Example, collate
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum, group_advantages, grpo_loss
 from taosr1.learning.rollout_group import RolloutBatch
 from taosr1.model.decoder import Decoder
-from taosr1.model.logprobs import completion_logp
 from taosr1.runtime.cli import parse_config
 from taosr1.runtime.signals import run_main
+from taosr1.sampling.rollouts import Rollouts
 
 PROMPTS, SAMPLES, CLIP = 4, 8, 0.2
 
@@ -93,15 +93,9 @@ def our_step(model: Decoder, data: list[tuple[list[int], str]]):
 
 def sample(model: Decoder, prompts: list[list[int]], seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
-    sampler = DistributedModel(model).sampling_model()
-    return generate(
-        sampler,
-        prompts,
-        samples=SAMPLES,
-        max_new_tokens=REPLY_TOK,
-        stop_ids=[no_token(model.config)],
-        generator=generator,
-    )
+    sampler, stop_ids = DistributedModel(model, FAST).sampling_model(), [no_token(model.config)]
+    settings = {"samples": SAMPLES, "max_new_tokens": REPLY_TOK, "stop_ids": stop_ids}
+    return FAST.generate(sampler, prompts, generator=generator, **settings)
 
 
 def rollout_batch(prompts: list[list[int]], rollouts: Rollouts) -> RolloutBatch:
@@ -115,7 +109,7 @@ def rollout_batch(prompts: list[list[int]], rollouts: Rollouts) -> RolloutBatch:
 
 
 def loss_fn(model: Decoder, batch: RolloutBatch) -> LossSum:
-    logp, entropy = completion_logp(model, batch.ids, batch.mask, with_entropy=True)
+    logp, entropy = FAST.completion_logp(model, batch.ids, batch.mask, with_entropy=True)
     return grpo_loss(logp, batch.old_logp, batch.advantages, batch.mask, clip_low=CLIP, entropy=entropy)
 
 
@@ -163,7 +157,7 @@ def compare(model: Decoder, trainer, data: list[tuple[list[int], str]]) -> tuple
     batch = rollout_batch(prompts, sample(model, prompts, seed=0))
     noise = 0.2 * torch.randn(batch.ids.shape, generator=torch.Generator().manual_seed(0))
     batch = replace(batch, old_logp=(batch.old_logp + noise) * batch.mask)
-    ours = accumulate(DistributedModel(model), [batch], loss_fn)
+    ours = accumulate(DistributedModel(model, FAST), [batch], loss_fn)
     assert ours["clip_ratio/region_mean"] > 0, "the clip did not act"
     ids = {"prompt": batch.ids[:, :PROMPT_TOK], "completion": batch.ids[:, PROMPT_TOK:]}
     inputs = {f"{name}_ids": values for name, values in ids.items()} | {

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 
 import torch
 
-from examples.benchmarks.common import SHAPES, in_fresh_process, machine, make_model, peak_bytes
+from examples.benchmarks.common import SHAPES, in_fresh_process, load_fast, machine, make_model, peak_bytes
 from taosr1.judge import DTYPES
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.signals import run_main
@@ -106,84 +106,80 @@ def token_ids(rows: int, length: int, seed: int) -> list[list[int]]:
 
 
 def ours(stage: str, mode: str, config: Config) -> dict:
-    import torch._dynamo  # noqa: F401  PyTorch's optimizers import it when the first is made (70 MiB, beside Triton 150); TRL has by now
+    # PyTorch's optimizers import it when the first is made (70 MiB, beside Triton 150); TRL has by now.
+    import torch._dynamo  # noqa: F401
 
+    from taosr1.fast import FAST
     from taosr1.learning.distributed_model import DistributedModel
     from taosr1.learning.gradient import accumulate
     from taosr1.learning.optimizers import make_optimizers
-    from taosr1.model.io.weights import load_decoder
     from taosr1.model.lora import LoraConfig, add_adapters
 
     base = peak_bytes(config.device)
-    model = load_decoder(config.folder, device=config.device)
+    model = load_fast(config.folder, device=config.device)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     model.activation_checkpointing = mode != "keep"
     if mode == "lora":
-        add_adapters(model, LoraConfig(RANK, 2.0 * RANK))
+        FAST.prepare(add_adapters(model, LoraConfig(RANK, 2.0 * RANK)))
+    distributed = DistributedModel(model, FAST, dtype=DTYPES[config.dtype])
     (optimizer,) = make_optimizers(model, 1e-5)
-    step = {"grpo": our_grpo, "dpo": our_dpo}[stage](model, config)
+    step = {"grpo": our_grpo, "dpo": our_dpo}[stage](distributed, config)
     started = time.perf_counter()
     for number in range(STEPS):
         batch, loss_fn = step(number)
-        accumulate(DistributedModel(model, dtype=DTYPES[config.dtype]), [batch], loss_fn)
+        accumulate(distributed, [batch], loss_fn)
         optimizer.step()
         model.zero_grad(set_to_none=True)
-    return {
-        "base": base,
-        "peak": peak_bytes(config.device),
-        "seconds": time.perf_counter() - started,
-        "weights": weights,
-    }
+    seconds = time.perf_counter() - started
+    return {"base": base, "peak": peak_bytes(config.device), "seconds": seconds, "weights": weights}
 
 
-def our_grpo(model, config: Config):
+def our_grpo(distributed, config: Config):
     from taosr1.fast.generate import generate
+    from taosr1.fast.logprobs import completion_logp
     from taosr1.learning.batches import Example, collate
-    from taosr1.learning.distributed_model import DistributedModel
     from taosr1.learning.losses import group_advantages, grpo_loss
     from taosr1.learning.reference import reference_policy
-    from taosr1.model.logprobs import completion_logp
     from taosr1.model.lora import adapters_off
 
-    reference, distributed = reference_policy(model), DistributedModel(model, dtype=DTYPES[config.dtype])
+    model = distributed.model
+    reference = reference_policy(model)
 
     def step(number: int):
         prompts = token_ids(PROMPTS, PROMPT_TOK, number)
         generator = torch.Generator().manual_seed(number)
         sampler = distributed.sampling_model()
-        replies = generate(
-            sampler, prompts, samples=SAMPLES, max_new_tokens=REPLY_TOK, stop_ids=[0], generator=generator
-        ).replies()
+        settings = {"samples": SAMPLES, "max_new_tokens": REPLY_TOK, "stop_ids": [0]}
+        replies = generate(sampler, prompts, generator=generator, **settings).replies()
         batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], config.device)
         with torch.no_grad(), distributed.compute_dtype():
             old = completion_logp(model, batch.ids, batch.mask)
             with adapters_off(reference):
                 ref = completion_logp(reference, batch.ids, batch.mask)
-        advantages = (
-            group_advantages(torch.randn(len(replies), generator=generator, dtype=torch.float64), SAMPLES)
-            .float()
-            .to(config.device)
-        )
-        return batch, lambda model, batch: grpo_loss(
-            completion_logp(model, batch.ids, batch.mask), old, advantages, batch.mask, ref_logp=ref, kl_beta=0.04
-        )
+        rewards = torch.randn(len(replies), generator=generator, dtype=torch.float64)
+        advantages = group_advantages(rewards, SAMPLES).float().to(config.device)
+
+        def loss_fn(model, batch):
+            logp = completion_logp(model, batch.ids, batch.mask)
+            return grpo_loss(logp, old, advantages, batch.mask, ref_logp=ref, kl_beta=0.04)
+
+        return batch, loss_fn
 
     return step
 
 
-def our_dpo(model, config: Config):
+def our_dpo(distributed, config: Config):
+    from taosr1.fast.logprobs import completion_logp
     from taosr1.learning.batches import Example, collate
-    from taosr1.learning.distributed_model import DistributedModel
     from taosr1.learning.losses import dpo_loss
-    from taosr1.model.logprobs import completion_logp, sequence_logp
+    from taosr1.model.logprobs import sequence_logp
 
     def step(number: int):
         prompts, replies = token_ids(PAIRS, PROMPT_TOK, number), token_ids(2 * PAIRS, REPLY_TOK, 100 + number)
-        batch = collate(
-            [Example(prompts[row // 2], reply) for row, reply in enumerate(replies)], config.device
-        )  # chosen, rejected by turns
-        with torch.no_grad(), DistributedModel(model, dtype=DTYPES[config.dtype]).compute_dtype():
-            ref = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)
+        # Chosen, rejected, chosen, rejected, ...
+        batch = collate([Example(prompts[row // 2], reply) for row, reply in enumerate(replies)], config.device)
+        with torch.no_grad(), distributed.compute_dtype():
+            ref = sequence_logp(completion_logp(distributed.model, batch.ids, batch.mask), batch.mask)
 
         def loss_fn(model, batch):
             logp = sequence_logp(completion_logp(model, batch.ids, batch.mask), batch.mask)

@@ -35,12 +35,12 @@ from pathlib import Path
 import torch
 
 from examples.benchmarks import common
+from taosr1.fast import FAST
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
 from taosr1.learning.losses import LossSum
 from taosr1.learning.optimizers import make_optimizers
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.io.weights import load_decoder
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.cli import at_least, check, option
 
@@ -124,7 +124,7 @@ def run_stage(stage: Stage, config: StepConfig) -> list[dict]:
 def times(stage: Stage, case: str, folder: str, config: StepConfig) -> list[dict]:
     """Rows of the whole step and of its parts, a row a side, ours first."""
     steps = config.warmup + config.repeats
-    model, data = load_decoder(folder), stage.make_data(Tokenizer(folder), steps)
+    model, data = common.load_fast(folder), stage.make_data(Tokenizer(folder), steps)
     trainer = stage.make_trainer(folder, data, steps)
     assert torch.get_num_threads() == config.threads, "something changed the number of threads"
     equality = agreement(model, trainer.model, *stage.compare(model, trainer, data))
@@ -220,7 +220,7 @@ def random_words(tokenizer: Tokenizer, count: int, length: int, seed: int) -> li
 def make_update(model: Decoder, loss_fn: Callable[[Decoder, object], LossSum]) -> Callable[[object], None]:
     """What the training loop does with a micro-batch that is a whole step: gradient, clip, AdamW."""
     (optimizer,) = make_optimizers(model, LEARNING_RATE, weight_decay=0.0)
-    distributed = DistributedModel(model)
+    distributed = DistributedModel(model, FAST)
 
     def update(batch: object) -> None:
         accumulate(distributed, [batch], loss_fn)
@@ -308,7 +308,7 @@ def peak_alone(stage: Stage, config: StepConfig) -> float:
     """Peak MiB of two steps of one side: the first makes AdamW's moments, the second has them from its start."""
     data = stage.make_data(Tokenizer(config.folder), 2)
     if config.one == "ours":
-        step = stage.make_step(load_decoder(config.folder), data)
+        step = stage.make_step(common.load_fast(config.folder), data)
         base = common.forget_peak()
         for number in range(2):
             step(number)

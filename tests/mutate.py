@@ -41,7 +41,6 @@ MODULES = {
     "losses": ("taosr1/learning/losses.py", "tests/learning/test_losses.py"),
     "loss_checks": ("taosr1/learning/loss_checks.py", "tests/learning/test_losses.py"),
     "logprobs": ("taosr1/model/logprobs.py", "tests/model/test_logprobs.py"),
-    "fast_logprobs": ("taosr1/fast/logprobs.py", "tests/fast/test_logprobs.py"),
 }
 FORK = multiprocessing.get_context("fork")
 

@@ -118,3 +118,12 @@ def test_every_file_that_a_guide_names_exists(path):
     assert {str(file) for file in linked + named if not file.exists()} == set()
     loose, places = set(re.findall(r"`(\w+\.py)`", text)), ("taosr1", "taosr1/*", "examples/benchmarks")
     assert {name for name in loose if not any(any(ROOT.glob(f"{place}/{name}")) for place in places)} == set()
+
+
+NAMED = re.compile(r"`([\w.]+)`\s+(?:in|of)\s+`([\w/]+\.py)`")
+PLACES = [(path.name, *found) for path in TEXTS for found in NAMED.findall(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("guide, name, file", PLACES)
+def test_a_name_is_in_the_file_where_a_guide_says_it_is(guide, name, file):
+    assert re.search(rf"\b{name.split('.')[-1]}\b", (ROOT / file).read_text(encoding="utf-8"))

@@ -69,7 +69,7 @@ def test_every_script_of_infer_answers_help(script, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script))["main"](["--help"])
     shown = capsys.readouterr().out
-    assert end.value.code == 0 and "default:" in shown and "--model" in shown
+    assert end.value.code == 0 and "usage:" in shown and f"python infer/{script.name}" in shown
 
 
 def test_the_teacher_command_answers_help(capsys):

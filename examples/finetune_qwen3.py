@@ -26,7 +26,7 @@ import torch
 from examples.benchmarks.common import make_model
 from taosr1.data.judgements import write_judgements
 from taosr1.data.sources import load_rows
-from taosr1.judge import DTYPES
+from taosr1.judge_model import DTYPES
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.signals import run_main
 

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from examples.quickstart import Step, run_all
-from taosr1.judge import fast_dtype
+from taosr1.judge_model import fast_dtype
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import write_json
 from taosr1.runtime.signals import run_main

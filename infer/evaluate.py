@@ -34,13 +34,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.evaluation.scores import read_scores
-from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -68,7 +69,7 @@ ESCI_NOTE = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
     data: str = option(
         "synthetic:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL"
@@ -92,7 +93,6 @@ class Config:
     split: str = option("", "keep only the rows of --data or --scores whose 'split' column says this (ESCI: test)")
     dev_split: str = option("", "the same for --dev (ESCI: train)")
     limit: int = option(0, "measure only the first rows (0: all)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
@@ -130,8 +130,8 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     """The rows of --dev; warns where they are in --data too."""
     if not config.dev:
         return []
-    settings = {"seed": config.seed, "split": config.dev_split, "max_bad_rows": config.max_bad_rows}
-    dev = load_rows(config.dev, need_grade=True, **settings)
+    settings = {"seed": config.seed, "split": config.dev_split}
+    dev = load_rows(config.dev, config, need_grade=True, **settings)
     measured = {(row.query, row.title, row.item_id) for row in rows}
     shared = sum((row.query, row.title, row.item_id) in measured for row in dev)
     if shared:
@@ -143,7 +143,7 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     return dev
 
 
-def predict_chunk(judge: Judge, rows: list[Judgement], explain: bool, config: Config) -> dict:
+def predict_chunk(judge: JudgeModel, rows: list[Judgement], explain: bool, config: Config) -> dict:
     """A chunk's predictions, their cost, and how long they took."""
     began = time.perf_counter()
     predictions, cost = predict_with_cost(judge, rows, explain=explain, max_new_tokens=config.max_new_tokens)
@@ -288,7 +288,7 @@ def report_on(
 
 def evaluate_scores(config: Config) -> dict:
     """The report on --scores. Their tiers are measured, or those of --beta."""
-    pairs = read_scores(config.scores, max_bad_rows=config.max_bad_rows, split=config.split)[: config.limit or None]
+    pairs = read_scores(config.scores, config, split=config.split)[: config.limit or None]
     rows, predictions = (list(column) for column in zip(*pairs))
     if config.beta is not None:
         predictions = with_tiers(predictions, config.beta)
@@ -298,8 +298,8 @@ def evaluate_scores(config: Config) -> dict:
 
 def evaluate_judge(config: Config, ranks: Ranks) -> dict:
     """The report on a model, or {} on a rank that leaves the output to another."""
-    limits = {"limit": config.limit, "max_bad_rows": config.max_bad_rows}
-    rows = load_rows(config.data, seed=config.seed, split=config.split, need_grade=True, **limits)
+    limits = {"limit": config.limit}
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=True, **limits)
     device = local_device(config.device, ranks)
     name, judge = open_judge(config.model, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     order = judge.prompt.order

@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
@@ -41,7 +42,7 @@ ZERO_WIDTH_JOINER = "\u200d"  # a format character, but half of all emoji are ma
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     query: str = option("", "what the shopper typed", positional=True)
     title: str = option("", "the product's title", positional=True)
     brand: str = option("", "the product's brand")
@@ -52,7 +53,6 @@ class Config:
     data: str = option("", "explain the rows of this file (or synthetic:POOL) instead of one pair")
     limit: int = option(5, "rows of --data explained (0: all)")
     split: str = option("", "keep only the rows of --data whose 'split' column says this")
-    max_bad_rows: int = option(0, "unreadable rows of --data to skip (each is named) before giving up")
     out: str = option("", "also write the explanations to this file, .jsonl or .jsonl.gz")
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
     beta: float | None = option(None, "CumPT: smaller is more generous; none: the checkpoint's tiering.json, else 0.5")
@@ -88,12 +88,12 @@ class Config:
 def read_pairs(config: Config) -> list[Judgement]:
     """The rows of --data, or the one pair on the command line."""
     if config.data:
-        limits = {"limit": config.limit, "max_bad_rows": config.max_bad_rows}
-        return load_rows(config.data, seed=config.seed, split=config.split, **limits)
+        limits = {"limit": config.limit}
+        return load_rows(config.data, config, seed=config.seed, split=config.split, **limits)
     return [Judgement(query=config.query, **{name: getattr(config, name) for name in ITEM_FIELDS})]
 
 
-def explain(judge: Judge, row: Judgement, beta: float, temperature: float, max_new_tokens: int) -> dict:
+def explain(judge: JudgeModel, row: Judgement, beta: float, temperature: float, max_new_tokens: int) -> dict:
     """One pair's `grade`, `tier`, `probs`, `label_mass`, `reply` and the grades its reasoning gives; None if unknown.
 
     `decision` is the grade on its Decision line, `implied` the one that its steps imply under the rules.

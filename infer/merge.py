@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.judge import DTYPES, load_judge
+from taosr1.judge_model import DTYPES, load_judge
 from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import save_pretrained
 from taosr1.runtime.cli import check, option, parse_config

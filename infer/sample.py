@@ -24,9 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
@@ -45,7 +46,7 @@ PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
     data: str = option("synthetic:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz")
@@ -56,7 +57,6 @@ class Config:
     max_new_tokens: int = option(128, "longest reply")
     limit: int = option(0, "sample only for the first rows (0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
     plain: bool = option(False, PLAIN_HELP)
@@ -99,7 +99,7 @@ class Tally:
             self.right[-1] += reply.grade == gold
 
 
-def sample(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[SampledReply]:
+def sample(judge: JudgeModel, rows: list[Judgement], start: int, config: Config) -> list[SampledReply]:
     """`samples` replies to each row of a chunk; they depend on the seed and the chunk's first row number only."""
     rollouts = judge.engine.generate(
         judge.model, judge.prompts(rows), samples=config.samples, max_new_tokens=config.max_new_tokens,
@@ -172,8 +172,8 @@ def render(summary: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    limits = {"limit": config.limit, "max_bad_rows": config.max_bad_rows}
-    rows = load_rows(config.data, seed=config.seed, split=config.split, **limits)
+    limits = {"limit": config.limit}
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
     name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
 

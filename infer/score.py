@@ -35,10 +35,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import judgement_to_dict, parse_judgement, read_parsed
 from taosr1.data.sources import OLD_SPELLING, SYNTHETIC, load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge import SERVING_DTYPE_HELP, SERVING_DTYPES, Judge
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -58,7 +59,7 @@ Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge re
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
     data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("", "file to write, .jsonl or .jsonl.gz")
@@ -70,7 +71,6 @@ class Config:
     )
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train, test)")
     limit: int = option(0, "score only the first rows (0: all)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     batch_tok: int = option(
         16384, "tokens per forward pass, on a CPU with padding; changes memory and speed only (on a GPU: 65536)"
     )
@@ -98,10 +98,10 @@ def read_pairs(config: Config) -> list[Pair]:
     All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
     """
     if config.data.startswith((SYNTHETIC, OLD_SPELLING)):
-        rows = load_rows(config.data, seed=config.seed, split=config.split, limit=config.limit)
+        rows = load_rows(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
         return [(judgement_to_dict(row), row) for row in rows]
-    settings = {"max_bad_rows": config.max_bad_rows, "split": config.split, "limit": config.limit}
-    pairs = read_parsed(config.data, lambda row: (parse_judgement(row), row), **settings)
+    settings = {"split": config.split, "limit": config.limit}
+    pairs = read_parsed(config.data, lambda row: (parse_judgement(row), row), config, **settings)
     return [(row, judgement) for judgement, row in pairs]
 
 
@@ -131,7 +131,7 @@ def output_rows(pairs: list[Pair], scores: Iterable[Score], wording: str, totals
         yield output_row(row, judgement.grade, score, wording)
 
 
-def open_label_first_judge(config: Config) -> tuple[str, Judge]:
+def open_label_first_judge(config: Config) -> tuple[str, JudgeModel]:
     """Raises: ValueError for a judge whose first token is not its answer."""
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.model.config import Llama3Scaling
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
@@ -114,12 +114,12 @@ def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture
-def make_judge(tiny_tokenizer) -> Callable[..., Judge]:
+def make_judge(tiny_tokenizer) -> Callable[..., JudgeModel]:
     """make_judge(order, seed=0, **shape): fresh weights every time, so that tests may train them."""
 
-    def make(order: str = "post-cot", seed: int = 0, **shape) -> Judge:
+    def make(order: str = "post-cot", seed: int = 0, **shape) -> JudgeModel:
         config = DecoderConfig(tiny_tokenizer.vocab_size, **{**SHAPE, "max_position_embeddings": 160, **shape})
         model = Decoder(config).init_weights(torch.Generator().manual_seed(seed))
-        return Judge(model, tiny_tokenizer, PromptConfig(order, "brief", ("title",)))
+        return JudgeModel(model, tiny_tokenizer, PromptConfig(order, "brief", ("title",)))
 
     return make

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import BUNDLED, BUNDLED_FOLDER, load_judge
+from taosr1.judge_model import BUNDLED, BUNDLED_FOLDER, load_judge
 
 
 def test_the_bundled_thinker_takes_at_most_four_megabytes():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taosr1.data.judgements import Judgement
-from taosr1.judge import TINY, TINY_SHAPE, TINY_VOCAB, Judge, fast_dtype, load_judge
+from taosr1.judge_model import TINY, TINY_SHAPE, TINY_VOCAB, JudgeModel, fast_dtype, load_judge
 from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import train_tokenizer
@@ -21,20 +21,20 @@ SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Judge:
+def fresh() -> JudgeModel:
     return load_judge(TINY, seed=1)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Judge:
+def small(tmp_path_factory) -> JudgeModel:
     """A judge with few positions, so that a long row does not fit."""
     texts = [f"{row.query} {row.title}\n{row.cot}" for row in read_pool("reasoned", 60)]
     tokenizer = train_tokenizer(texts, 400, tmp_path_factory.mktemp("tokenizer"))
     model = Decoder(DecoderConfig(tokenizer.vocab_size, **SHAPE)).init_weights(torch.Generator().manual_seed(0))
-    return Judge(model, tokenizer, PromptConfig(style="brief", fields=("title", "price")))
+    return JudgeModel(model, tokenizer, PromptConfig(style="brief", fields=("title", "price")))
 
 
-def weights(judge: Judge) -> torch.Tensor:
+def weights(judge: JudgeModel) -> torch.Tensor:
     return torch.cat([parameter.flatten() for parameter in judge.model.parameters()])
 
 

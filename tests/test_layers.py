@@ -18,7 +18,7 @@ SCRIPTS = sorted(path for folder in ("train", "infer", "examples") for path in (
 # Data flows one way and imports run only against it: each package, and the packages it may import besides itself.
 # `runtime` runs any program and is below all of them. A top-level file is a package of its own.
 MAY_IMPORT = {
-    "__init__": set(),
+    "__init__": {"judge", "moved"},
     "runtime": set(),
     "task": set(),
     "data": {"task", "synthetic"},
@@ -27,10 +27,12 @@ MAY_IMPORT = {
     "sampling": {"task", "model"},
     "engine": {"model", "sampling"},
     "fast": {"task", "model", "sampling", "engine"},
-    "judge": {"task", "data", "synthetic", "model", "sampling", "engine", "fast"},
-    "learning": {"task", "data", "model", "sampling", "engine", "judge"},
-    "evaluation": {"task", "data", "model", "sampling", "engine", "judge"},
-    "serving": {"task", "data", "model", "sampling", "engine", "judge"},
+    "judge_model": {"task", "data", "synthetic", "model", "sampling", "engine", "fast"},
+    "learning": {"task", "data", "model", "sampling", "engine", "judge_model"},
+    "evaluation": {"task", "data", "model", "sampling", "engine", "judge_model"},
+    "serving": {"task", "data", "model", "sampling", "engine", "judge_model"},
+    "judge": {"task", "data", "judge_model", "serving"},
+    "moved": set(),
 }
 CORE = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 RUN_WHAT_THEY_READ = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
@@ -42,7 +44,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def package_of(path: Path) -> str:
-    """ "learning" for taosr1/learning/loop.py, "judge" for taosr1/judge.py."""
+    """ "learning" for taosr1/learning/loop.py, "judge_model" for taosr1/judge_model.py."""
     return path.relative_to(ROOT / "taosr1").with_suffix("").parts[0]
 
 

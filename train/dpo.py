@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 from torch import Tensor
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES
+from taosr1.judge_model import DTYPES
 from taosr1.learning.batches import (
     Batch,
     Example,
@@ -56,7 +57,7 @@ from taosr1.runtime.signals import run_main
 
 
 @dataclass(frozen=True)
-class Config(MemoryFlags, RunFlags):
+class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
     data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
     dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
@@ -76,7 +77,6 @@ class Config(MemoryFlags, RunFlags):
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     dev_split: str = option("", "keep only the dev rows whose 'split' column says this (ESCI: test)")
-    max_bad_rows: int = option(0, "unreadable dev rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
@@ -194,8 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_rows(
-        config.dev, seed=config.seed, split=config.dev_split, limit=config.dev_rows, max_bad_rows=config.max_bad_rows,
-        need_grade=True,
+        config.dev, config, seed=config.seed, split=config.dev_split, limit=config.dev_rows, need_grade=True,
     )  # fmt: skip
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
     distributed = DistributedModel(

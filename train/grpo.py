@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from torch import Tensor
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
-from taosr1.judge import BUNDLED, DTYPES, Judge
+from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights
 from taosr1.learning.checkpoint_weights import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
@@ -66,7 +67,7 @@ SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
-class Config(MemoryFlags, RunFlags):
+class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option(
         THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker"
     )
@@ -137,7 +138,6 @@ class Config(MemoryFlags, RunFlags):
     dev_rows: int = option(1000, "dev rows used (the first ones)")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev and --test (ESCI: test)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
@@ -172,16 +172,16 @@ class Rows(NamedTuple):
     sft_data: list[Judgement]
 
 
-def load_all_rows(config: Config, judge: Judge) -> Rows:
-    common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
+def load_all_rows(config: Config, judge: JudgeModel) -> Rows:
+    common = {"seed": config.seed, "need_grade": True}
     need_cot = "steps" in parse_weights(config.rewards)
-    data = load_rows(config.data, split=config.split, need_cot=need_cot, **common)
-    dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
-    test = load_rows(config.test, split=config.dev_split, **common) if config.test else []
+    data = load_rows(config.data, config, split=config.split, need_cot=need_cot, **common)
+    dev = load_rows(config.dev, config, split=config.dev_split, limit=config.dev_rows, **common)
+    test = load_rows(config.test, config, split=config.dev_split, **common) if config.test else []
     sft_data: list[Judgement] = []
     if config.sft_coef:
         explained = judge.prompt.order != "label"
-        sft_data = load_rows(config.sft_data, need_cot=explained, **common)
+        sft_data = load_rows(config.sft_data, config, need_cot=explained, **common)
         sft_data = agreeing(sft_data) if explained else sft_data
     if len({row.grade for row in data}) == 1:
         grade = data[0].grade
@@ -213,7 +213,7 @@ class SftTermBatch(Batch):
 class SftTerm:
     """Draws the examples of every step from graded rows; no rows: there is no such term."""
 
-    def __init__(self, judge: Judge, rows: Sequence[Judgement], config: Config) -> None:
+    def __init__(self, judge: JudgeModel, rows: Sequence[Judgement], config: Config) -> None:
         self.examples, self.grades = examples_of(judge, rows, "--sft-data"), [row.grade for row in rows]
         self.config = config
         self.label_weight = 1.0 if judge.prompt.order == "pre-cot" else config.label_weight
@@ -256,7 +256,7 @@ def with_start(config: Config) -> Config:
     return replace(config, model=BUNDLED)
 
 
-def begin(config: Config) -> tuple[Judge, Rows, SftTerm, Run, DistributedModel, DistributedModel | None]:
+def begin(config: Config) -> tuple[JudgeModel, Rows, SftTerm, Run, DistributedModel, DistributedModel | None]:
     """Load the judge and its rows, and open the run; last are the model on all ranks and the reference policy."""
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(

@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge import DTYPES, Judge, load_judge
+from taosr1.judge_model import DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
@@ -49,7 +50,7 @@ ROWS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     model: str = option("runs/thinker-grpo", "run folder or Hugging Face folder of the judge that grades")
     data: str = option("synthetic:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or synthetic:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
@@ -59,7 +60,6 @@ class Config:
     max_new_tokens: int = option(64, "longest reply")
     limit: int = option(0, "grade only the first rows (0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
@@ -75,7 +75,7 @@ class Config:
         ])  # fmt: skip
 
 
-def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: torch.Generator) -> list[Judgement]:
+def grade_rows(judge: JudgeModel, rows: list[Judgement], config: Config, generator: torch.Generator) -> list[Judgement]:
     """The rows with the judge's grade, reasons and confidence, without those it could not answer (or got wrong)."""
     if judge.prompt.order == "label":  # nothing to decode: the label is one token
         scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
@@ -92,7 +92,7 @@ def grade_rows(judge: Judge, rows: list[Judgement], config: Config, generator: t
 
 
 def _decoded(
-    judge: Judge,
+    judge: JudgeModel,
     rows: list[Judgement],
     samples: int,
     temperature: float,
@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     device = local_device(config.device, this_rank())
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
-    limits = {"split": config.split, "limit": config.limit, "max_bad_rows": config.max_bad_rows}
-    rows = load_rows(config.data, seed=config.seed, need_grade=config.only_right, **limits)
+    limits = {"split": config.split, "limit": config.limit}
+    rows = load_rows(config.data, config, seed=config.seed, need_grade=config.only_right, **limits)
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 

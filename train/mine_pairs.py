@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 import torch
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge import DTYPES, Judge, load_judge
+from taosr1.judge_model import DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import balanced_order, keyed_generator
 from taosr1.learning.pairs import TEACHER, balance_label_flow, mine_pairs, mining_outcome
 from taosr1.model.io.digest import model_digest
@@ -51,7 +52,7 @@ PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder of the model that is to improve")
     data: str = option(
         "synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, comma-separated"
@@ -67,7 +68,6 @@ class Config:
         "flow", "flow: as many a-over-b as b-over-a pairs of every two grades; none: keep all pairs", ("flow", "none")
     )
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "type of the weights", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
@@ -82,7 +82,7 @@ class Config:
         ])  # fmt: skip
 
 
-def mine_rows(judge: Judge, rows: list[Judgement], start: int, config: Config) -> list[dict]:
+def mine_rows(judge: JudgeModel, rows: list[Judgement], start: int, config: Config) -> list[dict]:
     """`mine_row` for a chunk of rows; the replies depend on the seed and the chunk's first row number only."""
     prompts, generator = judge.prompts(rows), keyed_generator(config.seed, "mine", start)
     rollouts = judge.engine.generate(
@@ -95,7 +95,7 @@ def mine_rows(judge: Judge, rows: list[Judgement], start: int, config: Config) -
 
 
 def mine_row(
-    judge: Judge,
+    judge: JudgeModel,
     row: Judgement,
     prompt: list[int],
     replies: list[SampledReply],
@@ -132,7 +132,7 @@ def mine_row(
     return {"outcome": outcome, "replies": counts, "right": grades.count(row.grade), "pairs": pairs}
 
 
-def teacher_reply(judge: Judge, row: Judgement) -> SampledReply:
+def teacher_reply(judge: JudgeModel, row: Judgement) -> SampledReply:
     """The reply made of the row's own grade and chain of thought."""
     text = reply_text(judge.prompt.order, row.grade, row.cot)
     return SampledReply("teacher", text, encode_reply(judge.tokenizer, text))
@@ -176,8 +176,8 @@ def main(argv: list[str] | None = None) -> dict:
     device = local_device(config.device, this_rank())
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
-    settings = {"seed": config.seed, "split": config.split, "max_bad_rows": config.max_bad_rows}
-    rows = load_rows(config.data, need_grade=True, **settings)
+    settings = {"seed": config.seed, "split": config.split}
+    rows = load_rows(config.data, config, need_grade=True, **settings)
     if config.prompts:
         grades, count = [row.grade for row in rows], min(config.prompts, len(rows))
         drawn = balanced_order(grades, config.seed, 0, count, power=config.grade_power)

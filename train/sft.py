@@ -21,10 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge import DTYPES, TINY
+from taosr1.judge_model import DTYPES, TINY
 from taosr1.learning.batches import Batch, label_token_weights
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order
@@ -41,7 +42,7 @@ from taosr1.task.prompt import ORDERS
 
 
 @dataclass(frozen=True)
-class Config(MemoryFlags, RunFlags):
+class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run folder, a Hugging Face folder or hub id")
     data: str = option("synthetic:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or synthetic:POOL")
     dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
@@ -69,7 +70,6 @@ class Config(MemoryFlags, RunFlags):
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev (ESCI: test)")
-    max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", "compute type; what is trained and its optimizer stay float32", tuple(DTYPES))
     plain: bool = option(False, PLAIN_HELP)
@@ -98,9 +98,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed,
         dropout=config.lora_dropout, plain=config.plain,
     )  # fmt: skip
-    common = {"seed": config.seed, "max_bad_rows": config.max_bad_rows, "need_grade": True}
-    rows = load_rows(config.data, split=config.split, need_cot=config.order != "label", **common)
-    dev = load_rows(config.dev, split=config.dev_split, limit=config.dev_rows, **common)
+    common = {"seed": config.seed, "need_grade": True}
+    rows = load_rows(config.data, config, split=config.split, need_cot=config.order != "label", **common)
+    dev = load_rows(config.dev, config, split=config.dev_split, limit=config.dev_rows, **common)
     if config.order != "label" and config.cots == "agreeing":
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]

@@ -24,7 +24,7 @@ from taosr1.fast.decoder import use_fast_modules
 from taosr1.fast.malloc import keep_freed_memory
 from taosr1.fast.onednn_linear import linear
 from taosr1.fast.prepack import prepack
-from taosr1.judge import tiny_texts
+from taosr1.judge_model import tiny_texts
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.weights import DTYPES, load_decoder, save_pretrained

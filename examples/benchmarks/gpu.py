@@ -31,7 +31,7 @@ from examples.benchmarks import common
 from taosr1.fast.generate import generate
 from taosr1.fast.label_probs import label_probabilities
 from taosr1.fast.quantize import quantize
-from taosr1.judge import check_device
+from taosr1.judge_model import check_device
 from taosr1.model.io.weights import DTYPES, load_decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.signals import run_main

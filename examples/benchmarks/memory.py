@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, in_fresh_process, load_fast, machine, make_model, peak_bytes
-from taosr1.judge import DTYPES
+from taosr1.judge_model import DTYPES
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.signals import run_main
 

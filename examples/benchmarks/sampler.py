@@ -44,7 +44,7 @@ from examples.benchmarks import common
 from examples.benchmarks.sampler_peers import PEERS, Work, in_batches
 from taosr1.fast.generate import generate
 from taosr1.fast.prepack import prepack
-from taosr1.judge import BUNDLED, BUNDLED_FOLDER, load_judge
+from taosr1.judge_model import BUNDLED, BUNDLED_FOLDER, load_judge
 from taosr1.runtime.cli import option, parse_config
 from taosr1.runtime.signals import run_main
 from taosr1.synthetic.shop import read_pool

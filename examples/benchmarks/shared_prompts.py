@@ -26,7 +26,7 @@ from examples.benchmarks.common import SHAPES, machine
 from taosr1.fast import shared_prompts
 from taosr1.fast.decoder import use_fast_modules
 from taosr1.fast.logprobs import completion_logp
-from taosr1.judge import BUNDLED, load_judge
+from taosr1.judge_model import BUNDLED, load_judge
 from taosr1.learning.batches import Batch, Example, collate
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder

@@ -37,7 +37,7 @@ from taosr1.engine import PLAIN, Engine
 from taosr1.fast import FAST, decode_batch, label_probs, onednn_linear, shared_prompts
 from taosr1.fast.decoder import FastDecoder, take
 from taosr1.fast.prefix_groups import PrefixGroup
-from taosr1.judge import BUNDLED, load_judge
+from taosr1.judge_model import BUNDLED, load_judge
 from taosr1.learning.batches import Example, collate
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
+from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
@@ -23,7 +25,13 @@ _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # column
 
 
 def read_judgements(
-    path: str | Path, *, max_bad_rows: int = 0, need_grade: bool = False, need_cot: bool = False, split: str = ""
+    path: str | Path,
+    read: ReadFlags = AS_FOUND,
+    *,
+    max_bad_rows: int | None = None,
+    need_grade: bool = False,
+    need_cot: bool = False,
+    split: str = "",
 ) -> list[Judgement]:
     """Read judgements from .jsonl, .json, .csv, .tsv (each also .gz) or .parquet; ESCI rows are recognised.
 
@@ -33,20 +41,22 @@ def read_judgements(
     names are kept in `extra`, verbatim. `split` keeps the rows with this value in their `split` column.
 
     A row with a name like "Grade" or " grade" but no `grade`, or that contradicts an earlier row (`Duplicates`), is a
-    bad row too. The first `max_bad_rows` bad rows are skipped, and printed and counted by kind on stderr.
+    bad row too. The first `max_bad_rows` bad rows (where it is not given, `read.max_bad_rows`) are
+    skipped, and printed and counted by kind on stderr.
 
     Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
         a file without a single row.
     """
     parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
-    return [row for row, _ in read_parsed(path, parse, max_bad_rows=max_bad_rows, split=split)]
+    read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
+    return [row for row, _ in read_parsed(path, parse, read, split=split)]
 
 
 def read_parsed(
     path: str | Path,
     parse: Callable[[dict], tuple[Judgement, T]],
+    read: ReadFlags = AS_FOUND,
     *,
-    max_bad_rows: int = 0,
     split: str = "",
     limit: int = 0,
     flag: str = "--data",
@@ -56,7 +66,7 @@ def read_parsed(
     parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` the file is
     read no further. flag: the option that the error for an empty file names.
     """
-    bad_rows = BadRows(path, max_bad_rows)
+    bad_rows = BadRows(path, read.max_bad_rows)
     pairs = list(islice(_iter_parsed(path, parse, bad_rows), None if split else limit or None))
     if not pairs:
         skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import read_judgements
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
@@ -13,11 +14,11 @@ OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of th
 
 
 def load_rows(
-    spec: str, *, seed: int = 0, split: str = "", limit: int = 0, max_bad_rows: int = 0, **needs: bool
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool
 ) -> list[Judgement]:
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
-    "synthetic:labelled*500" draws a pool of that size. `max_bad_rows` applies to each source, and ids are compared
+    "synthetic:labelled*500" draws a pool of that size. `read.max_bad_rows` applies to each source, and ids are compared
     inside one source only: the pseudo-labels of a pool may stand beside its own grades. `needs` are `need_grade` and
     `need_cot` of `read_judgements`.
 
@@ -26,12 +27,12 @@ def load_rows(
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
     if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
-        settings = {"seed": seed, "split": split, "max_bad_rows": max_bad_rows, **needs}
-        rows = [row for source in spec.split(",") for row in load_rows(source.strip(), **settings)]
+        settings = {"seed": seed, "split": split, **needs}
+        rows = [row for source in spec.split(",") for row in load_rows(source.strip(), read, **settings)]
     elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
         rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
     else:
-        rows = read_judgements(spec, max_bad_rows=max_bad_rows, split=split, **needs)
+        rows = read_judgements(spec, read, split=split, **needs)
     return rows[:limit] if limit else rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.distributed import divide_work, on_rank_zero
 from taosr1.runtime.files import write_json
@@ -33,8 +33,9 @@ class Cost:
 
 
 def predict(
-    judge: Judge, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96, progress: bool = False
-) -> list[Prediction]:
+    judge: JudgeModel, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96,
+    progress: bool = False,
+) -> list[Prediction]:  # fmt: skip
     """One prediction a row. Label-first judges answer from one prefill; `explain` also decodes their chain of thought.
 
     A pre-CoT judge has to think before it answers: its replies are decoded greedily and it has no label probabilities.
@@ -43,8 +44,9 @@ def predict(
 
 
 def predict_with_cost(
-    judge: Judge, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96, progress: bool = False
-) -> tuple[list[Prediction], Cost]:
+    judge: JudgeModel, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96,
+    progress: bool = False,
+) -> tuple[list[Prediction], Cost]:  # fmt: skip
     """`predict`, and its cost. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
     prompts = judge.prompts(list(rows))
     if judge.prompt.order == "pre-cot":
@@ -62,7 +64,7 @@ def predict_with_cost(
     return explained, Cost(2 * len(prompts), int(rollouts.lengths.sum()))
 
 
-def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> list[Prediction]:
+def predict_together(judge: JudgeModel, rows: Sequence[Judgement], max_new_tokens: int = 96) -> list[Prediction]:
     """`predict` by all ranks of a job, each for its share of the rows; every rank gets all predictions."""
     costs = [len(row.query) + len(row.title) for row in rows]
 
@@ -72,7 +74,9 @@ def predict_together(judge: Judge, rows: Sequence[Judgement], max_new_tokens: in
     return divide_work(costs, work)
 
 
-def greedy_replies(judge: Judge, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[Reply], Rollouts]:
+def greedy_replies(
+    judge: JudgeModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> tuple[list[Reply], Rollouts]:
     """The most likely continuation of every prompt, token by token, parsed."""
     rollouts = judge.engine.generate(
         judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids
@@ -84,7 +88,7 @@ def _with_steps(reply: Reply) -> Prediction:
     return Prediction(reply.grade, decision=reply.decision, implied=implied_grade(reply, load_rules()))
 
 
-def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
+def dev_scores(judge: JudgeModel, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
     """What the training loop logs and chooses its best checkpoint by.
 
     Returns: macro-F1, the share of unreadable replies and, for judges that answer first, ECE and Brier score.
@@ -100,8 +104,8 @@ def dev_scores(judge: Judge, rows: Sequence[Judgement], max_new_tokens: int = 96
 
 
 def before_and_after(
-    judge: Judge, weights: Mapping[str, AbstractContextManager[Decoder]], run_folder: str, rows: Sequence[Judgement],
-    max_new_tokens: int = 96,
+    judge: JudgeModel, weights: Mapping[str, AbstractContextManager[Decoder]], run_folder: str,
+    rows: Sequence[Judgement], max_new_tokens: int = 96,
 ) -> dict[str, float]:  # fmt: skip
     """Held-out macro-F1 of several weights, one after the other, with 95 % intervals over queries.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import parse_judgement, read_parsed
 from taosr1.evaluation.report import Prediction
 from taosr1.runtime.bad_rows import shorten
@@ -12,13 +13,15 @@ from taosr1.task.judgement import Judgement
 from taosr1.task.probabilities import checked_probs
 
 
-def read_scores(path: str | Path, *, max_bad_rows: int = 0, split: str = "") -> list[tuple[Judgement, Prediction]]:
+def read_scores(
+    path: str | Path, read: ReadFlags = AS_FOUND, *, split: str = ""
+) -> list[tuple[Judgement, Prediction]]:
     """The scored pairs with their gold grades, and the predictions with their stored tiers.
 
     Raises: FileNotFoundError; ValueError naming file, line and field, as `read_judgements`, also for a row without a
         gold grade and for one that infer/score.py cannot have written.
     """
-    return read_parsed(path, _parse, max_bad_rows=max_bad_rows, split=split, flag="--scores")
+    return read_parsed(path, _parse, read, split=split, flag="--scores")
 
 
 def _parse(row: dict) -> tuple[Judgement, Prediction]:

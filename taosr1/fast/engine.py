@@ -13,7 +13,7 @@ from taosr1.fast.logprobs import completion_logp
 from taosr1.fast.malloc import keep_freed_memory
 from taosr1.fast.prepack import prepack
 
-JudgeT = TypeVar("JudgeT")  # a taosr1.judge.Judge, which is above this package
+JudgeT = TypeVar("JudgeT")  # a taosr1.judge_model.JudgeModel, which is above this package
 
 FAST = Engine("fast", generate, label_probabilities, completion_logp, use_fast_modules, prepack)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taosr1.engine import PLAIN
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config

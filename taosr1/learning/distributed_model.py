@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taosr1.engine import PLAIN, Engine
-from taosr1.judge import fast_dtype
+from taosr1.judge_model import fast_dtype
 from taosr1.learning.batches import Batch, Item, micro_batches, padded_tok
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.weights import load_weights

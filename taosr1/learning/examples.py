@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.learning.batches import Example
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import encode_reply, label_of_cot, reply_text
 
 
-def examples_of(judge: Judge, rows: Sequence[Judgement], flag: str = "--data") -> list[Example]:
+def examples_of(judge: JudgeModel, rows: Sequence[Judgement], flag: str = "--data") -> list[Example]:
     """Each row as prompt and reply ids, in the judge's order of reply.
 
     Raises: ValueError for a prompt and reply that are longer than the model's positions; `flag` is where the rows came

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.learning.batches import Batch, Item
 from taosr1.learning.checkpoint_weights import read_weights, write_weights
 from taosr1.learning.distributed_model import DistributedModel
@@ -72,14 +72,14 @@ class Stage:
 
 
 def train(
-    judge: Judge,
+    judge: JudgeModel,
     run: Run,
     stage: Stage,
     *,
     schedule: Schedule,
     optimizers: list[torch.optim.Optimizer],
     distributed: DistributedModel | None = None,
-    evaluate: Callable[[Judge], dict[str, float]] | None = None,
+    evaluate: Callable[[JudgeModel], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train until `schedule.steps`; checkpoints before evaluating, so no evaluation can lose a finished step.
 
@@ -206,13 +206,13 @@ def _report_bad_steps(skipped: int, step: int, steps: _Steps, folder: Path, toke
 class _Checkpoints:
     """A run's checkpoints and evaluations. last: the last evaluation."""
 
-    judge: Judge
+    judge: JudgeModel
     run: Run
     name: str
     schedule: Schedule
     optimizers: list[torch.optim.Optimizer]
     distributed: DistributedModel
-    evaluation: Callable[[Judge], dict[str, float]] | None
+    evaluation: Callable[[JudgeModel], dict[str, float]] | None
     last: dict[str, float] = field(default_factory=dict)
 
     def resume(self) -> tuple[int, dict, int]:

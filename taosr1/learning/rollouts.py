@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.learning.difficulty import balance_by_grade, drop_reason
 from taosr1.learning.draw_order import balanced_order, rows_by_grade, shuffled_order
 from taosr1.learning.losses import group_advantages
@@ -35,7 +35,7 @@ class Sampler:
     settings: the config of train/grpo.py, whose flags explain them.
     """
 
-    def __init__(self, judge: Judge, rows: Sequence[Judgement], settings) -> None:
+    def __init__(self, judge: JudgeModel, rows: Sequence[Judgement], settings) -> None:
         self.judge, self.settings = judge, settings
         self.prompts, self.grades = judge.prompts(list(rows)), [row.grade for row in rows]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from taosr1.judge import TINY, Judge, load_judge
+from taosr1.judge_model import TINY, JudgeModel, load_judge
 from taosr1.model.io.folders import weights_fingerprint
 from taosr1.model.lora import TARGETS, LoraConfig, add_adapters
 from taosr1.runtime.cli import option
@@ -60,7 +60,7 @@ def lora_config(flags: MemoryFlags, dropout: float = 0.0) -> LoraConfig:
 def load_trainee(
     model: str, flags: MemoryFlags, *, dtype: str, order: str | None = None, device: str = "cpu", seed: int = 0,
     dropout: float = 0.0, plain: bool = False,
-) -> Judge:  # fmt: skip
+) -> JudgeModel:  # fmt: skip
     """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
 
     Raises: ValueError as `load_judge`, and for adapters over fresh weights, which no file holds.
@@ -88,7 +88,7 @@ def load_trainee(
     return judge
 
 
-def identity(judge: Judge, **rows: Sequence) -> dict[str, str]:
+def identity(judge: JudgeModel, **rows: Sequence) -> dict[str, str]:
     """What decides a run's numbers beside its settings, as short texts that a resume compares.
 
     These are starting weights, tokenizer, label tokens, wording of the prompt, number of ranks, and the data by name.

@@ -22,6 +22,6 @@ class SampledReply:
 
 
 def sampled_replies(rollouts, text_of: Callable[[list[int]], str]) -> list[SampledReply]:
-    """The replies in what `generate` returned, prompt-major. text_of: token ids to text, as `Judge.reply_text`."""
+    """The replies in what `generate` returned, prompt-major. text_of: token ids to text, as `JudgeModel.reply_text`."""
     columns = (rollouts.replies(), rollouts.logp.sum(dim=1).tolist(), rollouts.finished.tolist())
     return [SampledReply("model", text_of(ids), ids, logp, finished) for ids, logp, finished in zip(*columns)]

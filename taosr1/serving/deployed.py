@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from taosr1.judge import Judge, load_judge
+from taosr1.judge_model import JudgeModel, load_judge
 from taosr1.model.io.folders import model_folder
 from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
@@ -28,7 +28,7 @@ def open_judge(
     seed: int = 0,
     decodes: bool = False,
     plain: bool = False,
-) -> tuple[str, Judge]:
+) -> tuple[str, JudgeModel]:
     """(name, judge) behind `--model`, for inference; without one, the last stage's run among the scripts' own.
 
     thinkers: False leaves out runs that reason first when it looks for one; a thinker named by `--model` is loaded all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.grades import GRADES
@@ -24,7 +24,7 @@ class Score:
 
 
 def score_prompts(
-    judge: Judge,
+    judge: JudgeModel,
     prompts: list[list[int]],
     *,
     beta: float = 0.5,

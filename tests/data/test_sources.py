@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.synthetic.shop import read_pool
@@ -92,7 +93,7 @@ def test_a_missing_file_a_wrong_grade_an_empty_file_and_a_negative_limit_are_nam
     )
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: field 'grade' is 5, expected 1-4"):
         load_rows(str(path))
-    assert len(load_rows(str(path), max_bad_rows=1)) == 1
+    assert len(load_rows(str(path), ReadFlags(max_bad_rows=1))) == 1
     path.write_text('{"query": "a", "title": "b"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: field 'grade' is missing"):
         load_rows(str(path), need_grade=True)

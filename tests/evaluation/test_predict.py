@@ -13,7 +13,7 @@ import torch
 from taosr1.data.judgements import Judgement
 from taosr1.evaluation.predict import Cost, before_and_after, dev_scores, greedy_replies, predict, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.learning.checkpoint_weights import best_weights, start_weights
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder, DecoderConfig
@@ -34,10 +34,10 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def parrot(tokenizer) -> Callable[..., Judge]:
+def parrot(tokenizer) -> Callable[..., JudgeModel]:
     """parrot(order): a judge that always answers SENTENCES[order]; `text` lets it say something else."""
 
-    def make(order: str, text: str | None = None) -> Judge:
+    def make(order: str, text: str | None = None) -> JudgeModel:
         size = tokenizer.vocab_size + tokenizer.vocab_size % 2
         shape = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
         shape |= {"hidden_size": size, "intermediate_size": 2, "head_dim": 2, "max_position_embeddings": 128}
@@ -53,7 +53,7 @@ def parrot(tokenizer) -> Callable[..., Judge]:
             model.lm_head.weight.zero_()
             for before, after in zip(chain, chain[1:]):
                 model.lm_head.weight[after, before] = 1.0
-        return Judge(model, tokenizer, PromptConfig(order, "brief", ("title",)))
+        return JudgeModel(model, tokenizer, PromptConfig(order, "brief", ("title",)))
 
     return make
 
@@ -125,7 +125,7 @@ def test_before_and_after_compares_the_start_with_the_best_checkpoint_and_writes
     later = parrot("pre-cot", "none")  # the weights at the end of the run, which are not its best
     rows = [row for row in ROWS if row.grade == 2]
     distributed = DistributedModel(later.model)
-    contender = Judge(later.model, judge.tokenizer, judge.prompt)
+    contender = JudgeModel(later.model, judge.tokenizer, judge.prompt)
     first = start_weights(distributed, DistributedModel(start), "")
     weights = {"start": first, "result": best_weights(distributed, str(tmp_path))}
     found = before_and_after(contender, weights, str(tmp_path), rows)

@@ -17,7 +17,7 @@ from taosr1.fast.quantize import (
     quantize_to_float8,
     quantize_to_int8,
 )
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.model.lora import LoraConfig, add_adapters
 from taosr1.synthetic.shop import read_pool
 

@@ -51,7 +51,7 @@ from harness import (
 )
 from tqdm import tqdm
 
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.cli import option, parse_config
 from taosr1.runtime.files import DamagedError

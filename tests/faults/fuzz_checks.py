@@ -14,6 +14,7 @@ from fuzz_files import REPLIED, VOCAB, Sample
 from fuzz_oracle import Spelled, Wrong, canonical, check_judgement, leaves, oracle
 
 from infer import score
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.scores import read_scores
@@ -184,11 +185,11 @@ def examine(sample: Sample, path: Path, original: set[int]) -> str:
             same_raw,
         )
     if sample.kind == "scores":
-        return compare("read_scores", lambda bad: read_scores(path, max_bad_rows=bad), check_score)
+        return compare("read_scores", lambda bad: read_scores(path, ReadFlags(max_bad_rows=bad)), check_score)
     verdict = compare("read_judgements", lambda bad: read_judgements(path, max_bad_rows=bad), check_judgement)
     check_repeats(attempt(path, lambda: read_judgements(path, max_bad_rows=ANY)))
     compare("iter_judgements", lambda bad: list(iter_judgements(path, BadRows(path, bad))), check_judgement)
-    compare("load_rows", lambda bad: load_rows(str(path), max_bad_rows=bad), check_judgement)
+    compare("load_rows", lambda bad: load_rows(str(path), ReadFlags(max_bad_rows=bad)), check_judgement)
     compare(
         "score.read_pairs",
         lambda bad: score.read_pairs(score.Config(data=str(path), out="out.jsonl", max_bad_rows=bad)),

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from taosr1.judge import DTYPES, load_judge
+from taosr1.judge_model import DTYPES, load_judge
 from taosr1.learning import rollouts
 from taosr1.learning.distributed_model import DistributedModel, full_tensor, init_distributed
 from taosr1.learning.gradient import accumulate

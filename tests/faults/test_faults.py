@@ -18,7 +18,7 @@ import campaign
 import harness
 import pytest
 
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.runtime.checkpoint import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, which this system cannot do")

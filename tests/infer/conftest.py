@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import Judgement, write_judgements
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.model.io.weights import save_pretrained
 from taosr1.runtime.chunked_job import ChunkedJob
 from taosr1.synthetic.shop import read_pool

@@ -12,7 +12,7 @@ import torch
 from infer.sample import main
 from taosr1.data.judgements import write_judgements
 from taosr1.data.sources import load_rows
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.model.logprobs import completion_logp
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.task.prompt import encode_reply

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infer.score import main
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import store_beta, store_temperature

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.learning.batches import Example, collate
 from taosr1.learning.checkpoint_weights import read_weights, write_weights
 from taosr1.learning.distributed_model import DistributedModel, full_tensor, init_distributed

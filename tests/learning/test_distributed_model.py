@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from taosr1 import fast
-from taosr1.judge import fast_dtype
+from taosr1.judge_model import fast_dtype
 from taosr1.learning import distributed_model
 from taosr1.learning.batches import Example
 from taosr1.learning.distributed_model import DistributedModel

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from taosr1.fast.shared_prompts import share_prompts
-from taosr1.judge import DTYPES, Judge
+from taosr1.judge_model import DTYPES, JudgeModel
 from taosr1.learning import rollouts
 from taosr1.learning.difficulty import grade_share_cv
 from taosr1.learning.distributed_model import DistributedModel
@@ -37,7 +37,7 @@ SETTINGS = grpo.Config(
 def labeller(make_judge):
     """A judge whose replies are a label drawn with the given probabilities (grades 1-4), then the end."""
 
-    def make(probs=EVEN, order: str = "post-cot") -> Judge:
+    def make(probs=EVEN, order: str = "post-cot") -> JudgeModel:
         judge = make_judge(order, tie_word_embeddings=False)
         model, labels, end = judge.model, list(judge.tokenizer.label_ids), judge.tokenizer.eos_ids[0]
         with torch.no_grad():
@@ -65,7 +65,7 @@ ALL_GRADES = rows_of(*[4] * 20 + [2] * 12 + [1] * 6 + [3] * 2)
 class Steps:
     """The rollouts of train/grpo.py for one step after another, without training."""
 
-    def __init__(self, judge: Judge, rows=ALL_GRADES, *, reference=None, **changes) -> None:
+    def __init__(self, judge: JudgeModel, rows=ALL_GRADES, *, reference=None, **changes) -> None:
         self.config, self.rows = replace(SETTINGS, **changes), rows
         self.sampler = Sampler(judge, rows, self.config)
         self.policy = DistributedModel(judge.model, judge.engine, dtype=DTYPES[self.config.dtype])
@@ -137,7 +137,7 @@ def test_prefill_and_samples_give_kept_groups_the_same_right_counts(labeller):
 @pytest.mark.parametrize("difficulty", ["samples", "prefill"])
 def test_a_label_that_is_followed_by_more_is_not_right_under_either_difficulty(labeller, difficulty, monkeypatch):
     """Every reply begins with a label and goes on as "411", which no parser reads as one."""
-    monkeypatch.setattr(Judge, "reply_text", lambda *_: "411")
+    monkeypatch.setattr(JudgeModel, "reply_text", lambda *_: "411")
     _, records = Steps(labeller(), difficulty=difficulty, max_resample=1).collect(0, {})
     assert not any(record["kept"] for record in records) and {
         label for record in records if record["replies"] for label in record["labels"]
@@ -365,7 +365,7 @@ def test_a_judge_that_thinks_first_is_recorded_with_the_shares_of_its_labels(mak
     """Two of four replies decide for 4, one for 2, one cannot be read: 0, 1/4, 0, 1/2."""
     judge = make_judge("pre-cot")
     decisions = iter(["Decision: 4-Excellent", "Decision: 2-Mismatch", "garbage", "Decision: 4-Excellent"] * 16)
-    monkeypatch.setattr(Judge, "reply_text", lambda *_: next(decisions))
+    monkeypatch.setattr(JudgeModel, "reply_text", lambda *_: next(decisions))
     sampler = Steps(judge, max_resample=1)
     _, records = sampler.collect(0, {})
     for record in records:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taosr1.judge import BUNDLED
+from taosr1.judge_model import BUNDLED
 from taosr1.learning.optimizers import make_optimizers
 from taosr1.learning.trainee import MemoryFlags, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder, DecoderConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.judge import Judge
+from taosr1.judge_model import JudgeModel
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
@@ -24,13 +24,13 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def judge(tokenizer) -> Judge:
+def judge(tokenizer) -> JudgeModel:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = DecoderConfig(tokenizer.vocab_size, **shape, num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
     model = Decoder(config).init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():  # fresh weights are so small that every probability is alike
         model.model.embed_tokens.weight.mul_(30)
-    return Judge(model, tokenizer, PromptConfig())
+    return JudgeModel(model, tokenizer, PromptConfig())
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.judge import BUNDLED_FOLDER, load_judge
+from taosr1.judge_model import BUNDLED_FOLDER, load_judge
 from taosr1.learning.examples import examples_of
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task import prompt, teacher

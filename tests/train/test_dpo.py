@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train.dpo
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.learning.batches import collate, label_token_weights, micro_batches
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.draw_order import shuffled_order

@@ -14,7 +14,7 @@ import torch
 import train.grpo
 import train.sft
 from taosr1.data.judgements import write_judgements
-from taosr1.judge import BUNDLED, Judge, load_judge
+from taosr1.judge_model import BUNDLED, JudgeModel, load_judge
 from taosr1.learning import rollouts
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
@@ -200,7 +200,7 @@ def spy_on_temperatures(monkeypatch) -> dict[str, set[float]]:
     found: dict[str, set[float]] = {"generate": set(), "completion_logp": set()}
     load = train.grpo.load_trainee
 
-    def spied(judge: Judge, name: str) -> Judge:
+    def spied(judge: JudgeModel, name: str) -> JudgeModel:
         function = getattr(judge.engine, name)
 
         def call(*given, **named):

@@ -7,7 +7,7 @@ import torch
 
 from taosr1.data.judgements import read_judgements
 from taosr1.fast.generate import generate
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.model.logprobs import completion_logp
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import parse_reply, reply_text

@@ -12,7 +12,7 @@ import torch
 from infer.merge import main as merge
 from taosr1.evaluation.metrics import macro_f1
 from taosr1.evaluation.predict import predict
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.synthetic.shop import read_pool
 from train.dpo import main as dpo
 from train.grpo import main as grpo

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from taosr1.data.judgements import write_judgements
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.runtime.chunked_job import ChunkedJob
 from taosr1.runtime.jsonl import clean_text
 from taosr1.synthetic.shop import read_pool

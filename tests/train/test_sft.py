@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from taosr1.data.judgements import write_judgements
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.learning.batches import Example, collate
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.synthetic.shop import read_pool

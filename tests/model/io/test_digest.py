@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taosr1.judge import load_judge
+from taosr1.judge_model import load_judge
 from taosr1.model.io.digest import model_digest
 from taosr1.model.io.weights import load_pretrained, save_pretrained
 from taosr1.model.lora import LoraConfig, add_adapters

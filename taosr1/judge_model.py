@@ -1,0 +1,129 @@
+"""A judge: a decoder, its tokenizer, how it is prompted, and the engine that runs it. Every script loads one."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from taosr1 import fast
+from taosr1.data.judgements import Judgement
+from taosr1.engine import PLAIN, Engine
+from taosr1.fast.quantize import quantize
+from taosr1.model.config import DecoderConfig
+from taosr1.model.decoder import Decoder
+from taosr1.model.io.folders import model_folder
+from taosr1.model.io.weights import DTYPES, load_pretrained
+from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.synthetic.shop import read_pool
+from taosr1.task.prompt import PromptConfig, encode_prompt
+
+TINY = "tiny"
+BUNDLED = "bundled"
+BUNDLED_FOLDER = Path(__file__).parent / "bundled" / "thinker"
+# 0.7 M parameters in Qwen3's form: trains in minutes on one CPU core.
+TINY_SHAPE = {
+    **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 1024},
+}
+TINY_VOCAB = 1024
+SERVING_DTYPES = (*DTYPES, "float8", "int8")  # the last two: large products in 8 bits, see `fast/quantize.py`
+SERVING_DTYPE_HELP = (
+    "type of the weights; float8 (NVIDIA Hopper) and int8 (CPU): 8-bit products, faster prefills for a little accuracy"
+)
+
+
+def fast_dtype() -> str:
+    """"bfloat16" where this CPU multiplies it in hardware (AMX, or AVX-512 with BF16), else "float32"."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that we run on
+    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
+
+
+@dataclass(frozen=True)
+class JudgeModel:
+    model: Decoder
+    tokenizer: Tokenizer
+    prompt: PromptConfig
+    engine: Engine = PLAIN
+
+    def prompts(self, judgements: list[Judgement]) -> list[list[int]]:
+        """Token ids of every judgement's prompt, each leaving the model room for a reply.
+
+        Characters are not tokens: 600 of them may be 2,000 tokens of Chinese. A row too long for the model's positions
+        is shown with shorter texts, so that no row is lost.
+        """
+        positions = self.model.config.max_position_embeddings
+        room = positions - min(256, positions // 4)
+        fitted = []
+        for judgement in judgements:
+            config = self.prompt
+            ids = encode_prompt(self.tokenizer, judgement, config)
+            while len(ids) > room and config.max_chars > 1:
+                config = replace(config, max_chars=config.max_chars // 2)
+                ids = encode_prompt(self.tokenizer, judgement, config)
+            fitted.append(ids)
+        return fitted
+
+    def reply_text(self, ids: list[int]) -> str:
+        """A sampled reply as text, without its end-of-sequence token."""
+        return self.tokenizer.decode([token for token in ids if token not in self.tokenizer.eos_ids])
+
+
+def load_judge(
+    spec: str,
+    *,
+    order: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+    plain: bool = False,
+) -> JudgeModel:
+    """The judge behind `--model`.
+
+    spec: "tiny" (fresh weights), "bundled" (a trained tiny thinker), a run folder, a Hugging Face folder, or a hub id.
+    A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt. `order` overrides
+    the order of the reply: an SFT stage may teach a thinker to answer first.
+    `plain` leaves the fast engine out: every function is the plain program's.
+    Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device.
+    """
+    check_device(device)
+    if spec == TINY:
+        judge = _tiny_judge(order or "post-cot", seed, device)
+    else:
+        if spec.startswith("runs/") and not Path(spec).is_dir():  # looks like a hub id, but is meant as a run
+            raise FileNotFoundError(
+                f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id"
+            )
+        folder = model_folder(BUNDLED_FOLDER if spec == BUNDLED else spec)
+        beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
+        model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
+        prompt = PromptConfig.load(folder) or PromptConfig()
+        judge = JudgeModel(model, tokenizer, replace(prompt, order=order) if order else prompt)
+    if dtype not in DTYPES:
+        quantize(judge.model, dtype, emulate=plain)
+    return judge if plain else fast.enable(judge)
+
+
+def check_device(device: str) -> None:
+    """Raises: ValueError where `--device` names something this machine does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+
+
+def _tiny_judge(order: str, seed: int, device: str) -> JudgeModel:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(tiny_texts(), TINY_VOCAB, folder)
+    config = DecoderConfig(vocab_size=tokenizer.vocab_size, **TINY_SHAPE)
+    model = Decoder(config).init_weights(torch.Generator().manual_seed(seed)).to(device)
+    return JudgeModel(model, tokenizer, PromptConfig(order=order, style="brief", fields=("title", "price")))
+
+
+def tiny_texts() -> list[str]:
+    """What the tiny tokenizer is trained on: prompts and replies of the embedded shop's reasoned pool."""
+    rows = read_pool("reasoned")
+    prompts = [text for row in rows for text in (f" {row.query}", f" {row.title}", f" {row.price}")]
+    return prompts + [f"{row.grade}\n{row.cot}" for row in rows]

@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
-from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
+from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split
 from taosr1.data.flags import AS_FOUND, ReadFlags
+from taosr1.data.rows import data_files, read_rows
 from taosr1.runtime.bad_rows import BadRows, shorten
-from taosr1.runtime.jsonl import read_jsonl, write_jsonl
-from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
+from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.text_lines import BYTE_ORDER_MARK
 from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
@@ -25,7 +25,7 @@ _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # column
 
 
 def read_judgements(
-    path: str | Path,
+    spec: str | Path,
     read: ReadFlags = AS_FOUND,
     *,
     max_bad_rows: int | None = None,
@@ -49,28 +49,37 @@ def read_judgements(
     """
     parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
     read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
-    return [row for row, _ in read_parsed(path, parse, read, split=split)]
+    return [row for row, _ in read_parsed(spec, parse, read, split=split)]
 
 
 def read_parsed(
-    path: str | Path,
+    spec: str | Path,
     parse: Callable[[dict], tuple[Judgement, T]],
     read: ReadFlags = AS_FOUND,
     *,
     split: str = "",
     limit: int = 0,
     flag: str = "--data",
+    kind: str = "",
 ) -> list[tuple[Judgement, T]]:
     """`read_judgements` for callers that keep something beside each judgement: what `parse` makes of the raw rows.
 
-    parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` the file is
-    read no further. flag: the option that the error for an empty file names.
+    spec: a file, several with commas between them, or a pattern (`data_files`). Bad rows and ids that occur again are
+    counted in each file by itself; every judgement knows its file (`source`) and `line`.
+    parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` nothing is
+    read beyond it. flag: the option that the error for an empty file names. kind: the format, as in `read_rows`.
     """
-    bad_rows = BadRows(path, read.max_bad_rows)
-    pairs = list(islice(_iter_parsed(path, parse, bad_rows), None if split else limit or None))
-    if not pairs:
-        skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
-        raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+    pairs: list[tuple[Judgement, T]] = []
+    for path in data_files(spec, flag):
+        left = limit - len(pairs) if limit and not split else None
+        if left == 0:
+            break
+        bad_rows = BadRows(path, read.max_bad_rows)
+        found = list(islice(_iter_parsed(path, parse, bad_rows, read, kind), left))
+        if not found:
+            skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
+            raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+        pairs += found
     if split:
         kept = {id(row) for row in keep_split([row for row, _ in pairs], split)}
         pairs = [pair for pair in pairs if id(pair[0]) in kept][: limit or None]
@@ -80,23 +89,23 @@ def read_parsed(
 def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
-    """`read_judgements` one row at a time, for files that do not fit into memory. An empty file yields nothing."""
+    """`read_judgements` of one file, row by row, for files beyond the memory. An empty file yields nothing."""
     parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
-    return (row for row, _ in _iter_parsed(path, parse, bad_rows or BadRows(path)))
+    return (row for row, _ in _iter_parsed(path, parse, bad_rows or BadRows(path), AS_FOUND))
 
 
 def _iter_parsed(
-    path: str | Path, parse: Callable[[dict], tuple[Judgement, T]], bad_rows: BadRows
+    path: str | Path, parse: Callable[[dict], tuple[Judgement, T]], bad_rows: BadRows, read: ReadFlags, kind: str = ""
 ) -> Iterator[tuple[Judgement, T]]:
-    duplicates = Duplicates(bad_rows)
-    for line, row in read_rows(path, bad_rows):
+    duplicates, source = Duplicates(bad_rows), str(path)
+    for line, row in read_rows(path, bad_rows, read, kind=kind):
         try:
-            parsed = parse(row)
-            duplicates.add(line, parsed[0])
+            judgement, beside = parse(row)
+            duplicates.add(line, judgement)
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
-            yield parsed
+            yield replace(judgement, source=source, line=line), beside
 
 
 def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judgement, None]:
@@ -106,20 +115,6 @@ def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judge
     if need_cot:
         check_cot(judgement.cot)
     return judgement, None
-
-
-def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
-    """The raw rows of a data file in any supported format, with their line (parquet: row) numbers."""
-    path = Path(path) if Path(path).is_dir() else check_file(path)
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
-    if path.is_dir() or kind == ".parquet":
-        return read_parquet(path, bad_rows)
-    if kind in (".csv", ".tsv"):
-        return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
-    if kind in (".jsonl", ".json", ".ndjson"):
-        return read_jsonl(path, bad_rows)
-    expected = ".jsonl, .json, .ndjson, .csv, .tsv, .parquet (text also .gz)"
-    raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected}: check --data")
 
 
 def parse_judgement(row: dict) -> Judgement:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.judgements import read_judgements
+from taosr1.data.judgements import judgement_to_dict, parse_judgement, read_judgements, read_parsed
+from taosr1.data.rows import split_spec
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
@@ -18,22 +17,42 @@ def load_rows(
 ) -> list[Judgement]:
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
-    "synthetic:labelled*500" draws a pool of that size. `read.max_bad_rows` applies to each source, and ids are compared
-    inside one source only: the pseudo-labels of a pool may stand beside its own grades. `needs` are `need_grade` and
-    `need_cot` of `read_judgements`.
+    A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size.
+    `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
+    stand beside its own grades. `needs` are `need_grade` and `need_cot` of `read_judgements`.
 
     Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
-        settings = {"seed": seed, "split": split, **needs}
-        rows = [row for source in spec.split(",") for row in load_rows(source.strip(), read, **settings)]
-    elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
-        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
-    else:
+    parts = split_spec(spec)
+    if not any(is_pool(part) for part in parts):
         rows = read_judgements(spec, read, split=split, **needs)
+    elif len(parts) > 1:
+        settings = {"seed": seed, "split": split, **needs}
+        rows = [row for part in parts for row in load_rows(part, read, **settings)]
+    else:
+        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
     return rows[:limit] if limit else rows
+
+
+def load_pairs(
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0
+) -> list[tuple[dict, Judgement]]:
+    """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement."""
+    parts = split_spec(spec)
+    if not any(is_pool(part) for part in parts):
+        pairs = read_parsed(spec, lambda row: (parse_judgement(row), row), read, split=split, limit=limit)
+        return [(row, judgement) for judgement, row in pairs]
+    if len(parts) > 1:
+        pairs = [pair for part in parts for pair in load_pairs(part, read, seed=seed, split=split)]
+        return pairs[: limit or None]
+    return [(judgement_to_dict(row), row) for row in load_rows(spec, read, seed=seed, split=split, limit=limit)]
+
+
+def is_pool(source: str) -> bool:
+    """Whether a source is a pool of the synthetic shop rather than a file."""
+    return source.startswith((SYNTHETIC, OLD_SPELLING))
 
 
 def _load_pool(name: str, *, seed: int, need_grade: bool = False, need_cot: bool = False) -> list[Judgement]:

@@ -110,7 +110,8 @@ def put(folder, name, *queries):
 
 
 def test_several_files_and_patterns_are_one_table_whose_rows_know_their_file_and_line(tmp_path, capsys):
-    one, two, ten = put(tmp_path, "part-1.csv", "a", "b"), put(tmp_path, "part-2.csv", "c"), put(tmp_path, "p10.csv", "d")
+    one, two = put(tmp_path, "part-1.csv", "a", "b"), put(tmp_path, "part-2.csv", "c")
+    ten = put(tmp_path, "p10.csv", "d")
     found = load_rows(f"{tmp_path}/part-*.csv,{ten}")
     assert [(row.query, row.source, row.line) for row in found] == [
         ("a", str(one), 2), ("b", str(one), 3), ("c", str(two), 2), ("d", str(ten), 2)

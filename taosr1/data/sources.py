@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.judgements import judgement_to_dict, parse_judgement, read_judgements, read_parsed
+from taosr1.data.judgements import judgement_to_dict, read_judgements, read_raw
 from taosr1.data.rows import split_spec
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
@@ -42,8 +42,7 @@ def load_pairs(
     """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement."""
     parts = split_spec(spec)
     if not any(is_pool(part) for part in parts):
-        pairs = read_parsed(spec, lambda row: (parse_judgement(row), row), read, split=split, limit=limit)
-        return [(row, judgement) for judgement, row in pairs]
+        return read_raw(spec, read, split=split, limit=limit)
     if len(parts) > 1:
         pairs = [pair for part in parts for pair in load_pairs(part, read, seed=seed, split=split)]
         return pairs[: limit or None]

@@ -45,7 +45,7 @@ from taosr1.learning.losses import LossSum, grpo_loss, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.reference import reference_policy, with_stored_logp
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollout_group import Group, RolloutBatch
+from taosr1.learning.rollout_group import Group, RolloutBatch, sample_records
 from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes, rollout_metrics
 from taosr1.learning.rollouts import (
     Sampler,
@@ -291,9 +291,10 @@ def rollouts(
         if len(kept) >= config.min_groups:
             break
     add_advantages(kept, sampler.grades, config)
-    count_outcomes(cursor, sampled, kept, config.min_groups)
-    metrics = rollout_metrics(sampled, kept, attempt + 1, weights)
-    return StepItems(kept, metrics, [group.record() for group in sampled])
+    count_outcomes(cursor, sampled, kept, config, sampler.judge.prompt.order)
+    records = sample_records(sampled, rows, config.steps // config.updates)
+    metrics = rollout_metrics(sampled, kept, attempt + 1, weights) | {"samples_left_out": len(sampled) - len(records)}
+    return StepItems(kept, metrics, records)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -161,8 +161,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if graded is None:
             return {}
         if not any(graded):
-            unread = f"not one of {len(rows)} replies could be parsed"
-            raise NothingToWriteError(f"--model {config.model}: {unread}; train it further or check --model")
+            unread = f"not one of {len(rows)} replies {'was right' if config.only_right else 'could be parsed'}"
+            way_out = f"check --model, or raise --max-new-tokens {config.max_new_tokens} if they are longer"
+            raise NothingToWriteError(f"--model {config.model}: {unread}; {way_out}")
         count = write_jsonl(config.out, kept_rows(graded, least_confidence(graded, config.keep_frac), grades))
     shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in GRADES[::-1])
     print(f"{count} of {len(rows)} rows graded -> {config.out}; shares {shares}")

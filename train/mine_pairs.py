@@ -170,6 +170,16 @@ def balanced(pairs: list[dict], config: Config) -> list[dict]:
     return [pairs[index] for index in balance_label_flow(flows, keyed_generator(config.seed, "flow"))]
 
 
+def way_out_of(counts: dict, config: Config) -> str:
+    """What to do where no pair is left."""
+    replies = counts["replies"]
+    if replies["cut"] > replies["sampled"] / 2:
+        return f"most replies were cut: raise --max-new-tokens {config.max_new_tokens}"
+    if replies["unreadable"] > replies["sampled"] / 2:
+        return "most replies have no grade that can be read: train/sft.py teaches their form first"
+    return "give other rows with --data, raise --samples or --temperature, or keep all pairs with --balance none"
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
@@ -196,7 +206,7 @@ def main(argv: list[str] | None = None) -> dict:
         if not pairs:
             raise NothingToWriteError(
                 f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; "
-                f"outcomes {counts['outcomes']}"
+                f"outcomes {counts['outcomes']}, replies {counts['replies']}; {way_out_of(counts, config)}"
             )
         counts |= {
             "mined": len(mined),

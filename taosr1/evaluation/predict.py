@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -78,10 +79,14 @@ def predict_together(judge: JudgeModel, rows: Sequence[Judgement], max_new_token
 def greedy_replies(
     judge: JudgeModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> tuple[list[Reply], Rollouts]:
-    """The most likely continuation of every prompt, token by token, parsed."""
+    """The most likely continuation of every prompt, token by token, parsed; a note where most of them were cut."""
     rollouts = judge.engine.generate(
         judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids
     )
+    cut = int((~rollouts.finished).sum())
+    if cut > len(prompts) / 2:
+        limit = f"--max-new-tokens {max_new_tokens}"
+        print(f"note: {cut} of {len(prompts)} replies were cut at {limit}: raise it", file=sys.stderr)
     return [parse_reply(judge.reply_text(ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
 
 

@@ -36,6 +36,7 @@ from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights
 from taosr1.learning.checkpoint_weights import best_weights, start_weights
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order, keyed_generator
 from taosr1.learning.examples import agreeing, examples_of
@@ -300,6 +301,8 @@ def rollouts(
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = with_start(parse_config(Config, __doc__, argv))
     judge, rows, sft_term, run, distributed, reference = begin(config)
+    if run.finished and (not rows.test or (run.folder / "test.json").exists()):
+        return say_finished(run, judge, config, "grpo")
     sampler = Sampler(judge, rows.data, config)
 
     def loss(model: Decoder, batch: RolloutBatch | SftTermBatch) -> LossSum:
@@ -328,11 +331,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         distributed=distributed, evaluate=lambda judge: dev_scores(judge, rows.dev, config.max_new_tokens),
     )  # fmt: skip
-    if not rows.test:
-        return last
-    start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
-    compared = {"start": start, "result": best}
-    return last | before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    if rows.test:
+        start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
+        compared = {"start": start, "result": best}
+        before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    return last | say_finished(run, judge, config, "grpo")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.replies import sampled_replies
 from taosr1.task.grades import GRADES
@@ -71,6 +72,7 @@ class Config(ReadFlags):
             (not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", self.out.lower()),
              f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or "
              ".jsonl.gz"),
+            *out_problems(self.out, required=False),
             *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 

@@ -42,6 +42,7 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.files import write_json
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies
@@ -75,6 +76,7 @@ class Config(ReadFlags):
 
     def __post_init__(self) -> None:
         check([
+            *out_problems(self.out),
             *at_least(self, samples=2, prompts=0, max_new_tokens=1, pairs_per_prompt=1),
             (not self.temperature > 0,
              f"--temperature is {self.temperature}, expected more than 0: greedy replies are all equal"),

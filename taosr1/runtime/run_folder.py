@@ -27,6 +27,7 @@ from taosr1.runtime.checkpoint import checkpoints, named_checkpoint, newest_vali
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
 from taosr1.runtime.files import differences, fsync, read_json, remove_leftovers, replace_file, take_lock, write_json
+from taosr1.runtime.out_paths import out_problems
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
@@ -61,8 +62,8 @@ class RunFlags:
 
 
 def run_problems(flags: RunFlags) -> list[tuple[bool, str]]:
-    """Problems for `taosr1.runtime.cli.check`."""
-    return at_least(flags, keep_last=1, save_every=0, max_skipped=1)
+    """Problems for `taosr1.runtime.cli.check`, those of the script's `out` too."""
+    return [*at_least(flags, keep_last=1, save_every=0, max_skipped=1), *out_problems(flags.out, folder=True)]
 
 
 class Run:

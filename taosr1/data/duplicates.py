@@ -19,8 +19,8 @@ class Duplicates:
     130 bytes a pair, however long its text.
     """
 
-    def __init__(self, bad_rows: BadRows) -> None:
-        self.bad_rows = bad_rows
+    def __init__(self, bad_rows: BadRows, *, grades_matter: bool = True) -> None:
+        self.bad_rows, self.grades_matter = bad_rows, grades_matter
         self._seen: dict[int, int] = {}  # hash of the ids -> line, hash of the text and grade in one integer
 
     def add(self, line: int, row: Judgement) -> None:
@@ -28,7 +28,7 @@ class Duplicates:
         if not (row.query_id and row.item_id):
             return
         key = _hash(16, row.query_id, row.item_id)
-        text, grade = _hash(8, row.query, row.title), row.grade or 0
+        text, grade = _hash(8, row.query, row.title), (row.grade or 0) * self.grades_matter
         stored = self._seen.get(key)
         if stored is None:
             self._seen[key] = line << 72 | text << 8 | grade

@@ -55,7 +55,7 @@ SHOWN_VALUES = 12
 WORD_CHARS = 40  # a longer text is no name of a grade
 SYSTEMATIC_FRAC = 0.05  # of the graded rows: fewer with a word or a fraction are slips, and bad rows like others
 
-_NUMBER = re.compile(r"[+-]?\d{1,15}(?:[.,]\d{0,15})?")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(?:[.,][0-9]{0,15})?")
 
 
 class GradesError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,4 @@ def _prediction(row: dict, judgement: Judgement) -> Prediction:
 
 def _number(value: Any) -> Any:
     """A cell of a table as the number it spells; anything else as it is."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return float(value)
-    return value
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]*)?(e-?[0-9]+)?", value) else value

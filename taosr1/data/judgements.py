@@ -123,6 +123,7 @@ def _iter_parsed(
             bad_rows.add(line, problem)
         else:
             yield judgement, kept
+    duplicates.finish()
 
 
 def _all_rows(path: str | Path) -> Iterator[dict]:

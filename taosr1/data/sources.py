@@ -6,6 +6,7 @@ from pathlib import Path
 
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import read_judgements
+from taosr1.data.queries import say_shared_ids
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
@@ -28,7 +29,9 @@ def load_rows(
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
     if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
         settings = {"seed": seed, "split": split, **needs}
-        rows = [row for source in spec.split(",") for row in load_rows(source.strip(), read, **settings)]
+        sources = [(name.strip(), load_rows(name.strip(), read, **settings)) for name in spec.split(",")]
+        say_shared_ids(sources)
+        rows = [row for _, found in sources for row in found]
     elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
         rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
     else:

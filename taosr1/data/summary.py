@@ -1,4 +1,4 @@
-"""What is in some rows, in a few lines: grades, queries, lengths in tokens, texts that are cut, columns that are unseen.
+"""What is in some rows, in a few lines: grades, queries, lengths in tokens, cut texts, columns that a judge sees.
 
 Every training, scoring and evaluation prints it before it begins; `python -m taosr1.data.inspect FILE` prints more.
 """
@@ -70,7 +70,8 @@ def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConf
     room = prompt_room(positions)
     shortened = int((lengths > room).sum())
     looked_at = "" if step == 1 else f" of {len(measured):,} looked at"
-    text = f"prompts of {int(np.median(lengths))} tokens (median), {min(int(lengths.max()), room)} the longest{looked_at}; "
+    median, longest = int(np.median(lengths)), min(int(lengths.max()), room)
+    text = f"prompts of {median} tokens (median), {longest} the longest{looked_at}; "
     text += f"{cut:,} rows have a text cut to {prompt.max_chars} characters" if cut else "no text is cut"
     if shortened:
         text += f", {shortened:,}{looked_at} are shortened to fit {positions} positions"

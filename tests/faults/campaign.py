@@ -286,7 +286,7 @@ def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Coun
         code = run_whole(script_of(stage), [*argv, "--out", out], log)
         said = log.read_text(encoding="utf-8")
         clear = "Read-only" in said and "Traceback" not in said
-        expect(code == 1 and clear, f"{stage} on a read-only disk ended with {code}", log)
+        expect(code == 2 and clear, f"{stage} on a read-only disk ended with {code}", log)
         counts["read-only: clear end"] += 1
         os.system(f"mount -o remount,rw,size=64m {place}")
         code = run_whole(script_of(stage), [*argv, "--out", out], log)

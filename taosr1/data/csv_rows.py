@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import dropwhile
@@ -42,7 +41,7 @@ def read_csv(
     with bad_rows or BadRows(path, flag="") as bad_rows:
         dialect = find_dialect(path, usual, read)
         if said := dialect.describe(usual):
-            print(f"{path}: read {said}", file=sys.stderr)
+            bad_rows.say(f"read {said}")
         yield from _Records(path, bad_rows, read, dialect).read()
 
 
@@ -93,7 +92,7 @@ class _Records:
     def _say(self, encoding: str) -> None:
         if encoding != self.dialect.encoding:  # found behind the lines that `find_dialect` has read
             self.dialect.encoding = encoding
-            print(f"{self.path}: read in {shown(encoding)}", file=sys.stderr)
+            self.bad_rows.say(f"read in {shown(encoding)}")
 
     def _refuse(self, number: int, error: csv.Error) -> None:
         """Count a record that breaks the rules of quotes."""

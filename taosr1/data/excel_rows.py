@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +46,10 @@ def read_excel(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tu
     with bad_rows, _open(path) as (formulas, values):
         sheet = formulas.worksheets[0]
         if len(formulas.worksheets) > 1:
-            print(f"{path}: read sheet {sheet.title!r}, the first of {len(formulas.worksheets)}", file=sys.stderr)
+            bad_rows.say(f"read sheet {sheet.title!r}, the first of {len(formulas.worksheets)}")
         merged = _Merged(path, sheet)
+        if merged.ranges:
+            bad_rows.say(f"{len(merged.ranges)} merged cells have their value in all their rows")
         header: list[str] = []
         pairs = zip(sheet.iter_rows(), values.worksheets[0].iter_rows(values_only=True))
         for number, (cells, stored) in enumerate(pairs, start=1):
@@ -124,11 +125,8 @@ class _Merged:
     def __init__(self, path: Path, sheet: Any) -> None:
         from openpyxl.utils import range_boundaries
 
-        self.path = path
-        self._ranges = [range_boundaries(found) for found in self._find(path, getattr(sheet, "_worksheet_path", ""))]
+        self.ranges = [range_boundaries(found) for found in self._find(path, getattr(sheet, "_worksheet_path", ""))]
         self._values: dict[tuple, Any] = {}
-        if self._ranges:
-            print(f"{path}: {len(self._ranges)} merged cells have their value in all their rows", file=sys.stderr)
 
     @staticmethod
     def _find(path: Path, part: str) -> list[str]:
@@ -143,7 +141,7 @@ class _Merged:
 
     def fill(self, number: int, values: list[Any]) -> list[Any]:
         """The cells of a row with those of merged cells filled."""
-        for bounds in self._ranges:
+        for bounds in self.ranges:
             left, top, right, bottom = bounds
             if top <= number <= bottom:
                 values += [None] * (right - len(values))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -61,12 +60,12 @@ def read_json(path: str | Path, bad_rows: BadRows | None = None, encoding: str =
     """
     path = check_file(path)
     with bad_rows or BadRows(path, flag="") as bad_rows:
-        values = _Values(path, encoding)
+        values = _Values(path, encoding, bad_rows)
         for line, value, problem, replaced in values.read():
             name = "" if values.is_array else list_inside(value)
             rows = value[name] if name else [value]
             if name:
-                print(f"{path}: read the list {shorten(repr(name))} of the object", file=sys.stderr)
+                bad_rows.say(f"read the list {shorten(repr(name))} of the object")
             for row in rows:
                 bad_rows.rows += 1
                 if problem or not isinstance(row, dict):
@@ -80,8 +79,8 @@ def read_json(path: str | Path, bad_rows: BadRows | None = None, encoding: str =
 class _Values:
     """The values of an array, or of a file of values behind each other, decoded one by one from its lines."""
 
-    def __init__(self, path: Path, encoding: str) -> None:
-        self.path, self.encoding, self.is_array = path, UTF_8, False
+    def __init__(self, path: Path, encoding: str, bad_rows: BadRows) -> None:
+        self.path, self.encoding, self.is_array, self._bad_rows = path, UTF_8, False, bad_rows
         self._lines = read_lines(path, encoding, self._say)
         self._text, self._at = "", 0  # what was read, and how much of it is decoded
         self._line = 1  # number of the line in which the decoded part ends
@@ -173,7 +172,7 @@ class _Values:
 
     def _say(self, encoding: str) -> None:
         self.encoding = encoding
-        print(f"{self.path}: read as {shown(encoding)}", file=sys.stderr)
+        self._bad_rows.say(f"read in {shown(encoding)}")
 
     # What a decoder calls for the parts of a value: an exception would lose the place where the value ends.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,16 +15,15 @@ from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import esci_row, is_esci, keep_split
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.flatten import to_text, without_missing
+from taosr1.data.gold import missing_gold
 from taosr1.data.rows import data_files, has_header, read_rows
-from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.data.scales import OUR_DIGITS, OUR_NAMES, GradeColumn, GradesError, canonical
+from taosr1.runtime.bad_rows import BadRows, Unreported, shorten
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.text_lines import DamagedFile
-from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 T = TypeVar("T")
-_GRADE_OF_TEXT = {text: grade for grade in GRADES for text in (str(grade), f"{grade}.0", grade_name(grade).lower())}
-_Parse = Callable[[dict, dict], tuple[Judgement, T]]  # of a row under our names, and under its own
 NAN_CELLS = "had 'nan' or another word for a missing value in a cell, read as empty"
 _AS_FOUND = ColumnNames()
 
@@ -33,7 +33,8 @@ def read_judgements(
     read: ReadFlags = AS_FOUND,
     *,
     max_bad_rows: int | None = None,
-    need_grade: bool = False,
+    need_grade: bool | None = None,
+    need_gold: bool = False,
     need_cot: bool = False,
     split: str = "",
 ) -> list[Judgement]:
@@ -47,65 +48,56 @@ def read_judgements(
     A row that contradicts an earlier row (`Duplicates`) is a bad row too. The first `max_bad_rows` bad rows (where it
     is not given, `read.max_bad_rows`) are skipped, and printed and counted by kind on stderr.
 
-    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
-        a file without a single row.
+    need_grade: True: a row without a grade is a bad row; False: grades are not needed, and those that cannot be read
+        are ignored with one note; None: a row may have none, but what it has must be readable. need_gold: as True, and
+        pseudo-labels (`taosr1/data/gold.py`) are refused. Another scale than 1-4 is never skipped as bad rows.
+
+    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, for a
+        column of grades in another scale (`GradesError`), and for a file without a single row.
     """
-    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
+
+    def beside(raw: dict, row: Judgement) -> None:
+        _check_needs(raw, row, bool(need_grade or need_gold), need_cot)
+
     read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
-    return [row for row, _ in read_parsed(spec, parse, read, split=split)]
+    needs = {"need_grade": need_gold or need_grade, "need_gold": need_gold}
+    return [row for row, _ in read_parsed(spec, beside, read, split=split, **needs)]
 
 
 def read_parsed(
     spec: str | Path,
-    parse: Callable[[dict], tuple[Judgement, T]],
+    beside: Callable[[dict, Judgement], T],
     read: ReadFlags = AS_FOUND,
     *,
     split: str = "",
     limit: int = 0,
     flag: str = "--data",
     kind: str = "",
+    need_grade: bool | None = None,
+    need_gold: bool = False,
 ) -> list[tuple[Judgement, T]]:
-    """`read_judgements` for callers that keep something beside each judgement: what `parse` makes of the rows.
+    """`read_judgements` for callers that keep something beside each judgement.
 
-    spec: a file, several with commas between them, or a pattern (`data_files`). Bad rows and ids that occur again are
-    counted in each file by itself; every judgement knows its file (`source`) and `line`.
-    parse: of a row under our column names; raises ValueError for a bad row. limit: the number of rows to keep, 0 for
-    all; without `split` nothing is read beyond it. flag: the option that the error for an empty file names. kind: the
-    format, as in `read_rows`.
+    spec: a file, several with commas between them, or a pattern (`data_files`). Bad rows, grades and ids are those of
+    each file by itself; every judgement knows its file (`source`) and `line`.
+    beside: is given the raw row, under the column names of its file, and its judgement, and returns what is kept;
+    raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` nothing is read
+    beyond it. flag: the option that the error for an empty file names. kind: the format, as in `read_rows`.
     """
-    return _read(spec, lambda row, _: parse(row), read, split=split, limit=limit, flag=flag, kind=kind)
-
-
-def read_raw(
-    spec: str | Path,
-    read: ReadFlags = AS_FOUND,
-    *,
-    split: str = "",
-    limit: int = 0,
-    flag: str = "--data",
-    kind: str = "",
-) -> list[tuple[dict, Judgement]]:
-    """`read_judgements` with every row as it is in its file, under its own column names, beside its judgement."""
-    settings = {"split": split, "limit": limit, "flag": flag, "kind": kind}
-    pairs = _read(spec, lambda row, raw: (parse_judgement(row), raw), read, **settings)
-    return [(raw, judgement) for judgement, raw in pairs]
-
-
-def _read(
-    spec: str | Path, parse: _Parse, read: ReadFlags, *, split: str, limit: int, flag: str, kind: str
-) -> list[tuple[Judgement, T]]:
     pairs: list[tuple[Judgement, T]] = []
-    names, files = ColumnNames(read.columns), data_files(spec, flag)
-    for path in files:
+    names = ColumnNames(read.columns)
+    for path in data_files(spec, flag):
         left = limit - len(pairs) if limit and not split else None
         if left == 0:
             break
         bad_rows = BadRows(path, read.max_bad_rows)
-        found = list(islice(_iter_parsed(path, parse, bad_rows, read, names, kind), left))
+        grades = GradeColumn(path, read.grades, partial(_all_rows, path, read, kind), need=need_grade, gold=need_gold)
+        found = list(islice(_iter_parsed(path, beside, bad_rows, grades, read, names, kind), left))
+        grades.finish()
         if not found:
             skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
             raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
-        pairs += found
+        pairs += [(replace(row, grade=None), kept) for row, kept in found] if grades.useless else found
     if not limit:
         names.check_found(spec)
     names.note(spec)
@@ -119,21 +111,37 @@ def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
     """`read_judgements` of one file, row by row, for files beyond the memory. An empty file yields nothing."""
-    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
-    rows = _iter_parsed(path, lambda row, _: parse(row), bad_rows or BadRows(path), AS_FOUND, ColumnNames())
+
+    def beside(raw: dict, row: Judgement) -> None:
+        _check_needs(raw, row, need_grade, need_cot)
+
+    grades = GradeColumn(path, "", partial(_all_rows, path, AS_FOUND, ""))
+    rows = _iter_parsed(path, beside, bad_rows or BadRows(path), grades, AS_FOUND, ColumnNames())
     return (row for row, _ in rows)
 
 
 def _iter_parsed(
-    path: str | Path, parse: _Parse, bad_rows: BadRows, read: ReadFlags, names: ColumnNames, kind: str = ""
+    path: str | Path,
+    beside: Callable[[dict, Judgement], T],
+    bad_rows: BadRows,
+    grades: GradeColumn,
+    read: ReadFlags,
+    names: ColumnNames,
+    kind: str = "",
 ) -> Iterator[tuple[Judgement, T]]:
-    duplicates, source = Duplicates(bad_rows), str(path)
+    duplicates, source = Duplicates(bad_rows, grades_matter=grades.need is not False), str(path)
     for line, raw in read_rows(path, bad_rows, read, kind=kind):
         try:
             named = names.rename(raw)
             row = without_missing(named)
-            judgement, beside = parse(row, raw)
+            grade = grades.read(line, row)
+            judgement = parse_judgement({**row, "grade": grade} if "grade" in row or grade else row)
+            if grades.map and judgement.grade != grade:  # an esci_label, of which the map says something else
+                judgement = replace(judgement, grade=grade)
+            kept = beside(raw, judgement)
             duplicates.add(line, judgement)
+        except GradesError:
+            raise
         except (MissingColumn, SameColumn) as problem:
             if has_header(path, kind):  # then no row of the file can be read
                 raise DamagedFile(f"{path}: {problem}") from None
@@ -143,16 +151,25 @@ def _iter_parsed(
         else:
             if row is not named:
                 bad_rows.note(line, NAN_CELLS)
-            yield replace(judgement, source=source, line=line), beside
+            yield replace(judgement, source=source, line=line), kept
+    duplicates.finish()
 
 
-def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judgement, None]:
-    judgement = parse_judgement(row)
-    if need_grade and judgement.grade is None:
-        raise ValueError("field 'grade' is missing, expected 1-4")
+def _all_rows(path: str | Path, read: ReadFlags, kind: str) -> Iterator[dict]:
+    """The rows of a file under our names as far as they can be read, without a word about the others."""
+    names = ColumnNames(read.columns)
+    with suppress(ValueError):
+        for _, row in read_rows(path, Unreported(path), read, kind=kind):
+            with suppress(ValueError):
+                yield without_missing(names.rename(row))
+
+
+def _check_needs(raw: dict, row: Judgement, need_grade: bool, need_cot: bool) -> None:
+    """Raises: ValueError for a row that lacks what is needed."""
+    if need_grade and row.grade is None:
+        raise ValueError(missing_gold(raw))
     if need_cot:
-        check_cot(judgement.cot)
-    return judgement, None
+        check_cot(row.cot)
 
 
 def parse_judgement(row: dict) -> Judgement:
@@ -191,8 +208,9 @@ def write_judgements(path: str | Path, rows: Iterable[Judgement]) -> int:
 
 
 def _grade(value: Any) -> int | None:
-    """1-4 from 4, 4.0, "4" or "4-Excellent"; None from null or an empty cell."""
-    word = "" if value is None else str(value).strip().lower()
-    if word and word not in _GRADE_OF_TEXT:
+    """1-4 from 4, 4.0, "4", "Excellent" or "4-Excellent"; None from null or an empty cell."""
+    word = "" if value is None else canonical(value)
+    found = OUR_DIGITS.get(word) or OUR_NAMES.get(word)
+    if word and not found:
         raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
-    return _GRADE_OF_TEXT.get(word)
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.judgements import judgement_to_dict, read_judgements, read_raw
+from taosr1.data.judgements import judgement_to_dict, read_judgements, read_parsed
+from taosr1.data.queries import say_shared_ids
 from taosr1.data.rows import split_spec
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
@@ -13,40 +14,50 @@ OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of th
 
 
 def load_rows(
-    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool | None
 ) -> list[Judgement]:
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
     A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size.
     `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
-    stand beside its own grades. `needs` are `need_grade` and `need_cot` of `read_judgements`.
+    stand beside its own grades. `needs` are `need_grade`, `need_gold` and `need_cot` of `read_judgements`.
 
     Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    parts = split_spec(spec)
-    if not any(is_pool(part) for part in parts):
-        rows = read_judgements(spec, read, split=split, **needs)
-    elif len(parts) > 1:
-        settings = {"seed": seed, "split": split, **needs}
-        rows = [row for part in parts for row in load_rows(part, read, **settings)]
-    else:
-        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
+    sources: dict[str, list[Judgement]] = {}
+    for part in split_spec(spec) if _has_pool(spec) else [spec]:
+        if is_pool(part):
+            sources[part] = _load_pool(part.partition(":")[2], seed=seed, **needs)
+            continue
+        for row in read_judgements(part, read, split=split, **needs):
+            sources.setdefault(row.source, []).append(row)
+    if len(sources) > 1:
+        say_shared_ids(list(sources.items()))
+    rows = [row for found in sources.values() for row in found]
     return rows[:limit] if limit else rows
 
 
 def load_pairs(
     spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0
 ) -> list[tuple[dict, Judgement]]:
-    """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement."""
-    parts = split_spec(spec)
-    if not any(is_pool(part) for part in parts):
-        return read_raw(spec, read, split=split, limit=limit)
-    if len(parts) > 1:
-        pairs = [pair for part in parts for pair in load_pairs(part, read, seed=seed, split=split)]
-        return pairs[: limit or None]
-    return [(judgement_to_dict(row), row) for row in load_rows(spec, read, seed=seed, split=split, limit=limit)]
+    """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement.
+
+    Grades are not needed: those that cannot be read are ignored with one note.
+    """
+    pairs: list[tuple[dict, Judgement]] = []
+    for part in split_spec(spec) if _has_pool(spec) else [spec]:
+        if is_pool(part):
+            rows = load_rows(part, read, seed=seed)
+            pairs += [(judgement_to_dict(row), row) for row in rows]
+        else:
+            left = limit - len(pairs) if limit else 0
+            found = read_parsed(part, lambda raw, _: raw, read, split=split, limit=left, need_grade=False)
+            pairs += [(raw, row) for row, raw in found]
+        if limit and len(pairs) >= limit:
+            break
+    return pairs[: limit or None]
 
 
 def is_pool(source: str) -> bool:
@@ -54,7 +65,13 @@ def is_pool(source: str) -> bool:
     return source.startswith((SYNTHETIC, OLD_SPELLING))
 
 
-def _load_pool(name: str, *, seed: int, need_grade: bool = False, need_cot: bool = False) -> list[Judgement]:
+def _has_pool(spec: str) -> bool:
+    return any(map(is_pool, split_spec(spec)))
+
+
+def _load_pool(
+    name: str, *, seed: int, need_grade: bool | None = None, need_gold: bool = False, need_cot: bool = False
+) -> list[Judgement]:
     """`load_rows` for a pool of the synthetic shop: "labelled", or "labelled*500" for another size."""
     spec, pools = SYNTHETIC + name, (*POOL_SIZES, EXPLAINED)
     pool, _, size = name.partition("*")
@@ -64,7 +81,7 @@ def _load_pool(name: str, *, seed: int, need_grade: bool = False, need_cot: bool
     rows = read_pool(pool, int(size) if size else None, seed)
     if not rows:
         raise ValueError(f"{spec}: no rows")
-    if need_grade and rows[0].grade is None:
+    if (need_grade or need_gold) and rows[0].grade is None:
         hint = "use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py"
         raise ValueError(f"{spec}: its pairs have no grade; {hint}")
     if need_cot and not rows[0].cot:

@@ -65,6 +65,10 @@ class BadRows:
         count, first = self._notes.get(what, (0, f"{self.path}:{line}{detail}"))
         self._notes[what] = (count + 1, first)
 
+    def say(self, text: str) -> None:
+        """Print a remark about the file as a whole."""
+        print(f"{self.path}: {text}", file=sys.stderr)
+
     def __enter__(self) -> BadRows:
         return self
 
@@ -83,6 +87,25 @@ class BadRows:
             print(f"{self.path}: skipped {self.skipped} of {self.rows} rows: {kinds}", file=sys.stderr)
         for what, (count, first) in self._notes.items():
             print(f"{self.path}: {count} row{'s'[: count != 1]} {what}, first at {first}", file=sys.stderr)
+
+
+class Unreported(BadRows):
+    """Skips every bad row and prints nothing: for a look at a file beside its reading."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+
+    def add(self, line: int, problem: object, *, rows: int = 1) -> None:
+        self.skipped += rows
+
+    def note(self, line: int, what: str, detail: str = "") -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def summarise(self) -> None:
+        pass
 
 
 def kind_of(problem: str) -> str:

@@ -12,7 +12,6 @@ import gzip
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,7 +68,7 @@ def read_jsonl(
     def say(found: str) -> None:
         nonlocal name
         name = found
-        print(f"{path}: read as {shown(name)}", file=sys.stderr)
+        bad_rows.say(f"read in {shown(name)}")
 
     with bad_rows or BadRows(path, flag="") as bad_rows:
         for number, line in read_lines(path, encoding, say):

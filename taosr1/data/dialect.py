@@ -130,6 +130,8 @@ def find_dialect(path: Path, usual: str, read: ReadFlags) -> Dialect:
 
     Raises: DamagedFile for a delimiter that cannot be told, or is not the one given; as `read_lines`.
     """
+    if read.quotes not in ("", "enclose", "text"):
+        raise ValueError(f"--quotes is {read.quotes!r}, expected enclose or text")
     # The default of the csv module, 128 KiB, is less than a long description.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
     encodings = [UTF_8]

@@ -8,18 +8,21 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap
-from taosr1.data.sources import is_synthetic, load_rows, sources_of
+from taosr1.data.rows import split_spec
+from taosr1.data.sources import is_pool, load_rows
 from taosr1.data.summary import counted, grade_shares
+from taosr1.runtime.files import read_json
 from taosr1.task.judgement import Judgement
 
 AUTO = "auto"  # of --dev and --test
-AUTO_DEV = "auto: synthetic:dev for the embedded shop's own data, else a fifth of the queries of --data"
+AUTO_HELP = "auto: synthetic:dev where --data is the embedded shop, else a fifth of the queries of --data"
 DEV_FRAC = 0.2
 T = TypeVar("T")
 
@@ -37,12 +40,31 @@ def resolved(config: T) -> T:
 
     config: a dataclass with `data`, `dev` and perhaps `test`.
     """
+    if config.dev == "":
+        config = replace(config, dev=AUTO)
     changes = {}
-    if all(map(is_synthetic, sources_of(config.data))):
+    if all(map(is_pool, split_spec(config.data))):
         changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
     elif getattr(config, "test", "") == AUTO:
         changes = {"test": ""}
     return replace(config, **changes) if changes else config
+
+
+def resolved_of_pairs(config: T) -> T:
+    """`resolved` for preference pairs, which hold no graded rows: those mined from the embedded shop take its dev pool.
+
+    Raises: ValueError where --dev is missing, and FILE.counts.json of train/mine_pairs.py does not say that.
+    """
+    if config.dev not in ("", AUTO):
+        return config
+    counts = Path(f"{config.data}.counts.json")
+    mined_from = str(read_json(counts).get("config", {}).get("data", "")) if counts.is_file() else ""
+    if not (mined_from and all(map(is_pool, split_spec(mined_from)))):
+        raise ValueError(
+            "--dev is missing: pairs hold no graded rows, so none can be set aside. Give graded rows of the same shop, "
+            f"from which {config.data} was not mined: --dev FILE"
+        )
+    return replace(config, dev="synthetic:dev")
 
 
 def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
@@ -57,10 +79,8 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
     _say_other_splits(data, config)
     if config.dev == AUTO and not config.dev_split:
         data, dev = set_aside(data, config)
-        dev = dev[: config.dev_rows or None]
     else:
-        spec = config.data if config.dev == AUTO else config.dev
-        dev = load_dev(spec, config)
+        dev = load_dev(config.data if config.dev == AUTO else config.dev, config)
     test: list[Judgement] = []
     if getattr(config, "test", ""):
         test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True)
@@ -81,7 +101,9 @@ def _say_other_splits(rows: Sequence[Judgement], config: Any) -> None:
     if not config.split and len(found) > 1:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(found.items())[:8])
         hint = "choose with --split and --dev-split"
-        print(f"warning: --data has a column 'split' with {names}, and all rows are trained on: {hint}", file=sys.stderr)
+        print(
+            f"warning: --data has a column 'split' with {names}, and all rows are trained on: {hint}", file=sys.stderr
+        )
 
 
 def set_aside(rows: Sequence[Judgement], config: Any) -> tuple[list[Judgement], list[Judgement]]:
@@ -89,12 +111,14 @@ def set_aside(rows: Sequence[Judgement], config: Any) -> tuple[list[Judgement], 
 
     Raises: ValueError where no query can be set aside.
     """
-    shop = {id(row) for row in rows if row.extra.get(SHOP)}
-    usable = [row for row in rows if not row.extra.get(LABELLED_BY) and id(row) not in shop]
-    kept, dev = split_by_query(usable, config.seed)
+    usable = [row for row in rows if row.source and not row.extra.get(LABELLED_BY)]
+    most = config.dev_rows / max(len(usable), 1) if config.dev_rows else 1.0
+    kept, dev = split_by_query(usable, config.seed, min(DEV_FRAC, most))
     if not dev or not (kept or len(usable) < len(rows)):
         found = counted(len({plain(row.query) for row in usable}), "query")
-        why = f"{found} with grades of people" if len(usable) < len(rows) else f"one query in {counted(len(rows), 'row')}"
+        why = (
+            f"{found} with grades of people" if len(usable) < len(rows) else f"one query in {counted(len(rows), 'row')}"
+        )
         splits = {str(row.extra.get("split")) for row in rows if row.extra.get("split")}
         other = f", such as --dev {config.data} --dev-split NAME" if config.split and splits else ""
         raise ValueError(f"--dev is missing, and --data cannot be divided by query ({why}): give --dev FILE{other}")
@@ -122,18 +146,29 @@ def split_by_query(
         groups[plain(row.query)].append(number)
     order = sorted(groups, key=lambda query: random.Random(f"{seed}/{query}").random())
     grades = {query: {rows[number].grade for number in numbers} for query, numbers in groups.items()}
-    spread = Counter(grade for found in grades.values() for grade in found)
+    left = Counter(grade for found in grades.values() for grade in found)  # queries of each grade that stay in training
     wanted, held, count = frac * len(rows), set(), 0
 
-    def fits(query: str) -> bool:
-        """Whether the query leaves training a query of each of its grades (where there is more than one query)."""
-        left = Counter(grade for other in order if other not in held for grade in grades[other])
-        return len(held) + 1 < len(order) and all(left[grade] > 1 or spread[grade] < 2 for grade in grades[query])
-
-    for grade in sorted(spread, key=lambda grade: (spread[grade], grade)):
-        if spread[grade] > 1 and not any(grade in grades[query] for query in held):
-            small_first = sorted((query for query in order if grade in grades[query]), key=lambda q: len(groups[q]) > wanted)
-            query = next(filter(fits, small_first), None)
-            if query is not None:
+    def take(queries: Iterable[str], most: float) -> bool:
+        """Set the first query aside that leaves training each of its grades and the second part at most `most` rows."""
+        nonlocal count
+        for query in queries:
+            if query not in held and count + len(groups[query]) <= most and all(left[g] > 1 for g in grades[query]):
                 held.add(query)
-    return _fill(rows, groups, order, held, wanted, fits)
+                count += len(groups[query])
+                left.subtract(grades[query])
+                return True
+        return False
+
+    for grade in sorted(left, key=lambda grade: (left[grade], grade)):
+        if not any(grade in grades[query] for query in held):
+            take((query for query in order if grade in grades[query]), 2 * wanted)
+    for query in order:
+        if count < wanted:
+            take([query], 1.5 * wanted)
+    if not held and len(order) > 1:  # every query has a grade of its own, or is large: the smallest
+        held.add(min(order, key=lambda query: len(groups[query])))
+    parts: tuple[list[Judgement], list[Judgement]] = ([], [])
+    for row in rows:
+        parts[plain(row.query) in held].append(row)
+    return parts

@@ -98,7 +98,8 @@ def read_pairs(config: Config) -> list[Pair]:
 
     All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
     """
-    return load_pairs(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
+    settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
+    return load_pairs(config.data, config, need_grade=False, **settings)
 
 
 def output_row(row: dict, gold: int | None, score: Score, wording: str) -> dict:

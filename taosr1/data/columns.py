@@ -79,10 +79,10 @@ class ColumnNames:
         shown = [row["attributes"]] if "attributes" in row and "attributes" not in plan else []
         for name, ours in plan.items():
             if ours == "attributes":
-                shown.append(row[name] if KNOWN.get(_plain(name)) == ours else {name.strip(): row[name]})
+                shown.append(row[name] if KNOWN.get(_spelling(name)) == ours else {name.strip(): row[name]})
             elif ours:
                 renamed[ours] = row[name]
-            elif (known := KNOWN.get(_plain(name))) and (known == name or known not in row):
+            elif (known := KNOWN.get(_spelling(name))) and (known == name or known not in row):
                 renamed[known] = None  # left out, and not to be found under its other name either
         if "attributes" in targets:
             renamed["attributes"] = shown[0] if len(shown) == 1 else shown
@@ -119,9 +119,9 @@ class ColumnNames:
     def _plan(self, names: tuple[str, ...]) -> dict[str, str]:
         """Which columns of a row to rename: its name -> ours, or "" to leave it out."""
         plan: dict[str, str] = {}
-        esci = is_esci(dict.fromkeys(map(_plain, names)))
+        esci = is_esci(dict.fromkeys(map(_spelling, names)))
         for name, ours in self.wanted.items():
-            for found in (name, *(other for other in names if _plain(other) == _plain(name))):
+            for found in (name, *(other for other in names if _spelling(other) == _spelling(name))):
                 if found in names:
                     self._found.add(name)
                     plan[found] = ours
@@ -129,8 +129,8 @@ class ColumnNames:
         taken = set(plan.values())
         candidates: dict[str, list[str]] = {}
         for name in names:
-            plain = _plain(name)
-            ours = plain if esci and plain in ESCI_COLUMNS and plain not in names else KNOWN.get(plain, "")
+            found = _spelling(name)
+            ours = found if esci and found in ESCI_COLUMNS and found not in names else KNOWN.get(found, "")
             if name not in plan and name not in COLUMNS and ours and ours not in taken and ours not in names:
                 candidates.setdefault(ours, []).append(name)
         for ours, found in candidates.items():
@@ -142,7 +142,7 @@ class ColumnNames:
                 raise SameColumn(f"columns {both} could both be the {ours}: {way} takes the first")
             plan[found[0]] = ours
         for name in names:
-            ours = WEAK_NAMES.get(_plain(name))
+            ours = WEAK_NAMES.get(_spelling(name))
             if ours and name not in plan and ours not in {*plan.values(), *names} and not esci:
                 plan[name] = ours
         for name in names:
@@ -179,10 +179,10 @@ def parse_columns(text: str) -> dict[str, str]:
 
 def known_names(header: Iterable[str], columns: str = "") -> int:
     """How many names of a header are known."""
-    wanted = {_plain(name) for name in parse_columns(columns)}
-    return sum(_plain(name) in KNOWN or _plain(name) in wanted or _plain(name) in ESCI_COLUMNS for name in header)
+    wanted = {_spelling(name) for name in parse_columns(columns)}
+    return sum(_spelling(name) in KNOWN or _spelling(name) in wanted or _spelling(name) in ESCI_COLUMNS for name in header)
 
 
-def _plain(name: str) -> str:
+def _spelling(name: str) -> str:
     """A name without case, marks and spaces around it: "\\ufeff Product Title " -> "product_title"."""
     return re.sub(r"[\s\-]+", "_", name.strip().strip(BYTE_ORDER_MARK).strip().casefold())

@@ -93,10 +93,10 @@ def read_parsed(
         bad_rows = BadRows(path, read.max_bad_rows)
         grades = GradeColumn(path, read.grades, partial(_all_rows, path, read, kind), need=need_grade, gold=need_gold)
         found = list(islice(_iter_parsed(path, beside, bad_rows, grades, read, names, kind), left))
-        grades.finish()
         if not found:
             skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
             raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+        grades.finish()
         pairs += [(replace(row, grade=None), kept) for row, kept in found] if grades.useless else found
     if not limit:
         names.check_found(spec)

@@ -20,53 +20,43 @@ def load_rows(
 
     A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size.
     `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
-    stand beside its own grades. `needs` are `need_grade`, `need_gold` and `need_cot` of `read_judgements`.
+    stand beside its own grades, and a query_id that means another query in another file is said. `needs` are
+    `need_grade`, `need_gold` and `need_cot` of `read_judgements`.
 
     Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    sources: dict[str, list[Judgement]] = {}
-    for part in split_spec(spec) if _has_pool(spec) else [spec]:
-        if is_pool(part):
-            sources[part] = _load_pool(part.partition(":")[2], seed=seed, **needs)
-            continue
-        for row in read_judgements(part, read, split=split, **needs):
-            sources.setdefault(row.source, []).append(row)
-    if len(sources) > 1:
-        say_shared_ids(list(sources.items()))
-    rows = [row for found in sources.values() for row in found]
+    parts = split_spec(spec)
+    if not any(is_pool(part) for part in parts):
+        rows = read_judgements(spec, read, split=split, **needs)
+    elif len(parts) > 1:
+        settings = {"seed": seed, "split": split, **needs}
+        rows = [row for part in parts for row in load_rows(part, read, **settings)]
+    else:
+        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
+    say_shared_ids(rows)
     return rows[:limit] if limit else rows
 
 
 def load_pairs(
-    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool | None
 ) -> list[tuple[dict, Judgement]]:
-    """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement.
-
-    Grades are not needed: those that cannot be read are ignored with one note.
-    """
-    pairs: list[tuple[dict, Judgement]] = []
-    for part in split_spec(spec) if _has_pool(spec) else [spec]:
-        if is_pool(part):
-            rows = load_rows(part, read, seed=seed)
-            pairs += [(judgement_to_dict(row), row) for row in rows]
-        else:
-            left = limit - len(pairs) if limit else 0
-            found = read_parsed(part, lambda raw, _: raw, read, split=split, limit=left, need_grade=False)
-            pairs += [(raw, row) for row, raw in found]
-        if limit and len(pairs) >= limit:
-            break
-    return pairs[: limit or None]
+    """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement."""
+    parts = split_spec(spec)
+    if not any(is_pool(part) for part in parts):
+        pairs = read_parsed(spec, lambda raw, judgement: raw, read, split=split, limit=limit, **needs)
+        return [(row, judgement) for judgement, row in pairs]
+    settings = {"seed": seed, "split": split, **needs}
+    if len(parts) > 1:
+        pairs = [pair for part in parts for pair in load_pairs(part, read, **settings)]
+        return pairs[: limit or None]
+    return [(judgement_to_dict(row), row) for row in load_rows(spec, read, limit=limit, **settings)]
 
 
 def is_pool(source: str) -> bool:
     """Whether a source is a pool of the synthetic shop rather than a file."""
     return source.startswith((SYNTHETIC, OLD_SPELLING))
-
-
-def _has_pool(spec: str) -> bool:
-    return any(map(is_pool, split_spec(spec)))
 
 
 def _load_pool(

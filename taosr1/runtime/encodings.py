@@ -18,11 +18,12 @@ STRANGE_SHARE = 0.02  # of these characters, at most, do not look like Western t
 
 _LETTERS = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e"
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+# Signs that may stand inside a word ("l’eau", "café–bar"), beside the letters.
+_INSIDE = "\u2018\u2019\u00b4\u00ae\u2122\u2013\u2014\u00b7\u00ad\u2026\u00a0"
 _STRANGE = re.compile(
     # Letters that the same byte spells in a neighbour of cp1252 (Czech, Polish, Turkish) far more often than in it.
-    "[\u00f0\u00fe\u00fd\u00d0\u00de\u00dd\u0161\u017e\u0160\u017d\u00a4\u00a6\u00a8\u00ac\u00af\u00b8\u0192\u02c6\u02dc]"
-    # A sign inside a word, other than those of "l\u2019eau", "caf\u00e9\u2013bar" and the like.
-    f"|(?<=[{_LETTERS}])[^{_LETTERS}\\x00-\\x7f\u2018\u2019\u00b4\u00ae\u2122\u2013\u2014\u00b7\u00ad\u2026\u00a0](?=[{_LETTERS}])"
+    "[ðþýÐÞÝšžŠŽ\u00a4\u00a6\u00a8\u00ac\u00af\u00b8\u0192\u02c6\u02dc]"
+    f"|(?<=[{_LETTERS}])[^{_LETTERS}{_INSIDE}\\x00-\\x7f](?=[{_LETTERS}])"
     # Three letters beyond ASCII side by side: Cyrillic, Greek, Chinese, ... read as cp1252.
     "|[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]{3,}"
     "|[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f]"

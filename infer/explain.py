@@ -29,6 +29,7 @@ from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems, same_path
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import score_prompts
@@ -77,10 +78,11 @@ class Config(ReadFlags):
             (bool(self.data and named), f"--data brings its own fields: leave out {', '.join(named)}"),
             (bool(self.out) and not self.out.endswith((".jsonl", ".jsonl.gz")),
              f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz"),
-            (bool(self.out and self.data) and Path(self.out).resolve() == Path(self.data).resolve(),
+            (bool(self.out and self.data) and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *out_problems(self.out, required=False),
             *at_least(self, limit=0, max_new_tokens=1),
         ])  # fmt: skip
 
@@ -89,7 +91,7 @@ def read_pairs(config: Config) -> list[Judgement]:
     """The rows of --data, or the one pair on the command line."""
     if config.data:
         limits = {"limit": config.limit}
-        return load_rows(config.data, config, seed=config.seed, split=config.split, **limits)
+        return load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     return [Judgement(query=config.query, **{name: getattr(config, name) for name in ITEM_FIELDS})]
 
 

@@ -36,7 +36,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.judgements import judgement_to_dict, parse_judgement, read_parsed
+from taosr1.data.judgements import judgement_to_dict, read_parsed
 from taosr1.data.sources import OLD_SPELLING, SYNTHETIC, load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
@@ -45,6 +45,7 @@ from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems, same_path
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.scorer import Score, score_prompts
@@ -84,10 +85,11 @@ class Config(ReadFlags):
             (not self.data, "--data is missing: the file with the pairs to score"),
             (not re.search(r"\.jsonl(\.gz)?$", self.out),
              f"--out is {self.out!r}, expected a file name ending in .jsonl or .jsonl.gz"),
-            (bool(self.out) and Path(self.out).resolve() == Path(self.data).resolve(),
+            (bool(self.out) and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *out_problems(self.out, required=False),
             *at_least(self, limit=0, batch_tok=1),
         ])  # fmt: skip
 
@@ -101,7 +103,7 @@ def read_pairs(config: Config) -> list[Pair]:
         rows = load_rows(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
         return [(judgement_to_dict(row), row) for row in rows]
     settings = {"split": config.split, "limit": config.limit}
-    pairs = read_parsed(config.data, lambda row: (parse_judgement(row), row), config, **settings)
+    pairs = read_parsed(config.data, lambda row, judgement: row, config, need_grade=False, **settings)
     return [(row, judgement) for judgement, row in pairs]
 
 

@@ -116,11 +116,24 @@ def _user_message(texts: list[str], names: tuple[str, ...], config: PromptConfig
 
 
 class Slot(NamedTuple):
-    """A place of a prompt for an untrusted text: the text's number, and whether the template trims it on a side."""
+    """A place of a prompt for an untrusted text: the text's number, and whether the template trims it on a side.
+
+    before: ids of the trusted text before it. without_space: the same less the space that it ends in, None without one.
+    """
 
     text: int
     left: bool
     right: bool
+    before: list[int]
+    without_space: list[int] | None
+
+    def filled(self, tokenizer, text: str) -> list[int]:
+        """Ids of what is before the text, and of the text. A space and the word behind it are one token."""
+        text = text.lstrip() if self.left else text
+        text = text.rstrip() if self.right else text
+        if self.without_space is None or text[:1].isspace():
+            return self.before + tokenizer.encode_text(text)
+        return self.without_space + tokenizer.encode_text(" " + text)
 
 
 # What stands for an untrusted text while a template is rendered. Private-use characters, because no template contains
@@ -131,10 +144,8 @@ _PLACES = re.compile("( ?\u2003)?" + re.escape(_PLACE.strip()).replace(r"\{\}", 
 
 
 @lru_cache(maxsize=256)
-def _template_pieces(
-    tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...]
-) -> tuple[tuple[Slot, ...], tuple[tuple[int, ...], ...]]:
-    """Where the untrusted texts of these turns belong, and the ids of the trusted text before, between and after them.
+def _template_pieces(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[Slot, ...], list[int]]:
+    """Where the untrusted texts of these turns belong, in the order of the prompt, and the ids of what follows them.
 
     turns: the role of each message, and its trusted texts: before, between and after its untrusted ones.
     Raises: ValueError where the template does not show every message once and as it is, but for white space around it.
@@ -150,11 +161,15 @@ def _template_pieces(
             rendered = _showing(tokenizer, as_parts, contents)  # templates of models that see pictures want a list
         except ValueError:
             raise problem from None
-    found = list(_PLACES.finditer(rendered))
-    edges = [0, *(edge for place in found for edge in place.span()), len(rendered)]
-    pieces = [rendered[start:end] for start, end in zip(edges[::2], edges[1::2])]
-    slots = tuple(Slot(int(place[2]), not place[1], not place[3]) for place in found)
-    return slots, tuple(tuple(tokenizer.encode_trusted(part, start=index == 0)) for index, part in enumerate(pieces))
+    slots, start = [], 0
+    for place in _PLACES.finditer(rendered):
+        part, first = rendered[start : place.start()], start == 0
+        short = part[:-1] if part.endswith(" ") and not part[:-1].endswith(" ") else None
+        before = tokenizer.encode_trusted(part, start=first)
+        without_space = None if short is None else tokenizer.encode_trusted(short, start=first)
+        slots.append(Slot(int(place[2]), not place[1], not place[3], before, without_space))
+        start = place.end()
+    return tuple(slots), tokenizer.encode_trusted(rendered[start:], start=False)
 
 
 def _showing(tokenizer, messages: list[dict], contents: list[str]) -> str:
@@ -174,13 +189,8 @@ def _showing(tokenizer, messages: list[dict], contents: list[str]) -> str:
 
 def _fill(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Sequence[str]) -> list[int]:
     """Token ids of the rendered turns with the untrusted texts in their places."""
-    slots, pieces = _template_pieces(tokenizer, turns)
-    ids = list(pieces[0])
-    for slot, piece in zip(slots, pieces[1:]):
-        text = texts[slot.text].lstrip() if slot.left else texts[slot.text]
-        ids += tokenizer.encode_text(text.rstrip() if slot.right else text)
-        ids += piece
-    return ids
+    slots, behind = _template_pieces(tokenizer, turns)
+    return [token for slot in slots for token in slot.filled(tokenizer, texts[slot.text])] + behind
 
 
 @lru_cache(maxsize=256)

@@ -63,15 +63,10 @@ from taosr1.task.judgement import Judgement
 @dataclass(frozen=True)
 class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
-<<<<<<< HEAD
     data: str = option("runs/post-pairs.jsonl", "pairs of train/mine_pairs.py, or TRL's: prompt, chosen, rejected")
-    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
-=======
-    data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
     dev: str = option(
         AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
     )
->>>>>>> main
     out: str = option("runs/post-dpo", "run folder")
     beta: float = option(0.1, "how fast the preference probability saturates")
     loss_type: str = option("sigmoid", "preference loss", LOSS_TYPES)
@@ -199,17 +194,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
     )
-<<<<<<< HEAD
     pairs = read_pairs(config.data, judge)
-    dev = load_rows(
-        config.dev, config, seed=config.seed, split=config.dev_split, limit=config.dev_rows, need_grade=True,
-    )  # fmt: skip
-=======
-    pairs = read_pairs(config.data, judge.model.config.vocab_size)
     dev = load_dev(config.dev, config)
     say_data(dev, judge, "--dev")
     say_shared_prompts(judge, pairs, dev)
->>>>>>> main
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
     if run.finished:
         return say_finished(run, judge, config, "dpo")

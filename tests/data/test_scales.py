@@ -125,7 +125,11 @@ def test_a_slip_among_many_grades_is_a_bad_row_like_others(tmp_path, slip):
 
 @pytest.mark.parametrize(
     ("spelled", "grades", "unmapped"),
-    [(["0", "1", "2"], "0=1,1=4", "2"), (["Exact", "Partial"], "Exact=4", "Partial"), (["1", "4", "0"], "1=4,4=1", "0")],
+    [
+        (["0", "1", "2"], "0=1,1=4", "2"),
+        (["Exact", "Partial"], "Exact=4", "Partial"),
+        (["1", "4", "0"], "1=4,4=1", "0"),
+    ],
 )
 @pytest.mark.parametrize("skipped", [0, 99])
 def test_a_value_that_the_map_leaves_out_is_refused_by_name_and_line(tmp_path, spelled, grades, unmapped, skipped):

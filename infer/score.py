@@ -36,8 +36,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.judgements import judgement_to_dict, read_parsed
-from taosr1.data.sources import OLD_SPELLING, SYNTHETIC, load_rows
+from taosr1.data.sources import load_pairs
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.model.io.digest import model_digest
@@ -99,12 +98,8 @@ def read_pairs(config: Config) -> list[Pair]:
 
     All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
     """
-    if config.data.startswith((SYNTHETIC, OLD_SPELLING)):
-        rows = load_rows(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
-        return [(judgement_to_dict(row), row) for row in rows]
-    settings = {"split": config.split, "limit": config.limit}
-    pairs = read_parsed(config.data, lambda row, judgement: row, config, need_grade=False, **settings)
-    return [(row, judgement) for judgement, row in pairs]
+    settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
+    return load_pairs(config.data, config, need_grade=False, **settings)
 
 
 def output_row(row: dict, gold: int | None, score: Score, wording: str) -> dict:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
-from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
+from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.gold import missing_gold
+from taosr1.data.rows import data_files, read_rows
 from taosr1.data.scales import OUR_DIGITS, OUR_NAMES, GradeColumn, GradesError, canonical
 from taosr1.runtime.bad_rows import BadRows, Unreported, shorten
-from taosr1.runtime.jsonl import read_jsonl, write_jsonl
-from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
+from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.text_lines import BYTE_ORDER_MARK
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # column
 
 
 def read_judgements(
-    path: str | Path,
+    spec: str | Path,
     read: ReadFlags = AS_FOUND,
     *,
     max_bad_rows: int | None = None,
@@ -58,35 +59,43 @@ def read_judgements(
 
     read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
     needs = {"need_grade": need_gold or need_grade, "need_gold": need_gold}
-    return [row for row, _ in read_parsed(path, beside, read, split=split, **needs)]
+    return [row for row, _ in read_parsed(spec, beside, read, split=split, **needs)]
 
 
 def read_parsed(
-    path: str | Path,
+    spec: str | Path,
     beside: Callable[[dict, Judgement], T],
     read: ReadFlags = AS_FOUND,
     *,
     split: str = "",
     limit: int = 0,
     flag: str = "--data",
+    kind: str = "",
     need_grade: bool | None = None,
     need_gold: bool = False,
 ) -> list[tuple[Judgement, T]]:
     """`read_judgements` for callers that keep something beside each judgement.
 
-    beside: is given the raw row and its judgement, and returns what is kept; raises ValueError for a bad row. limit:
-    the number of rows to keep, 0 for all; without `split` the file is read no further. flag: the option that the error
-    for an empty file names.
+    spec: a file, several with commas between them, or a pattern (`data_files`). Bad rows and ids that occur again are
+    counted in each file by itself; every judgement knows its file (`source`) and `line`.
+    beside: is given a row as it is in the file and its judgement, and returns what is kept; raises ValueError for a bad
+    row. limit: the number of rows to keep, 0 for all; without `split` nothing is read beyond it. flag: the option that
+    the error for an empty file names. kind: the format, as in `read_rows`.
     """
-    bad_rows = BadRows(path, read.max_bad_rows)
-    grades = GradeColumn(path, read.grades, lambda: _all_rows(path), need=need_grade, gold=need_gold)
-    pairs = list(islice(_iter_parsed(path, beside, bad_rows, grades), None if split else limit or None))
-    grades.finish()
-    if grades.useless:
-        pairs = [(replace(row, grade=None), kept) for row, kept in pairs]
-    if not pairs:
-        skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
-        raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+    pairs: list[tuple[Judgement, T]] = []
+    for path in data_files(spec, flag):
+        left = limit - len(pairs) if limit and not split else None
+        if left == 0:
+            break
+        bad_rows = BadRows(path, read.max_bad_rows)
+        look = partial(_all_rows, path, read, kind)
+        grades = GradeColumn(path, read.grades, look, need=need_grade, gold=need_gold)
+        found = list(islice(_iter_parsed(path, beside, bad_rows, grades, read, kind), left))
+        if not found:
+            skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
+            raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
+        grades.finish()
+        pairs += [(replace(row, grade=None), kept) for row, kept in found] if grades.useless else found
     if split:
         kept = {id(row) for row in keep_split([row for row, _ in pairs], split)}
         pairs = [pair for pair in pairs if id(pair[0]) in kept][: limit or None]
@@ -96,20 +105,25 @@ def read_parsed(
 def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
-    """`read_judgements` one row at a time, for files that do not fit into memory. An empty file yields nothing."""
+    """`read_judgements` of one file, row by row, for files beyond the memory. An empty file yields nothing."""
 
     def beside(raw: dict, row: Judgement) -> None:
         _check_needs(raw, row, need_grade, need_cot)
 
-    grades = GradeColumn(path, "", lambda: _all_rows(path))
+    grades = GradeColumn(path, "", partial(_all_rows, path))
     return (row for row, _ in _iter_parsed(path, beside, bad_rows or BadRows(path), grades))
 
 
 def _iter_parsed(
-    path: str | Path, beside: Callable[[dict, Judgement], T], bad_rows: BadRows, grades: GradeColumn
+    path: str | Path,
+    beside: Callable[[dict, Judgement], T],
+    bad_rows: BadRows,
+    grades: GradeColumn,
+    read: ReadFlags = AS_FOUND,
+    kind: str = "",
 ) -> Iterator[tuple[Judgement, T]]:
-    duplicates = Duplicates(bad_rows, grades_matter=grades.need is not False)
-    for line, row in read_rows(path, bad_rows):
+    duplicates, source = Duplicates(bad_rows, grades_matter=grades.need is not False), str(path)
+    for line, row in read_rows(path, bad_rows, read, kind=kind):
         try:
             grade = grades.read(line, row)
             judgement = parse_judgement({**row, "grade": grade} if "grade" in row or grade else row)
@@ -122,14 +136,14 @@ def _iter_parsed(
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
-            yield judgement, kept
+            yield replace(judgement, source=source, line=line), kept
     duplicates.finish()
 
 
-def _all_rows(path: str | Path) -> Iterator[dict]:
+def _all_rows(path: str | Path, read: ReadFlags = AS_FOUND, kind: str = "") -> Iterator[dict]:
     """The raw rows of a file as far as they can be read, without a word about the others."""
     with suppress(ValueError):
-        for _, row in read_rows(path, Unreported(path)):
+        for _, row in read_rows(path, Unreported(path), read, kind=kind):
             yield row
 
 
@@ -139,20 +153,6 @@ def _check_needs(raw: dict, row: Judgement, need_grade: bool, need_cot: bool) ->
         raise ValueError(missing_gold(raw))
     if need_cot:
         check_cot(row.cot)
-
-
-def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
-    """The raw rows of a data file in any supported format, with their line (parquet: row) numbers."""
-    path = Path(path) if Path(path).is_dir() else check_file(path)
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
-    if path.is_dir() or kind == ".parquet":
-        return read_parquet(path, bad_rows)
-    if kind in (".csv", ".tsv"):
-        return read_csv(path, bad_rows, delimiter="\t" if kind == ".tsv" else ",")
-    if kind in (".jsonl", ".json", ".ndjson"):
-        return read_jsonl(path, bad_rows)
-    expected = ".jsonl, .json, .ndjson, .csv, .tsv, .parquet (text also .gz)"
-    raise ValueError(f"{path}: unknown file type {kind!r}, expected {expected}: check --data")
 
 
 def parse_judgement(row: dict) -> Judgement:

@@ -97,7 +97,7 @@ def read_parsed(
         grades.finish()
         pairs += [(replace(row, grade=None), kept) for row, kept in found] if grades.useless else found
     if split:
-        kept = {id(row) for row in keep_split([row for row, _ in pairs], split)}
+        kept = {id(row) for row in keep_split([row for row, _ in pairs], split, spec)}
         pairs = [pair for pair in pairs if id(pair[0]) in kept][: limit or None]
     return pairs
 

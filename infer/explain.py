@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
-    name, judge = open_judge(config.model, seed=config.seed, **settings)
+    name, judge = open_judge(config.model, seed=config.seed, max_new_tokens=config.max_new_tokens, **settings)
     if judge.prompt.order == "pre-cot" and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"
         raise ValueError(f"--beta: --model {name} {reason}, so CumPT cannot be used")

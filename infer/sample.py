@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> dict:
     limits = {"limit": config.limit}
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
-    name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
+    settings |= {"seed": config.seed, "decodes": True, "max_new_tokens": config.max_new_tokens}
+    name, judge = open_judge(config.model, **settings)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
         return [vars(reply) for reply in sample(judge, rows, start, config)]

@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the number of rows and of graded rows, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
     device = local_device(config.device, this_rank())
-    judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
+    settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
+    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
     judge.engine.prepack(judge.model, decodes=True)
     limits = {"split": config.split, "limit": config.limit}
     needs = {"need_grade": config.only_right, "need_gold": config.only_right}

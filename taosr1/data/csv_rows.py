@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from taosr1.data.predictions import from_cells
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.text_lines import (
     BYTE_ORDER_MARK,
@@ -78,7 +79,7 @@ def _records(path: Path, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[in
         if problem:
             bad_rows.add(number, problem, rows=num_rows if len(record) != len(header) else 1)
         else:
-            yield number, dict(zip(header, record))
+            yield number, from_cells(dict(zip(header, record)))
 
 
 def _check_header(path: Path, number: int, record: list[str], delimiter: str) -> list[str]:

@@ -13,6 +13,7 @@ from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
 from taosr1.data.flags import AS_FOUND, ReadFlags
+from taosr1.data.standard_input import local_path
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
@@ -66,6 +67,7 @@ def read_parsed(
     parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` the file is
     read no further. flag: the option that the error for an empty file names.
     """
+    path = local_path(path)
     bad_rows = BadRows(path, read.max_bad_rows)
     pairs = list(islice(_iter_parsed(path, parse, bad_rows), None if split else limit or None))
     if not pairs:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import parse_judgement, read_parsed
+from taosr1.data.predictions import is_old_prediction
 from taosr1.evaluation.report import Prediction
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.grades import GRADES, TIERS
@@ -25,16 +26,19 @@ def read_scores(
 
 
 def _parse(row: dict) -> tuple[Judgement, Prediction]:
-    # infer/score.py has moved the gold grade to `gold_grade`; ESCI's rows still hold it as their own label.
-    judgement = parse_judgement({**row, "grade": row.get("gold_grade")})
+    # Until version 0.2 the prediction was `grade`, and the data's own grade `gold_grade`.
+    old = is_old_prediction(row) or ("gold_grade" in row and "pred_grade" not in row)
+    judgement = parse_judgement({**row, "grade": row.get("gold_grade")} if old else row)
     if judgement.grade is None:
+        named = "gold_grade" if old else "grade"
         raise ValueError(
-            "field 'gold_grade' is missing: nothing to measure against; infer/score.py writes it for rows that had a "
+            f"field {named!r} is missing: nothing to measure against; infer/score.py keeps it for rows that have a "
             "grade"
         )
-    grade, tier, probs, mass = (row.get(name) for name in ("grade", "tier", "probs", "label_mass"))
+    name = "grade" if old else "pred_grade"
+    grade, tier, probs, mass = (row.get(column) for column in (name, "tier", "probs", "label_mass"))
     if isinstance(grade, bool) or grade not in GRADES:
-        raise ValueError(f"field 'grade' is {shorten(repr(grade))}, expected the predicted grade 1-4")
+        raise ValueError(f"field {name!r} is {shorten(repr(grade))}, expected the predicted grade 1-4")
     if tier not in TIERS:
         raise ValueError(f"field 'tier' is {shorten(repr(tier))}, expected one of {', '.join(TIERS)}")
     # No text, no bool, and no integer too large for a float.

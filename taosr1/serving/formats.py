@@ -49,7 +49,7 @@ def format_of(out: str, given: str = "") -> str:
             f"--out is {out!r}, expected a file name ending in .jsonl, .csv, .run or .qrels (each also .gz), - for the "
             f"standard output, or --format with one of {', '.join(FORMATS)}"
         )
-    if given and named and out != STANDARD and given != named:
+    if given and named and out != STANDARD and given != named and (given, named) != ("quepid", "csv"):
         raise ValueError(f"--format {given}: --out {out} is named as {named}; give a name ending otherwise")
     return given or named
 

@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> dict:
     refuse_overwriting(config.out, config.overwrite)
     refuse_shared_standard_output(config.out)
     limits = {"limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, split=config.split, **limits)
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
     name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
     drawn = {name: getattr(config, name) for name in ("samples", "max_new_tokens", "temperature", "top_k", "top_p")}

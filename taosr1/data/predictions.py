@@ -1,7 +1,6 @@
 """The columns of a prediction in a row of data: how they are written, and how those of an earlier scoring are told.
 
-The grade of the data stays in `grade`, the prediction is `pred_grade`. Until version 0.2 the prediction was written as
-`grade` and moved the data's own to `gold_grade`.
+`taosr1/data/gold.py` says which grade of such a row is gold.
 """
 
 from __future__ import annotations
@@ -10,32 +9,28 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from taosr1.data.gold import without_old_prediction
+
 PREDICTED = ("pred_grade", "tier", "probs", "label_mass", "score", "prompt_sha")
 _OURS = {"pred_grade", "prompt_sha"}  # together in no table but our own
-_OLD = ({"grade", "tier", "probs", "label_mass"}, {"grade", "reply", "sample", "logp"})
+_OLD = ({"tier", "probs", "label_mass"}, {"reply", "sample", "logp"})  # until version 0.2, without `pred_grade`
 
 
 def is_predicted(row: Mapping[str, Any]) -> bool:
-    """Whether infer/score.py, infer/explain.py or infer/sample.py wrote the predictions of this row."""
+    """Whether infer/score.py, infer/explain.py or infer/sample.py wrote the prediction of this row."""
     return row.keys() >= _OURS
-
-
-def is_old_prediction(row: Mapping[str, Any]) -> bool:
-    """Whether they wrote it before version 0.2: its `grade` is a prediction."""
-    return "pred_grade" not in row and any(row.keys() >= columns for columns in _OLD)
 
 
 def without_prediction(row: dict) -> tuple[dict, list[str]]:
     """(row to write a new prediction into, columns of the input that were renamed).
 
-    The prediction of an earlier scoring is left out, and its `gold_grade` is `grade` again. A column of the input that
-    merely has one of the names is kept as input_NAME: a search engine's `score`, for example.
+    The prediction of an earlier scoring is left out, and a `grade` that was one is the data's own again. A column of
+    the input that merely has one of the names is kept as input_NAME: a search engine's `score`, for example.
     """
-    if is_predicted(row):
+    old = "pred_grade" not in row and any(row.keys() >= columns for columns in _OLD)
+    row, ours = without_old_prediction(row), is_predicted(row)
+    if ours or old:
         return {name: value for name, value in row.items() if name not in PREDICTED}, []
-    if is_old_prediction(row):
-        kept = {name: value for name, value in row.items() if name not in (*PREDICTED, "grade")}
-        return {"grade" if name == "gold_grade" else name: value for name, value in kept.items()}, []
     renamed = [name for name in PREDICTED if name in row]
     if not renamed:
         return row, []
@@ -63,21 +58,12 @@ def to_cell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def from_cells(row: dict[str, str]) -> dict[str, Any]:
-    """A record of a CSV file with what `to_cell` did undone, and the prediction as numbers; others unchanged."""
+def from_cells(row: dict[str, str]) -> dict[str, str]:
+    """A record of a CSV file; the apostrophes of `to_cell` are taken away where our scripts wrote it."""
     if not is_predicted(row):
         return row
-    cells = {name: value[1:] if _is_marked(value) else value for name, value in row.items()}
-    return {name: _number(value) if name in PREDICTED else value for name, value in cells.items()}
+    return {name: value[1:] if _is_marked(value) else value for name, value in row.items()}
 
 
 def _is_marked(cell: str) -> bool:
     return cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA)
-
-
-def _number(cell: str) -> Any:
-    """A number or a list of them from its JSON; any other text as it is, for the reader to refuse."""
-    try:
-        return json.loads(cell)
-    except ValueError:
-        return cell or None

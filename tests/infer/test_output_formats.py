@@ -166,8 +166,10 @@ def test_csv_reads_back_unchanged_and_runs_no_formula(scored, name):
 def test_csv_holds_the_predictions_of_jsonl(scored):
     lines = [row for _, row in read_jsonl(scored(ROWS, "all.jsonl"))]
     cells = [row for _, row in read_rows(scored(ROWS, "all.csv"))]
-    names = ("pred_grade", "tier", "probs", "label_mass", "score", "prompt_sha")
-    assert [[row[name] for name in names] for row in cells] == [[row[name] for name in names] for row in lines]
+    for cell, line in zip(cells, lines, strict=True):
+        assert (cell["tier"], cell["prompt_sha"]) == (line["tier"], line["prompt_sha"])
+        for name in ("pred_grade", "probs", "label_mass", "score"):
+            assert json.loads(cell[name]) == line[name]
 
 
 def test_csv_of_ascii_text_has_no_byte_order_mark(scored):

@@ -47,6 +47,7 @@ from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import Ranks, local_device, this_rank
 from taosr1.runtime.files import write_json
+from taosr1.runtime.out_paths import out_problems
 from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
@@ -118,7 +119,7 @@ class Config(OutFlags, ReadFlags):
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
             *at_least(self, bootstrap=0, limit=0, max_new_tokens=1),
-            (Path(self.out).is_dir() and bool(self.out), f"--out {self.out} is a folder, expected a file name"),
+            *out_problems(self.out, required=False),
         ])  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems, same_path
 from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
@@ -79,10 +80,11 @@ class Config(OutFlags, ReadFlags):
             (bool(self.data and named), f"--data brings its own fields: leave out {', '.join(named)}"),
             (self.out not in ("", STANDARD) and not self.out.endswith((".jsonl", ".jsonl.gz")),
              f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz, or - for the standard output"),
-            (self.out not in ("", STANDARD) and Path(self.out).resolve() == Path(self.data).resolve(),
+            (self.out not in ("", STANDARD) and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *out_problems(self.out, required=False),
             *at_least(self, limit=0, max_new_tokens=1),
         ])  # fmt: skip
 
@@ -105,7 +107,7 @@ def output_row(found: Explanation, wording: str) -> dict:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite)
+    refuse_overwriting(config.out, config.overwrite, standard=True)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
     name, model = open_judge(config.model, seed=config.seed, **settings)

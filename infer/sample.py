@@ -35,7 +35,8 @@ from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
-from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting, refuse_shared_standard_output
+from taosr1.runtime.out_paths import out_problems, same_path
+from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply
@@ -69,8 +70,9 @@ class Config(OutFlags, ReadFlags):
         check([
             (self.out != STANDARD and not self.out.endswith((".jsonl", ".jsonl.gz")),
              f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz, or - for the standard output"),
-            (self.out != STANDARD and Path(self.out).resolve() == Path(self.data).resolve(),
+            (self.out != STANDARD and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
+            *out_problems(self.out, required=False),
             *at_least(self, samples=1, temperature=0, top_k=0, max_new_tokens=1, limit=0),
             (self.temperature == 0 and self.samples > 1,
              "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
@@ -165,8 +167,7 @@ def render(summary: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite)
-    refuse_shared_standard_output(config.out)
+    refuse_overwriting(config.out, config.overwrite, standard=True)
     limits = {"limit": config.limit}
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}

@@ -56,7 +56,8 @@ from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
-from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting, refuse_shared_standard_output
+from taosr1.runtime.out_paths import out_problems, same_path
+from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
 from taosr1.serving.explain import LOW_MASS, WHY_THEY_DIFFER
@@ -96,10 +97,11 @@ class Config(OutFlags, ReadFlags):
         check([
             (not self.data, "--data is missing: the file with the pairs to score"),
             (not self.out, "--out is missing: the file to write, such as scored.jsonl, or - for the standard output"),
-            (self.out != STANDARD and bool(self.out) and Path(self.out).resolve() == Path(self.data).resolve(),
+            (self.out not in ("", STANDARD) and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *out_problems(self.out, required=False),
             *at_least(self, limit=0, batch_tok=1),
         ])  # fmt: skip
         format_of(self.out, self.format)
@@ -163,8 +165,7 @@ def open_label_first_judge(config: Config) -> Judge:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite)
-    refuse_shared_standard_output(config.out)
+    refuse_overwriting(config.out, config.overwrite, standard=True)
     pairs = read_pairs(config)
     check_ids([judgement for _, judgement in pairs], format_of(config.out, config.format))
     judge = open_label_first_judge(config)

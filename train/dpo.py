@@ -39,6 +39,7 @@ from taosr1.learning.batches import (
     micro_batches,
     padded_tok,
 )
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.loop import Stage, StepItems, train
@@ -197,6 +198,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         config.dev, config, seed=config.seed, split=config.dev_split, limit=config.dev_rows, need_grade=True,
     )  # fmt: skip
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
+    if run.finished:
+        return say_finished(run, judge, config, "dpo")
     distributed = DistributedModel(
         judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
     )
@@ -225,11 +228,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             found.metrics["rewards/label_margins"] = float((gained[::2] - gained[1::2]).mean())
         return found
 
-    return train(
+    last = train(
         judge, run, Stage("dpo", draw, loss),
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         distributed=distributed, evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
     )  # fmt: skip
+    return last | say_finished(run, judge, config, "dpo")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights
 from taosr1.learning.checkpoint_weights import best_weights, start_weights
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order, keyed_generator
 from taosr1.learning.examples import agreeing, examples_of
@@ -45,7 +46,7 @@ from taosr1.learning.losses import LossSum, grpo_loss, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.reference import reference_policy, with_stored_logp
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollout_group import Group, RolloutBatch
+from taosr1.learning.rollout_group import Group, RolloutBatch, sample_records
 from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes, rollout_metrics
 from taosr1.learning.rollouts import (
     Sampler,
@@ -291,14 +292,17 @@ def rollouts(
         if len(kept) >= config.min_groups:
             break
     add_advantages(kept, sampler.grades, config)
-    count_outcomes(cursor, sampled, kept, config.min_groups)
-    metrics = rollout_metrics(sampled, kept, attempt + 1, weights)
-    return StepItems(kept, metrics, [group.record() for group in sampled])
+    count_outcomes(cursor, sampled, kept, config, sampler.judge.prompt.order)
+    records = sample_records(sampled, rows, config.steps // config.updates)
+    metrics = rollout_metrics(sampled, kept, attempt + 1, weights) | {"samples_left_out": len(sampled) - len(records)}
+    return StepItems(kept, metrics, records)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = with_start(parse_config(Config, __doc__, argv))
     judge, rows, sft_term, run, distributed, reference = begin(config)
+    if run.finished and (not rows.test or (run.folder / "test.json").exists()):
+        return say_finished(run, judge, config, "grpo")
     sampler = Sampler(judge, rows.data, config)
 
     def loss(model: Decoder, batch: RolloutBatch | SftTermBatch) -> LossSum:
@@ -327,11 +331,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         distributed=distributed, evaluate=lambda judge: dev_scores(judge, rows.dev, config.max_new_tokens),
     )  # fmt: skip
-    if not rows.test:
-        return last
-    start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
-    compared = {"start": start, "result": best}
-    return last | before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    if rows.test:
+        start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
+        compared = {"start": start, "result": best}
+        before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    return last | say_finished(run, judge, config, "grpo")
 
 
 if __name__ == "__main__":

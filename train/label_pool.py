@@ -40,6 +40,7 @@ from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems
 from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.replies import sampled_replies
@@ -72,6 +73,7 @@ class Config(OutFlags, ReadFlags):
             (not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", self.out.lower()),
              f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or "
              ".jsonl.gz"),
+            *out_problems(self.out, required=False),
             *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 
@@ -164,8 +166,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if graded is None:
             return {}
         if not any(graded):
-            unread = f"not one of {len(rows)} replies could be parsed"
-            raise NothingToWriteError(f"--model {config.model}: {unread}; train it further or check --model")
+            unread = f"not one of {len(rows)} replies {'was right' if config.only_right else 'could be parsed'}"
+            way_out = f"check --model, or raise --max-new-tokens {config.max_new_tokens} if they are longer"
+            raise NothingToWriteError(f"--model {config.model}: {unread}; {way_out}")
         count = write_jsonl(config.out, kept_rows(graded, least_confidence(graded, config.keep_frac), grades))
     shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in GRADES[::-1])
     print(f"{count} of {len(rows)} rows graded -> {config.out}; shares {shares}")

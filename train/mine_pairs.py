@@ -42,6 +42,7 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.files import write_json
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems
 from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
@@ -76,6 +77,7 @@ class Config(OutFlags, ReadFlags):
 
     def __post_init__(self) -> None:
         check([
+            *out_problems(self.out),
             *at_least(self, samples=2, prompts=0, max_new_tokens=1, pairs_per_prompt=1),
             (not self.temperature > 0,
              f"--temperature is {self.temperature}, expected more than 0: greedy replies are all equal"),
@@ -171,6 +173,16 @@ def balanced(pairs: list[dict], config: Config) -> list[dict]:
     return [pairs[index] for index in balance_label_flow(flows, keyed_generator(config.seed, "flow"))]
 
 
+def way_out_of(counts: dict, config: Config) -> str:
+    """What to do where no pair is left."""
+    replies = counts["replies"]
+    if replies["cut"] > replies["sampled"] / 2:
+        return f"most replies were cut: raise --max-new-tokens {config.max_new_tokens}"
+    if replies["unreadable"] > replies["sampled"] / 2:
+        return "most replies have no grade that can be read: train/sft.py teaches their form first"
+    return "give other rows with --data, raise --samples or --temperature, or keep all pairs with --balance none"
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
@@ -199,7 +211,7 @@ def main(argv: list[str] | None = None) -> dict:
         if not pairs:
             raise NothingToWriteError(
                 f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; "
-                f"outcomes {counts['outcomes']}"
+                f"outcomes {counts['outcomes']}, replies {counts['replies']}; {way_out_of(counts, config)}"
             )
         counts |= {
             "mined": len(mined),

@@ -27,6 +27,7 @@ from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge_model import DTYPES, TINY
 from taosr1.learning.batches import Batch, label_token_weights
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order
 from taosr1.learning.examples import agreeing, examples_of
@@ -105,6 +106,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
+    if run.finished:
+        return say_finished(run, judge, config, "sft")
     distributed = DistributedModel(
         judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
     )
@@ -121,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     fresh = config.model == TINY and not config.fsdp
     with_muon = config.optimizer == "muon" or config.optimizer == "auto" and fresh
     muon_lr = config.muon_lr if with_muon else 0.0
-    return train(
+    last = train(
         judge,
         run,
         Stage(f"sft {config.order}", draw, loss),
@@ -130,6 +133,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         distributed=distributed,
         evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
     )
+    return last | say_finished(run, judge, config, "sft")
 
 
 if __name__ == "__main__":

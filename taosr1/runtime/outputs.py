@@ -27,31 +27,27 @@ class OutFlags:
     overwrite: bool = option(False, "replace --out where it exists already")
 
 
-def there_already(out: str | Path, flag: str = "--out") -> str:
+def there_already(out: str | Path) -> str:
     """The message for a finished file that would be overwritten."""
-    return f"{flag} {out} is there already: --overwrite replaces it, or give another name"
+    return f"--out {out} is there already: --overwrite replaces it, or give another name"
 
 
-def refuse_overwriting(out: str | Path, overwrite: bool, flag: str = "--out") -> None:
+def refuse_overwriting(out: str | Path, overwrite: bool, *, standard: bool = False) -> None:
     """Before anything long begins. An unfinished job at `out` is continued, which overwrites nothing.
 
-    Raises: ValueError for a file that exists, unless `overwrite`, and for a pipe or a device.
+    standard: whether "-" is possible. Where nothing can be written at all, `out_paths.py` says so.
+    Raises: ValueError for a file that exists, unless `overwrite`.
     """
-    path = Path(out)
-    if str(out) in ("", STANDARD) or path.is_dir() or not path.exists():
-        return  # a folder has its own message where it is opened
-    if not path.is_file():
-        raise ValueError(f"{flag} {out} is a pipe or a device, expected a file name ({STANDARD}: the standard output)")
+    if str(out) == STANDARD:
+        if not standard:
+            raise ValueError("--out -: this script cannot write to the standard output, give a file name")
+        if (world := this_rank().world) > 1:
+            raise ValueError(f"--out -: {world} ranks share their answers through files beside --out: give a file name")
+        return
     unfinished = Path(f"{out}.parts", "job.json").exists()
     shared = this_rank().world > 1 and Path(f"{out}.done.json").exists()  # ChunkedJob finds out what was finished
-    if not (overwrite or unfinished or shared):
-        raise ValueError(there_already(out, flag))
-
-
-def refuse_shared_standard_output(out: str) -> None:
-    """Raises: ValueError for `--out -` under torchrun."""
-    if out == STANDARD and (world := this_rank().world) > 1:
-        raise ValueError(f"--out -: {world} ranks share their answers through files beside --out: give a file name")
+    if out and Path(out).is_file() and not (overwrite or unfinished or shared):
+        raise ValueError(there_already(out))
 
 
 @contextmanager

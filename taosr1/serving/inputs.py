@@ -78,9 +78,9 @@ def _judgement(query: str, product: Any, where: str) -> Judgement:
     if isinstance(product, Judgement):
         row = judgement_to_dict(product)
     elif isinstance(product, Mapping):
-        row = {str(name): _plain(value) for name, value in product.items()}
+        row = {str(name): _unwrapped(value) for name, value in product.items()}
     elif isinstance(product, str) or (_is_number(product) and product == product):  # a title such as 1984, not NaN
-        row = {"title": _plain(product)}
+        row = {"title": _unwrapped(product)}
     else:
         raise ValueError(f"{where}{_shown(product)}, {PRODUCT_EXPECTED}")
     own = row.get("query")
@@ -111,11 +111,11 @@ def listed(values: Any, name: str) -> list[Any]:
 
 def _is_number(value: Any) -> bool:
     """An int or a float, or one of numpy's; no bool."""
-    value = _plain(value, keep_nan=True)
+    value = _unwrapped(value, keep_nan=True)
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _plain(value: Any, *, keep_nan: bool = False) -> Any:
+def _unwrapped(value: Any, *, keep_nan: bool = False) -> Any:
     """A numpy scalar as Python's own; what pandas writes for a missing value as None."""
     if type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()

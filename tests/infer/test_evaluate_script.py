@@ -295,7 +295,7 @@ def test_scores_that_are_none_are_named_by_line(change, message, old, tmp_path):
         (["--temperature-scaling", "on"], "invalid choice: 'on'"),
         (["--scores", "s.jsonl", "--temperature-scaling", "off"], "are as infer/score.py wrote them"),
         (["--scores", "s.jsonl", "--model", "m", "--explain"], "leave out --model; --explain needs a model"),
-        (["--out", "."], "--out . is a folder"),
+        (["--out", "."], "--out .: is a folder, expected a file name"),
     ],
 )
 def test_wrong_flags_end_with_a_message(flags, message, capsys):

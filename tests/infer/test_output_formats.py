@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import re
 import subprocess
 import sys
@@ -318,10 +317,8 @@ def test_a_rank_of_another_job_does_not_overwrite_what_ranks_have_written(fresh_
     assert out.read_bytes() == before
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes in the file system")
-def test_a_pipe_or_a_device_is_not_replaced_by_a_file(fresh_judge, tmp_path):
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    for out in (str(tmp_path / "pipe.jsonl"), "/dev/null"):
-        flags = ["--format", "jsonl", "--overwrite", "--out", out]
-        with pytest.raises(ValueError, match="is a pipe or a device, expected a file name"):
-            score(["--model", fresh_judge("label"), "--data", write(tmp_path / "rows.jsonl", ROWS), *flags])
+def test_scripts_that_write_no_rows_do_not_take_a_file_called_dash(fresh_judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--out -: this script cannot write to the standard output"):
+        evaluate(["--model", fresh_judge("label"), "--data", "synthetic:dev*4", "--out", "-"])
+    assert list(tmp_path.iterdir()) == []

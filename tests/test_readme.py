@@ -50,7 +50,8 @@ def test_the_commands_for_own_pairs_run_on_the_rows_that_it_shows(tmp_path, monk
     exec(compile(PYTHON, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert re.search(r"Score\(grade=\d, tier='(Good|Mid|Bad)', probs=", printed)
-    ranked = re.findall(r"^([01]\.\d\d) [1-4] (?:Good|Mid|Bad) (?:Steel travel mug 500 ml|LED desk lamp)$", printed, re.M)
+    shown = r"^([01]\.\d\d) [1-4] (?:Good|Mid|Bad) (?:Steel travel mug 500 ml|LED desk lamp)$"
+    ranked = re.findall(shown, printed, flags=re.M)
     assert len(ranked) == 2 and ranked == sorted(ranked, reverse=True)
 
 

@@ -18,7 +18,7 @@ setup(
     extras_require={
         "test": ["pytest>=8"],
         "plot": ["matplotlib>=3.8"],
-        "data": ["pyarrow>=15"],
+        "data": ["pyarrow>=15", "openpyxl>=3.1"],
         "dev": [
             "pytest>=8",
             "transformers>=4.51",
@@ -27,6 +27,7 @@ setup(
             "scikit-learn>=1.4",
             "scipy>=1.11",
             "pyarrow>=15",
+            "openpyxl>=3.1",
             "trl~=1.16.0",
             "peft>=0.17",
             "triton; platform_system == 'Linux'",

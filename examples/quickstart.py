@@ -88,7 +88,7 @@ class Plan:
         """A stage, and its report on the test pool."""
         steps = 4 if self.quick else steps
         flags = {"out": self.path(name), "steps": steps, "seed": self.seed, **flags}
-        flags["dev_rows"] = 40 if self.quick else 1000
+        flags |= {"dev": "synthetic:dev", "dev_rows": 40 if self.quick else 1000}
         flags.setdefault("eval_every", max(1, steps // 3))
         self.add(name, f"train/{script}.py", needs, output=f"{name}/checkpoints/step-{steps:06d}/state.json", **flags)
         test, dev = ("synthetic:test*200", "synthetic:dev*100") if self.quick else ("synthetic:test", "synthetic:dev")

@@ -46,9 +46,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.judgements import judgement_to_dict, read_parsed
 from taosr1.data.predictions import without_prediction
-from taosr1.data.sources import OLD_SPELLING, SYNTHETIC, load_rows
+from taosr1.data.sources import load_pairs
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import ROWS_AT_A_TIME, Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
@@ -112,12 +111,8 @@ def read_pairs(config: Config) -> list[Pair]:
 
     All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
     """
-    if config.data.startswith((SYNTHETIC, OLD_SPELLING)):
-        rows = load_rows(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
-        return [(judgement_to_dict(row), row) for row in rows]
-    settings = {"split": config.split, "limit": config.limit}
-    pairs = read_parsed(config.data, lambda row, judgement: row, config, need_grade=False, **settings)
-    return [(row, judgement) for judgement, row in pairs]
+    settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
+    return load_pairs(config.data, config, need_grade=False, **settings)
 
 
 def count(totals: Counter, scores: Iterable[Score]) -> Iterator[Score]:

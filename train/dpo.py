@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.sources import load_rows
+from taosr1.data.splits import AUTO, load_dev, resolved_of_pairs
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge_model import DTYPES
+from taosr1.judge_model import DTYPES, JudgeModel
 from taosr1.learning.batches import (
     Batch,
     Example,
@@ -55,13 +56,16 @@ from taosr1.runtime.distributed import gather
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
+from taosr1.task.judgement import Judgement
 
 
 @dataclass(frozen=True)
 class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
     data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
-    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
+    dev: str = option(
+        AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
+    )
     out: str = option("runs/post-dpo", "run folder")
     beta: float = option(0.1, "how fast the preference probability saturates")
     loss_type: str = option("sigmoid", "preference loss", LOSS_TYPES)
@@ -184,19 +188,29 @@ def with_reference(
     ]
 
 
+def say_shared_prompts(judge: JudgeModel, pairs: Sequence[PreferencePair], dev: Sequence[Judgement]) -> None:
+    """Print how many pairs there are, and warn where rows of --dev are asked with the same prompt as pairs."""
+    prompts = {tuple(pair.chosen.prompt) for pair in pairs}
+    print(f"--data: {len(pairs):,} preference pairs of {len(prompts):,} prompts", file=sys.stderr)
+    shared = sum(tuple(prompt) in prompts for prompt in judge.prompts(list(dev)))
+    if shared:
+        consequence = "the best checkpoint is picked by what it was trained on"
+        print(f"warning: {shared} of {len(dev)} rows of --dev are in --data too: {consequence}", file=sys.stderr)
+
+
 # ---- The stage -------------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = parse_config(Config, __doc__, argv)
+    config = resolved_of_pairs(parse_config(Config, __doc__, argv))
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
     )
     pairs = read_pairs(config.data, judge.model.config.vocab_size)
-    dev = load_rows(
-        config.dev, config, seed=config.seed, split=config.dev_split, limit=config.dev_rows, need_grade=True,
-    )  # fmt: skip
+    dev = load_dev(config.dev, config)
+    say_data(dev, judge, "--dev")
+    say_shared_prompts(judge, pairs, dev)
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
     if run.finished:
         return say_finished(run, judge, config, "dpo")

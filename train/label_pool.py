@@ -4,10 +4,11 @@
     python train/label_pool.py --model runs/thinker --data pairs.jsonl --out runs/pool.jsonl --keep-frac 0.8
     python train/label_pool.py --data synthetic:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
 
-Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one) and `confidence`, the log-probability of the
-whole reply. A grade in the input is kept as `gold_grade` and not used, except with `--only-right`: then the judge
-explains graded rows, and only replies with the gold grade are kept (its own reasons become training data, STaR
-2203.14465). Rows whose reply cannot be parsed are left out and counted.
+Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one), `confidence`, the log-probability of the
+whole reply, and `labelled_by`, the judge: such rows may be trained on, and every script refuses to measure by them. A
+grade in the input is kept as `gold_grade` and not used, except with `--only-right`: then the judge explains graded
+rows, and only replies with the gold grade are kept (its own reasons become training data, STaR 2203.14465). Rows whose
+reply cannot be parsed are left out and counted.
 
 After an interruption the same command continues: graded rows are kept in OUT.parts. Under torchrun ranks share the
 pool, and the last to finish writes the output, each row exactly once (see taosr1/runtime/chunked_job.py).
@@ -30,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.flags import ReadFlags
+from taosr1.data.gold import GOLD_GRADE, LABELLED_BY
 from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import keyed_generator
@@ -84,7 +87,7 @@ def grade_rows(judge: JudgeModel, rows: list[Judgement], config: Config, generat
         scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
         best, column = scored.probs.max(dim=1)
         answers = zip(rows, column.tolist(), (best * scored.label_mass).log().tolist())
-        graded = [_graded(row, GRADES[index], "", confidence) for row, index, confidence in answers]
+        graded = [_graded(row, GRADES[index], "", confidence, config) for row, index, confidence in answers]
         return [row for row in graded if not config.only_right or row.grade == row.extra["gold_grade"]]
     graded = _decoded(judge, rows, 1, 0.0, config, generator)
     if config.only_right and config.samples > 1:
@@ -118,13 +121,15 @@ def _decoded(
         if found:
             value, grade, text = max(found)
             cot = text.partition("\n")[2] if judge.prompt.order == "post-cot" else text
-            graded.append(_graded(row, grade, cot, value))
+            graded.append(_graded(row, grade, cot, value, config))
     return graded
 
 
-def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgement:
-    gold = {} if row.grade is None else {"gold_grade": row.grade}
-    return replace(row, grade=grade, cot=cot, extra={**row.extra, **gold, "confidence": round(confidence, 5)})
+def _graded(row: Judgement, grade: int, cot: str, confidence: float, config: Config) -> Judgement:
+    """The row with a pseudo-label; a grade of people that it came with becomes `gold_grade`."""
+    gold = {} if row.grade is None or row.extra.get(LABELLED_BY) else {GOLD_GRADE: row.grade}
+    about = {"confidence": round(confidence, 5), LABELLED_BY: config.model}
+    return replace(row, grade=grade, cot=cot, extra={**row.extra, **gold, **about})
 
 
 def least_confidence(graded: Iterable[dict], keep_frac: float) -> float:
@@ -151,7 +156,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
     limits = {"split": config.split, "limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, need_grade=config.only_right, **limits)
+    needs = {"need_grade": config.only_right, "need_gold": config.only_right}
+    rows = load_rows(config.data, config, seed=config.seed, **needs, **limits)
+    say_data(rows, judge)
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 

@@ -32,6 +32,7 @@ import torch
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import balanced_order, keyed_generator
@@ -192,6 +193,7 @@ def main(argv: list[str] | None = None) -> dict:
     judge.engine.prepack(judge.model, decodes=True)
     settings = {"seed": config.seed, "split": config.split}
     rows = load_rows(config.data, config, need_grade=True, **settings)
+    say_data(rows, judge)
     if config.prompts:
         grades, count = [row.grade for row in rows], min(config.prompts, len(rows))
         drawn = balanced_order(grades, config.seed, 0, count, power=config.grade_power)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.encodings import UTF_8, shown
 from taosr1.runtime.outputs import output_stream
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, CR_ONLY, JOINED, check_file, damage_in, read_lines, rows_in
 
@@ -50,21 +51,31 @@ def clean_value(value: Any, depth: int = MAX_DEPTH) -> Any:
 
 
 def read_jsonl(
-    path: str | Path, bad_rows: BadRows | None = None, *, flag: str = "--data"
+    path: str | Path, bad_rows: BadRows | None = None, *, flag: str = "--data", encoding: str | None = None
 ) -> Iterator[tuple[int, dict]]:
     """The objects of a JSON Lines file (gzipped or not) with their line numbers from 1; blank lines are skipped.
+
+    encoding: as in `read_lines`: None for UTF-8 alone, "" to find it and to say so, else its name.
 
     Raises: ValueError naming file and line for a row that is not a JSON object (`bad_rows` may skip it), a repeated
         key, bytes that are not UTF-8, a line cut off at the end of the file, damaged gzip data; FileNotFoundError.
     """
-    path = check_file(path, flag)
+    path, name = check_file(path, flag), UTF_8
+
+    def say(found: str) -> None:
+        nonlocal name
+        name = found
+        bad_rows.say(f"read in {shown(name)}")
+
     with bad_rows or BadRows(path, flag="") as bad_rows:
-        for number, line in read_lines(path):
+        for number, line in read_lines(path, encoding, say):
             if not line.strip():
                 continue
             bad_rows.rows += 1
             try:
-                row = clean_value(found := _parse_json(line))
+                if problem := damage_in(line, name, named=encoding is not None):
+                    raise ValueError(problem)
+                row = clean_value(found := parse_json(line))
             except ValueError as problem:
                 bad_rows.add(number, problem, rows=rows_in(line))
                 continue
@@ -102,10 +113,8 @@ def _line_of(row: dict, written: BadRows) -> bytes:
     return line.encode() + b"\n"
 
 
-def _parse_json(line: str) -> dict:
+def parse_json(line: str) -> dict:
     """One line as a dict; ValueError says what is wrong with it."""
-    if problem := damage_in(line):
-        raise ValueError(problem)
     if line.startswith(BYTE_ORDER_MARK):
         raise ValueError(JOINED)
     try:
@@ -118,7 +127,8 @@ def _parse_json(line: str) -> dict:
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON {type(row).__name__}, expected one object a line")
+        hint = "; of an array, jq -c '.[]' FILE makes them" if isinstance(row, list) and row else ""
+        raise ValueError(f"a JSON {type(row).__name__}, expected one object a line{hint}")
     return row
 
 

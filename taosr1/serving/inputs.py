@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taosr1.data.columns import ColumnNames
 from taosr1.data.judgements import judgement_to_dict, parse_judgement
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.jsonl import clean_value
@@ -14,6 +15,7 @@ from taosr1.task.judgement import Judgement
 Product = str | Mapping[str, Any] | Judgement
 # (query, product), or what holds both: columns with "query", or a judgement.
 Pair = tuple[str, Product] | list[Any] | Mapping[str, Any] | Judgement
+_NAMES = ColumnNames()
 PRODUCT_EXPECTED = "expected a title, a dict of columns (title, brand, price, ...) or a Judgement"
 PAIR_EXPECTED = "expected (query, product), a dict with query and title, or a Judgement"
 
@@ -55,6 +57,7 @@ def _of_pair(pair: Any, where: str) -> Judgement:
     if isinstance(pair, Judgement):
         return _judgement(_query(pair.query, where), pair, where)
     if isinstance(pair, Mapping):
+        pair = _columns(pair)
         if "query" not in pair:
             found = ", ".join(map(repr, pair)) or "no columns"
             raise ValueError(f"{where}query is missing; the pair has {shorten(found, 200)}")
@@ -78,7 +81,7 @@ def _judgement(query: str, product: Any, where: str) -> Judgement:
     if isinstance(product, Judgement):
         row = judgement_to_dict(product)
     elif isinstance(product, Mapping):
-        row = {str(name): _unwrapped(value) for name, value in product.items()}
+        row = _columns(product)
     elif isinstance(product, str) or (_is_number(product) and product == product):  # a title such as 1984, not NaN
         row = {"title": _unwrapped(product)}
     else:
@@ -91,6 +94,11 @@ def _judgement(query: str, product: Any, where: str) -> Judgement:
         return parse_judgement(clean_value({**needed, "query": query}))
     except ValueError as problem:
         raise ValueError(f"{where}{problem}") from None
+
+
+def _columns(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row's columns under our names, as the readers of files find them."""
+    return _NAMES.rename({str(name): _unwrapped(value) for name, value in row.items()})
 
 
 def listed(values: Any, name: str) -> list[Any]:

@@ -76,13 +76,15 @@ def test_strings_dicts_and_judgements_are_the_same_product(fresh):
     given = [
         fresh.score("desk lamp", product),
         fresh.score("desk lamp", {**product, "colour": "red", "grade": "Exact", "cot": None, "brand": float("nan")}),
+        fresh.score("desk lamp", {"Product_Name": "LED desk lamp", "item_price": "$49"}),  # as readers know them
+        fresh.score({"search_term": "desk lamp", **product}),
         fresh.score(("desk lamp", product)),
         fresh.score(["desk lamp", product]),
         fresh.score({**product, "query": "desk lamp"}),
         fresh.score("desk lamp", Judgement("", "LED desk lamp", price="$49", grade=1)),
         fresh.score("desk lamp", Judgement("desk lamp", "LED desk lamp", price="$49")),
     ]
-    assert given == [expected] * 7 and isinstance(expected, Score)
+    assert given == [expected] * 9 and isinstance(expected, Score)
     plain = fresh.score("desk lamp", "LED desk lamp")
     assert plain == fresh.score(Judgement("desk lamp", "LED desk lamp")) != expected
 
@@ -135,7 +137,7 @@ BAD = [
     ("score", ("a", ["b", True]), "product 1: True of type bool, expected a title"),
     ("score", ("a", ["b", ["c"]]), r"product 1: \['c'\] of type list, expected a title"),
     ("score", ("a", ["b", " "]), "product 1: nothing is said about the product"),
-    ("score", ("a", [{"Title": "b"}]), "product 0: field 'Title' is not read|product 0: field 'title'"),
+    ("score", ("a", [{"colour": "b"}]), "product 0: field 'title' is missing; the row has 'colour', 'query'"),
     ("score", ("a", [{"title": "b", "price": {"eur": 3}}]), "product 0: field 'price' is"),
     ("score", ("a", [{"title": "b", "query": "c"}]), "product 0: its own query is 'c', but 'a' was given"),
     ("score", ("a", {"b", "c"}), "products are a set, which has no order: give a list"),

@@ -39,7 +39,7 @@ def test_rows_get_the_judges_grade_its_reasons_and_its_log_prob(request, tmp_pat
             before.price,
             before.query_kind,
         )
-        assert row.extra.keys() == {"confidence"}
+        assert row.extra.keys() == {"confidence", "labelled_by"} and row.extra["labelled_by"]
         assert reply_text(order, row.grade, row.cot) == judge.reply_text(replies[n]).strip()
         mask = torch.arange(len(prompts[n]) + len(replies[n]))[None] >= len(prompts[n])
         with torch.no_grad():

@@ -35,7 +35,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
+from taosr1.data.queries import say_overlap
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
@@ -130,16 +132,9 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     """The rows of --dev; warns where they are in --data too."""
     if not config.dev:
         return []
-    settings = {"seed": config.seed, "split": config.dev_split}
-    dev = load_rows(config.dev, config, need_grade=True, **settings)
-    measured = {(row.query, row.title, row.item_id) for row in rows}
-    shared = sum((row.query, row.title, row.item_id) in measured for row in dev)
-    if shared:
-        fitted = "temperature and beta are" if config.fit_temperature else "beta is"
-        print(
-            f"warning: {shared} of {len(dev)} pairs of --dev are in --data too: {fitted} fitted on what is measured",
-            file=sys.stderr,
-        )
+    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True)
+    fitted = "temperature and beta are" if config.fit_temperature else "beta is"
+    say_overlap(rows, dev, "--dev", f"{fitted} fitted on what is measured")
     return dev
 
 
@@ -299,7 +294,7 @@ def evaluate_scores(config: Config) -> dict:
 def evaluate_judge(config: Config, ranks: Ranks) -> dict:
     """The report on a model, or {} on a rank that leaves the output to another."""
     limits = {"limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=True, **limits)
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_gold=True, **limits)
     device = local_device(config.device, ranks)
     name, judge = open_judge(config.model, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     order = judge.prompt.order
@@ -310,6 +305,7 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
         raise ValueError(f"--explain: --model {name} answers with the grade alone, without a chain of thought")
     deployed = None if order == "pre-cot" else choose_deployed(name, config)
     dev = load_dev(rows, config)
+    say_data(rows, judge)
 
     def work(chunk: list[Judgement], start: int) -> list[dict]:
         explain = config.explain and start >= len(dev)  # of the rows of --dev only probabilities are needed

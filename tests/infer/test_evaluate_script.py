@@ -64,7 +64,7 @@ def test_a_thinker_decodes_and_has_neither_probabilities_nor_tiers(taught_judge,
             main(["--model", taught_judge("pre-cot"), "--data", rows_file, *flags])
 
 
-def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, capsys):
+def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, tmp_path, capsys):
     run = taught_judge("post-cot")
     dev, judge = load_rows("synthetic:dev*60"), open_judge(run)[1]
     expected = fit_beta([prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev])
@@ -82,7 +82,8 @@ def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_fil
     finally:
         stored.unlink()
     capsys.readouterr()
-    main([*flags, "--dev", f"{rows_file},{rows_file}"])  # the same rows under another name
+    shutil.copy(rows_file, tmp_path / "again.jsonl")
+    main([*flags, "--dev", f"{rows_file},{tmp_path / 'again.jsonl'}"])  # the same rows under another name
     assert "16 of 16 pairs of --dev are in --data too" in capsys.readouterr().err
 
 
@@ -150,8 +151,8 @@ def test_a_stored_temperature_is_used_unless_it_is_switched_off(own_judge, rows_
     assert refitted["temperature"]["before"] == pytest.approx(scaled["temperature"]["before"])
 
 
-def test_a_temperature_at_the_end_of_its_range_is_warned_about(own_judge, rows_file, eight_rows_file, capsys):
-    dev = f"{eight_rows_file},{eight_rows_file}"
+def test_a_temperature_at_the_end_of_its_range_is_warned_about(own_judge, rows_file, eight_rows_file, tmp_path, capsys):
+    dev = f"{eight_rows_file},{shutil.copy(eight_rows_file, tmp_path / 'again.jsonl')}"
     main(["--model", own_judge, "--data", rows_file, "--dev", dev, "--fit-temperature", *QUICK])
     assert "the temperature is at the end of its range, 0.05: --dev has too few rows (16)" in capsys.readouterr().err
 

@@ -72,7 +72,7 @@ class Config(OutFlags, ReadFlags):
              f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz, or - for the standard output"),
             (self.out != STANDARD and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
-            *out_problems(self.out, required=False),
+            *out_problems(self.out, required=False, standard=True),
             *at_least(self, samples=1, temperature=0, top_k=0, max_new_tokens=1, limit=0),
             (self.temperature == 0 and self.samples > 1,
              "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),

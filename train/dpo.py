@@ -3,7 +3,8 @@
     python train/dpo.py                                              # the post-CoT SFT model on its own mined pairs
     python train/dpo.py --model runs/mine --data runs/mine-pairs.jsonl --beta 0.1 --lr 5e-7 --out runs/mine-dpo
 
-The pairs come from train/mine_pairs.py. Log-probs of the reference (the starting weights) are computed once and stored
+The pairs come from train/mine_pairs.py, or are TRL's text rows (`prompt`, `chosen`, `rejected`: see
+`taosr1/learning/preference_rows.py`). Log-probs of the reference (the starting weights) are computed once and stored
 with the pairs; no reference model is kept.
 
 Deviations from the paper:
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 from torch import Tensor
 
-from taosr1.data.flags import ReadFlags
+from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.splits import AUTO, load_dev, resolved_of_pairs
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
@@ -47,13 +48,13 @@ from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
+from taosr1.learning.preference_rows import read_preferences
 from taosr1.learning.reference import reference_logp
 from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
-from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import Judgement
@@ -62,7 +63,7 @@ from taosr1.task.judgement import Judgement
 @dataclass(frozen=True)
 class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
-    data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
+    data: str = option("runs/post-pairs.jsonl", "pairs of train/mine_pairs.py, or TRL's: prompt, chosen, rejected")
     dev: str = option(
         AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
     )
@@ -146,23 +147,9 @@ class ReplyLogp(NamedTuple):
     length: Tensor
 
 
-def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
-    """The sampled token ids of a pairs file.
-
-    Raises: ValueError naming file and line where ids are missing or belong to another tokenizer.
-    """
-    pairs = []
-    for line, row in read_jsonl(path):
-        ids = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
-        for name, value in ids.items():
-            if not (isinstance(value, list) and value and all(type(i) is int and 0 <= i < vocab_size for i in value)):
-                expected = f"token ids below {vocab_size}"
-                made_by = "pairs of train/mine_pairs.py, mined with this model's tokenizer"
-                raise ValueError(f"{path}:{line}: field '{name}_ids' must be {expected} ({made_by})")
-        pairs.append(PreferencePair(Example(ids["prompt"], ids["chosen"]), Example(ids["prompt"], ids["rejected"])))
-    if not pairs:
-        raise ValueError(f"{path}: no pairs in this file: check --data")
-    return pairs
+def read_pairs(spec: str, judge: JudgeModel, read: ReadFlags = AS_FOUND) -> list[PreferencePair]:
+    """The pairs of `--data`, mined or as text. Raises: as `read_preferences`."""
+    return [PreferencePair(chosen, rejected) for chosen, rejected in read_preferences(spec, judge, read)]
 
 
 def with_reference(
@@ -207,7 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
     )
-    pairs = read_pairs(config.data, judge.model.config.vocab_size)
+    pairs = read_pairs(config.data, judge, config)
     dev = load_dev(config.dev, config)
     say_data(dev, judge, "--dev")
     say_shared_prompts(judge, pairs, dev)

@@ -47,7 +47,7 @@ def pair_key(row: Judgement) -> int:
 def say_overlap(
     rows: Sequence[Judgement], other: Sequence[Judgement], flag: str, consequence: str, data_flag: str = "--data"
 ) -> tuple[int, int]:
-    """Warn on stderr where rows or queries of `flag` are in `data_flag` too, with their numbers.
+    """Warn on stderr where pairs (query and title) or queries of `flag` are in `data_flag` too, with their numbers.
 
     Choice: a warning and no refusal: a pair may be there twice for a reason that only its owner knows.
     Returns: the number of rows, and of queries, of `other` that are in `rows` too.
@@ -57,8 +57,8 @@ def say_overlap(
     asked = {hash(plain(row.query)) for row in other}
     shared = len(asked & queries)
     if again:
-        pairs_again = f"{again} of {len(other)} pairs of {flag} are in {data_flag} too (by query and title)"
-        print(f"warning: {pairs_again}: {consequence}", file=sys.stderr)
+        found = f"{again} of {len(other)} pairs of {flag} are in {data_flag} too"
+        print(f"warning: {found}: {consequence}", file=sys.stderr)
     elif shared:
         print(
             f"warning: {shared} of {len(asked)} queries of {flag} are in {data_flag} too, with other products: "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz_files import REPLIED, VOCAB, Sample
+from fuzz_files import REPLIED, Sample
 from fuzz_oracle import Claims, Spelled, Wrong, canonical, leaves, oracle
 from fuzz_rows import check_judgement, named
 
@@ -19,6 +19,7 @@ from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.scores import read_scores
+from taosr1.judge_model import load_judge
 from taosr1.runtime.bad_rows import NAMED, BadRows
 from taosr1.task.rules import load_rules
 from train import dpo
@@ -28,6 +29,7 @@ ANY = 10**9
 TIME_LIMIT_S = 10
 FLOOD_CHARS = 12_000  # of an error message, or of all that is printed about one file
 RULES = load_rules()
+JUDGE = load_judge("bundled", plain=True)
 
 
 class Hang(BaseException):
@@ -164,7 +166,10 @@ def check_refusal(entry: str, sample: Sample, spelled: Spelled, generous: Outcom
         ours = named(good[0]) if good else {}  # all rows of a table have the same columns
         if ours is None or not {"query", "title"} <= ours.keys() and "product_title" not in ours:
             return
-    if re.search("separated by|could both separate|names no delimiter|:1: broken CSV", generous.error) and sample.damaged:
+    if (
+        re.search("separated by|could both separate|names no delimiter|:1: broken CSV", generous.error)
+        and sample.damaged
+    ):
         return
     problems = f"{FILE_PROBLEMS}|{ARRAY_PROBLEMS}" if sample.format == "json" else FILE_PROBLEMS
     if not re.search(problems, generous.error) or (spelled.sound and good):
@@ -200,7 +205,7 @@ def same_raw(row: dict, raw: dict, line: int) -> None:
 def examine(sample: Sample, path: Path, original: set[int]) -> str:
     """Read a file through every entry point of its kind. Returns the verdict; raises Wrong."""
     raw = attempt(path, lambda: [row for _, row in read_rows(path, BadRows(path, ANY))])
-    ours = sample.kind not in ("pairs", "replies")  # those two are read as UTF-8 alone
+    ours = sample.kind != "replies"  # those are read as UTF-8 alone
     claims = Claims.printed(raw.printed, raw.error != "" and sample.delimiter) if ours else Claims()
     settings = {"claims": claims, "delimiter": sample.delimiter}
     spelled = oracle(sample.data, sample.format, named_gz=sample.gz, **settings)
@@ -259,7 +264,7 @@ def check_score(found: tuple, raw: dict, line: int) -> None:
 
 
 def check_pairs(sample: Sample, path: Path, spelled: Spelled) -> str:
-    outcome = attempt(path, lambda: dpo.read_pairs(str(path), VOCAB))
+    outcome = attempt(path, lambda: dpo.read_pairs(str(path), JUDGE))
     if outcome.error:
         names_line = re.search(re.escape(str(path)) + r":\d+: ", outcome.error)
         if not names_line and not re.search(FILE_PROBLEMS + "|no pairs", outcome.error):

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable
 
-from fuzz_files import KINDS, MAKERS, VOCAB, Sample, other_names, without_breaks
+from fuzz_files import KINDS, MAKERS, VOCAB, Sample, other_names, without_quoting
 from fuzz_oracle import unpacked
 
 ROW, LINE, BYTES, PACKED = "rows", "lines", "bytes", "packed"
@@ -300,15 +300,13 @@ def make(seed: int, number: int) -> tuple[Sample, list[str], set[int]]:
     sample = Sample(kind, form, rng.random() < 0.3, [MAKERS[kind](rng, n) for n in range(rng.randint(1, 8))])
     sample.delimiter = {"csv": rng.choice(",,;|\t"), "txt": rng.choice("\t\t;|")}.get(form, "\t")
     sample.unquoted = form in ("csv", "tsv", "txt") and rng.random() < 0.25
-    if kind == "ours" and rng.random() < 0.25:
-        sample.rows = other_names(rng, sample.rows)
+    sample.rows = other_names(rng, sample.rows) if kind == "ours" and rng.random() < 0.25 else sample.rows
     names = rng.sample(list(OPERATORS), rng.choice([0, 1, 1, 1, 1, 2, 2, 3]))
-    names = [name for name in names if applies(name, sample)]
-    sample.damaged = bool(names)
+    sample.damaged = bool(names := [name for name in names if applies(name, sample)])
     chosen = {stage: [name for name in names if OPERATORS[name][0] == stage] for stage in (ROW, LINE, BYTES, PACKED)}
     apply(chosen[ROW], rng, sample)
     if sample.unquoted:
-        sample.rows = without_breaks(sample.rows)
+        sample.rows = without_quoting(rng, sample.rows)
     sample.serialise(rng)
     untouched = set(sample.lines[sample.format != "jsonl" :]) if not chosen[ROW] else set()
     header = sample.lines[0]
@@ -338,9 +336,7 @@ def make(seed: int, number: int) -> tuple[Sample, list[str], set[int]]:
 def applies(name: str, sample: Sample) -> bool:
     if OPERATORS[name][0] == PACKED:
         return sample.gz
-    if name == "the header edited":
-        return sample.format not in ("jsonl", "json")
-    if name == "the hint of Excel":
+    if name in ("the header edited", "the hint of Excel"):
         return sample.format not in ("jsonl", "json")
     if name == "an odd list":
         return sample.kind in ("pairs", "scores")

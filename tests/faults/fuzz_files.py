@@ -106,9 +106,18 @@ def other_names(rng: random.Random, rows: list[dict]) -> list[dict]:
     return [{chosen.get(name, name): value for name, value in row.items()} for row in rows]
 
 
-def without_breaks(rows: list[dict]) -> list[dict]:
-    """The rows as a table without quoting can hold them: no delimiter and no line break in a cell."""
-    return [{name: re.sub(r"[\t;|,\r\n]", " ", _cell(value)) for name, value in row.items()} for row in rows]
+def without_quoting(rng: random.Random, rows: list[dict]) -> list[dict]:
+    """The rows as a table without quoting can hold them: no delimiter and no line break in a cell.
+
+    In half of the tables a cell begins with a quote, and one further below ends with a quote.
+    """
+    rows = [{name: re.sub(r"[\t;|,\r\n]", " ", _cell(value)) for name, value in row.items()} for row in rows]
+    if rng.random() < 0.5 and len(rows) > 1:
+        first, last = sorted(rng.sample(range(len(rows)), 2))
+        name = "title" if "title" in rows[first] else rng.choice(list(rows[first]))
+        rows[first][name] = '"' + rows[first][name].replace('"', "")
+        rows[last][name] = rows[last].get(name, "").replace('"', "") + ' 24"'
+    return rows
 
 
 @dataclass

@@ -50,6 +50,7 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import Ranks, local_device, this_rank
 from taosr1.runtime.files import write_json
 from taosr1.runtime.out_paths import out_problems
+from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (
@@ -65,14 +66,12 @@ from taosr1.serving.tiering import cumulative_tier, fit_beta
 from taosr1.task.judgement import Judgement
 
 ROWS_AT_A_TIME = 512
-ESCI_NOTE = (
-    "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1: "
-    "an assumption, not the definition the grades were made for."
-)
+READ_AS = "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1"
+ESCI_NOTE = f"{READ_AS}: an assumption, not the definition the grades were made for."
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
     data: str = option(
         "synthetic:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL"
@@ -318,7 +317,8 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
         digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
         facts |= {"judge": digest, "prompt_wording": judge.prompt.wording_sha256}
         identity = job_identity("evaluate", config, both, **facts)
-    with run_in_chunks(config.out, identity, both, ROWS_AT_A_TIME, work, "evaluate", boundary=len(dev)) as chunks:
+    more = {"boundary": len(dev), "overwrite": config.overwrite}
+    with run_in_chunks(config.out, identity, both, ROWS_AT_A_TIME, work, "evaluate", **more) as chunks:
         if chunks is None:
             return {}
         predictions, cost = merge_chunks(chunks, len(dev))
@@ -334,6 +334,7 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the report, or {} on a rank that leaves the output to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    refuse_overwriting(config.out, config.overwrite)
     if not config.scores:
         return evaluate_judge(config, ranks)
     if ranks.world > 1:

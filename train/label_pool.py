@@ -44,6 +44,7 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.out_paths import out_problems
+from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.replies import sampled_replies
 from taosr1.task.grades import GRADES
@@ -54,7 +55,7 @@ ROWS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option("runs/thinker-grpo", "run folder or Hugging Face folder of the judge that grades")
     data: str = option("synthetic:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or synthetic:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
@@ -150,6 +151,7 @@ def kept_rows(graded: Iterable[dict], limit: float, grades: Counter) -> Iterator
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the number of rows and of graded rows, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
+    refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
@@ -166,7 +168,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return [judgement_to_dict(row) for row in graded]
 
     grades: Counter = Counter()
-    with run_in_chunks(config.out, identity, rows, ROWS_AT_A_TIME, work, "grade the pool") as graded:
+    more = {"overwrite": config.overwrite}
+    with run_in_chunks(config.out, identity, rows, ROWS_AT_A_TIME, work, "grade the pool", **more) as graded:
         if graded is None:
             return {}
         if not any(graded):

@@ -44,6 +44,7 @@ from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.files import write_json
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.out_paths import out_problems
+from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies
@@ -54,7 +55,7 @@ PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option("runs/post-sft", "run folder or Hugging Face folder of the model that is to improve")
     data: str = option(
         "synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, comma-separated"
@@ -186,6 +187,7 @@ def way_out_of(counts: dict, config: Config) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
+    refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
@@ -202,7 +204,8 @@ def main(argv: list[str] | None = None) -> dict:
     def work(rows: list[Judgement], start: int) -> list[dict]:
         return mine_rows(judge, rows, start, config)
 
-    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "mine pairs") as found:
+    more = {"overwrite": config.overwrite}
+    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "mine pairs", **more) as found:
         if found is None:
             return {}
         mined, counts = merge_rows(rows, found, config.samples)

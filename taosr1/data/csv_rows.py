@@ -10,6 +10,7 @@ from pathlib import Path
 
 from taosr1.data.dialect import Dialect, RecordLines, find_dialect
 from taosr1.data.flags import AS_FOUND, ReadFlags
+from taosr1.data.predictions import from_cells
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.encodings import shown
 from taosr1.runtime.text_lines import (
@@ -81,7 +82,7 @@ class _Records:
             else:
                 if self.lines.lines == 1:
                     self.lines.end(record)
-                yield number, {name: cell for name, cell in zip(self.header, record) if name}
+                yield number, from_cells({name: cell for name, cell in zip(self.header, record) if name})
 
     def _text(self) -> Iterator[str]:
         for number, line in read_lines(self.path, self.encoding, self._say):

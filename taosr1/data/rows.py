@@ -12,6 +12,7 @@ from taosr1.data.esci import read_parquet
 from taosr1.data.excel_rows import is_workbook, read_excel
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.json_rows import has_lines_of_json, read_json
+from taosr1.data.standard_input import local_path
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.text_lines import check_file
@@ -51,7 +52,8 @@ def split_spec(spec: str | Path) -> list[str]:
 def data_files(spec: str | Path, flag: str = "--data") -> list[Path]:
     """The files (or ESCI folders) that a spec names: one, several with commas between them, or "part-*.csv".
 
-    The files of a pattern are sorted by name, and a note says their order. A name is returned whether it exists or not.
+    The files of a pattern are sorted by name, and a note says their order. A name is returned whether it exists or not;
+    "-" is the standard input, kept in a file.
 
     Raises: FileNotFoundError for a pattern without a file; ValueError for a file that is named twice, or an empty name.
     """
@@ -59,7 +61,7 @@ def data_files(spec: str | Path, flag: str = "--data") -> list[Path]:
     for part in split_spec(spec):
         if not part:
             raise ValueError(f"{flag} {str(spec)!r} has an empty name: expected FILE, FILE,FILE or a pattern")
-        files += _matches(part, flag) if glob.has_magic(part) and not Path(part).exists() else [Path(part)]
+        files += _matches(part, flag) if glob.has_magic(part) and not Path(part).exists() else [local_path(part)]
     seen: set[Path] = set()
     for file in files:
         if file.resolve() in seen:

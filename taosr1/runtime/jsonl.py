@@ -7,8 +7,6 @@ numbers with a point or an exponent are float64.
 
 from __future__ import annotations
 
-import errno
-import gzip
 import json
 import math
 import re
@@ -19,14 +17,13 @@ from typing import Any
 
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.encodings import UTF_8, shown
-from taosr1.runtime.files import replacing
+from taosr1.runtime.outputs import output_stream
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, CR_ONLY, JOINED, check_file, damage_in, read_lines, rows_in
 
 MAX_DEPTH = 64  # nested lists and objects in a row: reading, copying and writing it must not overflow the stack
 REPLACED = "held NUL or half a surrogate pair, which became U+FFFD"
 
 _UNENCODABLE = re.compile("[\ud800-\udfff\0]")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # raised by a write without naming the file
 
 
 def clean_text(text: str) -> str:
@@ -88,27 +85,18 @@ def read_jsonl(
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
-    """Write rows as JSON Lines (gzipped if the name ends in .gz): the complete file, or none, whatever happens.
+    """Write rows as JSON Lines (gzipped if the name ends in .gz, "-": to the standard output).
+
+    The file is complete, or there is none, whatever happens.
 
     Returns: the number of rows.
     Raises: ValueError naming file and row for what JSON cannot hold; OSError naming the file.
     """
-    path, written = Path(path), BadRows(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a file name to write: check --out")
-    try:
-        with replacing(path) as temporary, open(temporary, "wb") as raw:
-            # No name and no time inside: the same rows give the same bytes.
-            gzipped = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw
-            with gzipped as stream:
-                for row in rows:
-                    written.rows += 1
-                    stream.write(_line_of(row, written))
-    except OSError as problem:
-        if problem.errno in _DISK_ERRORS and problem.filename is None:
-            raise OSError(problem.errno, problem.strerror, str(path)) from problem
-        raise
+    written = BadRows(path)
+    with output_stream(path) as stream:
+        for row in rows:
+            written.rows += 1
+            stream.write(_line_of(row, written))
     written.summarise()
     return written.rows
 

@@ -251,29 +251,34 @@ def test_wrong_use_says_what_to_do(fresh_judge, taught_judge, rows_file, eight_r
         r"--explain: --model .* grade alone": ["--model", fresh_judge("label"), "--data", rows_file, "--explain"],
         r"no file at .*gone.jsonl": ["--scores", str(tmp_path / "gone.jsonl")],
         r"empty.jsonl: no rows in this file: check --scores": ["--scores", empty],
-        r"other.jsonl:1: field 'gold_grade' is missing": ["--scores", other],
-        r"ungraded-scores.jsonl:1: field 'gold_grade' is missing": ["--scores", str(unknown)],
+        r"other.jsonl:1: field 'gold_grade' is missing, and so is 'pred_grade'": ["--scores", other],
+        r"ungraded-scores.jsonl:1: .* field 'pred_grade' is the prediction": ["--scores", str(unknown)],
     }
     for message, flags in wrong.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             main(flags)
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grade": 5}, "field 'grade' is 5, expected the predicted grade 1-4"),
+        ({"pred_grade": 5}, "field '(pred_)?grade' is 5, expected the predicted grade 1-4"),
         ({"tier": "Great"}, "field 'tier' is 'Great', expected one of Good, Mid, Bad"),
         ({"probs": None}, "field 'probs' is None, expected four numbers"),
         ({"probs": [1, 2, 3, 4]}, "four finite, non-negative numbers that sum to 1"),
         ({"label_mass": "high"}, "field 'label_mass' is 'high'"),
     ],
 )
-def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
-    row = {"query": "q", "title": "t", "gold_grade": 4}
-    row |= {"grade": 4, "tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
+def test_scores_that_are_none_are_named_by_line(change, message, old, tmp_path):
+    """old: until version 0.2 `grade` was the prediction, and `gold_grade` the data's own."""
+    row = {"query": "q", "title": "t", "grade": 3, "pred_grade": 4}
+    row |= {"tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
+    rows, names = [row, {**row, **change}], {"grade": "gold_grade", "pred_grade": "grade"}
+    if old:
+        rows = [{names.get(name, name): value for name, value in row.items()} for row in rows]
     path = tmp_path / "scored.jsonl"
-    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="scored.jsonl:2: .*" + message):
         main(["--scores", str(path), *QUICK])
     assert main(["--scores", str(path), "--max-bad-rows", "1", *QUICK])["rows"] == 1

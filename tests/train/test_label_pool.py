@@ -65,7 +65,8 @@ def test_a_grade_that_was_there_is_kept_beside_the_judges_and_not_looked_at(post
 
 
 def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_path, look):
-    command = ["--model", post, "--data", "synthetic:unlabelled*40", "--out", str(tmp_path / "pool.jsonl")]
+    command = ["--model", post, "--data", "synthetic:unlabelled*40", "--overwrite", "--out"]
+    command += [str(tmp_path / "pool.jsonl")]
     label_pool(command)
     everything = look.json_lines(tmp_path / "pool.jsonl")
     label_pool([*command, "--keep-frac", "0.25"])

@@ -189,7 +189,8 @@ def main(argv: list[str] | None = None) -> dict:
     config = parse_config(Config, __doc__, argv)
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
-    judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
+    settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
+    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
     judge.engine.prepack(judge.model, decodes=True)
     settings = {"seed": config.seed, "split": config.split}
     rows = load_rows(config.data, config, need_grade=True, **settings)

@@ -28,16 +28,18 @@ def open_judge(
     seed: int = 0,
     decodes: bool = False,
     plain: bool = False,
+    max_new_tokens: int = 0,
 ) -> tuple[str, JudgeModel]:
     """(name, judge) behind `--model`, for inference; without one, the last stage's run among the scripts' own.
 
     thinkers: False leaves out runs that reason first when it looks for one; a thinker named by `--model` is loaded all
         the same, and the caller says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`.
+    max_new_tokens: as in `load_judge`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     name = spec or _newest_run(thinkers)
     try:
-        judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain)
+        judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain, max_new_tokens=max_new_tokens)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--") else f"--model {name}: {message}") from error

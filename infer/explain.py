@@ -30,7 +30,14 @@ from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
-from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
+from taosr1.serving.deployed import (
+    DEFAULT_BETA,
+    MODEL_HELP,
+    TEMPERATURE_SCALING,
+    chosen_temperature,
+    open_judge,
+    stored_beta,
+)
 from taosr1.serving.scorer import score_prompts
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
 from taosr1.task.judgement import Judgement
@@ -54,7 +61,7 @@ class Config(ReadFlags):
     limit: int = option(5, "rows of --data explained (0: all)")
     split: str = option("", "keep only the rows of --data whose 'split' column says this")
     out: str = option("", "also write the explanations to this file, .jsonl or .jsonl.gz")
-    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    model: str = option("", MODEL_HELP)
     beta: float | None = option(None, "CumPT: smaller is more generous; none: the checkpoint's tiering.json, else 0.5")
     temperature_scaling: str = option(
         "stored",
@@ -178,7 +185,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
-    name, judge = open_judge(config.model, seed=config.seed, **settings)
+    name, judge = open_judge(config.model, orders=("post-cot", "pre-cot"), seed=config.seed, **settings)
     if judge.prompt.order == "pre-cot" and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"
         raise ValueError(f"--beta: --model {name} {reason}, so CumPT cannot be used")

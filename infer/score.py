@@ -1,6 +1,6 @@
 """Score pairs with one prefill each: grade, ranking tier, four label probabilities. This is how a shop uses its judge.
 
-    python infer/score.py --data pairs.jsonl --out scored.jsonl                  # the furthest trained run under runs/
+    python infer/score.py --data pairs.jsonl --out scored.jsonl        # the newest finished run, else the bundled judge
     python infer/score.py --model runs/student --data pairs.csv.gz --out scored.jsonl.gz --beta 0.4
     python infer/score.py --model runs/mine --data esci/ --split test --out scored.jsonl --device cuda --dtype bfloat16
     torchrun --standalone --nproc_per_node=8 infer/score.py --data pairs.jsonl --out scored.jsonl --device cuda
@@ -46,7 +46,15 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.signals import run_main
-from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
+from taosr1.serving.deployed import (
+    ANSWERS_FIRST,
+    DEFAULT_BETA,
+    MODEL_HELP,
+    TEMPERATURE_SCALING,
+    chosen_temperature,
+    open_judge,
+    stored_beta,
+)
 from taosr1.serving.scorer import Score, score_prompts
 from taosr1.task.grades import GRADES, TIERS
 from taosr1.task.judgement import Judgement
@@ -60,7 +68,7 @@ Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge re
 
 @dataclass(frozen=True)
 class Config(ReadFlags):
-    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    model: str = option("", MODEL_HELP)
     data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("", "file to write, .jsonl or .jsonl.gz")
     beta: float | None = option(None, "CumPT: smaller is more generous; none: the checkpoint's tiering.json, else 0.5")
@@ -135,7 +143,7 @@ def open_label_first_judge(config: Config) -> tuple[str, JudgeModel]:
     """Raises: ValueError for a judge whose first token is not its answer."""
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
-    name, judge = open_judge(config.model, thinkers=False, **settings)
+    name, judge = open_judge(config.model, orders=ANSWERS_FIRST, **settings)
     if judge.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot), so one prefill does not give the grade. Read its "

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -29,7 +29,7 @@ from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge_model import DTYPES
+from taosr1.judge_model import BUNDLED_STUDENT, DTYPES
 from taosr1.learning.batches import (
     Batch,
     Example,
@@ -46,7 +46,7 @@ from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.reference import reference_logp
-from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, default_or_bundled, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -58,7 +58,9 @@ from taosr1.runtime.signals import run_main
 
 @dataclass(frozen=True)
 class Config(ReadFlags, MemoryFlags, RunFlags):
-    model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
+    model: str = option(
+        "runs/post-sft", "folder to start from, also the reference; the default missing: the bundled student"
+    )
     data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
     dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
     out: str = option("runs/post-dpo", "run folder")
@@ -188,6 +190,7 @@ def with_reference(
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
+    config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED_STUDENT))
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain

@@ -96,7 +96,7 @@ def read_pairs(config: Config) -> list[Judgement]:
     """The rows of --data, or the one pair on the command line."""
     if config.data:
         limits = {"limit": config.limit}
-        return load_rows(config.data, config, seed=config.seed, split=config.split, **limits)
+        return load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     return [Judgement(query=config.query, **{name: getattr(config, name) for name in ITEM_FIELDS})]
 
 

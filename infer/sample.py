@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
     limits = {"limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, split=config.split, **limits)
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
     name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
 

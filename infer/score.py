@@ -36,7 +36,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.judgements import judgement_to_dict, parse_judgement, read_parsed
+from taosr1.data.judgements import judgement_to_dict, read_parsed
 from taosr1.data.sources import OLD_SPELLING, SYNTHETIC, load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
@@ -109,7 +109,7 @@ def read_pairs(config: Config) -> list[Pair]:
         rows = load_rows(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
         return [(judgement_to_dict(row), row) for row in rows]
     settings = {"split": config.split, "limit": config.limit}
-    pairs = read_parsed(config.data, lambda row: (parse_judgement(row), row), config, **settings)
+    pairs = read_parsed(config.data, lambda row, judgement: row, config, need_grade=False, **settings)
     return [(row, judgement) for judgement, row in pairs]
 
 

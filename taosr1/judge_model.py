@@ -18,7 +18,7 @@ from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
-from taosr1.task.prompt import PromptConfig, encode_prompt
+from taosr1.task.prompt import PromptConfig, encode_prompt, prompt_room
 
 TINY = "tiny"
 BUNDLED, BUNDLED_STUDENT = "bundled", "bundled-student"
@@ -65,8 +65,7 @@ class JudgeModel:
         Characters are not tokens: 600 of them may be 2,000 tokens of Chinese. A row too long for the model's positions
         is shown with shorter texts, so that no row is lost.
         """
-        positions = self.model.config.max_position_embeddings
-        room = positions - min(256, positions // 4)
+        room = prompt_room(self.model.config.max_position_embeddings)
         fitted = []
         for judgement in judgements:
             config = self.prompt

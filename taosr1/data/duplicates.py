@@ -1,48 +1,99 @@
-"""Checks the ids of a file: a (query_id, item_id) pair that occurs again must have the same text and grade."""
+"""Checks the rows of a file against each other: ids that contradict, one pair with several grades, ids with gaps."""
 
 from __future__ import annotations
 
+import sys
 from hashlib import blake2b
 
+from taosr1.data.queries import plain
 from taosr1.runtime.bad_rows import BadRows, shorten
-from taosr1.task.judgement import Judgement
+from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
 REPEATED = "repeated an earlier pair, and were kept"
+SEVERAL_GRADES = "contradicted an earlier row (the same query and product text, another grade), and were kept"
+SEVERAL_TITLES = "came with the item_id of another title, and were kept"
 
 
 class Duplicates:
-    """The (query_id, item_id) pairs read so far, each with its first line, its text and its grade.
+    """The rows read so far, as hashes: each pair of ids and each pair of texts with its first line and its grade.
 
     Choice: of two rows with the same ids and another text or grade one is wrong, and the data does not say which, so
-    the later one is a bad row, reported with both lines. An exact repeat is harmless (sampling with replacement writes
-    some): it is kept, and the summary counts it. Rows without both ids are not compared. Only hashes are stored: about
-    130 bytes a pair, however long its text.
+    the later one is a bad row, reported with both lines; so is a query_id that named another query before, since
+    metrics by query would mix the two. An exact repeat is harmless (sampling with replacement writes some): it is kept,
+    and the summary counts it. Several grades for one pair of texts are kept and counted (several people may have
+    judged), and so are several titles of one item. Only hashes are stored: some hundred bytes a row, however long its
+    text.
     """
 
-    def __init__(self, bad_rows: BadRows) -> None:
-        self.bad_rows = bad_rows
+    def __init__(self, bad_rows: BadRows, *, grades_matter: bool = True) -> None:
+        self.bad_rows, self.grades_matter = bad_rows, grades_matter
         self._seen: dict[int, int] = {}  # hash of the ids -> line, hash of the text and grade in one integer
+        self._queries: dict[int, int] = {}  # hash of a query_id -> line, hash of its text
+        self._items: dict[int, int] = {}  # hash of an item_id -> line, hash of its title
+        self._pairs: dict[int, int] = {}  # hash of a query and a product as texts -> line, grade
+        self._first_without_id = 0
+        self._rows = self._without_id = 0
 
     def add(self, line: int, row: Judgement) -> None:
         """Compare a row with the earlier ones, and store it. Raises: ValueError for a contradiction."""
-        if not (row.query_id and row.item_id):
-            return
-        key = _hash(16, row.query_id, row.item_id)
-        text, grade = _hash(8, row.query, row.title), row.grade or 0
-        stored = self._seen.get(key)
+        grade = (row.grade or 0) * self.grades_matter
+        repeats = row.query_id and row.item_id and self._compare_ids(line, row, grade)
+        if row.query_id:
+            text = _hash(8, plain(row.query))
+            stored = self._queries.setdefault(_hash(8, row.query_id), line << 64 | text)
+            if stored & _LOW_64 != text:
+                meant = f"query_id {shorten(repr(row.query_id))} had another query in line {stored >> 64}"
+                hint = "give every query an id of its own, or leave this column out: rows then belong together by text"
+                raise ValueError(f"repeated ids: {meant}; {hint}")
+        if row.query_id and row.item_id:
+            self._store_ids(line, row, grade)
+        if row.item_id:
+            title = _hash(8, plain(row.title))
+            place = str(row.extra.get("product_locale", ""))  # of ESCI: one product, a title in every language
+            stored = self._items.setdefault(_hash(8, row.item_id, place), line << 64 | title)
+            if stored & _LOW_64 != title:
+                self.bad_rows.note(line, SEVERAL_TITLES, f" (line {stored >> 64})")
+        if grade and not repeats:
+            product = [plain(getattr(row, name)) for name in (*PRODUCT_TEXT, "price")]
+            stored = self._pairs.setdefault(_hash(8, plain(row.query), *product), line << 8 | grade)
+            if stored & 0xFF != grade:
+                earlier = f" (grade {grade}, it is {stored & 0xFF} in line {stored >> 8})"
+                self.bad_rows.note(line, SEVERAL_GRADES, earlier)
+        self._rows += 1
+        if not row.query_id:
+            self._without_id += 1
+            self._first_without_id = self._first_without_id or line
+
+    def _compare_ids(self, line: int, row: Judgement, grade: int) -> bool:
+        """Whether this pair of ids was there before. Raises: ValueError where it was, and contradicts."""
+        stored = self._seen.get(_hash(16, row.query_id, row.item_id))
         if stored is None:
-            self._seen[key] = line << 72 | text << 8 | grade
-            return
+            return False
         first, before = stored >> 72, stored & 0xFF
         ids = f"query_id {shorten(repr(row.query_id))} and item_id {shorten(repr(row.item_id))}"
-        if text != stored >> 8 & 0xFFFF_FFFF_FFFF_FFFF:
+        if _hash(8, row.query, row.title) != stored >> 8 & _LOW_64:
             raise ValueError(f"repeated ids: {ids} had another query or title in line {first}")
         if before and grade and before != grade:
             earlier = f"it was {before} in line {first} for {ids}; give one grade a pair"
             raise ValueError(f"repeated ids: field 'grade' is {grade}, but {earlier}")
-        if grade and not before:
-            self._seen[key] = stored | grade
         self.bad_rows.note(line, REPEATED, f" (as line {first})")
+        return True
+
+    def _store_ids(self, line: int, row: Judgement, grade: int) -> None:
+        key = _hash(16, row.query_id, row.item_id)
+        stored = self._seen.setdefault(key, line << 72 | _hash(8, row.query, row.title) << 8 | grade)
+        if grade and not stored & 0xFF:
+            self._seen[key] = stored | grade
+
+    def finish(self) -> None:
+        """Say where only some rows have a query_id; the rest is in the summary of `bad_rows`."""
+        if 0 < self._without_id < self._rows:
+            text = f"{self._without_id} of {self._rows} rows have no query_id, first at line {self._first_without_id}"
+            path = self.bad_rows.path
+            print(f"{path}: {text}: they belong to the query with the same text", file=sys.stderr)
+
+
+_LOW_64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _hash(size: int, *parts: str) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,14 +13,14 @@ from taosr1.data.csv_rows import read_csv
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import ESCI_COLUMNS, esci_row, is_esci, keep_split, read_parquet
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.data.gold import missing_gold
+from taosr1.data.scales import OUR_DIGITS, OUR_NAMES, GradeColumn, GradesError, canonical
+from taosr1.runtime.bad_rows import BadRows, Unreported, shorten
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, check_file
-from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 T = TypeVar("T")
-_GRADE_OF_TEXT = {text: grade for grade in GRADES for text in (str(grade), f"{grade}.0", grade_name(grade).lower())}
 _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # columns in which a list has a clear meaning
 
 
@@ -29,7 +29,8 @@ def read_judgements(
     read: ReadFlags = AS_FOUND,
     *,
     max_bad_rows: int | None = None,
-    need_grade: bool = False,
+    need_grade: bool | None = None,
+    need_gold: bool = False,
     need_cot: bool = False,
     split: str = "",
 ) -> list[Judgement]:
@@ -44,30 +45,45 @@ def read_judgements(
     bad row too. The first `max_bad_rows` bad rows (where it is not given, `read.max_bad_rows`) are
     skipped, and printed and counted by kind on stderr.
 
-    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, and for
-        a file without a single row.
+    need_grade: True: a row without a grade is a bad row; False: grades are not needed, and those that cannot be read
+        are ignored with one note; None: a row may have none, but what it has must be readable. need_gold: as True, and
+        pseudo-labels (`taosr1/data/gold.py`) are refused. Another scale than 1-4 is never skipped as bad rows.
+
+    Raises: FileNotFoundError; ValueError naming file, line and field for a further bad row, for a damaged file, for a
+        column of grades in another scale (`GradesError`), and for a file without a single row.
     """
-    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
+
+    def beside(raw: dict, row: Judgement) -> None:
+        _check_needs(raw, row, bool(need_grade or need_gold), need_cot)
+
     read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
-    return [row for row, _ in read_parsed(path, parse, read, split=split)]
+    needs = {"need_grade": need_gold or need_grade, "need_gold": need_gold}
+    return [row for row, _ in read_parsed(path, beside, read, split=split, **needs)]
 
 
 def read_parsed(
     path: str | Path,
-    parse: Callable[[dict], tuple[Judgement, T]],
+    beside: Callable[[dict, Judgement], T],
     read: ReadFlags = AS_FOUND,
     *,
     split: str = "",
     limit: int = 0,
     flag: str = "--data",
+    need_grade: bool | None = None,
+    need_gold: bool = False,
 ) -> list[tuple[Judgement, T]]:
-    """`read_judgements` for callers that keep something beside each judgement: what `parse` makes of the raw rows.
+    """`read_judgements` for callers that keep something beside each judgement.
 
-    parse: raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` the file is
-    read no further. flag: the option that the error for an empty file names.
+    beside: is given the raw row and its judgement, and returns what is kept; raises ValueError for a bad row. limit:
+    the number of rows to keep, 0 for all; without `split` the file is read no further. flag: the option that the error
+    for an empty file names.
     """
     bad_rows = BadRows(path, read.max_bad_rows)
-    pairs = list(islice(_iter_parsed(path, parse, bad_rows), None if split else limit or None))
+    grades = GradeColumn(path, read.grades, lambda: _all_rows(path), need=need_grade, gold=need_gold)
+    pairs = list(islice(_iter_parsed(path, beside, bad_rows, grades), None if split else limit or None))
+    grades.finish()
+    if grades.useless:
+        pairs = [(replace(row, grade=None), kept) for row, kept in pairs]
     if not pairs:
         skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
         raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
@@ -81,31 +97,48 @@ def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
     """`read_judgements` one row at a time, for files that do not fit into memory. An empty file yields nothing."""
-    parse = partial(_parse_needed, need_grade=need_grade, need_cot=need_cot)
-    return (row for row, _ in _iter_parsed(path, parse, bad_rows or BadRows(path)))
+
+    def beside(raw: dict, row: Judgement) -> None:
+        _check_needs(raw, row, need_grade, need_cot)
+
+    grades = GradeColumn(path, "", lambda: _all_rows(path))
+    return (row for row, _ in _iter_parsed(path, beside, bad_rows or BadRows(path), grades))
 
 
 def _iter_parsed(
-    path: str | Path, parse: Callable[[dict], tuple[Judgement, T]], bad_rows: BadRows
+    path: str | Path, beside: Callable[[dict, Judgement], T], bad_rows: BadRows, grades: GradeColumn
 ) -> Iterator[tuple[Judgement, T]]:
-    duplicates = Duplicates(bad_rows)
+    duplicates = Duplicates(bad_rows, grades_matter=grades.need is not False)
     for line, row in read_rows(path, bad_rows):
         try:
-            parsed = parse(row)
-            duplicates.add(line, parsed[0])
+            grade = grades.read(line, row)
+            judgement = parse_judgement({**row, "grade": grade} if "grade" in row or grade else row)
+            if grades.map and judgement.grade != grade:  # an esci_label, of which the map says something else
+                judgement = replace(judgement, grade=grade)
+            kept = beside(row, judgement)
+            duplicates.add(line, judgement)
+        except GradesError:
+            raise
         except ValueError as problem:
             bad_rows.add(line, problem)
         else:
-            yield parsed
+            yield judgement, kept
+    duplicates.finish()
 
 
-def _parse_needed(row: dict, *, need_grade: bool, need_cot: bool) -> tuple[Judgement, None]:
-    judgement = parse_judgement(row)
-    if need_grade and judgement.grade is None:
-        raise ValueError("field 'grade' is missing, expected 1-4")
+def _all_rows(path: str | Path) -> Iterator[dict]:
+    """The raw rows of a file as far as they can be read, without a word about the others."""
+    with suppress(ValueError):
+        for _, row in read_rows(path, Unreported(path)):
+            yield row
+
+
+def _check_needs(raw: dict, row: Judgement, need_grade: bool, need_cot: bool) -> None:
+    """Raises: ValueError for a row that lacks what is needed."""
+    if need_grade and row.grade is None:
+        raise ValueError(missing_gold(raw))
     if need_cot:
-        check_cot(judgement.cot)
-    return judgement, None
+        check_cot(row.cot)
 
 
 def read_rows(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tuple[int, dict]]:
@@ -198,11 +231,12 @@ def _scalar(value: Any) -> str:
 
 
 def _grade(value: Any) -> int | None:
-    """1-4 from 4, 4.0, "4" or "4-Excellent"; None from null or an empty cell."""
-    word = "" if value is None else str(value).strip().lower()
-    if word and word not in _GRADE_OF_TEXT:
+    """1-4 from 4, 4.0, "4", "Excellent" or "4-Excellent"; None from null or an empty cell."""
+    word = "" if value is None else canonical(value)
+    found = OUR_DIGITS.get(word) or OUR_NAMES.get(word)
+    if word and not found:
         raise ValueError(f"field 'grade' is {shorten(repr(value))}, expected 1-4")
-    return _GRADE_OF_TEXT.get(word)
+    return found
 
 
 def _check_names(row: dict, columns: tuple[str, ...]) -> None:

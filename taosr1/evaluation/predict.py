@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from taosr1.data.queries import query_keys
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
@@ -112,7 +113,7 @@ def before_and_after(
     weights: by name ("start", "result"), contexts that return the model; only one is open at a time.
     Prints both, writes them to `run_folder`/test.json and returns them.
     """
-    gold, queries = [row.grade for row in rows], [row.query_id or row.query for row in rows]
+    gold, queries = [row.grade for row in rows], query_keys(rows)
     results: dict[str, float] = {}
     for name, opened in weights.items():
         with opened as model:

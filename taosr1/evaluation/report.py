@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from taosr1.data.queries import query_keys
 from taosr1.evaluation import metrics, ranking
 from taosr1.task.grades import GOOD_TIER, GRADES, GRADES_OF_TIER, TIERS, grade_name
 from taosr1.task.judgement import Judgement
@@ -82,8 +83,7 @@ def _checked(judgements: Sequence[Judgement], predictions: Sequence[Prediction])
             raise ValueError(f"judgements[{row}] has no grade: evaluate graded rows only (query {judgement.query!r})")
         if prediction.tier not in (None, *TIERS):
             raise ValueError(f"predictions[{row}].tier is {prediction.tier!r}, expected one of {', '.join(TIERS)}")
-    # The prefixes keep a query's text apart from an equal query_id.
-    queries = [f"id {j.query_id}" if j.query_id else f"text {j.query}" for j in judgements]
+    queries = query_keys(judgements)
     return [j.grade for j in judgements], [p.grade for p in predictions], queries
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.judgements import parse_judgement, read_parsed
+from taosr1.data.gold import PRED_GRADE, missing_gold
+from taosr1.data.judgements import read_parsed
 from taosr1.evaluation.report import Prediction
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.grades import GRADES, TIERS
@@ -13,34 +18,41 @@ from taosr1.task.judgement import Judgement
 from taosr1.task.probabilities import checked_probs
 
 
-def read_scores(
-    path: str | Path, read: ReadFlags = AS_FOUND, *, split: str = ""
-) -> list[tuple[Judgement, Prediction]]:
+def read_scores(path: str | Path, read: ReadFlags = AS_FOUND, *, split: str = "") -> list[tuple[Judgement, Prediction]]:
     """The scored pairs with their gold grades, and the predictions with their stored tiers.
+
+    The prediction is `pred_grade`, in files of before version 0.2 `grade` (`taosr1/data/gold.py`). Copies of such files
+    as tables are read too.
 
     Raises: FileNotFoundError; ValueError naming file, line and field, as `read_judgements`, also for a row without a
         gold grade and for one that infer/score.py cannot have written.
     """
-    return read_parsed(path, _parse, read, split=split, flag="--scores")
+    return read_parsed(path, _prediction, read, split=split, flag="--scores", need_grade=True, need_gold=True)
 
 
-def _parse(row: dict) -> tuple[Judgement, Prediction]:
-    # infer/score.py has moved the gold grade to `gold_grade`; ESCI's rows still hold it as their own label.
-    judgement = parse_judgement({**row, "grade": row.get("gold_grade")})
+def _prediction(row: dict, judgement: Judgement) -> Prediction:
+    name = PRED_GRADE if PRED_GRADE in row else "grade"
+    grade, mass, probs, tier = _number(row.get(name)), _number(row.get("label_mass")), row.get("probs"), row.get("tier")
+    if name == "grade" and "probs" not in row:
+        raise ValueError("field 'gold_grade' is missing, and so is 'pred_grade': is this an output of infer/score.py?")
     if judgement.grade is None:
-        raise ValueError(
-            "field 'gold_grade' is missing: nothing to measure against; infer/score.py writes it for rows that had a "
-            "grade"
-        )
-    grade, tier, probs, mass = (row.get(name) for name in ("grade", "tier", "probs", "label_mass"))
+        raise ValueError(missing_gold(row))
     if isinstance(grade, bool) or grade not in GRADES:
-        raise ValueError(f"field 'grade' is {shorten(repr(grade))}, expected the predicted grade 1-4")
+        raise ValueError(f"field {name!r} is {shorten(repr(grade))}, expected the predicted grade 1-4")
     if tier not in TIERS:
         raise ValueError(f"field 'tier' is {shorten(repr(tier))}, expected one of {', '.join(TIERS)}")
+    if isinstance(probs, str):
+        with suppress(ValueError, RecursionError):
+            probs = json.loads(probs)
     # No text, no bool, and no integer too large for a float.
     if not (isinstance(probs, list) and all(type(value) in (int, float) and abs(value) < 1e9 for value in probs)):
         expected = "expected four numbers: is this an output of infer/score.py?"
         raise ValueError(f"field 'probs' is {shorten(repr(probs))}, {expected}")
     if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 <= mass <= 1:
         raise ValueError(f"field 'label_mass' is {shorten(repr(mass))}, expected a number from 0 to 1")
-    return judgement, Prediction(grade, tuple(checked_probs([probs])[0].tolist()), mass, tier=tier)
+    return Prediction(int(grade), tuple(checked_probs([probs])[0].tolist()), mass, tier=tier)
+
+
+def _number(value: Any) -> Any:
+    """A cell of a table as the number it spells; anything else as it is."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]*)?(e-?[0-9]+)?", value) else value

@@ -85,6 +85,22 @@ class BadRows:
             print(f"{self.path}: {count} row{'s'[: count != 1]} {what}, first at {first}", file=sys.stderr)
 
 
+class Unreported(BadRows):
+    """Skips every bad row and prints nothing: for a look at a file beside its reading."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+
+    def add(self, line: int, problem: object, *, rows: int = 1) -> None:
+        self.skipped += rows
+
+    def note(self, line: int, what: str, detail: str = "") -> None:
+        pass
+
+    def summarise(self) -> None:
+        pass
+
+
 def kind_of(problem: str) -> str:
     """A problem without its particulars: "field 'grade'" for any wrong grade, "N cells" for any number of cells."""
     found = _KIND.match(problem)

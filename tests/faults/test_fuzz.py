@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fuzz
 from fuzz_damage import OPERATORS, make
 
-from taosr1.data import csv_rows, duplicates, judgements
+from taosr1.data import csv_rows, duplicates, judgements, scales
 from taosr1.runtime import bad_rows, jsonl, text_lines
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def believe_repeated_ids(monkeypatch):
 
 
 def crash_on_a_bad_grade(monkeypatch):
-    monkeypatch.setattr(judgements, "_grade", lambda value: value and int(value))
+    monkeypatch.setattr(scales, "canonical", lambda value: value and str(int(value)))
 
 
 def replace_broken_bytes(monkeypatch):

@@ -1,0 +1,86 @@
+"""Which rows have the same query, or the same pair: by text, whatever its case and spaces, and by id where that helps.
+
+Ids alone are not enough: two files may both begin at query_id 1, and some rows may have none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+from taosr1.runtime.bad_rows import shorten
+from taosr1.task.judgement import PRODUCT_TEXT, Judgement
+
+
+def plain(text: str) -> str:
+    """The text without differences of case and of spaces."""
+    return " ".join(text.split()).casefold()
+
+
+def query_keys(rows: Sequence[Judgement]) -> list[str]:
+    """A name for each row's query, equal for rows of the same query: its id and its text.
+
+    One id with two texts (of two files) is two queries. A row without an id belongs to the query with its text; where
+    several ids have that text, to none of them. Without ids the text alone decides.
+    """
+    ids_of: dict[str, set[str]] = defaultdict(set)
+    texts = [plain(row.query) for row in rows]
+    for row, text in zip(rows, texts):
+        if row.query_id:
+            ids_of[text].add(row.query_id)
+    keys = []
+    for row, text in zip(rows, texts):
+        ids = ids_of.get(text, set())
+        known = row.query_id or (next(iter(ids)) if len(ids) == 1 else "")
+        keys.append(f"{known}\t{text}" if known else text)
+    return keys
+
+
+def pair_key(row: Judgement) -> int:
+    """A hash of the query and the product's title (where it has none: of all that is said about the product)."""
+    title = plain(row.title)
+    product = (title,) if title else tuple(plain(getattr(row, name)) for name in PRODUCT_TEXT)
+    return hash((plain(row.query), product))
+
+
+def say_overlap(
+    rows: Sequence[Judgement], other: Sequence[Judgement], flag: str, consequence: str, data_flag: str = "--data"
+) -> tuple[int, int]:
+    """Warn on stderr where rows or queries of `flag` are in `data_flag` too, with their numbers.
+
+    Choice: a warning and no refusal: a pair may be there twice for a reason that only its owner knows.
+    Returns: the number of rows, and of queries, of `other` that are in `rows` too.
+    """
+    pairs, queries = {pair_key(row) for row in rows}, {hash(plain(row.query)) for row in rows}
+    again = sum(pair_key(row) in pairs for row in other)
+    asked = {hash(plain(row.query)) for row in other}
+    shared = len(asked & queries)
+    if again:
+        pairs_again = f"{again} of {len(other)} pairs of {flag} are in {data_flag} too (by query and title)"
+        print(f"warning: {pairs_again}: {consequence}", file=sys.stderr)
+    elif shared:
+        print(
+            f"warning: {shared} of {len(asked)} queries of {flag} are in {data_flag} too, with other products: "
+            f"{consequence}",
+            file=sys.stderr,
+        )
+    return again, shared
+
+
+def say_shared_ids(sources: Sequence[tuple[str, Sequence[Judgement]]]) -> int:
+    """Say where a query_id of one source means another query in another source. Returns: how many ids do."""
+    first: dict[str, tuple[str, str]] = {}
+    shared: dict[str, str] = {}
+    for name, rows in sources:
+        for row in rows:
+            if row.query_id:
+                text = plain(row.query)
+                known, before = first.setdefault(row.query_id, (text, name))
+                if known != text and before != name and row.query_id not in shared:
+                    shared[row.query_id] = f"{shorten(repr(row.query_id))} in {before} and {name}"
+    if shared:
+        example, count = next(iter(shared.values())), len(shared)
+        ids = f"{count} query_id{'s'[: count != 1]} of several sources mean{'s'[count != 1 :]} different queries"
+        print(f"note: {ids}, first {example}: they are kept apart by their text", file=sys.stderr)
+    return len(shared)

@@ -3,9 +3,10 @@
     python examples/bundled_student.py                                  # about 15 minutes on two cores
     python examples/bundled_student.py --esci esci_us.jsonl --out student --runs runs/bundled
 
-The recipe is our path in examples/quickstart.py: thinker, GRPO, 40,000 pairs graded by it, student. Temperature and
-beta are fitted on the shop's dev pairs; everything the student needs for serving is then written as one folder, with
-the list of words that occurred in training (taosr1/serving/outside.py).
+The recipe is our path in examples/quickstart.py (thinker, GRPO, 40,000 pairs graded by it, student), with eight times
+the steps in which the student learns to explain. Temperature and beta are fitted on the shop's dev pairs; everything
+that serving needs is then written as one folder, with the list of words that occurred in training
+(taosr1/serving/outside.py).
 
 Measured: macro-F1 on the shop's test pairs, and the share of pairs called outside of the judge's world, on test pairs
 (each is an error) and on ESCI's rows (each that is missed is one). Label mass and entropy are measured beside them.
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 
 import numpy as np
 
-from examples.quickstart import Plan, run_all
+from examples.quickstart import MUON, REASONED, Plan, run_all
 from infer import merge
 from taosr1.data.sources import load_rows
 from taosr1.judge_model import JudgeModel, fast_dtype, load_judge
@@ -34,7 +35,8 @@ from taosr1.serving.scorer import score_prompts
 from taosr1.task.judgement import Judgement
 
 POOLS = ("reasoned", "labelled", "unlabelled")  # what the student and its teacher were trained on
-NOT_NEEDED = ("test label-12k", "test student-label")  # reports of the recipe's other models
+NOT_NEEDED = ("test label-12k", "test student-label", "student", "test student")  # of the recipe in the quickstart
+STUDENT = "student-long"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ def make(config: Config) -> JudgeModel:
     folder = Path(config.runs).resolve()
     plan = Plan(folder, config.seed, config.quick, fast_dtype())
     plan.ours()
+    explained = {"order": "post-cot", "label_weight": 8, "data": f"{plan.path('pool.jsonl')},{REASONED}"}
+    plan.sft(STUDENT, "student-label", start="student-label", steps=1600, **explained, **MUON)
     run_all([step for step in plan.steps if step.name not in NOT_NEEDED], config.jobs, folder)
-    merge.main(["--model", str(folder / "student"), "--out", config.out])
+    merge.main(["--model", str(folder / STUDENT), "--out", config.out])
     judge = load_judge(config.out)
     rows = [row for pool in POOLS for row in load_rows(f"synthetic:{pool}", seed=config.seed)]
     known_words(rows, judge.prompt.fields).save(config.out)
@@ -82,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = parse_config(Config, __doc__, argv)
     judge = make(config)
     world = World.load(config.out)
-    report = json.loads((Path(config.runs) / "student.json").read_text(encoding="utf-8"))["metrics"]["macro_f1"]
+    report = json.loads((Path(config.runs) / f"{STUDENT}.json").read_text(encoding="utf-8"))["metrics"]["macro_f1"]
     print("macro-F1 x 100 on test {value:.1f} [{low:.1f}, {high:.1f}]".format(**{k: 100 * report[k] for k in report}))
     inside = signals(judge, world, load_rows("synthetic:test*200" if config.quick else "synthetic:test"))
     found = {"macro_f1": report["value"], "called_outside_on_test": float(inside["outside"].mean())}

@@ -88,7 +88,7 @@ class Plan:
         """A stage, and its report on the test pool."""
         steps = 4 if self.quick else steps
         flags = {"out": self.path(name), "steps": steps, "seed": self.seed, **flags}
-        flags["dev_rows"] = 40 if self.quick else 1000
+        flags |= {"dev": "synthetic:dev", "dev_rows": 40 if self.quick else 1000}
         flags.setdefault("eval_every", max(1, steps // 3))
         self.add(name, f"train/{script}.py", needs, output=f"{name}/checkpoints/step-{steps:06d}/state.json", **flags)
         test, dev = ("synthetic:test*200", "synthetic:dev*100") if self.quick else ("synthetic:test", "synthetic:dev")
@@ -326,9 +326,9 @@ def _pass_at_n(folder: Path) -> list[str]:
         written = (folder / "seed-0" / f"{name}.replies.jsonl").read_text(encoding="utf-8")
         replies = [json.loads(line) for line in written.splitlines()]
         groups = [replies[at : at + SAMPLES] for at in range(0, len(replies), SAMPLES)]
-        right = [sum(reply["grade"] == reply["gold_grade"] for reply in group) for group in groups]
+        right = [sum(reply["pred_grade"] == reply["grade"] for reply in group) for group in groups]
         lines.append(f"{name:54s}" + "".join(f"{100 * value:8.1f}" for value in pass_curve(right, SAMPLES)))
-    golds = [group[0]["gold_grade"] for group in groups]
+    golds = [group[0]["grade"] for group in groups]
     guesses = (prior_pass_at_n(grade_prior(golds), golds, n) for n in range(1, SAMPLES + 1))
     return lines + [f"{'guessing from the grade shares':54s}" + "".join(f"{100 * value:8.1f}" for value in guesses)]
 

@@ -35,7 +35,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
+from taosr1.data.queries import say_overlap
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
@@ -47,6 +49,8 @@ from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import Ranks, local_device, this_rank
 from taosr1.runtime.files import write_json
+from taosr1.runtime.out_paths import out_problems
+from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (
@@ -63,14 +67,12 @@ from taosr1.serving.tiering import cumulative_tier, fit_beta
 from taosr1.task.judgement import Judgement
 
 ROWS_AT_A_TIME = 512
-ESCI_NOTE = (
-    "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1: "
-    "an assumption, not the definition the grades were made for."
-)
+READ_AS = "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1"
+ESCI_NOTE = f"{READ_AS}: an assumption, not the definition the grades were made for."
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option("", MODEL_HELP)
     data: str = option(
         "synthetic:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL"
@@ -120,7 +122,7 @@ class Config(ReadFlags):
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
             *at_least(self, bootstrap=0, limit=0, max_new_tokens=1),
-            (Path(self.out).is_dir() and bool(self.out), f"--out {self.out} is a folder, expected a file name"),
+            *out_problems(self.out, required=False),
         ])  # fmt: skip
 
 
@@ -131,16 +133,9 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     """The rows of --dev; warns where they are in --data too."""
     if not config.dev:
         return []
-    settings = {"seed": config.seed, "split": config.dev_split}
-    dev = load_rows(config.dev, config, need_grade=True, **settings)
-    measured = {(row.query, row.title, row.item_id) for row in rows}
-    shared = sum((row.query, row.title, row.item_id) in measured for row in dev)
-    if shared:
-        fitted = "temperature and beta are" if config.fit_temperature else "beta is"
-        print(
-            f"warning: {shared} of {len(dev)} pairs of --dev are in --data too: {fitted} fitted on what is measured",
-            file=sys.stderr,
-        )
+    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True)
+    fitted = "temperature and beta are" if config.fit_temperature else "beta is"
+    say_overlap(rows, dev, "--dev", f"{fitted} fitted on what is measured")
     return dev
 
 
@@ -300,7 +295,7 @@ def evaluate_scores(config: Config) -> dict:
 def evaluate_judge(config: Config, ranks: Ranks) -> dict:
     """The report on a model, or {} on a rank that leaves the output to another."""
     limits = {"limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=True, **limits)
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_gold=True, **limits)
     device = local_device(config.device, ranks)
     name, judge = open_judge(config.model, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
     order = judge.prompt.order
@@ -311,6 +306,7 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
         raise ValueError(f"--explain: --model {name} answers with the grade alone, without a chain of thought")
     deployed = None if order == "pre-cot" else choose_deployed(name, config)
     dev = load_dev(rows, config)
+    say_data(rows, judge)
 
     def work(chunk: list[Judgement], start: int) -> list[dict]:
         explain = config.explain and start >= len(dev)  # of the rows of --dev only probabilities are needed
@@ -322,7 +318,8 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
         digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
         facts |= {"judge": digest, "prompt_wording": judge.prompt.wording_sha256}
         identity = job_identity("evaluate", config, both, **facts)
-    with run_in_chunks(config.out, identity, both, ROWS_AT_A_TIME, work, "evaluate", boundary=len(dev)) as chunks:
+    more = {"boundary": len(dev), "overwrite": config.overwrite}
+    with run_in_chunks(config.out, identity, both, ROWS_AT_A_TIME, work, "evaluate", **more) as chunks:
         if chunks is None:
             return {}
         predictions, cost = merge_chunks(chunks, len(dev))
@@ -338,6 +335,7 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the report, or {} on a rank that leaves the output to another."""
     config, ranks = parse_config(Config, __doc__, argv), this_rank()
+    refuse_overwriting(config.out, config.overwrite)
     if not config.scores:
         return evaluate_judge(config, ranks)
     if ranks.world > 1:

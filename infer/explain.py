@@ -1,12 +1,16 @@
 """Judge one pair and explain it: grade, tier, probabilities, and the chain of thought.
 
-    python infer/explain.py "boots not leather" "Norvell suede hiking boots"
-    python infer/explain.py "kettle cheaper than Norvell" "Dulvy steel kettle" --price '$14' --model runs/student
+    python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black" --price '$20'
+    python infer/explain.py "rain jacket cheaper than Valmont" "Galden rain jacket navy cotton size small" --price '$20'
     python infer/explain.py --data pairs.jsonl --limit 3 --out explained.jsonl
 
 A judge that answers first gives its grade and probabilities from one prefill and then writes its reasons for that
 grade; a thinker reasons first and ends with its grade, so it has no probabilities. Control characters are escaped in
 everything that is printed: a product title cannot control your terminal.
+
+--out holds one explanation a line: the input's columns (its `grade` stays), `pred_grade`, `tier`, `probs`,
+`label_mass`, `score` and `prompt_sha` as infer/score.py writes them, `reply`, `finished`, `well_formed`, and the grades
+that its reasons come to: `decision` (its Decision line) and `implied` (its steps, under the rules).
 
 If the query begins with a dash, write it after `--`, behind all flags.
 """
@@ -14,21 +18,22 @@ If the query begins with a dash, write it after `--`, behind all flags.
 from __future__ import annotations
 
 import sys
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-import torch
-
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import judgement_to_dict
+from taosr1.data.predictions import without_prediction
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
+from taosr1.judge import Judge
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems, same_path
+from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import (
     DEFAULT_BETA,
@@ -38,18 +43,17 @@ from taosr1.serving.deployed import (
     open_judge,
     stored_beta,
 )
-from taosr1.serving.scorer import score_prompts
-from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
+from taosr1.serving.explain import Explanation, visible
+from taosr1.serving.outside import World
+from taosr1.serving.rows import prediction
 from taosr1.task.judgement import Judgement
-from taosr1.task.prompt import ITEM_FIELDS, parse_reply
-from taosr1.task.rules import implied_grade, load_rules
+from taosr1.task.prompt import ITEM_FIELDS
 
-EXAMPLE = 'python infer/explain.py "boots not leather" "suede hiking boots"'
-ZERO_WIDTH_JOINER = "\u200d"  # a format character, but half of all emoji are made with it
+EXAMPLE = 'python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black"'
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     query: str = option("", "what the shopper typed", positional=True)
     title: str = option("", "the product's title", positional=True)
     brand: str = option("", "the product's brand")
@@ -60,7 +64,7 @@ class Config(ReadFlags):
     data: str = option("", "explain the rows of this file (or synthetic:POOL) instead of one pair")
     limit: int = option(5, "rows of --data explained (0: all)")
     split: str = option("", "keep only the rows of --data whose 'split' column says this")
-    out: str = option("", "also write the explanations to this file, .jsonl or .jsonl.gz")
+    out: str = option("", "also write the explanations here: .jsonl, .jsonl.gz, or - (stdout, instead of text)")
     model: str = option("", MODEL_HELP)
     beta: float | None = option(None, "CumPT: smaller is more generous; none: the checkpoint's tiering.json, else 0.5")
     temperature_scaling: str = option(
@@ -82,12 +86,13 @@ class Config(ReadFlags):
             (bool(self.data and (self.query or self.title)),
              "--data brings its own queries and titles: leave the others out"),
             (bool(self.data and named), f"--data brings its own fields: leave out {', '.join(named)}"),
-            (bool(self.out) and not self.out.endswith((".jsonl", ".jsonl.gz")),
-             f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz"),
-            (bool(self.out and self.data) and Path(self.out).resolve() == Path(self.data).resolve(),
+            (self.out not in ("", STANDARD) and not self.out.endswith((".jsonl", ".jsonl.gz")),
+             f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz, or - for the standard output"),
+            (self.out not in ("", STANDARD) and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *out_problems(self.out, required=False),
             *at_least(self, limit=0, max_new_tokens=1),
         ])  # fmt: skip
 
@@ -100,107 +105,37 @@ def read_pairs(config: Config) -> list[Judgement]:
     return [Judgement(query=config.query, **{name: getattr(config, name) for name in ITEM_FIELDS})]
 
 
-def explain(judge: JudgeModel, row: Judgement, beta: float, temperature: float, max_new_tokens: int) -> dict:
-    """One pair's `grade`, `tier`, `probs`, `label_mass`, `reply` and the grades its reasoning gives; None if unknown.
-
-    `decision` is the grade on its Decision line, `implied` the one that its steps imply under the rules.
-    """
-    prompt = judge.prompts([row])[0]
-    found: dict = {"grade": None, "tier": None, "probs": None, "label_mass": None}
-    first_token = None
-    if judge.prompt.order != "pre-cot":
-        score = score_prompts(judge, [prompt], beta=beta, temperature=temperature)[0]
-        found |= {"grade": score.grade, "tier": score.tier, "probs": list(score.probs), "label_mass": score.label_mass}
-        # The reply is made to begin with the grade that is shown, also where a token that is no label is more probable.
-        first_token = torch.tensor([judge.tokenizer.label_ids[score.grade - GRADES[0]]])
-    if judge.prompt.order == "label":
-        return found | {"reply": "", "finished": True, "well_formed": True, "decision": None, "implied": None}
-    rollouts = judge.engine.generate(
-        judge.model, [prompt], max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids,
-        first_tokens=first_token,
-    )  # fmt: skip
-    text = judge.reply_text(rollouts.replies()[0])
-    reply = parse_reply(text, judge.prompt.order)
-    if judge.prompt.order == "pre-cot" and reply.grade is not None:
-        found |= {"grade": reply.grade, "tier": TIER_OF_GRADE[reply.grade]}
-    return found | {
-        "reply": text,
-        "finished": bool(rollouts.finished[0]),
-        "well_formed": reply.well_formed,
-        "decision": reply.decision,
-        "implied": implied_grade(reply, load_rules()),
-    }
-
-
-# ---- As text ---------------------------------------------------------------------------------------------------------
-
-
-def visible(text: str) -> str:
-    """Text that is safe to print: control, format and line-breaking characters as escapes, everything else as it is."""
-    shown = []
-    for character in text:
-        control = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
-        escape = control and character != ZERO_WIDTH_JOINER
-        shown.append(character.encode("unicode_escape").decode() if escape else character)
-    return "".join(shown)
-
-
-def render(row: Judgement, found: dict, order: str, beta: float) -> str:
-    """One explanation as text, in the order in which the judge gives it."""
-    texts = [(name, getattr(row, name)) for name in ("query", *ITEM_FIELDS)]
-    lines = [f"{name:<11} {visible(text)}" for name, text in texts if text]
-    verdict = [f"grade       {grade_name(found['grade'])}"] if found["grade"] else []
-    if found["probs"]:
-        shown = "  ".join(f"{grade_name(grade)} {found['probs'][grade - 1]:.3f}" for grade in GRADES[::-1])
-        verdict.append(f"tier        {found['tier']} (CumPT, beta {beta:.4g})")
-        verdict += [f"probability {shown}", f"label mass  {found['label_mass']:.3f}"]
-    elif found["grade"]:
-        verdict.append(f"tier        {found['tier']}")
-    steps = found["reply"].split("\n")[1 if order == "post-cot" else 0 :]
-    reasons = [f"  {visible(line)}" for line in steps if line.strip()]
-    lines += reasons + verdict if order == "pre-cot" else verdict + reasons
-    return "\n".join(lines + [f"note: {note}" for note in notes(found, order)])
-
-
-def notes(found: dict, order: str) -> list[str]:
-    """Warnings about the answer."""
-    grade, warnings = found["grade"], []
-    if grade is None:
-        warnings.append("no grade: the reply cannot be parsed")
-    if found["label_mass"] is not None and found["label_mass"] < 0.5:
-        warnings.append("low label mass: this model rarely answers with a label, so the grade means little")
-    if not found["finished"]:
-        warnings.append("the reply was cut: raise --max-new-tokens")
-    elif not found["well_formed"] and grade is not None:
-        warnings.append("the reasoning does not have the five lines it should have")
-    if order == "label":
-        warnings.append("this judge was trained to answer with the grade alone: it gives no reasons")
-    for name, what in (("decision", "its Decision line says"), ("implied", "by the rules its steps imply")):
-        if grade is not None and found[name] is not None and found[name] != grade:
-            warnings.append(f"reasoning and grade disagree: {what} {grade_name(found[name])}")
-    return warnings
+def output_row(found: Explanation, wording: str) -> dict:
+    """A row of --out: the input's columns, the prediction, the reply and what its reasons come to."""
+    row, _ = without_prediction(judgement_to_dict(found.judgement))
+    names = {"reply": "reply", "finished": "finished", "well_formed": "well_formed"}
+    names |= {"decision": "decision_grade", "implied": "implied_grade"}
+    return {**row, **prediction(found, wording), **{name: getattr(found, field) for name, field in names.items()}}
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
+    refuse_overwriting(config.out, config.overwrite, standard=True)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
-    name, judge = open_judge(config.model, orders=("post-cot", "pre-cot"), seed=config.seed, **settings)
-    if judge.prompt.order == "pre-cot" and config.beta is not None:
+    name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), seed=config.seed, **settings)
+    thinks = model.prompt.order == "pre-cot"
+    if thinks and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"
         raise ValueError(f"--beta: --model {name} {reason}, so CumPT cannot be used")
-    unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in judge.prompt.fields]
+    unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in model.prompt.fields]
     if unread:
-        read = ", ".join(judge.prompt.fields)
+        read = ", ".join(model.prompt.fields)
         print(f"note: this judge reads only {read}; {', '.join(unread)} is ignored", file=sys.stderr)
-    temperature = 1.0 if judge.prompt.order == "pre-cot" else chosen_temperature(name, config.temperature_scaling)
-    beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
-    explained = []
+    temperature = 1.0 if thinks else chosen_temperature(name, config.temperature_scaling)
+    beta = config.beta or (not thinks and stored_beta(name, temperature)) or DEFAULT_BETA
+    served = {"beta": beta, "temperature": temperature, "world": World.load(judge_folder(name))}
+    judge, explained = Judge(model, name=name, **served), []
+    said_on = sys.stderr if config.out == STANDARD else sys.stdout
     for index, row in enumerate(rows):
-        found = explain(judge, row, beta, temperature, config.max_new_tokens)
-        print(("\n" if index else f"judge       {visible(name)}\n") + render(row, found, judge.prompt.order, beta))
-        gold = {"gold_grade": row.grade} if row.grade is not None and "gold_grade" not in row.extra else {}
-        explained.append({**judgement_to_dict(row), **gold, **found})
+        found = judge.explain(row, max_new_tokens=config.max_new_tokens)
+        print(("\n" if index else f"judge       {visible(name)}\n") + found.text, file=said_on)
+        explained.append(output_row(replace(found, judgement=row), model.prompt.wording_sha256))
     if config.out:
         write_jsonl(config.out, explained)
     return explained

@@ -21,6 +21,7 @@ from taosr1.judge_model import DTYPES, judge_folder, load_judge
 from taosr1.model.io.weights import save_pretrained
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.files import new_folder
+from taosr1.runtime.out_paths import out_problems
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import CALIBRATION_FILE, TIERING_FILE
 from taosr1.task.prompt import PROMPT_FILE
@@ -33,7 +34,7 @@ class Config:
     dtype: str = option("float32", "type of the weights written", tuple(DTYPES))
 
     def __post_init__(self) -> None:
-        check([(not self.model, "--model is missing"), (not self.out, "--out is missing")])
+        check([(not self.model, "--model is missing"), *out_problems(self.out, folder=True)])
 
 
 def main(argv: list[str] | None = None) -> Path:

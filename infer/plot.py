@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.runtime.files import read_json
+from taosr1.runtime.out_paths import check_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,8 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--metric", metavar="NAME", action="append", default=[], choices=list(PANELS), help=help_metric)
     args = parser.parse_args(argv)
     try:
-        if args.out and Path(args.out).suffix.lower() not in FORMATS:
+        if args.out is not None and Path(args.out).suffix.lower() not in FORMATS:
             raise ValueError(f"--out is {args.out}, expected a file that ends with {', '.join(FORMATS)}")
+        if args.out is not None:
+            check_out(args.out)
         runs = [read_run(folder) for folder in args.runs]
         for note in (note for run in runs for note in run.notes):
             print(f"note: {note}", file=sys.stderr)

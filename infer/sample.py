@@ -3,9 +3,10 @@
     python infer/sample.py --data synthetic:dev --limit 200                # the newest finished run, 5 replies a pair
     python infer/sample.py --model runs/post-sft --data rows.jsonl --samples 8 --temperature 0.8 --out replies.jsonl
 
---out holds one reply a line: `row`, `query`, `title`, `query_id`, `item_id`, `gold_grade`, `sample`, `reply`, `grade`
-(null: it cannot be parsed), `decision`, `well_formed`, `logp` (of the whole reply, at the sampling temperature, before
-top-k and top-p), `tokens`, `finished`. Pairs without a grade are sampled too; pass@n is over those that have one.
+--out holds one reply a line: `row`, `query`, `title`, `query_id`, `item_id`, `grade` (the data's own), `sample`,
+`reply`, `pred_grade` (null: it cannot be parsed), `decision`, `well_formed`, `logp` (of the whole reply, at the
+sampling temperature, before top-k and top-p), `tokens`, `finished`, `prompt_sha`. Pairs without a grade are sampled
+too; pass@n is over those that have one. --out - is the standard output, --data - the standard input.
 
 pass@n is the unbiased estimate from all N replies. With four labels guessing reaches a lot, so compare it with the two
 columns beside it: n labels drawn from the shares of the gold grades, and from the shares of this judge's own labels.
@@ -27,29 +28,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.learning.draw_order import keyed_generator
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems, same_path
+from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
-from taosr1.sampling.replies import SampledReply, sampled_replies
+from taosr1.sampling.replies import SampledReply
 from taosr1.serving.deployed import MODEL_HELP, open_judge
+from taosr1.serving.samples import Sample, parsed, sample_replies
 from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
-from taosr1.task.prompt import Reply, parse_reply
+from taosr1.task.prompt import PromptConfig
 
 PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option("", MODEL_HELP)
     data: str = option("synthetic:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
-    out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz")
+    out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz, or - (stdout)")
     samples: int = option(5, "replies per pair (N)")
     temperature: float = option(1.0, "below 1 probable tokens are drawn more often; 0 takes the most probable one")
     top_k: int = option(0, "draw among the k most probable tokens (0: all)")
@@ -64,10 +68,11 @@ class Config(ReadFlags):
 
     def __post_init__(self) -> None:
         check([
-            (not self.out.endswith((".jsonl", ".jsonl.gz")),
-             f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz"),
-            (Path(self.out).resolve() == Path(self.data).resolve(),
+            (self.out != STANDARD and not self.out.endswith((".jsonl", ".jsonl.gz")),
+             f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz, or - for the standard output"),
+            (self.out != STANDARD and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
+            *out_problems(self.out, required=False),
             *at_least(self, samples=1, temperature=0, top_k=0, max_new_tokens=1, limit=0),
             (self.temperature == 0 and self.samples > 1,
              "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
@@ -86,12 +91,12 @@ class Tally:
     cut: int = 0
     tokens: int = 0
 
-    def add(self, gold: int | None, sample: int, sampled: SampledReply, reply: Reply) -> None:
+    def add(self, gold: int | None, sample: int, reply: Sample) -> None:
         """Count reply number `sample` of a pair."""
         self.grades.append(reply.grade)
         self.malformed += not reply.well_formed
-        self.cut += not sampled.finished
-        self.tokens += len(sampled.ids)
+        self.cut += not reply.finished
+        self.tokens += reply.tokens
         if gold is not None:
             if sample == 0:
                 self.golds.append(gold)
@@ -99,29 +104,19 @@ class Tally:
             self.right[-1] += reply.grade == gold
 
 
-def sample(judge: JudgeModel, rows: list[Judgement], start: int, config: Config) -> list[SampledReply]:
-    """`samples` replies to each row of a chunk; they depend on the seed and the chunk's first row number only."""
-    rollouts = judge.engine.generate(
-        judge.model, judge.prompts(rows), samples=config.samples, max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, stop_ids=judge.tokenizer.eos_ids,
-        generator=keyed_generator(config.seed, "sample", start),
-    )  # fmt: skip
-    return sampled_replies(rollouts, judge.reply_text)
-
-
 def output_rows(
-    rows: list[Judgement], replies: Iterable[SampledReply], samples: int, order: str, tally: Tally
+    rows: list[Judgement], replies: Iterable[SampledReply], samples: int, prompt: PromptConfig, tally: Tally
 ) -> Iterator[dict]:
     """The rows of the output file, reply after reply, pair after pair; counts them in `tally`."""
     places = ((number, sample) for number in range(len(rows)) for sample in range(samples))
     for (number, sample), sampled in zip(places, replies, strict=True):
-        row, reply = rows[number], parse_reply(sampled.text, order)
-        tally.add(row.grade, sample, sampled, reply)
+        row, reply = rows[number], parsed(sampled, prompt.order)
+        tally.add(row.grade, sample, reply)
         yield {
             "row": number, "query": row.query, "title": row.title, "query_id": row.query_id, "item_id": row.item_id,
-            "gold_grade": row.grade, "sample": sample, "reply": sampled.text, "grade": reply.grade,
-            "decision": reply.decision, "well_formed": reply.well_formed, "logp": round(sampled.logp, 5),
-            "tokens": len(sampled.ids), "finished": sampled.finished,
+            "grade": row.grade, "sample": sample, "reply": reply.text, "pred_grade": reply.grade,
+            "decision": reply.decision_grade, "well_formed": reply.well_formed, "logp": round(reply.logp, 5),
+            "tokens": reply.tokens, "finished": reply.finished, "prompt_sha": prompt.wording_sha256,
         }  # fmt: skip
 
 
@@ -172,24 +167,31 @@ def render(summary: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
+    refuse_overwriting(config.out, config.overwrite, standard=True)
     limits = {"limit": config.limit}
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
     name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
+    drawn = {name: getattr(config, name) for name in ("samples", "max_new_tokens", "temperature", "top_k", "top_p")}
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
-        return [vars(reply) for reply in sample(judge, rows, start, config)]
+        generator = keyed_generator(config.seed, "sample", start)  # of the seed and the chunk's first row number only
+        return [vars(reply) for reply in sample_replies(judge, rows, generator=generator, **drawn)]
 
     tally = Tally()
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     identity = job_identity("sample", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
-    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "sample") as answers:
+    stored = "" if config.out == STANDARD else config.out
+    with run_in_chunks(
+        stored, identity, rows, PROMPTS_AT_A_TIME, work, "sample", overwrite=config.overwrite
+    ) as answers:
         if answers is None:
             return {}
         replies = (SampledReply(**answer) for answer in answers)
-        count = write_jsonl(config.out, output_rows(rows, replies, config.samples, judge.prompt.order, tally))
+        count = write_jsonl(config.out, output_rows(rows, replies, config.samples, judge.prompt, tally))
     summary = {"model": name, "rows": len(rows), **summary_of(tally, config.samples)}
-    print(f"{count} replies of {name} to {len(rows)} pairs -> {config.out}: " + render(summary))
+    said_on = sys.stderr if config.out == STANDARD else sys.stdout
+    print(f"{count} replies of {name} to {len(rows)} pairs -> {config.out}: " + render(summary), file=said_on)
     return summary
 
 

@@ -2,15 +2,26 @@
 
     python infer/score.py --data pairs.jsonl --out scored.jsonl        # the newest finished run, else the bundled judge
     python infer/score.py --model runs/student --data pairs.csv.gz --out scored.jsonl.gz --beta 0.4
+    cat pairs.csv | python infer/score.py --data - --out - | head
+    python infer/score.py --data pairs.csv --format opensearch --out judgments.json
     python infer/score.py --model runs/mine --data esci/ --split test --out scored.jsonl --device cuda --dtype bfloat16
     torchrun --standalone --nproc_per_node=8 infer/score.py --data pairs.jsonl --out scored.jsonl --device cuda
 
-Writes one JSON object a line, in input order: every input column unchanged, and
-    grade       the most probable label, 1-4 (a grade that the row already had is kept as gold_grade)
+Writes one row for each row of the input, in its order, with every input column unchanged (its `grade` stays) and
+    pred_grade  the most probable label, 1-4
     tier        Good, Mid or Bad by CumPT with --beta
     probs       P(grade 1), P(grade 2), P(grade 3), P(grade 4)
-    label_mass  probability that the reply begins with a label at all; near 0 the other three mean nothing
+    label_mass  probability that the reply begins with a label at all; near 0 the others mean nothing
+    score       one number to sort by: the expected grade brought to 0..1, (sum of g * P(g) - 1) / 3
     prompt_sha  identifies the wording of the prompt (wording_sha256 of taosr1/task/prompt.py)
+An input column that has one of these names is kept as input_NAME, unless an earlier scoring wrote it.
+pred_grade and tier may differ: CumPT adds up P(4), P(3), ... until beta is reached, and serves that grade's tier, so
+that probability on the other grades counts too.
+
+--format, or the name of --out, decides what is written: jsonl or csv (these rows; each may end in .gz), or judgements
+with pred_grade - 1 as rating, 0 to 3: trec (.qrels: `qid 0 docid rating`; .run: `qid Q0 docid rank score taosr1`),
+quepid (`query,docid,rating`), elasticsearch (a _rank_eval body), opensearch (judgmentRatings). Those need an item_id.
+--out - is the standard output, which then holds nothing else; --data - is the standard input, its format is found.
 The file is written completely or not at all. `infer/evaluate.py --scores scored.jsonl` measures it.
 
 After an interruption the same command continues: finished rows are kept in scored.jsonl.parts. Several ranks share the
@@ -26,7 +37,6 @@ Deviations from the paper:
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -36,15 +46,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.judgements import judgement_to_dict, read_parsed
-from taosr1.data.sources import OLD_SPELLING, SYNTHETIC, load_rows
+from taosr1.data.predictions import without_prediction
+from taosr1.data.sources import load_pairs
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
+from taosr1.judge import ROWS_AT_A_TIME, Judge
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
-from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems, same_path
+from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import (
     ANSWERS_FIRST,
@@ -55,22 +67,24 @@ from taosr1.serving.deployed import (
     open_judge,
     stored_beta,
 )
-from taosr1.serving.scorer import Score, score_prompts
-from taosr1.task.grades import GRADES, TIERS
+from taosr1.serving.explain import WHY_THEY_DIFFER
+from taosr1.serving.formats import FORMATS, ROW_FORMATS, check_ids, format_of, rated, write_judged, write_rows
+from taosr1.serving.outside import LOW_MASS, World
+from taosr1.serving.rows import columns_of, predicted_row
+from taosr1.serving.scorer import Score
+from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
 from taosr1.task.judgement import Judgement
-
-ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together, then stored: what a crash costs at most
-LOW_MASS = 0.5
-DIGITS = 6  # of probabilities in the file
 
 Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge reads it
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option("", MODEL_HELP)
-    data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, or synthetic:POOL")
-    out: str = option("", "file to write, .jsonl or .jsonl.gz")
+    data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, synthetic:POOL, or - (stdin)")
+    out: str = option("", "file to write: .jsonl, .csv, .run, .qrels (each also .gz), any with --format, or - (stdout)")
+    format: str = option("", "what to write (none: by the name of --out)", ("", *FORMATS))
+    index: str = option("products", "of --format elasticsearch: the index that holds the products")
     beta: float | None = option(None, "CumPT: smaller is more generous; none: the checkpoint's tiering.json, else 0.5")
     temperature_scaling: str = option(
         "stored",
@@ -90,14 +104,15 @@ class Config(ReadFlags):
     def __post_init__(self) -> None:
         check([
             (not self.data, "--data is missing: the file with the pairs to score"),
-            (not re.search(r"\.jsonl(\.gz)?$", self.out),
-             f"--out is {self.out!r}, expected a file name ending in .jsonl or .jsonl.gz"),
-            (bool(self.out) and Path(self.out).resolve() == Path(self.data).resolve(),
+            (not self.out, "--out is missing: the file to write, such as scored.jsonl, or - for the standard output"),
+            (self.out not in ("", STANDARD) and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *out_problems(self.out, required=False),
             *at_least(self, limit=0, batch_tok=1),
         ])  # fmt: skip
+        format_of(self.out, self.format)
 
 
 def read_pairs(config: Config) -> list[Pair]:
@@ -105,82 +120,94 @@ def read_pairs(config: Config) -> list[Pair]:
 
     All rows are read and checked before the first is scored: a bad row in line 900,000 is reported now, not in an hour.
     """
-    if config.data.startswith((SYNTHETIC, OLD_SPELLING)):
-        rows = load_rows(config.data, config, seed=config.seed, split=config.split, limit=config.limit)
-        return [(judgement_to_dict(row), row) for row in rows]
-    settings = {"split": config.split, "limit": config.limit}
-    pairs = read_parsed(config.data, lambda row, judgement: row, config, need_grade=False, **settings)
-    return [(row, judgement) for judgement, row in pairs]
+    settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
+    return load_pairs(config.data, config, need_grade=False, **settings)
 
 
-def output_row(row: dict, gold: int | None, score: Score, wording: str) -> dict:
-    """A row of the output file: the input row with its score.
-
-    This function alone decides which fields are written. To add one, such as the expected grade, add it to the returned
-    dict: sum(grade * p for grade, p in zip(GRADES, score.probs)).
-    A `gold_grade` in the input stays: its `grade` is the prediction of an earlier scoring.
-    """
-    kept = {"gold_grade": gold} if gold is not None and "gold_grade" not in row else {}
-    return {
-        **row,
-        **kept,
-        "grade": score.grade,
-        "tier": score.tier,
-        "probs": [round(value, DIGITS) for value in score.probs],
-        "label_mass": round(score.label_mass, DIGITS),
-        "prompt_sha": wording,
-    }
+def count(totals: Counter, scores: Iterable[Score]) -> Iterator[Score]:
+    """The scores; adds their grades, tiers and label mass to `totals`."""
+    for score in scores:
+        totals.update({score.grade: 1, score.tier: 1, "label_mass": score.label_mass, "rows": 1})
+        totals["outside"] += bool(score.outside)
+        totals["differ"] += TIER_OF_GRADE[score.grade] != score.tier
+        yield score
 
 
-def output_rows(pairs: list[Pair], scores: Iterable[Score], wording: str, totals: Counter) -> Iterator[dict]:
-    """The rows of the output file; adds their grades, tiers and label mass to `totals`."""
-    for (row, judgement), score in zip(pairs, scores, strict=True):
-        totals.update({score.grade: 1, score.tier: 1, "label_mass": score.label_mass})
-        yield output_row(row, judgement.grade, score, wording)
+def write(config: Config, pairs: list[Pair], scores: Iterable[Score], wording: str) -> None:
+    """Write --out in its format."""
+    form = format_of(config.out, config.format)
+    if form not in ROW_FORMATS:
+        write_judged(config.out, form, rated((row for _, row in pairs), scores, form), config.index)
+        return
+    kept, renamed = [], Counter()
+    for row, judgement in pairs:
+        row, names = without_prediction(row)
+        renamed.update(names)
+        kept.append((row, judgement))
+    for name, rows in renamed.items():
+        print(f"note: in {rows} rows the input's own {name!r} is kept as 'input_{name}'", file=sys.stderr)
+    columns = columns_of(kept) if form == "csv" else ((), True)
+    rows = (predicted_row(*pair, score, wording, flat=form == "csv") for pair, score in zip(kept, scores, strict=True))
+    write_rows(config.out, form, rows, *columns)
 
 
-def open_label_first_judge(config: Config) -> tuple[str, JudgeModel]:
+def open_label_first_judge(config: Config) -> Judge:
     """Raises: ValueError for a judge whose first token is not its answer."""
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
-    name, judge = open_judge(config.model, orders=ANSWERS_FIRST, **settings)
-    if judge.prompt.order == "pre-cot":
+    name, model = open_judge(config.model, orders=ANSWERS_FIRST, **settings)
+    if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot), so one prefill does not give the grade. Read its "
             "replies with infer/explain.py or infer/sample.py, or use it as the teacher of a judge that answers first: "
             "train/label_pool.py, then train/sft.py --order post-cot"
         )
-    return name, judge
+    temperature = chosen_temperature(name, config.temperature_scaling)
+    beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
+    served = {"beta": beta, "temperature": temperature, "world": World.load(judge_folder(name))}
+    return Judge(model, name=name, **served, max_tokens_per_batch=config.batch_tok)
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
+    refuse_overwriting(config.out, config.overwrite, standard=True)
     pairs = read_pairs(config)
-    name, judge = open_label_first_judge(config)
-    temperature = chosen_temperature(name, config.temperature_scaling)
-    beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
-    served = {"beta": beta, "temperature": temperature}
+    check_ids([judgement for _, judgement in pairs], format_of(config.out, config.format))
+    judge = open_label_first_judge(config)
+    served = {"beta": judge.beta, "temperature": judge.temperature}
 
     def work(chunk: list[Pair], start: int) -> list[dict]:
-        prompts = judge.prompts([judgement for _, judgement in chunk])
-        scores = score_prompts(judge, prompts, **served, max_tokens_per_batch=config.batch_tok)
-        return [vars(score) for score in scores]
+        return [vars(score) for score in judge.score_judgements([judgement for _, judgement in chunk])]
 
-    wording, digest = judge.prompt.wording_sha256, model_digest(judge.model, judge.tokenizer, judge.prompt)
-    facts = {"judge": digest, "prompt_wording": wording, **served}
+    model, wording = judge.model, judge.model.prompt.wording_sha256
+    facts = {"judge": model_digest(model.model, model.tokenizer, model.prompt), "prompt_wording": wording, **served}
     identity = job_identity("score", config, (row for row, _ in pairs), **facts)
     totals: Counter = Counter()
-    with run_in_chunks(config.out, identity, pairs, ROWS_AT_A_TIME, work, "score") as answers:
+    stored = "" if config.out == STANDARD else config.out
+    with run_in_chunks(
+        stored, identity, pairs, ROWS_AT_A_TIME, work, "score", overwrite=config.overwrite
+    ) as answers:
         if answers is None:
             return {}
-        scores = (Score(**answer) for answer in answers)
-        rows = write_jsonl(config.out, output_rows(pairs, scores, wording, totals))
+        write(config, pairs, count(totals, (Score(**answer) for answer in answers)), wording)
+    return report(config, judge, totals)
 
-    mass = totals["label_mass"] / rows
-    tiers = {tier: totals[tier] for tier in TIERS}
-    shown = ", ".join(f"{tier} {count}" for tier, count in tiers.items())
-    print(f"{rows} pairs scored by {name} -> {config.out}; {shown} (CumPT, beta {beta:.4g})")
+
+def report(config: Config, judge: Judge, totals: Counter) -> dict[str, object]:
+    """Print the summary, beside --out - on stderr, and return it."""
+    rows, tiers = totals["rows"], {tier: totals[tier] for tier in TIERS}
+    mass, said_on = totals["label_mass"] / rows, sys.stderr if config.out == STANDARD else sys.stdout
+    shown = ", ".join(f"{tier} {number}" for tier, number in tiers.items())
+    print(f"{rows} pairs scored by {judge.name} -> {config.out}; {shown} (CumPT, beta {judge.beta:.4g})", file=said_on)
+    if differ := totals["differ"]:
+        print(f"in {differ} rows the most probable grade and CumPT's tier differ: {WHY_THEY_DIFFER}", file=said_on)
+    if outside := totals["outside"]:
+        print(
+            f"warning: {outside} of {rows} pairs are outside of what this judge has learned (column 'outside' says "
+            "why): their grades mean little. Train a judge on your own pairs (README, Your own pairs)",
+            file=sys.stderr,
+        )
     if mass < LOW_MASS:
         print(
             f"warning: mean label mass is {mass:.2g}: this model rarely answers with a label, so its probabilities "
@@ -188,6 +215,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             file=sys.stderr,
         )
     grades = {grade: totals[grade] for grade in GRADES[::-1]}
+    served = {"beta": judge.beta, "temperature": judge.temperature}
     return {"rows": rows, **served, "label_mass": mass, "tiers": tiers, "grades": grades}
 
 

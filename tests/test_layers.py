@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "__init__": {"judge", "moved"},
     "runtime": set(),
     "task": set(),
-    "data": {"task", "synthetic"},
+    "data": {"task", "synthetic", "model"},
     "synthetic": {"task"},
     "model": set(),
     "sampling": {"task", "model"},

@@ -48,7 +48,11 @@ def test_the_commands_for_own_pairs_run_on_the_rows_that_it_shows(tmp_path, monk
     assert "macro-F1" in capsys.readouterr().out
     assert len(PYTHON.splitlines()) == 5
     exec(compile(PYTHON, "README.md", "exec"), {})
-    assert re.search(r"Score\(grade=\d, tier='(Good|Mid|Bad)', probs=", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"Score\(grade=\d, tier='(Good|Mid|Bad)', probs=", printed)
+    shown = r"^([01]\.\d\d) [1-4] (?:Good|Mid|Bad) (?:Steel travel mug 500 ml|LED desk lamp)$"
+    ranked = re.findall(shown, printed, flags=re.M)
+    assert len(ranked) == 2 and ranked == sorted(ranked, reverse=True)
 
 
 def test_every_column_of_the_rows_is_explained():

@@ -3,7 +3,8 @@
     python train/dpo.py                                              # the post-CoT SFT model on its own mined pairs
     python train/dpo.py --model runs/mine --data runs/mine-pairs.jsonl --beta 0.1 --lr 5e-7 --out runs/mine-dpo
 
-The pairs come from train/mine_pairs.py. Log-probs of the reference (the starting weights) are computed once and stored
+The pairs come from train/mine_pairs.py, or are TRL's text rows (`prompt`, `chosen`, `rejected`: see
+`taosr1/learning/preference_rows.py`). Log-probs of the reference (the starting weights) are computed once and stored
 with the pairs; no reference model is kept.
 
 Deviations from the paper:
@@ -26,10 +27,11 @@ import torch
 from torch import Tensor
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.sources import load_rows
+from taosr1.data.splits import AUTO, load_dev, resolved_of_pairs
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge_model import BUNDLED_STUDENT, DTYPES
+from taosr1.judge_model import BUNDLED_STUDENT, DTYPES, JudgeModel
 from taosr1.learning.batches import (
     Batch,
     Example,
@@ -39,21 +41,23 @@ from taosr1.learning.batches import (
     micro_batches,
     padded_tok,
 )
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.loss_checks import LOSS_TYPES
 from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
+from taosr1.learning.preference_rows import read_preferences
 from taosr1.learning.reference import reference_logp
 from taosr1.learning.trainee import MemoryFlags, default_or_bundled, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
-from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
+from taosr1.task.judgement import Judgement
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,10 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option(
         "runs/post-sft", "folder to start from, also the reference; the default missing: the bundled student"
     )
-    data: str = option("runs/post-pairs.jsonl", "preference pairs of train/mine_pairs.py")
-    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
+    data: str = option("runs/post-pairs.jsonl", "pairs of train/mine_pairs.py, or TRL's: prompt, chosen, rejected")
+    dev: str = option(
+        AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
+    )
     out: str = option("runs/post-dpo", "run folder")
     beta: float = option(0.1, "how fast the preference probability saturates")
     loss_type: str = option("sigmoid", "preference loss", LOSS_TYPES)
@@ -143,23 +149,9 @@ class ReplyLogp(NamedTuple):
     length: Tensor
 
 
-def read_pairs(path: str, vocab_size: int) -> list[PreferencePair]:
-    """The sampled token ids of a pairs file.
-
-    Raises: ValueError naming file and line where ids are missing or belong to another tokenizer.
-    """
-    pairs = []
-    for line, row in read_jsonl(path):
-        ids = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
-        for name, value in ids.items():
-            if not (isinstance(value, list) and value and all(type(i) is int and 0 <= i < vocab_size for i in value)):
-                expected = f"token ids below {vocab_size}"
-                made_by = "pairs of train/mine_pairs.py, mined with this model's tokenizer"
-                raise ValueError(f"{path}:{line}: field '{name}_ids' must be {expected} ({made_by})")
-        pairs.append(PreferencePair(Example(ids["prompt"], ids["chosen"]), Example(ids["prompt"], ids["rejected"])))
-    if not pairs:
-        raise ValueError(f"{path}: no pairs in this file: check --data")
-    return pairs
+def read_pairs(path: str, judge: JudgeModel) -> list[PreferencePair]:
+    """The pairs of a file, mined or as text. Raises: as `read_preferences`."""
+    return [PreferencePair(chosen, rejected) for chosen, rejected in read_preferences(path, judge)]
 
 
 def with_reference(
@@ -185,21 +177,33 @@ def with_reference(
     ]
 
 
+def say_shared_prompts(judge: JudgeModel, pairs: Sequence[PreferencePair], dev: Sequence[Judgement]) -> None:
+    """Print how many pairs there are, and warn where rows of --dev are asked with the same prompt as pairs."""
+    prompts = {tuple(pair.chosen.prompt) for pair in pairs}
+    print(f"--data: {len(pairs):,} preference pairs of {len(prompts):,} prompts", file=sys.stderr)
+    shared = sum(tuple(prompt) in prompts for prompt in judge.prompts(list(dev)))
+    if shared:
+        consequence = "the best checkpoint is picked by what it was trained on"
+        print(f"warning: {shared} of {len(dev)} rows of --dev are in --data too: {consequence}", file=sys.stderr)
+
+
 # ---- The stage -------------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = parse_config(Config, __doc__, argv)
+    config = resolved_of_pairs(parse_config(Config, __doc__, argv))
     config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED_STUDENT))
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
     )
-    pairs = read_pairs(config.data, judge.model.config.vocab_size)
-    dev = load_rows(
-        config.dev, config, seed=config.seed, split=config.dev_split, limit=config.dev_rows, need_grade=True,
-    )  # fmt: skip
+    pairs = read_pairs(config.data, judge)
+    dev = load_dev(config.dev, config)
+    say_data(dev, judge, "--dev")
+    say_shared_prompts(judge, pairs, dev)
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
+    if run.finished:
+        return say_finished(run, judge, config, "dpo")
     distributed = DistributedModel(
         judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
     )
@@ -228,11 +232,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             found.metrics["rewards/label_margins"] = float((gained[::2] - gained[1::2]).mean())
         return found
 
-    return train(
+    last = train(
         judge, run, Stage("dpo", draw, loss),
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         distributed=distributed, evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
     )  # fmt: skip
+    return last | say_finished(run, judge, config, "dpo")
 
 
 if __name__ == "__main__":

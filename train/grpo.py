@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
@@ -31,11 +30,14 @@ from torch import Tensor
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
+from taosr1.data.splits import AUTO, AUTO_HELP, Rows, load_splits, resolved
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights
 from taosr1.learning.checkpoint_weights import best_weights, start_weights
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order, keyed_generator
 from taosr1.learning.examples import agreeing, examples_of
@@ -45,7 +47,7 @@ from taosr1.learning.losses import LossSum, grpo_loss, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.reference import reference_policy, with_stored_logp
 from taosr1.learning.rewards import parse_weights
-from taosr1.learning.rollout_group import Group, RolloutBatch
+from taosr1.learning.rollout_group import Group, RolloutBatch, sample_records
 from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes, rollout_metrics
 from taosr1.learning.rollouts import (
     Sampler,
@@ -72,9 +74,11 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
         THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker"
     )
     data: str = option("synthetic:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or synthetic:POOL")
-    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
+    dev: str = option(AUTO, f"graded rows that pick the best checkpoint; {AUTO_HELP}")
     test: str = option(
-        "synthetic:test", "graded rows that the start and the result are compared on at the end ('' for none)"
+        AUTO,
+        "graded rows that the start and the result are compared on at the end ('' for none); auto: synthetic:test "
+        "where --data is the embedded shop, else none",
     )
     out: str = option("runs/thinker-grpo", "run folder")
     steps: int = option(100, "optimizer steps")
@@ -163,31 +167,22 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
         parse_weights(self.rewards)
 
 
-class Rows(NamedTuple):
-    """Graded rows by what they are for."""
-
-    data: list[Judgement]
-    dev: list[Judgement]
-    test: list[Judgement]
-    sft_data: list[Judgement]
-
-
-def load_all_rows(config: Config, judge: JudgeModel) -> Rows:
-    common = {"seed": config.seed, "need_grade": True}
-    need_cot = "steps" in parse_weights(config.rewards)
-    data = load_rows(config.data, config, split=config.split, need_cot=need_cot, **common)
-    dev = load_rows(config.dev, config, split=config.dev_split, limit=config.dev_rows, **common)
-    test = load_rows(config.test, config, split=config.dev_split, **common) if config.test else []
+def load_all_rows(config: Config, judge: JudgeModel) -> tuple[Rows, list[Judgement]]:
+    """The rows of --data, --dev and --test; and those of --sft-data."""
+    rows = load_splits(config, need_cot="steps" in parse_weights(config.rewards))
+    for name, part in zip(("--data", "--dev", "--test"), rows):
+        if part:
+            say_data(part, judge, name)
     sft_data: list[Judgement] = []
     if config.sft_coef:
         explained = judge.prompt.order != "label"
-        sft_data = load_rows(config.sft_data, config, need_cot=explained, **common)
+        sft_data = load_rows(config.sft_data, config, seed=config.seed, need_grade=True, need_cot=explained)
         sft_data = agreeing(sft_data) if explained else sft_data
-    if len({row.grade for row in data}) == 1:
-        grade = data[0].grade
+    if len({row.grade for row in rows.data}) == 1:
+        grade = rows.data[0].grade
         hint = "the model can only learn to say that; mix in rows of other grades"
         print(f"every row of --data has grade {grade}: {hint}")
-    return Rows(data, dev, test, sft_data)
+    return rows, sft_data
 
 
 # ---- The SFT term: cross-entropy of explained pairs, learned on beside the rewards (--sft-coef) ----------------------
@@ -253,9 +248,9 @@ def begin(config: Config) -> tuple[JudgeModel, Rows, SftTerm, Run, DistributedMo
     if config.difficulty == "prefill" and judge.prompt.order == "pre-cot":
         problem = f"--difficulty prefill needs label-first replies, but {config.model} thinks first (pre-cot)"
         raise ValueError(f"{problem}; use --difficulty samples")
-    rows = load_all_rows(config, judge)
-    sft_term = SftTerm(judge, rows.sft_data, config)
-    run = Run(config.out, config, config.resume, lambda: identity(judge, **rows._asdict()))
+    rows, sft_data = load_all_rows(config, judge)
+    sft_term = SftTerm(judge, sft_data, config)
+    run = Run(config.out, config, config.resume, lambda: identity(judge, **rows._asdict(), sft_data=sft_data))
     settings = {"fsdp": config.fsdp, "device": device, "dtype": DTYPES[config.dtype]}
     frozen = reference_policy(judge.model) if config.kl_beta else None  # copied before the model is sharded
     distributed = DistributedModel(judge.model, judge.engine, **settings)
@@ -279,15 +274,18 @@ def rollouts(
         if len(kept) >= config.min_groups:
             break
     add_advantages(kept, sampler.grades, config)
-    count_outcomes(cursor, sampled, kept, config.min_groups)
-    metrics = rollout_metrics(sampled, kept, attempt + 1, weights)
-    return StepItems(kept, metrics, [group.record() for group in sampled])
+    count_outcomes(cursor, sampled, kept, config, sampler.judge.prompt.order)
+    records = sample_records(sampled, rows, config.steps // config.updates)
+    metrics = rollout_metrics(sampled, kept, attempt + 1, weights) | {"samples_left_out": len(sampled) - len(records)}
+    return StepItems(kept, metrics, records)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = parse_config(Config, __doc__, argv)
+    config = resolved(parse_config(Config, __doc__, argv))
     config = replace(config, model=default_or_bundled(config.model, THINKER, BUNDLED))
     judge, rows, sft_term, run, distributed, reference = begin(config)
+    if run.finished and (not rows.test or (run.folder / "test.json").exists()):
+        return say_finished(run, judge, config, "grpo")
     sampler = Sampler(judge, rows.data, config)
 
     def loss(model: Decoder, batch: RolloutBatch | SftTermBatch) -> LossSum:
@@ -316,11 +314,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         distributed=distributed, evaluate=lambda judge: dev_scores(judge, rows.dev, config.max_new_tokens),
     )  # fmt: skip
-    if not rows.test:
-        return last
-    start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
-    compared = {"start": start, "result": best}
-    return last | before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    if rows.test:
+        start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
+        compared = {"start": start, "result": best}
+        before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    return last | say_finished(run, judge, config, "grpo")
 
 
 if __name__ == "__main__":

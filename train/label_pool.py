@@ -4,10 +4,11 @@
     python train/label_pool.py --model runs/thinker --data pairs.jsonl --out runs/pool.jsonl --keep-frac 0.8
     python train/label_pool.py --data synthetic:labelled --only-right --samples 4 --out runs/own-reasons.jsonl
 
-Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one) and `confidence`, the log-probability of the
-whole reply. A grade in the input is kept as `gold_grade` and not used, except with `--only-right`: then the judge
-explains graded rows, and only replies with the gold grade are kept (its own reasons become training data, STaR
-2203.14465). Rows whose reply cannot be parsed are left out and counted.
+Writes judgements (JSONL) with `grade`, `cot` (where the judge writes one), `confidence`, the log-probability of the
+whole reply, and `labelled_by`, the judge: such rows may be trained on, and every script refuses to measure by them. A
+grade in the input is kept as `gold_grade` and not used, except with `--only-right`: then the judge explains graded
+rows, and only replies with the gold grade are kept (its own reasons become training data, STaR 2203.14465). Rows whose
+reply cannot be parsed are left out and counted.
 
 After an interruption the same command continues: graded rows are kept in OUT.parts. Under torchrun ranks share the
 pool, and the last to finish writes the output, each row exactly once (see taosr1/runtime/chunked_job.py).
@@ -30,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 
 from taosr1.data.flags import ReadFlags
+from taosr1.data.gold import GOLD_GRADE, LABELLED_BY
 from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import keyed_generator
@@ -41,6 +44,8 @@ from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems
+from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.replies import sampled_replies
 from taosr1.task.grades import GRADES
@@ -51,7 +56,7 @@ ROWS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option(
         "runs/thinker-grpo", "folder of the judge that grades; where the default is missing, the bundled thinker"
     )
@@ -74,6 +79,7 @@ class Config(ReadFlags):
             (not re.search(r"\.(jsonl|ndjson|json)(\.gz)?$", self.out.lower()),
              f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or "
              ".jsonl.gz"),
+            *out_problems(self.out, required=False),
             *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 
@@ -84,7 +90,7 @@ def grade_rows(judge: JudgeModel, rows: list[Judgement], config: Config, generat
         scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
         best, column = scored.probs.max(dim=1)
         answers = zip(rows, column.tolist(), (best * scored.label_mass).log().tolist())
-        graded = [_graded(row, GRADES[index], "", confidence) for row, index, confidence in answers]
+        graded = [_graded(row, GRADES[index], "", confidence, config) for row, index, confidence in answers]
         return [row for row in graded if not config.only_right or row.grade == row.extra["gold_grade"]]
     graded = _decoded(judge, rows, 1, 0.0, config, generator)
     if config.only_right and config.samples > 1:
@@ -118,13 +124,15 @@ def _decoded(
         if found:
             value, grade, text = max(found)
             cot = text.partition("\n")[2] if judge.prompt.order == "post-cot" else text
-            graded.append(_graded(row, grade, cot, value))
+            graded.append(_graded(row, grade, cot, value, config))
     return graded
 
 
-def _graded(row: Judgement, grade: int, cot: str, confidence: float) -> Judgement:
-    gold = {} if row.grade is None else {"gold_grade": row.grade}
-    return replace(row, grade=grade, cot=cot, extra={**row.extra, **gold, "confidence": round(confidence, 5)})
+def _graded(row: Judgement, grade: int, cot: str, confidence: float, config: Config) -> Judgement:
+    """The row with a pseudo-label; a grade of people that it came with becomes `gold_grade`."""
+    gold = {} if row.grade is None or row.extra.get(LABELLED_BY) else {GOLD_GRADE: row.grade}
+    about = {"confidence": round(confidence, 5), LABELLED_BY: config.model}
+    return replace(row, grade=grade, cot=cot, extra={**row.extra, **gold, **about})
 
 
 def least_confidence(graded: Iterable[dict], keep_frac: float) -> float:
@@ -147,11 +155,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the number of rows and of graded rows, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
     config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED))
+    refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
     limits = {"split": config.split, "limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, need_grade=config.only_right, **limits)
+    needs = {"need_grade": config.only_right, "need_gold": config.only_right}
+    rows = load_rows(config.data, config, seed=config.seed, **needs, **limits)
+    say_data(rows, judge)
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)
     identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 
@@ -161,12 +172,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return [judgement_to_dict(row) for row in graded]
 
     grades: Counter = Counter()
-    with run_in_chunks(config.out, identity, rows, ROWS_AT_A_TIME, work, "grade the pool") as graded:
+    more = {"overwrite": config.overwrite}
+    with run_in_chunks(config.out, identity, rows, ROWS_AT_A_TIME, work, "grade the pool", **more) as graded:
         if graded is None:
             return {}
         if not any(graded):
-            unread = f"not one of {len(rows)} replies could be parsed"
-            raise NothingToWriteError(f"--model {config.model}: {unread}; train it further or check --model")
+            unread = f"not one of {len(rows)} replies {'was right' if config.only_right else 'could be parsed'}"
+            way_out = f"check --model, or raise --max-new-tokens {config.max_new_tokens} if they are longer"
+            raise NothingToWriteError(f"--model {config.model}: {unread}; {way_out}")
         count = write_jsonl(config.out, kept_rows(graded, least_confidence(graded, config.keep_frac), grades))
     shares = ", ".join(f"{grade}: {100 * grades[grade] / count:.1f} %" for grade in GRADES[::-1])
     print(f"{count} of {len(rows)} rows graded -> {config.out}; shares {shares}")

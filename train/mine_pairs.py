@@ -32,6 +32,7 @@ import torch
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import BUNDLED_STUDENT, DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import balanced_order, keyed_generator
@@ -43,6 +44,8 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.files import write_json
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.out_paths import out_problems
+from taosr1.runtime.outputs import OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies
@@ -53,7 +56,7 @@ PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(OutFlags, ReadFlags):
     model: str = option(
         "runs/post-sft", "folder of the model that is to improve; where the default is missing, the bundled student"
     )
@@ -78,6 +81,7 @@ class Config(ReadFlags):
 
     def __post_init__(self) -> None:
         check([
+            *out_problems(self.out),
             *at_least(self, samples=2, prompts=0, max_new_tokens=1, pairs_per_prompt=1),
             (not self.temperature > 0,
              f"--temperature is {self.temperature}, expected more than 0: greedy replies are all equal"),
@@ -173,15 +177,27 @@ def balanced(pairs: list[dict], config: Config) -> list[dict]:
     return [pairs[index] for index in balance_label_flow(flows, keyed_generator(config.seed, "flow"))]
 
 
+def way_out_of(counts: dict, config: Config) -> str:
+    """What to do where no pair is left."""
+    replies = counts["replies"]
+    if replies["cut"] > replies["sampled"] / 2:
+        return f"most replies were cut: raise --max-new-tokens {config.max_new_tokens}"
+    if replies["unreadable"] > replies["sampled"] / 2:
+        return "most replies have no grade that can be read: train/sft.py teaches their form first"
+    return "give other rows with --data, raise --samples or --temperature, or keep all pairs with --balance none"
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
     config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED_STUDENT))
+    refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
     judge.engine.prepack(judge.model, decodes=True)
     settings = {"seed": config.seed, "split": config.split}
     rows = load_rows(config.data, config, need_grade=True, **settings)
+    say_data(rows, judge)
     if config.prompts:
         grades, count = [row.grade for row in rows], min(config.prompts, len(rows))
         drawn = balanced_order(grades, config.seed, 0, count, power=config.grade_power)
@@ -192,7 +208,8 @@ def main(argv: list[str] | None = None) -> dict:
     def work(rows: list[Judgement], start: int) -> list[dict]:
         return mine_rows(judge, rows, start, config)
 
-    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "mine pairs") as found:
+    more = {"overwrite": config.overwrite}
+    with run_in_chunks(config.out, identity, rows, PROMPTS_AT_A_TIME, work, "mine pairs", **more) as found:
         if found is None:
             return {}
         mined, counts = merge_rows(rows, found, config.samples)
@@ -200,7 +217,7 @@ def main(argv: list[str] | None = None) -> dict:
         if not pairs:
             raise NothingToWriteError(
                 f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; "
-                f"outcomes {counts['outcomes']}"
+                f"outcomes {counts['outcomes']}, replies {counts['replies']}; {way_out_of(counts, config)}"
             )
         counts |= {
             "mined": len(mined),

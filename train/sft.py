@@ -22,11 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.sources import load_rows
+from taosr1.data.splits import AUTO, AUTO_HELP, load_splits, resolved
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge_model import DTYPES, TINY
 from taosr1.learning.batches import Batch, label_token_weights
+from taosr1.learning.closing import say_finished
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
 from taosr1.learning.draw_order import balanced_order
 from taosr1.learning.examples import agreeing, examples_of
@@ -45,7 +47,7 @@ from taosr1.task.prompt import ORDERS
 class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run folder, a Hugging Face folder or hub id")
     data: str = option("synthetic:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or synthetic:POOL")
-    dev: str = option("synthetic:dev", "graded rows that pick the best checkpoint")
+    dev: str = option(AUTO, f"graded rows that pick the best checkpoint; {AUTO_HELP}")
     out: str = option("runs/thinker-sft", "run folder")
     order: str = option(
         "pre-cot", "order of the reply: label | pre-cot (reason, then label) | post-cot (label, then reason)", ORDERS
@@ -92,19 +94,21 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = parse_config(Config, __doc__, argv)
+    config = resolved(parse_config(Config, __doc__, argv))
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(
         config.model, config, dtype=config.dtype, order=config.order, device=device, seed=config.seed,
         dropout=config.lora_dropout, plain=config.plain,
     )  # fmt: skip
-    common = {"seed": config.seed, "need_grade": True}
-    rows = load_rows(config.data, config, split=config.split, need_cot=config.order != "label", **common)
-    dev = load_rows(config.dev, config, split=config.dev_split, limit=config.dev_rows, **common)
+    rows, dev, _ = load_splits(config, need_cot=config.order != "label")
+    say_data(rows, judge, "--data")
+    say_data(dev, judge, "--dev")
     if config.order != "label" and config.cots == "agreeing":
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
+    if run.finished:
+        return say_finished(run, judge, config, "sft")
     distributed = DistributedModel(
         judge.model, judge.engine, fsdp=config.fsdp, device=device, dtype=DTYPES[config.dtype]
     )
@@ -121,7 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     fresh = config.model == TINY and not config.fsdp
     with_muon = config.optimizer == "muon" or config.optimizer == "auto" and fresh
     muon_lr = config.muon_lr if with_muon else 0.0
-    return train(
+    last = train(
         judge,
         run,
         Stage(f"sft {config.order}", draw, loss),
@@ -130,6 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         distributed=distributed,
         evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
     )
+    return last | say_finished(run, judge, config, "sft")
 
 
 if __name__ == "__main__":

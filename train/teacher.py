@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
+from taosr1.runtime.out_paths import check_out
+from taosr1.runtime.outputs import refuse_overwriting
 from taosr1.task.rules import Rule, load_rules
 from taosr1.task.teacher import read_reply, teacher_messages
 
@@ -163,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (export, importing):
         command.add_argument("--data", required=True, help=data)
         command.add_argument("--out", required=True, help="file to write (.jsonl or .jsonl.gz)")
+        command.add_argument("--overwrite", action="store_true", help="replace --out where it exists already")
         command.add_argument("--rules", help="rule book (default: the bundled rules.jsonl)")
         command.add_argument("--max-bad-rows", type=int, default=0, help=skipped)
     return parser
@@ -172,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns: 0, or 2 after a message for wrong input."""
     args = _parser().parse_args(argv)
     try:
+        check_out(args.out)
+        refuse_overwriting(args.out, args.overwrite)
         rules = load_rules(args.rules)
         rows = read_judgements(args.data, max_bad_rows=args.max_bad_rows)
         if args.command == "export":

@@ -182,7 +182,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"reading {path.name} needs pyarrow: pip install 'taosr1[data]'") from None
+        raise ModuleNotFoundError(f'reading {path.name} needs pyarrow: pip install "taosr1[data]"') from None
     try:
         yield parquet.ParquetFile(path)
     except (ValueError, OSError, TypeError, KeyError) as problem:

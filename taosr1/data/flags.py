@@ -16,6 +16,7 @@ class ReadFlags:
         "", 'your grades and ours, "Exact=4,Partial=3,Irrelevant=1", or a preset: esci, wands, binary, 0-3'
     )
     delimiter: str = option("", "what separates the cells of a table: , ; | or tab (none: found)")
+    quotes: str = option("", "enclose: quotes around a cell enclose it; text: they are characters of it (none: found)")
     encoding: str = option("", "encoding of a text file, such as utf-8, utf-16, cp1252 (none: found)")
     max_bad_rows: int = option(0, "unreadable rows to skip (all are counted, the first 20 named) before giving up")
 

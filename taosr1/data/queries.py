@@ -47,7 +47,7 @@ def pair_key(row: Judgement) -> int:
 def say_overlap(
     rows: Sequence[Judgement], other: Sequence[Judgement], flag: str, consequence: str, data_flag: str = "--data"
 ) -> tuple[int, int]:
-    """Warn on stderr where rows or queries of `flag` are in `data_flag` too, with their numbers.
+    """Warn on stderr where pairs (query and title) or queries of `flag` are in `data_flag` too, with their numbers.
 
     Choice: a warning and no refusal: a pair may be there twice for a reason that only its owner knows.
     Returns: the number of rows, and of queries, of `other` that are in `rows` too.
@@ -57,8 +57,8 @@ def say_overlap(
     asked = {hash(plain(row.query)) for row in other}
     shared = len(asked & queries)
     if again:
-        pairs_again = f"{again} of {len(other)} pairs of {flag} are in {data_flag} too (by query and title)"
-        print(f"warning: {pairs_again}: {consequence}", file=sys.stderr)
+        found = f"{again} of {len(other)} pairs of {flag} are in {data_flag} too"
+        print(f"warning: {found}: {consequence}", file=sys.stderr)
     elif shared:
         print(
             f"warning: {shared} of {len(asked)} queries of {flag} are in {data_flag} too, with other products: "
@@ -68,19 +68,20 @@ def say_overlap(
     return again, shared
 
 
-def say_shared_ids(sources: Sequence[tuple[str, Sequence[Judgement]]]) -> int:
-    """Say where a query_id of one source means another query in another source. Returns: how many ids do."""
-    first: dict[str, tuple[str, str]] = {}
-    shared: dict[str, str] = {}
-    for name, rows in sources:
-        for row in rows:
-            if row.query_id:
-                text = plain(row.query)
-                known, before = first.setdefault(row.query_id, (text, name))
-                if known != text and before != name and row.query_id not in shared:
-                    shared[row.query_id] = f"{shorten(repr(row.query_id))} in {before} and {name}"
+def say_shared_ids(rows: Sequence[Judgement]) -> int:
+    """Say where a query_id means another query in another file. Returns: how many ids do."""
+    if len({row.source for row in rows}) < 2:
+        return 0
+    first: dict[str, Judgement] = {}
+    shared: dict[str, Judgement] = {}
+    for row in rows:
+        if row.query_id:
+            before = first.setdefault(row.query_id, row)
+            if before.source != row.source and plain(before.query) != plain(row.query):
+                shared.setdefault(row.query_id, row)
     if shared:
-        example, count = next(iter(shared.values())), len(shared)
-        ids = f"{count} query_id{'s'[: count != 1]} of several sources mean{'s'[count != 1 :]} different queries"
-        print(f"note: {ids}, first {example}: they are kept apart by their text", file=sys.stderr)
+        (name, row), count = next(iter(shared.items())), len(shared)
+        ids = f"{count} query_id{'s' * (count > 1)} of several files mean{'s' * (count == 1)} different queries"
+        first_place = f"first {shorten(repr(name))} in {first[name].source} and {row.source}"
+        print(f"note: {ids}, {first_place}: they are kept apart by their text", file=sys.stderr)
     return len(shared)

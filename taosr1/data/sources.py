@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.judgements import read_judgements
+from taosr1.data.judgements import judgement_to_dict, read_judgements, read_parsed
 from taosr1.data.queries import say_shared_ids
+from taosr1.data.rows import split_spec
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
@@ -19,24 +18,45 @@ def load_rows(
 ) -> list[Judgement]:
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
-    "synthetic:labelled*500" draws a pool of that size. `read.max_bad_rows` applies to each source, and ids are compared
-    inside one source only: the pseudo-labels of a pool may stand beside its own grades. `needs` are `need_grade`,
-    `need_gold` and `need_cot` of `read_judgements`.
+    A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size.
+    `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
+    stand beside its own grades, and a query_id that means another query in another file is said. `needs` are
+    `need_grade`, `need_gold` and `need_cot` of `read_judgements`.
 
     Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    if "," in spec and not Path(spec).exists():  # a file may have a comma in its name
-        settings = {"seed": seed, "split": split, **needs}
-        sources = [(name.strip(), load_rows(name.strip(), read, **settings)) for name in spec.split(",")]
-        say_shared_ids(sources)
-        rows = [row for _, found in sources for row in found]
-    elif spec.startswith((SYNTHETIC, OLD_SPELLING)):
-        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
-    else:
+    parts = split_spec(spec)
+    if not any(is_pool(part) for part in parts):
         rows = read_judgements(spec, read, split=split, **needs)
+    elif len(parts) > 1:
+        settings = {"seed": seed, "split": split, **needs}
+        rows = [row for part in parts for row in load_rows(part, read, **settings)]
+    else:
+        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
+    say_shared_ids(rows)
     return rows[:limit] if limit else rows
+
+
+def load_pairs(
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool | None
+) -> list[tuple[dict, Judgement]]:
+    """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement."""
+    parts = split_spec(spec)
+    if not any(is_pool(part) for part in parts):
+        pairs = read_parsed(spec, lambda raw, judgement: raw, read, split=split, limit=limit, **needs)
+        return [(row, judgement) for judgement, row in pairs]
+    settings = {"seed": seed, "split": split, **needs}
+    if len(parts) > 1:
+        pairs = [pair for part in parts for pair in load_pairs(part, read, **settings)]
+        return pairs[: limit or None]
+    return [(judgement_to_dict(row), row) for row in load_rows(spec, read, limit=limit, **settings)]
+
+
+def is_pool(source: str) -> bool:
+    """Whether a source is a pool of the synthetic shop rather than a file."""
+    return source.startswith((SYNTHETIC, OLD_SPELLING))
 
 
 def _load_pool(

@@ -83,10 +83,28 @@ def f1_of(counts: np.ndarray) -> np.ndarray:
     return ratio(2 * hits, counts.sum(-1) + counts[..., :classes].sum(-2))
 
 
-def macro_f1_of(counts: np.ndarray) -> np.ndarray:
-    """Mean of the per-class F1s of counts (..., C, C + 1), over the classes that have one."""
+def macro_f1_of(counts: np.ndarray, full: np.ndarray | None = None) -> np.ndarray:
+    """Mean of the per-class F1s of counts (..., C, C + 1), over the classes that have one.
+
+    full: (C, C + 1), where `counts` are resamples of it: the mean is over the classes that `full` has. One that a
+        resample lost counts 0; left out, a class that is judged badly would raise the mean wherever it is missing.
+    """
     f1 = f1_of(counts)
-    return ratio(np.nansum(f1, -1), (~np.isnan(f1)).sum(-1))
+    averaged = ~np.isnan(f1 if full is None else f1_of(full))
+    return ratio(np.where(averaged, np.nan_to_num(f1), 0.0).sum(-1), averaged.sum(-1))
+
+
+def good_f1_of(counts: np.ndarray, full: np.ndarray | None = None) -> np.ndarray:
+    """F1 of the tier Good, grades 3 and 4 together, of grade counts (..., 4, 5); `full` as in `macro_f1_of`."""
+    good = TIERS.index(GOOD_TIER)
+    f1 = f1_of(tier_counts(counts))[..., good]
+    known = full is not None and not np.isnan(f1_of(tier_counts(full))[good])
+    return np.nan_to_num(f1) if known else f1
+
+
+def tier_macro_f1_of(counts: np.ndarray, full: np.ndarray | None = None) -> np.ndarray:
+    """`macro_f1_of` the tiers of grade counts (..., 4, 5)."""
+    return macro_f1_of(tier_counts(counts), None if full is None else tier_counts(full))
 
 
 def accuracy_of(counts: np.ndarray) -> np.ndarray:
@@ -117,16 +135,17 @@ def signed_bias_of(counts: np.ndarray) -> np.ndarray:
     return ratio((parsed * (grade[None, :] - grade[:, None])).sum((-2, -1)), parsed.sum((-2, -1)))
 
 
-# Metrics of grade counts (..., 4, 5) -> (...), by the names that reports use. An unparsable prediction has no tier.
-COUNT_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+# Metrics of grade counts (..., 4, 5) -> (...), by the names that reports use; `full` is what the counts are resamples
+# of. An unparsable prediction has no tier. Only means over classes, and the F1 of one, depend on which classes occur.
+COUNT_METRICS: dict[str, Callable[..., np.ndarray]] = {
     "macro_f1": macro_f1_of,
-    "accuracy": accuracy_of,
-    "good_f1": lambda counts: f1_of(tier_counts(counts))[..., TIERS.index(GOOD_TIER)],  # grades 3 and 4 together
-    "tier_accuracy": lambda counts: accuracy_of(tier_counts(counts)),
-    "tier_macro_f1": lambda counts: macro_f1_of(tier_counts(counts)),
-    "quadratic_kappa": quadratic_kappa_of,
-    "signed_bias": signed_bias_of,
-    "parse_failure_rate": lambda counts: ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1))),
+    "accuracy": lambda counts, full=None: accuracy_of(counts),
+    "good_f1": good_f1_of,
+    "tier_accuracy": lambda counts, full=None: accuracy_of(tier_counts(counts)),
+    "tier_macro_f1": tier_macro_f1_of,
+    "quadratic_kappa": lambda counts, full=None: quadratic_kappa_of(counts),
+    "signed_bias": lambda counts, full=None: signed_bias_of(counts),
+    "parse_failure_rate": lambda counts, full=None: ratio(counts[..., NUM_GRADES].sum(-1), counts.sum((-2, -1))),
 }
 
 
@@ -168,7 +187,10 @@ def hallucination_rates(gold: Sequence, labels: Sequence, stated: Sequence) -> d
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric on all rows and its bootstrap percentile interval; NaN where undefined."""
+    """A metric on all rows and its bootstrap percentile interval; NaN where undefined.
+
+    There is no interval over a single query: every resample would be that query again.
+    """
 
     value: float
     low: float
@@ -201,7 +223,7 @@ def bootstrap_intervals(
     metric_of = {name: _count_metric(name) for name in metrics}
     per_query = query_counts(gold, predicted, query_ids)
     total, resamples = per_query.sum(0), resampled_counts(per_query, samples, seed)
-    return {name: _interval(metric(total), metric(resamples)) for name, metric in metric_of.items()}
+    return {name: _interval(metric(total), metric(resamples, total), per_query) for name, metric in metric_of.items()}
 
 
 def bootstrap_interval(
@@ -218,22 +240,30 @@ def bootstrap_difference(
     """Interval of metric(after) - metric(before) on the same rows, both sides on the same resampled queries.
 
     Pairing makes it narrower than the difference of two separate intervals: both models find the same queries hard.
+    Choice: both sides are averaged over the same classes, those that occur in the gold grades or on either side.
     """
     metric_of = _count_metric(metric)
     first, second = (query_counts(gold, predicted, query_ids) for predicted in (before, after))
-    value = metric_of(second.sum(0)) - metric_of(first.sum(0))
-    resamples = metric_of(resampled_counts(second, samples, seed)) - metric_of(resampled_counts(first, samples, seed))
-    return _interval(value, resamples)
+    both = first.sum(0) + second.sum(0)
+    value = metric_of(second.sum(0), both) - metric_of(first.sum(0), both)
+    resampled = [metric_of(resampled_counts(side, samples, seed), both) for side in (first, second)]
+    return _interval(value, resampled[1] - resampled[0], first)
 
 
-def _count_metric(name: str) -> Callable[[np.ndarray], np.ndarray]:
+def _count_metric(name: str) -> Callable[..., np.ndarray]:
     if name not in COUNT_METRICS:
         raise ValueError(f"metric is {name!r}, expected one of {', '.join(COUNT_METRICS)}")
     return COUNT_METRICS[name]
 
 
-def _interval(value: float, resamples: np.ndarray) -> Interval:
-    """The central `LEVEL` of the resampled values; resamples in which the metric is undefined are left out."""
-    known = resamples[~np.isnan(resamples)]
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(known) else (np.nan, np.nan)
+def _interval(value: float, resamples: np.ndarray, per_query: np.ndarray) -> Interval:
+    """The central `LEVEL` of the resampled values.
+
+    Kappa and bias have no value in a resample with a single grade, or without a reply that could be read. Such
+    resamples are left out; where they are more than one tail of the interval, there is no interval.
+    """
+    known, tail = resamples[~np.isnan(resamples)], (1 - LEVEL) / 2
+    low = high = np.nan
+    if len(per_query) > 1 and len(known) and len(resamples) - len(known) <= tail * len(resamples):
+        low, high = np.quantile(known, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))

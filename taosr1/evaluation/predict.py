@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 
 from taosr1.data.queries import query_keys
@@ -78,10 +80,14 @@ def predict_together(judge: JudgeModel, rows: Sequence[Judgement], max_new_token
 def greedy_replies(
     judge: JudgeModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> tuple[list[Reply], Rollouts]:
-    """The most likely continuation of every prompt, token by token, parsed."""
+    """The most likely continuation of every prompt, token by token, parsed; a note where most of them were cut."""
     rollouts = judge.engine.generate(
         judge.model, prompts, max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids
     )
+    cut = int((~rollouts.finished).sum())
+    if cut > len(prompts) / 2:
+        limit = f"--max-new-tokens {max_new_tokens}"
+        print(f"note: {cut} of {len(prompts)} replies were cut at {limit}: raise it", file=sys.stderr)
     return [parse_reply(judge.reply_text(ids), judge.prompt.order) for ids in rollouts.replies()], rollouts
 
 
@@ -107,22 +113,25 @@ def dev_scores(judge: JudgeModel, rows: Sequence[Judgement], max_new_tokens: int
 def before_and_after(
     judge: JudgeModel, weights: Mapping[str, AbstractContextManager[Decoder]], run_folder: str,
     rows: Sequence[Judgement], max_new_tokens: int = 96,
-) -> dict[str, float]:  # fmt: skip
-    """Held-out macro-F1 of several weights, one after the other, with 95 % intervals over queries.
+) -> dict[str, float | None]:  # fmt: skip
+    """Held-out macro-F1 of several weights, one after the other, with 95 % intervals over queries (None over one).
 
     weights: by name ("start", "result"), contexts that return the model; only one is open at a time.
     Prints both, writes them to `run_folder`/test.json and returns them.
     """
     gold, queries = [row.grade for row in rows], query_keys(rows)
-    results: dict[str, float] = {}
+    results: dict[str, float | None] = {}
     for name, opened in weights.items():
         with opened as model:
             predictions = predict_together(replace(judge, model=model), rows, max_new_tokens)
         grades = [prediction.grade for prediction in predictions]
         found = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": found.value}
-        results |= {f"test_low_{name}": found.low, f"test_high_{name}": found.high}
-        interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        print(f"test macro-F1 of the {name}: {100 * found.value:.1f} (95 % interval {interval})")
+        interval = "95 % interval: none, there is one query"
+        low, high = (None, None) if isnan(found.low) else (found.low, found.high)
+        if low is not None:
+            interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        results |= {f"test_low_{name}": low, f"test_high_{name}": high}
+        print(f"test macro-F1 of the {name}: {100 * found.value:.1f} ({interval})")
     on_rank_zero(lambda: write_json(Path(run_folder) / "test.json", results))
     return results

@@ -47,8 +47,8 @@ def evaluate_predictions(
 ) -> dict:
     """Measures predictions against gold grades; the result is JSON-serialisable, undefined numbers are None.
 
-    bootstrap: number of resamples over queries (0: no intervals). A query is a `query_id`, or the query's text where
-        that is empty.
+    bootstrap: number of resamples over queries (0: no intervals; nor is there one over a single query). A query is a
+        `query_id`, or the query's text where that is empty.
     beta: the CumPT parameter behind `Prediction.tier`, recorded as given: the caller makes the tiers.
     Returns: `rows`, `queries`, `bootstrap`, `metrics` {name: {value, low, high}}, `grades`, `confusion` (4 x 5),
         `by_kind`, `ranking`; `calibration`, `hallucination` and `tiering` are None where predictions lack their fields.
@@ -209,6 +209,8 @@ def render_report(report: dict) -> str:
     head = f"{report['rows']:,} pairs, {report['queries']:,} queries. F1 and shares x 100."
     if draw["samples"]:
         head += f" [95 % intervals: {draw['samples']:,} bootstrap resamples of queries, seed {draw['seed']}]"
+        if report["queries"] == 1 or any(kind["queries"] == 1 for kind in report["by_kind"].values()):
+            head += " A single query has no interval."
     overall = [[_TITLES[name], _interval(name, value)] for name, value in report["metrics"].items()]
     sections = [head, _table(["metric", "value"], overall), _grades_table(report), _kinds_table(report["by_kind"])]
     tables = {"calibration": _calibration_tables, "tiering": _tiering_table, "hallucination": _hallucination_table}

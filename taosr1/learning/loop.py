@@ -222,7 +222,8 @@ class _Checkpoints:
             return 0, {}, 0
         path = run.start[1]
         state = load_checkpoint(path, self.optimizers, partial(read_weights, self.judge.model))
-        print(f"{self.name}: continuing from step {state[0]} ({path})")
+        left = "" if state[0] < self.schedule.steps else f"; --steps {self.schedule.steps} leaves none to train"
+        print(f"{self.name}: continuing from step {state[0]} ({path}){left}")
         own = path.resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
         if own and read_best(run.checkpoints).get("evaluated_through", 0) < state[0]:
             self.evaluate(state[0])

@@ -9,7 +9,10 @@ import torch
 
 from taosr1.learning.batches import Batch, Example, Item, collate
 from taosr1.sampling.replies import SampledReply
+from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import Reply, parse_reply
+
+LOGGED_GROUPS = 20_000  # of a run in samples.jsonl, equally many of every step: about 40 MB at 8 replies of 60 tokens
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,16 @@ class Group(Item):
             old_logp = old_logp.to(device)
         return RolloutBatch(batch.ids, batch.mask, advantages, old_logp)
 
-    def record(self) -> dict[str, object]:
-        """The group as a line of samples.jsonl; `logps` are of whole replies, at the sampling temperature."""
+    def record(self, row: Judgement) -> dict[str, object]:
+        """The group as a line of samples.jsonl; `logps` are of whole replies, at the sampling temperature.
+
+        row: what the prompt is about.
+        """
         replies = self.replies if self.decoded else []
         advantages = [reply.advantage for reply in self.replies if reply.advantage is not None]
         record: dict[str, object] = {
-            "row": self.row, "gold": self.gold, "right": self.right, "kept": not self.dropped, "dropped": self.dropped,
+            "row": self.row, "query": row.query, "title": row.title, "gold": self.gold, "right": self.right,
+            "kept": not self.dropped, "dropped": self.dropped,
             "probs": [round(p, 4) for p in self.probs], "labels": [reply.grade for reply in self.replies],
             "logps": [None if reply.logp is None else round(reply.logp, 4) for reply in replies],
             "reward_parts": [reply.reward_parts for reply in replies],
@@ -111,6 +118,12 @@ class Group(Item):
         if any(reply.source != "model" for reply in self.replies):
             record["sources"] = [reply.source for reply in self.replies]
         return record
+
+
+def sample_records(groups: Sequence[Group], rows: Sequence[Judgement], draws: int) -> list[dict[str, object]]:
+    """The lines of samples.jsonl for one of a run's `draws` of groups: the first ones, `LOGGED_GROUPS` in all draws."""
+    most = max(1, LOGGED_GROUPS // max(1, draws))
+    return [group.record(rows[group.row]) for group in groups[:most]]
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def add_rewards(groups: Sequence[Group], rows: Sequence[Judgement], weights: Map
         except NonFiniteRewardError as error:
             errors.append((error, group))
     if errors:
-        raise NonFiniteRewardError(str(errors[0][0]), [group.record() for _, group in errors])
+        raise NonFiniteRewardError(str(errors[0][0]), [group.record(rows[group.row]) for _, group in errors])
 
 
 def remember_survival(groups: Sequence[Group], cursor: dict) -> None:

@@ -7,6 +7,7 @@ training began with: DPO's and GRPO's reference policy without a second copy. Fi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank: rows of A, columns of B. alpha: their product is scaled by alpha / rank. targets: names of layers."""
+    """rank: rows of A, columns of B. alpha: their product is scaled by alpha / rank. targets: last names of layers.
+
+    pattern: instead of targets, a regular expression of whole names ("model.layers.0.self_attn.q_proj"), as in PEFT.
+    """
 
     rank: int
     alpha: float
     dropout: float = 0.0
     targets: tuple[str, ...] = TARGETS
+    pattern: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))  # sorted, so that configs compare equal
@@ -40,6 +45,10 @@ class LoraConfig:
             problems.append(f"dropout is {self.dropout!r}, expected 0 or more and below 1")
         if not self.targets or set(self.targets) - set(TARGETS):
             problems.append(f"targets are {', '.join(self.targets) or 'none'}, expected some of {', '.join(TARGETS)}")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            problems.append(f"pattern {self.pattern!r} is no regular expression ({error})")
         if problems:
             raise ValueError("bad LoRA config: " + "; ".join(problems))
 
@@ -92,15 +101,20 @@ def add_adapters(model: Decoder, config: LoraConfig, generator: torch.Generator 
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first (`merge_adapters`)")
     model.requires_grad_(False)
-    modules = list(model.modules())
-    places = [(module, name) for module in modules for name, child in module.named_children() if _takes_adapter(child)]
-    unknown = set(config.targets) - {name for _, name in places}
+    places = {name: module for name, module in model.named_modules() if name and _takes_adapter(module)}
+    last = {name: name.rpartition(".")[2] for name in places}
+    if config.pattern:
+        chosen = [name for name in places if re.fullmatch(config.pattern, name)]
+        unknown = {} if chosen else {repr(config.pattern)}
+    else:
+        chosen = [name for name in places if last[name] in config.targets]
+        unknown = set(config.targets) - set(last.values())
     if unknown:
         names = ", ".join(sorted(unknown))
         raise ValueError(f"LoRA targets {names} name no linear layer of this model (stacked experts take no adapter)")
-    for module, name in places:
-        if name in config.targets:
-            setattr(module, name, LoraLinear(getattr(module, name), config, generator))
+    for name in chosen:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, last[name], LoraLinear(places[name], config, generator))
     return model
 
 

@@ -17,13 +17,10 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from taosr1.model.chat_template import ChatTemplate
+from taosr1.model.tokenizer_files import SpecialTokens, read_files, special_tokens, templates_in
 from taosr1.runtime.files import read_json, replace_file, write_json
 
-# The files of a tokenizer in a Hugging Face folder; `save` copies them byte for byte.
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
-)
 LABELS = ("1", "2", "3", "4")  # those of `taosr1.task.grades`, which the model's package does not import
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -47,37 +44,37 @@ class Tokenizer:
         chat_template: Jinja source, or None.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Read tokenizer.json and the other files of the tokenizer.
+    def __init__(self, folder: str | Path, *bases: str | Path) -> None:
+        """Read tokenizer.json and the other files of the tokenizer. bases: folders below that of an adapter, see
+        `taosr1.model.tokenizer_files`.
 
         Raises:
             FileNotFoundError: no tokenizer.json.
             ValueError: a file is unreadable, there is no end token, or a label is not a token of its own.
         """
-        self.folder = Path(folder)
-        path = self.folder / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: a tokenizer.json is needed (transformers writes one with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
-            )
+        self.folder, folders = Path(folder), [Path(folder), *map(Path, bases)]
         # In memory, so that saving works after the folder (an old checkpoint, for example) was removed.
-        self._files = {n: (self.folder / n).read_bytes() for n in TOKENIZER_FILES if (self.folder / n).is_file()}
+        self._files = read_files(folders)
+        path = next(one / "tokenizer.json" for one in folders if (one / "tokenizer.json").is_file())
         spec = read_json(path)
         self._trusted = _build(spec, path)
-        following = _without_prefix(spec)
+        special = special_tokens(self._files, path.parent, spec)
+        self._named = special.named
+        _add_tokens(self._trusted, special, path)
+        added = self._trusted.get_added_tokens_decoder()
+        following = {**_without_prefix(spec), "added_tokens": [_entry(*one) for one in sorted(added.items())]}
         self._continuing = _build(following, path)
         # `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are
         # added tokens that are not marked special: unmarked, a title could still produce them.
-        special = [{**token, "special": True} for token in spec.get("added_tokens") or []]
-        self._untrusted = _build({**following, "added_tokens": special}, path)
+        marked = [{**token, "special": True} for token in following["added_tokens"]]
+        self._untrusted = _build({**following, "added_tokens": marked}, path)
         self._untrusted.encode_special_tokens = True
         # Ids that text must never produce: those of added tokens, except white space and the unknown token.
-        added, unknown = self._trusted.get_added_tokens_decoder(), spec["model"].get("unk_token")
+        unknown = spec["model"].get("unk_token")
         self._control = frozenset(i for i, token in added.items() if token.content.strip() and token.content != unknown)
-        self._config, model_config, generation = (
-            read_json(self.folder / name) if (self.folder / name).is_file() else {}
-            for name in ("tokenizer_config.json", "config.json", "generation_config.json")
+        model_config, generation = (
+            next((read_json(one / name) for one in folders if (one / name).is_file()), {})
+            for name in ("config.json", "generation_config.json")
         )
         self.vocab_size = max(self._trusted.get_vocab(with_added_tokens=True).values()) + 1
         # The tokenizer's own first: training ends replies with it, and Llama 3's generation_config.json lists it last.
@@ -90,7 +87,8 @@ class Tokenizer:
         # Masks come from lengths, never from `id == pad`, so any id will do where none is named.
         self.pad_id = (self._ids_of("pad", model_config, generation) or self.eos_ids)[0]
         self._silent = {*self.eos_ids, self.pad_id}
-        self.chat_template = self._find_template()
+        self._templates = templates_in(self._files, path.parent)
+        self.chat_template = self._templates.get("default")
         self.label_ids = self._find_labels()
 
     def encode_trusted(self, text: str, *, start: bool = True) -> list[int]:
@@ -121,6 +119,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             replace_file(folder / name, lambda temporary, data=data: temporary.write_bytes(data))
 
     def fingerprint(self) -> str:
@@ -130,8 +129,8 @@ class Tokenizer:
             digest.update(f"{name} {len(data)} ".encode() + data)
         return digest.hexdigest()[:16]
 
-    def render_prompt(self, messages: Sequence[dict[str, str]], *, enable_thinking: bool = False) -> str:
-        """The chat template applied to messages, up to where the model's reply begins.
+    def render_prompt(self, messages: Sequence[dict[str, Any]], *, enable_thinking: bool = False) -> str:
+        """The chat template applied to messages, up to where the model's reply begins: see `ChatTemplate.prompt`.
 
         A template is a program from outside: it runs in Jinja's immutable sandbox. Never put untrusted text in the
         messages; render a placeholder and encode the pieces around it (see `taosr1.task.prompt`).
@@ -140,39 +139,34 @@ class Tokenizer:
             ValueError: the tokenizer has no chat template, or the template fails or the sandbox refuses it.
         """
         if self.chat_template is None:
+            names = ", ".join(sorted(self._templates))
+            others = f" named 'default', only {names}," if names else ""
             raise ValueError(
-                f"the tokenizer in {self.folder} has no chat template (chat_template.jinja, or chat_template in "
-                "tokenizer_config.json): use an instruction-tuned model, or add one"
+                f"the tokenizer in {self.folder} has no chat template{others} (chat_template.jinja, or chat_template "
+                "in tokenizer_config.json): use an instruction-tuned model, or add one"
             )
-        special = {n: self._token_text(n) or "" for n in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        try:
-            template = _sandbox().from_string(self.chat_template)
-            options = {"add_generation_prompt": True, "enable_thinking": enable_thinking, "tools": None, **special}
-            return template.render(messages=list(messages), **options)
-        except Exception as error:  # a template may fail in any way
-            raise ValueError(f"the chat template in {self.folder} failed: {error}") from error
+        return ChatTemplate(self.chat_template, self._named, self.folder).prompt(
+            messages, enable_thinking=enable_thinking
+        )
 
-    def _token_text(self, name: str) -> str | None:
-        value = self._config.get(name)
-        return value.get("content") if isinstance(value, dict) else value
+    def tokens_from(self, start: int) -> str:
+        """The first tokens with ids from `start` on, to be named in a message."""
+        found = [self._trusted.id_to_token(token) for token in range(start, self.vocab_size)]
+        return ", ".join(repr(text) for text in found[:3]) + ", ..." * (len(found) > 3)
+
+    def control_text(self) -> list[str]:
+        """The spellings of the tokens that only trusted text can produce."""
+        return [self._trusted.id_to_token(token) for token in sorted(self._control)]
 
     def _ids_of(self, kind: str, *configs: dict[str, Any]) -> list[int]:
         """The ids that the tokenizer's own "eos_token" (or pad) and the configs' "eos_token_id" name, in this order."""
-        text = self._token_text(f"{kind}_token")
+        text = self._named.get(f"{kind}_token")
         found = [] if text is None else [self._trusted.token_to_id(text)]
         for config in configs:
             value = config.get(f"{kind}_token_id")
             found += value if isinstance(value, list) else [value]
         # Old configs write pad_token_id: -1.
         return list(dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < self.vocab_size))
-
-    def _find_template(self) -> str | None:
-        if "chat_template.jinja" in self._files:
-            return self._files["chat_template.jinja"].decode("utf-8")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):  # several named templates
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return template
 
     def _find_labels(self) -> tuple[int, ...]:
         """The ids of "1".."4" as the first token of a reply; they must stay the same before the rest of it."""
@@ -239,6 +233,30 @@ def _build(spec: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _add_tokens(tokenizer: tokenizers.Tokenizer, special: SpecialTokens, path: Path) -> None:
+    """Add what the files beside tokenizer.json name.
+
+    Raises: ValueError where a token gets another id than its file says.
+    """
+    tokenizer.add_tokens(special.add)
+    problems = []
+    for text, (number, file) in special.ids.items():
+        got = tokenizer.token_to_id(text)
+        if text and got != number:
+            holder = tokenizer.id_to_token(number)
+            taken = f", where {number} is {holder!r}" if holder not in (None, text) else ""
+            problems.append(f"{path.parent / file} gives {text!r} the id {number}, {path.name} gives it {got}{taken}")
+    if problems:
+        shown = "; ".join(problems[:3]) + f" (and {len(problems) - 3} more)" * (len(problems) > 3)
+        raise ValueError(f"the tokenizer's files contradict each other: {shown}: correct the ids or remove the tokens")
+
+
+def _entry(number: int, token: tokenizers.AddedToken) -> dict[str, Any]:
+    """An added token as tokenizer.json lists it."""
+    flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return {"id": number, **{name: getattr(token, name) for name in flags}}
+
+
 def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
     """The same tokenizer without the space that SentencePiece puts before a text, for pieces that follow others.
 
@@ -259,24 +277,3 @@ def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
         return part
 
     return {**spec, "normalizer": strip(spec.get("normalizer")), "pre_tokenizer": strip(spec.get("pre_tokenizer"))}
-
-
-def _sandbox() -> Any:
-    """The Jinja environment that Hugging Face chat templates are written for.
-
-    Without `strftime_now`, on purpose: templates with today's date then use a fixed one, so that prompts stay the same.
-    """
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)  # Jinja's own escapes HTML characters
-
-    extensions = ["jinja2.ext.loopcontrols"]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    return environment

@@ -65,6 +65,10 @@ class BadRows:
         count, first = self._notes.get(what, (0, f"{self.path}:{line}{detail}"))
         self._notes[what] = (count + 1, first)
 
+    def say(self, text: str) -> None:
+        """Print a remark about the file as a whole."""
+        print(f"{self.path}: {text}", file=sys.stderr)
+
     def __enter__(self) -> BadRows:
         return self
 
@@ -95,6 +99,9 @@ class Unreported(BadRows):
         self.skipped += rows
 
     def note(self, line: int, what: str, detail: str = "") -> None:
+        pass
+
+    def say(self, text: str) -> None:
         pass
 
     def summarise(self) -> None:

@@ -29,7 +29,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,11 +40,12 @@ from taosr1.runtime.cli import progress
 from taosr1.runtime.distributed import Ranks, this_rank, unmute_stdout
 from taosr1.runtime.files import DamagedError, delete, differences, read_json, sha256, write_json
 from taosr1.runtime.job_locks import RankLock, locked_directory
+from taosr1.runtime.outputs import there_already
 
 T = TypeVar("T")
 FORMAT = 2  # of stored answers: JSON objects. Before there was a number they were lists
 # Settings that say where things are and how a job is executed. What they lead to is in the digests of rows and judge.
-FREE_SETTINGS = ("model", "data", "out", "device", "batch_tok", "split", "limit", "max_bad_rows")
+FREE_SETTINGS = ("model", "data", "out", "overwrite", "format", "device", "batch_tok", "split", "limit", "max_bad_rows")
 
 
 class NothingToWriteError(ValueError):
@@ -56,8 +57,9 @@ Work = Callable[[list[T], int], list[dict]]  # work(rows of a chunk, number of t
 
 @contextmanager
 def run_in_chunks(
-    out: str | Path, identity: dict, rows: list[T], size: int, work: Work, description: str, *, boundary: int = 0
-) -> Iterator[Iterable[dict] | None]:
+    out: str | Path, identity: dict, rows: list[T], size: int, work: Work, description: str, *, boundary: int = 0,
+    overwrite: bool = False,
+) -> Iterator[Iterable[dict] | None]:  # fmt: skip
     """Answer rows in chunks. Yields all answers in order, or None on a rank that leaves the output to another.
 
     The answers can be iterated over several times. `out` must be written inside the context: when that ends, the stored
@@ -65,8 +67,9 @@ def run_in_chunks(
     out: "" keeps the answers in memory; then one process does everything, and begins again where it was killed.
     identity: as `job_identity` makes it, the same on every rank.
     boundary: no chunk holds rows from both sides of this row number.
-    Raises: ValueError where OUT.parts holds another job or other processes work as these ranks, for NaN in an answer,
-        and for several ranks without `out`; OSError where the disk is full.
+    overwrite: `out` may be there already.
+    Raises: ValueError where OUT.parts holds another job or other processes work as these ranks, for an `out` that is
+        there already, for NaN in an answer, and for several ranks without `out`; OSError where the disk is full.
     """
     ranks = this_rank()
     chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
@@ -79,7 +82,7 @@ def run_in_chunks(
                 bar.update(len(chunk))
 
     if out:
-        with ChunkedJob(out, identity, chunks, ranks) as job:
+        with ChunkedJob(out, identity, chunks, ranks, overwrite=overwrite) as job:
             for chunk, answers in answered(job.own, list(job.missing())):
                 job.add(chunk, answers)
             yield job if job.to_merge() else None
@@ -99,15 +102,24 @@ def job_identity(job: str, config: Any, rows: Iterable[object], **facts: object)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, default=vars).encode() + b"\n")
+        digest.update(json.dumps(row, default=_content).encode() + b"\n")
     return {"job": job, "taosr1": __version__, **settings, **facts, "digest of the rows": digest.hexdigest()}
+
+
+def _content(row: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are compared: where a row was read does not matter."""
+    return {field.name: getattr(row, field.name) for field in fields(row) if field.compare}
 
 
 class ChunkedJob:
     """The stored chunks of one job, as one of its ranks works on them."""
 
-    def __init__(self, out: str | Path, identity: dict[str, Any], chunks: Sequence[range], ranks: Ranks) -> None:
+    def __init__(
+        self, out: str | Path, identity: dict[str, Any], chunks: Sequence[range], ranks: Ranks, *,
+        overwrite: bool = False,
+    ) -> None:  # fmt: skip
         """chunks: row numbers, as `chunks_of` cuts them. identity: the same on every rank."""
+        self.overwrite = overwrite
         self.out, self.chunks, self.ranks = Path(out), list(chunks), ranks
         self.folder, self.record = Path(f"{out}.parts"), Path(f"{out}.done.json")
         self.job_file = self.folder / "job.json"
@@ -187,6 +199,9 @@ class ChunkedJob:
             raise ValueError(f"{self.out} is a folder, expected a file name to write: check --out")
         if self.ranks.world > 1 and os.name != "posix":
             raise ValueError("several ranks need POSIX file locks, which this system lacks: run one process")
+        if self.out.is_file() and not (self.overwrite or self.job_file.exists()):
+            if not (self.ranks.world > 1 and self._is_recorded()):  # else this rank only finds the job done
+                raise ValueError(there_already(self.out))
         try:
             with locked_directory(self.folder, create=True):
                 self._begin_or_continue()

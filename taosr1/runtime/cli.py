@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,14 @@ def at_least(config: object, **lowest: float) -> list[tuple[bool, str]]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def command_line(script: str, **settings: object) -> str:
+    """A command to type, "python SCRIPT --flag value", quoted for a shell."""
+    words = ["python", script]
+    for name, value in settings.items():
+        words += [_flag(name)] if value is True else [_flag(name), str(value)]
+    return shlex.join(words)
 
 
 def _base_type(kind: Any) -> type:

@@ -11,6 +11,7 @@ from typing import IO
 
 from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.files import is_at, locked, take_lock
+from taosr1.runtime.out_paths import why_not_writable
 
 
 class RankLock:
@@ -69,7 +70,7 @@ def locked_directory(folder: Path, create: bool = False) -> Iterator[bool]:
                 folder.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab" if create else "rb+")
         except (FileNotFoundError, FileExistsError):  # the folder is being removed at this moment
-            if folder.is_file() or folder.is_symlink():
+            if create and why_not_writable(folder, folder=True):  # it is not: nothing can be made there
                 raise
             if create:
                 continue

@@ -7,8 +7,6 @@ numbers with a point or an exponent are float64.
 
 from __future__ import annotations
 
-import errno
-import gzip
 import json
 import math
 import re
@@ -18,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from taosr1.runtime.bad_rows import BadRows, shorten
-from taosr1.runtime.files import replacing
+from taosr1.runtime.encodings import UTF_8, shown
+from taosr1.runtime.outputs import output_stream
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, CR_ONLY, JOINED, check_file, damage_in, read_lines, rows_in
 
 MAX_DEPTH = 64  # nested lists and objects in a row: reading, copying and writing it must not overflow the stack
 REPLACED = "held NUL or half a surrogate pair, which became U+FFFD"
 
 _UNENCODABLE = re.compile("[\ud800-\udfff\0]")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # raised by a write without naming the file
 
 
 def clean_text(text: str) -> str:
@@ -53,21 +51,31 @@ def clean_value(value: Any, depth: int = MAX_DEPTH) -> Any:
 
 
 def read_jsonl(
-    path: str | Path, bad_rows: BadRows | None = None, *, flag: str = "--data"
+    path: str | Path, bad_rows: BadRows | None = None, *, flag: str = "--data", encoding: str | None = None
 ) -> Iterator[tuple[int, dict]]:
     """The objects of a JSON Lines file (gzipped or not) with their line numbers from 1; blank lines are skipped.
+
+    encoding: as in `read_lines`: None for UTF-8 alone, "" to find it and to say so, else its name.
 
     Raises: ValueError naming file and line for a row that is not a JSON object (`bad_rows` may skip it), a repeated
         key, bytes that are not UTF-8, a line cut off at the end of the file, damaged gzip data; FileNotFoundError.
     """
-    path = check_file(path, flag)
+    path, name = check_file(path, flag), UTF_8
+
+    def say(found: str) -> None:
+        nonlocal name
+        name = found
+        bad_rows.say(f"read in {shown(name)}")
+
     with bad_rows or BadRows(path, flag="") as bad_rows:
-        for number, line in read_lines(path):
+        for number, line in read_lines(path, encoding, say):
             if not line.strip():
                 continue
             bad_rows.rows += 1
             try:
-                row = clean_value(found := _parse_json(line))
+                if problem := damage_in(line, name, named=encoding is not None):
+                    raise ValueError(problem)
+                row = clean_value(found := parse_json(line))
             except ValueError as problem:
                 bad_rows.add(number, problem, rows=rows_in(line))
                 continue
@@ -77,27 +85,18 @@ def read_jsonl(
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
-    """Write rows as JSON Lines (gzipped if the name ends in .gz): the complete file, or none, whatever happens.
+    """Write rows as JSON Lines (gzipped if the name ends in .gz, "-": to the standard output).
+
+    The file is complete, or there is none, whatever happens.
 
     Returns: the number of rows.
     Raises: ValueError naming file and row for what JSON cannot hold; OSError naming the file.
     """
-    path, written = Path(path), BadRows(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a file name to write: check --out")
-    try:
-        with replacing(path) as temporary, open(temporary, "wb") as raw:
-            # No name and no time inside: the same rows give the same bytes.
-            gzipped = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw
-            with gzipped as stream:
-                for row in rows:
-                    written.rows += 1
-                    stream.write(_line_of(row, written))
-    except OSError as problem:
-        if problem.errno in _DISK_ERRORS and problem.filename is None:
-            raise OSError(problem.errno, problem.strerror, str(path)) from problem
-        raise
+    written = BadRows(path)
+    with output_stream(path) as stream:
+        for row in rows:
+            written.rows += 1
+            stream.write(_line_of(row, written))
     written.summarise()
     return written.rows
 
@@ -114,10 +113,8 @@ def _line_of(row: dict, written: BadRows) -> bytes:
     return line.encode() + b"\n"
 
 
-def _parse_json(line: str) -> dict:
+def parse_json(line: str) -> dict:
     """One line as a dict; ValueError says what is wrong with it."""
-    if problem := damage_in(line):
-        raise ValueError(problem)
     if line.startswith(BYTE_ORDER_MARK):
         raise ValueError(JOINED)
     try:
@@ -130,7 +127,8 @@ def _parse_json(line: str) -> dict:
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON {type(row).__name__}, expected one object a line")
+        hint = "; of an array, jq -c '.[]' FILE makes them" if isinstance(row, list) and row else ""
+        raise ValueError(f"a JSON {type(row).__name__}, expected one object a line{hint}")
     return row
 
 

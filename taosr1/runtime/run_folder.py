@@ -1,9 +1,15 @@
-"""A run folder: config.json, identity.json, env.json, metrics.jsonl, samples.jsonl, checkpoints/, and its resuming."""
+"""A run folder: config.json, identity.json, env.json, metrics.jsonl, samples.jsonl, checkpoints/, and its resuming.
+
+config.json holds the settings of the run, and is written when steps are to run with them: a command that finds the run
+finished changes nothing. A run that was continued with other settings (more --steps, --accept-changed) has history.json
+beside it, {"segments": [{"from_step": 0, "settings": {...}}, ...]}, the last of which is config.json.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,17 +23,19 @@ from typing import IO
 import torch
 
 from taosr1 import __version__
-from taosr1.runtime.checkpoint import checkpoints, named_checkpoint, newest_valid, read_best, rewind
+from taosr1.runtime.checkpoint import checkpoints, named_checkpoint, newest_valid, prune, read_best, rewind
 from taosr1.runtime.cli import at_least, option
 from taosr1.runtime.distributed import on_rank_zero, this_rank
 from taosr1.runtime.files import differences, fsync, read_json, remove_leftovers, replace_file, take_lock, write_json
+from taosr1.runtime.out_paths import out_problems
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
     "micro_batch_tok", "resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "max_skipped",
     "activation_checkpointing", "fsdp",
 }  # fmt: skip
-IDENTITY_FILE, LOCK_FILE = "identity.json", ".lock"
+CONFIG_FILE, HISTORY_FILE, IDENTITY_FILE, LOCK_FILE = "config.json", "history.json", "identity.json", ".lock"
+_SAID_ONCE = {"resume", "accept_changed", "out"}  # settings of one start of a run, not of what it computes
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 BRANCH_IDENTITY = ("tokenizer", "label_map")  # what a run must share with the one whose checkpoint it branches off
 ORIGIN = "origin"  # in identity.json of a run that branched off: the path of that checkpoint
@@ -54,14 +62,15 @@ class RunFlags:
 
 
 def run_problems(flags: RunFlags) -> list[tuple[bool, str]]:
-    """Problems for `taosr1.runtime.cli.check`."""
-    return at_least(flags, keep_last=1, save_every=0, max_skipped=1)
+    """Problems for `taosr1.runtime.cli.check`, those of the script's `out` too."""
+    return [*at_least(flags, keep_last=1, save_every=0, max_skipped=1), *out_problems(flags.out, folder=True)]
 
 
 class Run:
     """An output folder opened for one run of one script. Rank 0 opens it and writes; all ranks raise what it raises.
 
     start: None for a new run, else (step, folder) of the checkpoint to continue from.
+    finished: whether all its steps are done and evaluated, so that there is nothing to do.
     """
 
     def __init__(
@@ -81,13 +90,16 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self._lock: IO[bytes] | None = None
         try:
-            self.start: tuple[int, Path] | None = on_rank_zero(lambda: self._open(config, resume, identity()))
+            opened = on_rank_zero(lambda: self._open(config, resume, identity()))
+            self.start: tuple[int, Path] | None = opened[0]
+            self.finished: bool = opened[1]
         except BaseException:
             self.close()
             raise
 
-    def _open(self, config: object, resume: str, identity: dict[str, str]) -> tuple[int, Path] | None:
-        folder, settings = self.folder, dict(dataclasses.asdict(config))
+    def _open(self, config: object, resume: str, identity: dict[str, str]) -> tuple[tuple[int, Path] | None, bool]:
+        """`start` and `finished`."""
+        folder, settings = self.folder, json.loads(json.dumps(dataclasses.asdict(config)))  # as it is read back
         occupied = self._check_folder(resume)
         origin = read_json(folder / IDENTITY_FILE).get(ORIGIN, "") if (folder / IDENTITY_FILE).exists() else ""
         by_path = resume not in ("auto", "none")
@@ -99,12 +111,12 @@ class Run:
             owner = (folder / LOCK_FILE).read_text("ascii", "replace").strip() or "unknown"
             problem = f"another process (id {owner}) is at work there"
             raise BlockingIOError(f"--out {folder}: {problem}; wait for it, stop it, or choose another --out")
-        accepted = {name.strip() for name in getattr(config, "accept_changed", "").split(",") if name.strip()}
+        accepted, changed = {name.strip() for name in settings.get("accept_changed", "").split(",")}, []
         if occupied:
-            self._refuse_changes(folder, {"config.json": settings, IDENTITY_FILE: identity}, accepted)
+            changed = self._refuse_changes(folder, {CONFIG_FILE: settings, IDENTITY_FILE: identity}, accepted)
         elif named:  # a run that branches off may have other settings and data, but not another tokenizer
             shared = {name: identity[name] for name in BRANCH_IDENTITY if name in identity}
-            self._refuse_changes(named[1].parent.parent, {IDENTITY_FILE: shared}, accepted)
+            changed = self._refuse_changes(named[1].parent.parent, {IDENTITY_FILE: shared}, accepted)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         remove_leftovers(self.checkpoints)
@@ -113,12 +125,33 @@ class Run:
             origin = str(named[1].resolve())
         step = start[0] if start else 0
         rewind(self.checkpoints, step, _rows(folder / METRICS_FILE))
-        write_json(folder / IDENTITY_FILE, identity | ({ORIGIN: origin} if origin else {}))
-        write_json(folder / "config.json", settings)  # after identity.json: with it the folder counts as a run's
-        write_json(folder / "env.json", _environment())
         for name in (METRICS_FILE, SAMPLES_FILE):
             self._drop_after(name, step)
-        return start
+        if occupied and step >= settings.get("steps", math.inf):  # no step is left that could run with these settings
+            prune(self.checkpoints, settings.get("keep_last", 1))
+            return start, read_best(self.checkpoints).get("evaluated_through", 0) >= step
+        for text in changed:
+            print(f"accepted: {text}", file=sys.stderr)
+        write_json(folder / IDENTITY_FILE, identity | ({ORIGIN: origin} if origin else {}))
+        self._write_settings(settings, step)  # after identity.json: with it the folder counts as a run's
+        write_json(folder / "env.json", _environment())
+        return start, False
+
+    def _write_settings(self, settings: dict, step: int) -> None:
+        """config.json; and history.json where steps before `step` ran with other settings. Complete after any crash."""
+        config, history, segments = self.folder / CONFIG_FILE, self.folder / HISTORY_FILE, []
+        if history.exists():
+            segments = read_json(history)["segments"]
+        elif config.exists():
+            segments = [{"from_step": 0, "settings": read_json(config)}]
+        segments = [segment for segment in segments if segment["from_step"] < step]  # the others have no step left
+        if not segments or _lasting(segments[-1]["settings"]) != _lasting(settings):
+            segments.append({"from_step": step, "settings": settings})
+        if len(segments) > 1:
+            write_json(history, {"segments": segments})
+        else:
+            history.unlink(missing_ok=True)
+        write_json(config, settings)
 
     def _check_folder(self, resume: str) -> bool:
         """Whether the folder holds a run already. Raises: FileExistsError where it holds something else."""
@@ -131,12 +164,12 @@ class Run:
         if resume == "none":
             raise FileExistsError(f"{problem}; choose another one or continue it with --resume auto")
         # A Hugging Face folder has a config.json too, but no checkpoints/.
-        if not ((folder / "config.json").exists() and self.checkpoints.is_dir()):
+        if not ((folder / CONFIG_FILE).exists() and self.checkpoints.is_dir()):
             raise FileExistsError(f"{problem} and holds no taosr1 run; choose another one")
         return True
 
-    def _refuse_changes(self, run: Path, facts: dict[str, dict], accepted: set[str]) -> None:
-        """Raises: ValueError where `facts`, by file, differ from what `run` stores, except for accepted names."""
+    def _refuse_changes(self, run: Path, facts: dict[str, dict], accepted: set[str]) -> list[str]:
+        """The accepted differences between `facts`, by file, and what `run` stores. Raises: ValueError for others."""
         changed = []
         for file, now in facts.items():
             stored, now = read_json(run / file) if (run / file).exists() else {}, json.loads(json.dumps(now))
@@ -150,8 +183,7 @@ class Run:
                 f"--out {self.folder}: holds a run with other settings or data ({'; '.join(refused)}); choose another "
                 f"--out, or continue it all the same with --accept-changed {names}"
             )
-        for _, text in changed:
-            print(f"accepted: {text}", file=sys.stderr)
+        return [text for _, text in changed]
 
     def _drop_after(self, name: str, step: int) -> None:
         """Remove what an interrupted run logged after the checkpoint it continues from, and an incomplete last line."""
@@ -196,10 +228,14 @@ class Run:
 
 def is_unfinished(folder: str | Path) -> bool:
     """Whether this is the folder of a run that was stopped before its last step."""
-    config, steps = Path(folder) / "config.json", Path(folder) / "checkpoints"
+    config, steps = Path(folder) / CONFIG_FILE, Path(folder) / "checkpoints"
     if not (config.is_file() and steps.is_dir()):
         return False
     return max(dict(checkpoints(steps)), default=0) < read_json(config).get("steps", 0)
+
+
+def _lasting(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in _SAID_ONCE}
 
 
 def _rows(path: Path) -> Iterator[dict]:

@@ -16,6 +16,8 @@ from taosr1.task.judgement import Judgement
 WORDS_FILE = "known_words.txt"
 MAX_UNKNOWN_FRAC = 0.25  # of a text's words. Choice: one misspelt word of four is still inside
 LOW_MASS = 0.5  # label mass below which a judge rarely answers with a label at all
+LOW_MASS_REASON = "low label mass"
+SHOWN_WORDS = 5
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -38,6 +40,13 @@ class World:
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / WORDS_FILE).write_text("\n".join(sorted(self.known or ())) + "\n", encoding="utf-8")
+
+    def reason(self, row: Judgement, fields: Sequence[str], label_mass: float | None = None) -> str:
+        """Why this pair is outside, "" where it is not: its words, or a label mass below `LOW_MASS`."""
+        if unknown := self.unknown_words(row, fields):
+            shown = ", ".join(unknown[:SHOWN_WORDS]) + (", ..." if len(unknown) > SHOWN_WORDS else "")
+            return f"unknown words: {shown}"
+        return LOW_MASS_REASON if label_mass is not None and label_mass < LOW_MASS else ""
 
     def unknown_words(self, row: Judgement, fields: Sequence[str]) -> tuple[str, ...]:
         """The words that put a pair outside: those of its query and shown product fields that never occurred.

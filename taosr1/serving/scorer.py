@@ -15,12 +15,24 @@ class Score:
     """One judged pair. `grade` is the most probable label, `tier` is CumPT's: they may differ where mass is spread.
 
     probs: P(grade 1..4), sums to 1. label_mass: full-vocabulary probability that the first token is a label at all.
+    outside: why the pair is outside of what the judge has learned (`serving/outside.py`), "" where it is not.
     """
 
     grade: int
     tier: str
     probs: tuple[float, float, float, float]
     label_mass: float
+    outside: str = ""
+
+    @property
+    def score(self) -> float:
+        """One number to sort by: the expected grade brought to [0, 1], (sum of g * P(g) - 1) / 3.
+
+        Choice: the expected grade uses all four probabilities, where grade and tier only say which threshold is passed.
+        0 is certainly Irrelevant, 1 certainly Excellent.
+        """
+        expected = sum(grade * probability for grade, probability in zip(GRADES, self.probs))
+        return min(1.0, max(0.0, (expected - GRADES[0]) / (GRADES[-1] - GRADES[0])))  # float32 sums reach 1.0000001
 
 
 def score_prompts(

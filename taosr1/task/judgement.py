@@ -26,9 +26,12 @@ class Judgement:
     item_id: str = ""
     cot: str = ""  # the five-line chain of thought of a reasoned pair
     extra: dict = field(default_factory=dict)  # every other input column, verbatim
+    # Where the row was read; no part of the row, so neither compared nor written.
+    source: str = field(default="", compare=False, repr=False)  # the file
+    line: int = field(default=0, compare=False, repr=False)  # its line there, from 1
 
 
-COLUMNS = tuple(item.name for item in fields(Judgement) if item.name != "extra")
+COLUMNS = tuple(item.name for item in fields(Judgement) if item.name != "extra" and item.compare)
 PRODUCT_TEXT = ("title", "brand", "attributes", "category", "description")
 
 

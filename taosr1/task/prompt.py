@@ -13,9 +13,11 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from taosr1.runtime.cli import check
 from taosr1.task.grades import GRADES, LABELS, grade_name
@@ -113,28 +115,103 @@ def _user_message(texts: list[str], names: tuple[str, ...], config: PromptConfig
     return "\n".join([INSTRUCTIONS, FORMATS[config.order], "", f"Query:{query}", "Product", *lines])
 
 
+class Slot(NamedTuple):
+    """A place of a prompt for an untrusted text: the text's number, and whether the template trims it on a side.
+
+    before: ids of the trusted text before it. without_space: the same less the space that it ends in, None without one.
+    """
+
+    text: int
+    left: bool
+    right: bool
+    before: list[int]
+    without_space: list[int] | None
+
+    def filled(self, tokenizer, text: str) -> list[int]:
+        """Ids of what is before the text, and of the text. A space and the word behind it are one token."""
+        text = text.lstrip() if self.left else text
+        text = text.rstrip() if self.right else text
+        if self.without_space is None or text[:1].isspace():
+            return self.before + tokenizer.encode_text(text)
+        return self.without_space + tokenizer.encode_text(" " + text)
+
+
+# What stands for an untrusted text while a template is rendered. Private-use characters, because no template contains
+# them and untrusted text never meets this string; the rest is what a filter of the template would change. The wide
+# spaces tell the white space of the text from the template's own.
+_PLACE = " \u2003\ue000{}\ue001Ab \"'<&>\\\u00e9  x\ue002\u2003 "
+_PLACES = re.compile("( ?\u2003)?" + re.escape(_PLACE.strip()).replace(r"\{\}", r"(\d+)") + "(\u2003 ?)?")
+
+
 @lru_cache(maxsize=256)
-def _template_pieces(tokenizer, names: tuple[str, ...], config: PromptConfig) -> tuple[tuple[int, ...], ...]:
-    """Ids of the trusted text before, between and after the untrusted texts; equal for all rows with these fields."""
-    # Private-use characters: no template contains them, and untrusted text never meets this string.
-    placeholders = [f"\ue000{index}\ue001" for index in range(len(names) + 1)]
-    message = _user_message(placeholders, names, config)
-    parts = re.split("\ue000\\d+\ue001", tokenizer.render_prompt([{"role": "user", "content": message}]))
-    if len(parts) != len(names) + 2:
-        shown = (len(parts) - 1) / (len(names) + 1)
+def _template_pieces(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[tuple[Slot, ...], list[int]]:
+    """Where the untrusted texts of these turns belong, in the order of the prompt, and the ids of what follows them.
+
+    turns: the role of each message, and its trusted texts: before, between and after its untrusted ones.
+    Raises: ValueError where the template does not show every message once and as it is, but for white space around it.
+    """
+    numbers = iter(range(sum(len(trusted) - 1 for _, trusted in turns)))
+    contents = [trusted[0] + "".join(_PLACE.format(next(numbers)) + t for t in trusted[1:]) for _, trusted in turns]
+    as_text = [{"role": role, "content": content} for (role, _), content in zip(turns, contents)]
+    as_parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in as_text]
+    try:
+        rendered = _showing(tokenizer, as_text, contents)
+    except ValueError as problem:
+        try:
+            rendered = _showing(tokenizer, as_parts, contents)  # templates of models that see pictures want a list
+        except ValueError:
+            raise problem from None
+    slots, start = [], 0
+    for place in _PLACES.finditer(rendered):
+        part, first = rendered[start : place.start()], start == 0
+        short = part[:-1] if part.endswith(" ") and not part[:-1].endswith(" ") else None
+        before = tokenizer.encode_trusted(part, start=first)
+        without_space = None if short is None else tokenizer.encode_trusted(short, start=first)
+        slots.append(Slot(int(place[2]), not place[1], not place[3], before, without_space))
+        start = place.end()
+    return tuple(slots), tokenizer.encode_trusted(rendered[start:], start=False)
+
+
+def _showing(tokenizer, messages: list[dict], contents: list[str]) -> str:
+    """The rendered messages. Raises: ValueError where a content is not in it, or not once, or altered."""
+    rendered = tokenizer.render_prompt(messages)
+    shown = rendered.count("\ue000") / sum(content.count("\ue000") for content in contents)
+    if shown != 1:
         raise ValueError(f"the chat template shows the user's message {shown:g} times, expected once")
-    return tuple(tuple(tokenizer.encode_trusted(part, start=index == 0)) for index, part in enumerate(parts))
+    altered = [content for content in contents if rendered.count(content.strip()) != 1]
+    if altered or len(_PLACES.findall(rendered)) != sum(content.count("\ue000") for content in contents):
+        raise ValueError(
+            f"the chat template in {tokenizer.folder} alters the message (its case, quotes, spaces or characters): "
+            "edit it to show message.content as it is, with no filter but trim"
+        )
+    return rendered
+
+
+def _fill(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Sequence[str]) -> list[int]:
+    """Token ids of the rendered turns with the untrusted texts in their places."""
+    slots, behind = _template_pieces(tokenizer, turns)
+    return [token for slot in slots for token in slot.filled(tokenizer, texts[slot.text])] + behind
+
+
+@lru_cache(maxsize=256)
+def _trusted_texts(names: tuple[str, ...], config: PromptConfig) -> tuple[str, ...]:
+    """The user's message without its untrusted texts."""
+    return tuple(_user_message(["\ue000"] * (len(names) + 1), names, config).split("\ue000"))
 
 
 def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[int]:
     """Token ids of the prompt, up to where the reply begins (the generation prompt of the chat template included)."""
     names = tuple(name for name in config.fields if getattr(judgement, name).strip())  # empty ones are left out
-    pieces = _template_pieces(tokenizer, names, config)
-    ids = list(pieces[0])
-    for text, piece in zip(_untrusted_texts(judgement, names, config), pieces[1:]):
-        ids += tokenizer.encode_text(text)
-        ids += piece
-    return ids
+    return _fill(tokenizer, (("user", _trusted_texts(names, config)),), _untrusted_texts(judgement, names, config))
+
+
+def encode_messages(tokenizer, messages: Sequence[tuple[str, str]]) -> list[int]:
+    """Token ids of (role, text) messages in the chat template, up to where the reply begins.
+
+    Every text is untrusted. Raises: ValueError where the template does not take these roles.
+    """
+    turns = tuple((role, ("", "")) for role, _ in messages)
+    return _fill(tokenizer, turns, [text for _, text in messages])
 
 
 def prompt_room(positions: int) -> int:

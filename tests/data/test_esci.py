@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,11 @@ def test_a_column_of_our_own_in_an_esci_row_is_kept_and_a_prediction_is_no_label
     assert parse_judgement({**ROW, "esci_label": None, "grade": 1}).grade == 1
 
 
-def test_a_misspelt_esci_column_is_refused():
-    row = {("ESCI_Label" if name == "esci_label" else name): value for name, value in ROW.items()}
-    with pytest.raises(ValueError, match="field 'ESCI_Label' is not read: the column is called 'esci_label'"):
-        parse_judgement(row)
+@pytest.mark.parametrize("spell", [str.upper, str.title, lambda name: f" {name} ", lambda name: name.replace("_", " ")])
+def test_esci_columns_are_read_in_any_case(spell):
+    assert replace(parse_judgement({spell(name): value for name, value in ROW.items()}), extra={}) == replace(
+        parse_judgement(ROW), extra={}
+    )
 
 
 def test_bullet_points_are_text_or_nothing():

@@ -7,9 +7,12 @@ import stat
 
 import pytest
 
+from taosr1.data.columns import ColumnNames
+from taosr1.data.flatten import is_blank, is_missing
 from taosr1.data.judgements import Judgement, judgement_to_dict, read_judgements, write_judgements
 from taosr1.runtime.bad_rows import BadRows
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
+from taosr1.task.judgement import COLUMNS
 
 GOOD = {"query": "red boots", "title": "Boots, red", "grade": 4}
 COT = "Query: boots\nItem: boots\nCategory: same\nAttributes: none\nDecision: 4-Excellent"
@@ -204,8 +207,9 @@ def test_any_rows_survive_a_round_trip(tmp_path):
     )
     given, strategies = hypothesis.given, hypothesis.strategies
     text = strategies.text(strategies.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-    filled = text.filter(str.strip)
-    names = text.filter(lambda name: name not in Judgement.__dataclass_fields__)
+    filled = text.filter(lambda cell: not is_blank(cell) and not is_missing(cell))
+    field = text.map(lambda cell: "" if is_blank(cell) or is_missing(cell) else cell)
+    names = text.filter(lambda name: ColumnNames().rename({name: 0}) == {name: 0} and name not in COLUMNS)
     value = strategies.recursive(
         strategies.none()
         | strategies.booleans()
@@ -219,15 +223,15 @@ def test_any_rows_survive_a_round_trip(tmp_path):
         Judgement,
         query=filled,
         title=filled,
-        brand=text,
-        attributes=text,
-        category=text,
-        description=text,
-        price=text,
+        brand=field,
+        attributes=field,
+        category=field,
+        description=field,
+        price=field,
         grade=strategies.sampled_from([None, 1, 2, 3, 4]),
-        query_kind=text,
-        query_id=text,
-        item_id=text,
+        query_kind=field,
+        query_id=field,
+        item_id=field,
         extra=strategies.dictionaries(names, value, max_size=2),
     )
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from taosr1.data.judgements import Judgement, iter_judgements, read_judgements
+from taosr1.data.judgements import iter_judgements, read_judgements
 
 GOOD = {"query": "red boots", "title": "Boots, red", "grade": 4}
 COT = "Query: boots\nItem: boots\nCategory: same\nAttributes: none\nDecision: 4-Excellent"
@@ -37,7 +37,10 @@ def refusal(path, **options):
         ({**GOOD, "title": ["a"]}, "field 'title' is ['a'], expected text"),
         ({**GOOD, "brand": False}, "field 'brand' is False, expected text"),
         ({**GOOD, "category": {"a": "b"}}, "field 'category' is {'a': 'b'}, expected text"),
-        ({**GOOD, "attributes": {"a": {"b": "c"}}}, "expected text"),
+        (
+            {**GOOD, "attributes": {"a": {"b": {"c": {"d": {"e": 1}}}}}},
+            "field 'attributes' holds {'e': 1} at 'a b c d'",
+        ),
         ({"title": "Boots"}, "field 'query' is missing; the row has 'title'"),
         ({"query": "boots"}, "field 'title' is missing; the row has 'query'"),
         ({**GOOD, "query": "  "}, "field 'query' is empty"),
@@ -77,7 +80,8 @@ def test_a_last_line_cut_off_by_a_crash_is_named_as_such(tmp_path):
         ("query,title,grade\na,b,7\n", 2, "field 'grade' is '7', expected 1-4"),
         ("query,query,title\n", 1, "header names ['query'] twice"),
         ("query,,title\n", 1, "empty column name"),
-        ("query;title;grade\na;b;4\n", 1, "separated by ';', expected ','"),
+        ("query;title;grade\na,b,4\n", 1, "header are separated by ';', those of the rows by ','"),
+        ("query,title;grade\na,b;4\n", 1, "',' and ';' could both separate the cells: say which, --delimiter"),
     ],
 )
 def test_a_csv_problem_is_named_by_the_line_it_begins_on(tmp_path, text, line, message):
@@ -99,7 +103,7 @@ def test_bad_rows_up_to_the_limit_are_skipped_and_printed(tmp_path, capsys):
     printed = capsys.readouterr().err.splitlines()
     assert printed[0] == f"skipped {path}:2: field 'grade' is 9, expected 1-4"
     assert printed[1].startswith(f"skipped {path}:3: not JSON")
-    assert printed[2:] == [f"{path}: skipped 2 of 4 rows: field 'grade' 1, not JSON 1"]
+    assert printed[2] == f"{path}: skipped 2 of 4 rows: field 'grade' 1, not JSON 1"
     assert f"{path}:3: " in refusal(path, max_bad_rows=1)
     assert "more than the 1 of --max-bad-rows" in refusal(path, max_bad_rows=1)
     with pytest.raises(ValueError, match="--max-bad-rows is -1, expected 0 or more"):
@@ -118,7 +122,7 @@ def test_a_missing_file_a_folder_and_an_unknown_type_name_the_flag(tmp_path):
         read_judgements(tmp_path / "nowhere.jsonl")
     with pytest.raises(FileNotFoundError, match="examples.*check --data"):
         read_judgements(tmp_path)
-    assert "unknown file type '.xlsx'" in refusal(save(tmp_path, [GOOD], "data.xlsx"))
+    assert "unknown file type '.doc'" in refusal(save(tmp_path, [GOOD], "data.doc"))
 
 
 @pytest.mark.parametrize("keep", [5, 40, -6])
@@ -136,9 +140,9 @@ def test_a_bit_flip_inside_gzip_data_is_noticed(tmp_path):
     assert "data.jsonl.gz:" in refusal(tmp_path / "data.jsonl.gz")
 
 
-def test_utf_16_is_named(tmp_path):
-    (tmp_path / "data.jsonl").write_text(json.dumps(GOOD), encoding="utf-16")
-    assert "UTF-16, expected UTF-8" in refusal(tmp_path / "data.jsonl")
+def test_utf_32_is_named_with_the_conversion(tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps(GOOD), encoding="utf-32")
+    assert "UTF-32, expected UTF-8: iconv -f UTF-32 -t UTF-8 data.jsonl > NEW" in refusal(tmp_path / "data.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -161,25 +165,6 @@ def test_an_id_stays_what_it_is(tmp_path, value, text):
 def test_a_number_that_a_float_cannot_hold_exactly_is_no_id(tmp_path, value):
     path = save(tmp_path, [f'{{"query": "a", "title": "b", "query_id": {value}}}'])
     assert "field 'query_id' is" in refusal(path) and "write it as text" in refusal(path)
-
-
-@pytest.mark.parametrize("name", ["Grade", " grade", "grade ", "GRADE", "\ufeffgrade", "\ufeffquery"])
-def test_a_column_that_would_silently_not_be_read_is_refused(tmp_path, name):
-    row = {"query": "boots", "title": "Boots", "grade": 4}
-    plain = name.strip("\ufeff ").lower()
-    row[name] = row.pop(plain)
-    assert f"data.jsonl:1: field {name!r} is not read: the column is called {plain!r}, rename it" in refusal(
-        save(tmp_path, [row])
-    )
-    both = {**row, plain: "mug" if plain == "query" else 1}
-    assert read_judgements(save(tmp_path, [both]))[0].extra == {name: row[name]}  # then it is a column of its own
-
-
-def test_names_of_columns_may_have_spaces_around_them_in_csv_where_their_case_still_counts(tmp_path):
-    (tmp_path / "data.csv").write_text("query, title ,grade\na,b,4\n", encoding="utf-8")
-    assert read_judgements(tmp_path / "data.csv") == [Judgement("a", "b", grade=4)]
-    (tmp_path / "data.csv").write_text("query,title,Grade\na,b,4\n", encoding="utf-8")
-    assert "data.csv:2: field 'Grade' is not read" in refusal(tmp_path / "data.csv")
 
 
 def test_an_error_is_short_whatever_the_row_holds(tmp_path):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from taosr1.data.flags import ReadFlags
-from taosr1.data.judgements import write_judgements
-from taosr1.data.sources import load_rows
+from taosr1.data.judgements import read_judgements, write_judgements
+from taosr1.data.sources import load_pairs, load_rows
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import label_of_cot
 
@@ -102,3 +102,39 @@ def test_a_missing_file_a_wrong_grade_an_empty_file_and_a_negative_limit_are_nam
         load_rows(str(path))
     with pytest.raises(ValueError, match="-1 rows asked for, expected 0"):
         load_rows("synthetic:dev*3", limit=-1)
+
+
+def put(folder, name, *queries):
+    (folder / name).write_text("query,title\n" + "".join(f"{query},b\n" for query in queries), encoding="utf-8")
+    return folder / name
+
+
+def test_several_files_and_patterns_are_one_table_whose_rows_know_their_file_and_line(tmp_path, capsys):
+    one, two = put(tmp_path, "part-1.csv", "a", "b"), put(tmp_path, "part-2.csv", "c")
+    ten = put(tmp_path, "p10.csv", "d")
+    found = load_rows(f"{tmp_path}/part-*.csv,{ten}")
+    assert [(row.query, row.source, row.line) for row in found] == [
+        ("a", str(one), 2), ("b", str(one), 3), ("c", str(two), 2), ("d", str(ten), 2)
+    ]  # fmt: skip
+    assert "part-*.csv: 2 files, read in this order: part-1.csv, part-2.csv" in capsys.readouterr().err
+    assert [raw for raw, _ in load_pairs(f"{two},{one}", limit=2)] == [{"query": q, "title": "b"} for q in "ca"]
+    assert [row.query for row in read_judgements(f"{two}, {one}")] == ["c", "a", "b"]
+
+
+def test_a_file_whose_name_looks_like_a_list_or_a_pattern_is_one_file(tmp_path):
+    for name in ("a,b.csv", "a[1].csv", "what?.csv"):
+        assert [row.query for row in load_rows(str(put(tmp_path, name, "q")))] == ["q"]
+
+
+def test_the_error_of_several_files_names_the_right_one(tmp_path):
+    good, empty = put(tmp_path, "good.csv", "a"), put(tmp_path, "empty.csv")
+    with pytest.raises(ValueError, match=r"empty\.csv: no rows in this file"):
+        load_rows(f"{good},{empty}")
+    with pytest.raises(FileNotFoundError, match="no file matches '.*none-.*': check --data"):
+        load_rows(f"{good},{tmp_path}/none-*.csv")
+    with pytest.raises(FileNotFoundError, match=r"no file at .*gone\.csv: check --data"):
+        load_rows(f"{good},{tmp_path}/gone.csv")
+    with pytest.raises(ValueError, match=r"names .*good\.csv twice"):
+        load_rows(f"{good},{tmp_path}/g*.csv")
+    with pytest.raises(ValueError, match="has an empty name"):
+        load_rows(f"{good},")

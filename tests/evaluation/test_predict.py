@@ -136,3 +136,13 @@ def test_before_and_after_compares_the_start_with_the_best_checkpoint_and_writes
     cut = before_and_after(judge, {"result": nullcontext(judge.model)}, str(tmp_path), rows, max_new_tokens=3)
     assert cut["test_macro_f1_result"] == 0.0  # replies are as long as the stage allowed
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["checkpoints", "test.json"]
+
+
+def test_the_comparison_of_one_query_says_that_there_is_no_interval(parrot, tmp_path, capsys):
+    judge = parrot("label", "4")
+    rows = [Judgement("boots", f"title {grade}", grade=grade, query_id="q") for grade in (4, 4, 1)]
+    found = before_and_after(judge, {"start": nullcontext(judge.model)}, str(tmp_path), rows)
+    assert found["test_low_start"] is found["test_high_start"] is None
+    assert "interval: none, there is one query" in capsys.readouterr().out
+    stored = (tmp_path / "test.json").read_text(encoding="utf-8")
+    assert json.loads(stored, parse_constant=pytest.fail) == found  # null, not NaN

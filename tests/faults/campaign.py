@@ -101,6 +101,11 @@ def unbroken_runs(world: dict[str, list[str]], folder: Path) -> dict[str, Unbrok
     return {stage: unbroken(world, stage, folder / stage) for stage in STAGES}
 
 
+def went_on_from(step: int, said: str) -> bool:
+    """Whether a start continued from this step, or found its run finished there."""
+    return f"continuing from step {step} " in said or f"already finished at step {step};" in said
+
+
 def disturbed(
     argv: list,
     stage: str,
@@ -135,7 +140,7 @@ def disturbed(
         expect("Traceback" not in said, f"{stage} in {folder}: a bare traceback", log)
         if newest and "step/s" in said:
             problem = f"{stage} in {folder}: did not continue from step {newest}"
-            expect(f"continuing from step {newest} " in said, problem, log)
+            expect(went_on_from(newest, said), problem, log)
             counts["continued from the newest step"] += 1
         if code == 0:
             break
@@ -145,7 +150,7 @@ def disturbed(
     expect(code == 0, f"{stage} in {folder}: the last start ended with {code}", log)
     if newest:
         problem = f"{stage} in {folder}: did not continue from step {newest}"
-        expect(f"continuing from step {newest} " in log.read_text(encoding="utf-8"), problem, log)
+        expect(went_on_from(newest, log.read_text(encoding="utf-8")), problem, log)
         counts["continued from the newest step"] += 1
     problem = f"{stage} in {folder}: the result is not that of the undisturbed run"
     expect(result_of(stage, out) == known.result, problem, log)
@@ -281,7 +286,7 @@ def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Coun
         code = run_whole(script_of(stage), [*argv, "--out", out], log)
         said = log.read_text(encoding="utf-8")
         clear = "Read-only" in said and "Traceback" not in said
-        expect(code == 1 and clear, f"{stage} on a read-only disk ended with {code}", log)
+        expect(code == 2 and clear, f"{stage} on a read-only disk ended with {code}", log)
         counts["read-only: clear end"] += 1
         os.system(f"mount -o remount,rw,size=64m {place}")
         code = run_whole(script_of(stage), [*argv, "--out", out], log)

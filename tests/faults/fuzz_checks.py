@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz_files import REPLIED, VOCAB, Sample
+from fuzz_files import REPLIED, Sample
 from fuzz_oracle import Spelled, Wrong, canonical, check_judgement, leaves, oracle
 
 from infer import score
@@ -18,6 +18,7 @@ from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, read_rows, write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.scores import read_scores
+from taosr1.judge_model import load_judge
 from taosr1.runtime.bad_rows import BadRows
 from taosr1.task.rules import load_rules
 from train import dpo
@@ -27,6 +28,7 @@ ANY = 10**9
 TIME_LIMIT_S = 10
 FLOOD_CHARS = 12_000  # of an error message, or of all that is printed about one file
 RULES = load_rules()
+JUDGE = load_judge("bundled", plain=True)
 
 
 class Hang(BaseException):
@@ -218,7 +220,7 @@ def check_score(found: tuple, raw: dict, line: int) -> None:
 
 
 def check_pairs(sample: Sample, path: Path, spelled: Spelled) -> str:
-    outcome = attempt(path, lambda: dpo.read_pairs(str(path), VOCAB))
+    outcome = attempt(path, lambda: dpo.read_pairs(str(path), JUDGE))
     if outcome.error:
         names_line = re.search(re.escape(str(path)) + r":\d+: ", outcome.error)
         if not names_line and not re.search(FILE_PROBLEMS + "|no pairs", outcome.error):

@@ -64,7 +64,7 @@ def test_a_thinker_decodes_and_has_neither_probabilities_nor_tiers(taught_judge,
             main(["--model", taught_judge("pre-cot"), "--data", rows_file, *flags])
 
 
-def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, capsys):
+def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_file, tmp_path, capsys):
     run = taught_judge("post-cot")
     dev, judge = load_rows("synthetic:dev*60"), open_judge(run)[1]
     expected = fit_beta([prediction.probs for prediction in predict(judge, dev)], [row.grade for row in dev])
@@ -82,7 +82,8 @@ def test_beta_is_fitted_on_dev_and_stored_only_when_asked(taught_judge, rows_fil
     finally:
         stored.unlink()
     capsys.readouterr()
-    main([*flags, "--dev", f"{rows_file},{rows_file}"])  # the same rows under another name
+    shutil.copy(rows_file, tmp_path / "again.jsonl")
+    main([*flags, "--dev", f"{rows_file},{tmp_path / 'again.jsonl'}"])  # the same rows under another name
     assert "16 of 16 pairs of --dev are in --data too" in capsys.readouterr().err
 
 
@@ -150,8 +151,8 @@ def test_a_stored_temperature_is_used_unless_it_is_switched_off(own_judge, rows_
     assert refitted["temperature"]["before"] == pytest.approx(scaled["temperature"]["before"])
 
 
-def test_a_temperature_at_the_end_of_its_range_is_warned_about(own_judge, rows_file, eight_rows_file, capsys):
-    dev = f"{eight_rows_file},{eight_rows_file}"
+def test_a_temperature_at_the_end_of_its_range_is_warned_about(own_judge, rows_file, eight_rows_file, tmp_path, capsys):
+    dev = f"{eight_rows_file},{shutil.copy(eight_rows_file, tmp_path / 'again.jsonl')}"
     main(["--model", own_judge, "--data", rows_file, "--dev", dev, "--fit-temperature", *QUICK])
     assert "the temperature is at the end of its range, 0.05: --dev has too few rows (16)" in capsys.readouterr().err
 
@@ -250,29 +251,34 @@ def test_wrong_use_says_what_to_do(fresh_judge, taught_judge, rows_file, eight_r
         r"--explain: --model .* grade alone": ["--model", fresh_judge("label"), "--data", rows_file, "--explain"],
         r"no file at .*gone.jsonl": ["--scores", str(tmp_path / "gone.jsonl")],
         r"empty.jsonl: no rows in this file: check --scores": ["--scores", empty],
-        r"other.jsonl:1: field 'gold_grade' is missing": ["--scores", other],
-        r"ungraded-scores.jsonl:1: field 'gold_grade' is missing": ["--scores", str(unknown)],
+        r"other.jsonl:1: field 'gold_grade' is missing, and so is 'pred_grade'": ["--scores", other],
+        r"ungraded-scores.jsonl:1: .* field 'pred_grade' is the prediction": ["--scores", str(unknown)],
     }
     for message, flags in wrong.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             main(flags)
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grade": 5}, "field 'grade' is 5, expected the predicted grade 1-4"),
+        ({"pred_grade": 5}, "field '(pred_)?grade' is 5, expected the predicted grade 1-4"),
         ({"tier": "Great"}, "field 'tier' is 'Great', expected one of Good, Mid, Bad"),
         ({"probs": None}, "field 'probs' is None, expected four numbers"),
         ({"probs": [1, 2, 3, 4]}, "four finite, non-negative numbers that sum to 1"),
         ({"label_mass": "high"}, "field 'label_mass' is 'high'"),
     ],
 )
-def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
-    row = {"query": "q", "title": "t", "gold_grade": 4}
-    row |= {"grade": 4, "tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
+def test_scores_that_are_none_are_named_by_line(change, message, old, tmp_path):
+    """old: until version 0.2 `grade` was the prediction, and `gold_grade` the data's own."""
+    row = {"query": "q", "title": "t", "grade": 3, "pred_grade": 4}
+    row |= {"tier": "Good", "probs": [0, 0, 0, 1], "label_mass": 1}
+    rows, names = [row, {**row, **change}], {"grade": "gold_grade", "pred_grade": "grade"}
+    if old:
+        rows = [{names.get(name, name): value for name, value in row.items()} for row in rows]
     path = tmp_path / "scored.jsonl"
-    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="scored.jsonl:2: .*" + message):
         main(["--scores", str(path), *QUICK])
     assert main(["--scores", str(path), "--max-bad-rows", "1", *QUICK])["rows"] == 1
@@ -290,7 +296,7 @@ def test_scores_that_are_none_are_named_by_line(change, message, tmp_path):
         (["--temperature-scaling", "on"], "invalid choice: 'on'"),
         (["--scores", "s.jsonl", "--temperature-scaling", "off"], "are as infer/score.py wrote them"),
         (["--scores", "s.jsonl", "--model", "m", "--explain"], "leave out --model; --explain needs a model"),
-        (["--out", "."], "--out . is a folder"),
+        (["--out", "."], "--out .: is a folder, expected a file name"),
     ],
 )
 def test_wrong_flags_end_with_a_message(flags, message, capsys):

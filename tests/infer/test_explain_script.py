@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from infer.explain import main, notes, visible
+from infer.explain import main
 from taosr1.data.judgements import Judgement
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import open_judge, store_temperature
+from taosr1.serving.explain import Explanation, visible
 from taosr1.serving.scorer import score_prompts
 
 PAIR = ["boots not leather", "Norvell suede hiking boots"]
@@ -23,9 +26,10 @@ def test_a_pair_on_the_command_line_is_judged_as_the_scorer_judges_it(fresh_judg
     (found,) = main([*PAIR, "--price", "$19", "--model", fresh_judge("post-cot"), "--max-new-tokens", "8"])
     _, judge = open_judge(fresh_judge("post-cot"))  # as the scorer opens it: packed weights round in another order
     score = score_prompts(judge, judge.prompts([Judgement(*PAIR, price="$19")]))[0]
-    assert (found["grade"], found["tier"], tuple(found["probs"])) == (score.grade, score.tier, score.probs)
+    assert (found["pred_grade"], found["tier"]) == (score.grade, score.tier)
+    assert found["probs"] == pytest.approx(score.probs, abs=1e-6)
     assert (found["query"], found["title"], found["price"]) == (*PAIR, "$19")
-    assert found["reply"].startswith(f"{found['grade']}")  # the reasons are those for the grade that is shown
+    assert found["reply"].startswith(f"{found['pred_grade']}")  # the reasons are those for the grade that is shown
     printed = capsys.readouterr().out
     for words in ("boots not leather", "4-Excellent 0.", "label mass", "low label mass", "raise --max-new-tokens"):
         assert words in printed
@@ -49,8 +53,8 @@ def test_a_stored_temperature_scales_what_is_shown_and_says_so(fresh_judge, caps
     finally:
         stored.unlink()
     assert (
-        scaled["probs"] == pytest.approx(apply_temperature([plain["probs"]], 0.05)[0])
-        and scaled["grade"] == plain["grade"]
+        scaled["probs"] == pytest.approx(apply_temperature([plain["probs"]], 0.05)[0], abs=1e-4)
+        and scaled["pred_grade"] == plain["pred_grade"]
     )
     assert off == plain and max(scaled["probs"]) > max(plain["probs"])
 
@@ -67,7 +71,7 @@ def test_a_taught_judge_gives_grade_then_reasons_for_every_row_of_a_file(
 ):
     out = tmp_path / "explained.jsonl"
     found = main(["--data", eight_rows_file, "--limit", "0", "--model", taught_judge("post-cot"), "--out", str(out)])
-    assert [one["grade"] for one in found] == [one["gold_grade"] for one in found] == [row.grade for row in eight_rows]
+    assert [one["pred_grade"] for one in found] == [one["grade"] for one in found] == [row.grade for row in eight_rows]
     assert all(one["finished"] and one["well_formed"] for one in found)
     assert [row for _, row in read_jsonl(out)] == found
     printed = capsys.readouterr().out
@@ -79,7 +83,7 @@ def test_a_taught_judge_gives_grade_then_reasons_for_every_row_of_a_file(
 def test_a_thinker_gives_reasons_then_grade_and_no_probabilities(taught_judge, eight_rows, eight_rows_file, capsys):
     found = main(["--data", eight_rows_file, "--limit", "2", "--model", taught_judge("pre-cot")])
     assert [one["reply"] for one in found] == [row.cot for row in eight_rows[:2]]
-    assert [(one["grade"], one["tier"], one["probs"], one["label_mass"]) for one in found] == [
+    assert [(one["pred_grade"], one["tier"], one["probs"], one["label_mass"]) for one in found] == [
         (4, "Good", None, None)
     ] * 2
     printed = capsys.readouterr().out
@@ -91,24 +95,25 @@ def test_a_thinker_gives_reasons_then_grade_and_no_probabilities(taught_judge, e
 
 def test_a_reply_that_cannot_be_parsed_is_said_to_be_one(fresh_judge, capsys):
     (found,) = main([*PAIR, "--model", fresh_judge("pre-cot"), "--max-new-tokens", "5"])
-    assert found["grade"] is None and found["tier"] is None
+    assert found["pred_grade"] is None and found["tier"] is None
     assert "note: no grade: the reply cannot be parsed" in capsys.readouterr().out
 
 
 def test_a_label_only_judge_says_that_it_gives_no_reasons(fresh_judge, capsys):
     (found,) = main([*PAIR, "--brand", "Norvell", "--model", fresh_judge("label")])
     printed = capsys.readouterr()
-    assert found["reply"] == "" and found["grade"] in (1, 2, 3, 4) and "it gives no reasons" in printed.out
+    assert found["reply"] == "" and found["pred_grade"] in (1, 2, 3, 4) and "it gives no reasons" in printed.out
     assert "reads only title, price; brand is ignored" in printed.err
 
 
 def test_reasons_against_the_grade_are_pointed_out():
-    found = {"grade": 4, "label_mass": 0.99, "finished": True, "well_formed": True, "decision": 3, "implied": 2}
-    assert notes(found, "post-cot") == [
+    pair, sure = Judgement(*PAIR), {"grade": 4, "tier": "Good", "probs": (0, 0, 0, 1), "label_mass": 0.99}
+    found = Explanation(pair, "post-cot", 0.5, **sure, decision_grade=3, implied_grade=2)
+    assert found.notes == [
         "reasoning and grade disagree: its Decision line says 3-Related",
         "reasoning and grade disagree: by the rules its steps imply 2-Mismatch",
     ]
-    assert notes({**found, "decision": 4, "implied": None}, "post-cot") == []
+    assert replace(found, decision_grade=4, implied_grade=None).notes == []
 
 
 def test_control_characters_are_escaped_and_ordinary_text_of_any_script_is_not(fresh_judge, capsys):
@@ -128,7 +133,7 @@ def test_without_a_model_the_newest_finished_run_that_explains_is_taken(
 
     def named() -> str:
         main(["--data", eight_rows_file, "--limit", "1"])
-        return capsys.readouterr().out.split("\n")[0].removeprefix("judge       ")
+        return re.search("^judge +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
 
     assert named() == "bundled-student"
     (tmp_path / "runs" / "begun" / "checkpoints").mkdir(parents=True)  # without a checkpoint yet
@@ -148,7 +153,7 @@ def test_without_a_model_the_newest_finished_run_that_explains_is_taken(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], 'expected a query and a title: python infer/explain.py "boots not leather"'),
+        ([], 'expected a query and a title: python infer/explain.py "travel mug but not steel"'),
         (["boots"], "expected a query and a title"),
         (["boots", " "], "expected a query and a title"),
         ([*PAIR, "more"], "unrecognized arguments: more"),
@@ -157,7 +162,7 @@ def test_without_a_model_the_newest_finished_run_that_explains_is_taken(
         (["--data", "x.jsonl", "--price", "$1"], "--data brings its own fields: leave out --price"),
         (
             [*PAIR, "--beta", "2", "--out", "x.txt"],
-            "--out is 'x.txt', expected a name ending in .jsonl or .jsonl.gz; --beta is 2.0",
+            ".jsonl or .jsonl.gz, or - for the standard output; --beta is 2.0",
         ),
     ],
 )
@@ -186,7 +191,7 @@ def test_a_config_file_may_hold_query_and_title_and_help_teaches(fresh_judge, tm
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     for words in (
-        'python infer/explain.py "boots not leather"',
+        'python infer/explain.py "travel mug but not steel"',
         "[QUERY] [TITLE]",
         "--price",
         "what the shopper typed",

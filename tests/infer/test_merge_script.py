@@ -53,7 +53,7 @@ def test_the_wording_that_a_model_was_trained_with_is_kept(taught_judge, tmp_pat
 def test_wrong_input_leaves_nothing_behind(tmp_path, capsys):
     with pytest.raises(SystemExit):
         merge([])
-    assert "--model is missing; --out is missing" in capsys.readouterr().err
+    assert "--model is missing; --out is missing, expected a folder" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="no model folder gone/for/good"):
         merge(["--model", "gone/for/good", "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []

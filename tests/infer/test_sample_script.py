@@ -35,17 +35,18 @@ def test_curve_is_the_share_of_subsets_that_hold_a_right_reply(taught_judge, out
     assert [(reply["row"], reply["sample"]) for reply in replies] == [
         (row, sample) for row in range(150) for sample in range(4)
     ]
-    right = [[reply["grade"] == gold for reply in replies[4 * row : 4 * row + 4]] for row, gold in enumerate(golds)]
+    groups = [replies[first : first + 4] for first in range(0, 600, 4)]
+    right = [[reply["pred_grade"] == gold for reply in group] for group, gold in zip(groups, golds)]
     assert 0 < sum(map(any, right)) < 150  # or no mistake would show
     for n in range(1, 5):
         subsets = [any(subset) for group in right for subset in combinations(group, n)]
         assert summary["curve"]["pass_at_n"][n - 1] == pytest.approx(sum(subsets) / len(subsets))
     shares = {grade: golds.count(grade) / 150 for grade in (1, 2, 3, 4)}
-    own = {grade: sum(reply["grade"] == grade for reply in replies) / 600 for grade in (1, 2, 3, 4)}
+    own = {grade: sum(reply["pred_grade"] == grade for reply in replies) / 600 for grade in (1, 2, 3, 4)}
     for name, prior in (("guess_gold_shares", shares), ("guess_own_shares", own)):
         guess = sum(shares[grade] * (1 - (1 - prior[grade]) ** 3) for grade in shares)
         assert summary["curve"][name][2] == pytest.approx(guess)
-    assert summary["unparsed"] == sum(reply["grade"] is None for reply in replies) > 0
+    assert summary["unparsed"] == sum(reply["pred_grade"] is None for reply in replies) > 0
     printed = capsys.readouterr().out
     assert "pass@4" in printed and "judge's own shares" in printed and "unparsable" in printed
 
@@ -67,7 +68,7 @@ def test_a_taught_judge_is_right_and_its_replies_carry_what_the_row_was(taught_j
     )
     assert (
         first["reply"] == f"{row.grade}\n{row.cot}"
-        and first["grade"] == first["decision"] == first["gold_grade"] == row.grade
+        and first["grade"] == first["decision"] == first["pred_grade"] == row.grade
     )
 
 
@@ -102,7 +103,7 @@ def test_same_seed_same_replies_and_another_seed_others(fresh_judge, eight_rows_
     for seed in ("1", "1", "2"):
         out = tmp_path / "replies.jsonl"
         flags = ["--model", fresh_judge("post-cot"), "--data", eight_rows_file, "--max-new-tokens", "4", "--seed", seed]
-        main([*flags, "--out", str(out)])
+        main([*flags, "--out", str(out), "--overwrite"])
         texts.append(out.read_text())
     assert texts[0] == texts[1] != texts[2]
 

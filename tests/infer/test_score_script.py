@@ -62,7 +62,8 @@ def scored(fresh_judge, tmp_path):
     def run(rows: list[dict] | str, *flags: str) -> tuple[dict, list[dict]]:
         data = rows if isinstance(rows, str) else write(tmp_path / "rows.jsonl", rows)
         out = tmp_path / "scored.jsonl"
-        return main(["--model", fresh_judge("post-cot"), "--data", data, "--out", str(out), *flags]), read(out)
+        command = ["--model", fresh_judge("post-cot"), "--data", data, "--out", str(out), "--overwrite"]
+        return main([*command, *flags]), read(out)
 
     return run
 
@@ -71,15 +72,17 @@ def test_every_odd_row_comes_back_in_order_with_its_columns_and_a_score(scored):
     summary, rows = scored(ODD_ROWS)
     assert summary["rows"] == len(rows) == len(ODD_ROWS)
     for before, after in zip(ODD_ROWS, rows):
-        changed = {name for name in before if after[name] != before[name]} - {"grade"}
+        changed = {name for name in before if after[name] != before[name]}
         assert changed <= ({"title"} if "\ud83d" in before["title"] else set())  # no file can hold half a surrogate
         assert list(after)[: len(before)] == list(before)
-        assert after["grade"] in (1, 2, 3, 4) and after["tier"] in ("Good", "Mid", "Bad")
+        assert after["pred_grade"] in (1, 2, 3, 4) and after["tier"] in ("Good", "Mid", "Bad")
         assert sum(after["probs"]) == pytest.approx(1, abs=1e-5) and 0 < after["label_mass"] <= 1
-        assert after["grade"] == after["probs"].index(max(after["probs"])) + 1
+        assert after["pred_grade"] == after["probs"].index(max(after["probs"])) + 1
+        expected = sum(grade * value for grade, value in zip((1, 2, 3, 4), after["probs"]))
+        assert after["score"] == pytest.approx((expected - 1) / 3, abs=2e-6)
         assert after["prompt_sha"] == PromptConfig(style="brief", fields=("title", "price")).wording_sha256
-    assert [row.get("gold_grade") for row in rows] == [4, 2] + [None] * 6
-    assert "gold_grade" not in rows[2]
+    assert [row.get("grade") for row in rows] == [row.get("grade") for row in ODD_ROWS]
+    assert "grade" not in rows[2] and not any("gold_grade" in row for row in rows)
 
 
 def test_scores_are_those_of_the_scorer_whatever_the_batches(scored, fresh_judge, eight_rows, eight_rows_file):
@@ -89,16 +92,25 @@ def test_scores_are_those_of_the_scorer_whatever_the_batches(scored, fresh_judge
         _, rows = scored(eight_rows_file, "--batch-tok", budget, "--beta", "0.3")
         for row, score in zip(rows, direct):
             assert row["probs"] == pytest.approx(score.probs, abs=2e-6)
-            assert (row["grade"], row["tier"]) == (score.grade, score.tier)
+            assert (row["pred_grade"], row["tier"]) == (score.grade, score.tier)
             assert row["label_mass"] == pytest.approx(score.label_mass, abs=2e-6)
-    assert [row["gold_grade"] for row in rows] == [row.grade for row in eight_rows]
+    assert [row["grade"] for row in rows] == [row.grade for row in eight_rows]
 
 
-def test_scoring_scores_again_keeps_the_gold_grade(scored, tmp_path):
-    _, first = scored(ODD_ROWS[:2])
-    again = write(tmp_path / "again.jsonl", [{**row, "grade": 1} for row in first])
+def test_scoring_scores_again_replaces_the_prediction_and_keeps_the_grade(scored, tmp_path):
+    _, first = scored(ODD_ROWS[:3])
+    again = write(tmp_path / "again.jsonl", [{**row, "pred_grade": 1, "score": 0.0, "tier": "Bad"} for row in first])
     _, second = scored(again)
-    assert [row["gold_grade"] for row in second] == [4, 2] and second == first
+    assert [row.get("grade") for row in second] == [4, "2-Mismatch", None] and second == first
+
+
+@pytest.mark.parametrize("gold", [4, 1, None])
+def test_a_prediction_of_the_old_layout_never_becomes_a_grade(scored, gold):
+    """Until version 0.2 `grade` was the prediction and `gold_grade` the data's own."""
+    kept = {} if gold is None else {"gold_grade": gold}
+    old = {"query": "mug", "title": "steel mug", "grade": 3, "tier": "Good", "probs": [0, 0, 1, 0], "label_mass": 1.0}
+    _, (row,) = scored([{**old, **kept, "prompt_sha": "0" * 16}])
+    assert row.get("grade") == gold and "gold_grade" not in row and row["probs"] != [0, 0, 1, 0]
 
 
 def test_csv_in_and_gzip_out_keep_every_column(fresh_judge, tmp_path):
@@ -113,7 +125,7 @@ def test_csv_in_and_gzip_out_keep_every_column(fresh_judge, tmp_path):
     with gzip.open(out, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     assert [row["sku"] for row in rows] == ["000", "001", "002", "003", "004"]
-    assert [row["gold_grade"] for row in rows] == [1, 2, 3, 4, 1] and rows[0]["title"] == 'a "big"\nmug, 靴'
+    assert [row["grade"] for row in rows] == ["1", "2", "3", "4", "1"] and rows[0]["title"] == 'a "big"\nmug, 靴'
 
 
 def test_limit_split_and_bad_rows(scored, tmp_path, capsys):
@@ -159,7 +171,7 @@ def test_a_stored_temperature_scales_probabilities_and_tiers_but_no_grade(scored
     expected = apply_temperature([row["probs"] for row in before], 0.05)
     for old, new, probs in zip(before, after, expected):
         assert new["probs"] == pytest.approx(probs, abs=1e-3) and new["probs"] != pytest.approx(old["probs"], abs=1e-3)
-        assert (new["grade"], new["label_mass"]) == (old["grade"], old["label_mass"])
+        assert (new["pred_grade"], new["label_mass"]) == (old["pred_grade"], old["label_mass"])
         assert new["tier"] == cumulative_tier([new["probs"]], 0.3)[0]
 
 
@@ -195,17 +207,15 @@ def test_real_esci_rows_are_all_scored(fresh_judge, esci_file, tmp_path):
     rows = read(out)
     source = [row for _, row in read_jsonl(esci_file) if row["split"] == "test"][:40]
     assert [{name: row[name] for name in source[0]} for row in rows] == source
-    assert [row["gold_grade"] for row in rows] == [
-        {"E": 4, "S": 3, "C": 2, "I": 1}[row["esci_label"]] for row in source
-    ]
+    assert not any("grade" in row or "gold_grade" in row for row in rows)
 
 
 def test_a_failed_run_leaves_no_file_and_an_old_one_as_it_was(fresh_judge, tmp_path, monkeypatch):
     data, out = write(tmp_path / "rows.jsonl", ODD_ROWS), tmp_path / "scored.jsonl"
     out.write_text("old\n")
-    monkeypatch.setattr("infer.score.score_prompts", _out_of_memory)
+    monkeypatch.setattr("taosr1.judge.score_prompts", _out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
-        main(["--model", fresh_judge("post-cot"), "--data", data, "--out", str(out)])
+        main(["--model", fresh_judge("post-cot"), "--data", data, "--out", str(out), "--overwrite"])
     assert out.read_text() == "old\n" and sorted(path.name for path in tmp_path.iterdir()) == [
         "rows.jsonl",
         "scored.jsonl",
@@ -289,7 +299,10 @@ def test_wrong_use_says_what_to_do(fresh_judge, tmp_path, monkeypatch):
     [
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--out", "x.jsonl"], "--data is missing"),
-        (["--data", "x.jsonl", "--out", "x.csv"], "--out is 'x.csv', expected a file name ending in .jsonl"),
+        (["--data", "x.jsonl"], "--out is missing"),
+        (["--data", "x.jsonl", "--out", "x.txt"], "--out is 'x.txt', expected a file name ending in .jsonl, .csv"),
+        (["--data", "x.jsonl", "--out", "y.csv", "--format", "jsonl"], "--out y.csv is named as csv"),
+        (["--data", "x.jsonl", "--out", "y", "--format", "xls"], "invalid choice: 'xls'"),
         (["--data", "x.jsonl", "--out", "./x.jsonl"], "it would be overwritten"),
         (["--data", "x", "--out", "y.jsonl", "--temperature-scaling", "2"], "invalid choice: '2'"),
         (["--data", "x", "--out", "y.jsonl", "--beta", "0"], "--beta is 0.0, expected more than 0 and at most 1"),
@@ -310,7 +323,7 @@ def test_a_shell_started_by_hand_is_a_rank_and_prints_the_summary_if_it_merges(f
     script, out = Path(__file__).parents[2] / "infer" / "score.py", tmp_path / "scored.jsonl"
     command = ["--model", fresh_judge("label"), "--data", eight_rows_file, "--out", str(out)]
     program = "import os, signal, sys; from infer import score; "
-    program += "score.write_jsonl = lambda *_: os.kill(os.getpid(), signal.SIGKILL); score.main(sys.argv[1:])"
+    program += "score.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL); score.main(sys.argv[1:])"
     killed = subprocess.run(
         [sys.executable, "-c", program, *command], cwd=script.parents[1], capture_output=True, text=True
     )

@@ -116,7 +116,8 @@ def test_the_ids_of_a_prompt_are_the_committed_ones(family, tokenizer):
 def test_a_prompt_is_the_rendered_template_and_the_reply_follows_at_once(family, tokenizer, library):
     ids = encode_prompt(tokenizer, ROW, PROMPT)
     text = library.decode(ids, skip_special_tokens=False)
-    assert " hiking boots not leather\n" in text and " Norvell trekking boots, suede" in text
+    query = "\n\nhiking" if family == "llama3" else " hiking"  # its template trims the message
+    assert f"{query} boots not leather\n" in text and " Norvell trekking boots, suede" in text
     # No piece adds a space. (Mistral's tokenizer puts one behind its control tokens, before that of the template.)
     assert "  " not in text.removeprefix("<s>[INST]  ")
     ends = {"qwen2": "assistant\n", "qwen3": "</think>\n\n", "llama3": "<|end_header_id|>\n\n", "mistral": "[/INST]"}
@@ -154,6 +155,7 @@ def test_a_rendered_prompt_is_encoded_as_transformers_encodes_it(transformers, f
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     rendered = tokenizer.render_prompt([{"role": "user", "content": "hiking boots"}])
     assert tokenizer.encode_trusted(rendered) == theirs(rendered, add_special_tokens=False).input_ids
-    text = library.decode(encode_prompt(tokenizer, ROW, PROMPT), skip_special_tokens=False)
-    if family != "mistral":  # there a decoded text has lost its first space
-        assert encode_prompt(tokenizer, ROW, PROMPT) == theirs(text, add_special_tokens=False).input_ids
+    theirs.chat_template, theirs.bos_token = tokenizer.chat_template, tokenizer._named.get("bos_token")
+    message = [{"role": "user", "content": f" {ROW.query}\n {ROW.title} {ROW.price}"}]
+    options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    assert encode_prompt(tokenizer, ROW, PROMPT) == theirs.apply_chat_template(message, **options)

@@ -10,7 +10,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from taosr1.model.tokenizer import LABELS, TOKENIZER_FILES, Tokenizer, train_tokenizer
+from taosr1.model.tokenizer import LABELS, Tokenizer, train_tokenizer
+from taosr1.model.tokenizer_files import TOKENIZER_FILES
 from taosr1.task import grades
 
 USER = [{"role": "user", "content": "mug"}]

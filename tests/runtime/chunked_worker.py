@@ -25,7 +25,7 @@ def answer(row: int) -> dict:
 
 
 def job_of(out: Path, rank: int = 0, world: int = 1, rows: int = ROWS, **identity: object) -> ChunkedJob:
-    return ChunkedJob(out, {"job": "test", **identity}, chunks_of(rows, SIZE), Ranks(rank, world))
+    return ChunkedJob(out, {"job": "test", **identity}, chunks_of(rows, SIZE), Ranks(rank, world), overwrite=True)
 
 
 def chunk_file(out: Path, rank: int = 0) -> Path:

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
 from taosr1.runtime import run_folder as run_module
 from taosr1.runtime.files import DamagedError, write_checksummed
-from taosr1.runtime.run_folder import Run
+from taosr1.runtime.run_folder import Run, is_unfinished
 
 FRESH = [".lock", "checkpoints", "config.json", "env.json", "identity.json"]  # a run folder before step 0
 
@@ -336,3 +337,49 @@ def test_an_evaluation_that_was_logged_but_not_remembered_is_not_logged_twice(tm
     Run(tmp_path, Config()).close()
     kept = [(row["step"], "loss" in row) for row in lines(tmp_path / "metrics.jsonl")]
     assert kept == [(1, True), (1, False), (2, True)]
+
+
+def segments(folder) -> list[tuple[int, int, float]]:
+    path = folder / "history.json"
+    if not path.exists():
+        return []
+    stored = json.loads(path.read_text(encoding="utf-8"))["segments"]
+    assert stored[-1]["settings"] == json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return [(part["from_step"], part["settings"]["steps"], part["settings"]["lr"]) for part in stored]
+
+
+def test_history_holds_the_settings_that_ran_and_going_back_forgets_later_ones(tmp_path):
+    changed = partial(replace, Config(), accept_changed="lr")
+    Run(tmp_path, Config()).close()
+    Run(tmp_path, Config(steps=9)).close()  # nothing had run with 10
+    assert segments(tmp_path) == []
+    paths = [pretend_checkpoint(tmp_path, step) for step in (3, 6)]
+    Run(tmp_path, changed(lr=5.0, steps=9)).close()
+    assert segments(tmp_path) == [(0, 9, 1e-3), (6, 9, 5.0)]
+    Run(tmp_path, changed(lr=7.0, steps=9)).close()  # again from step 6: nothing ran with 5.0
+    assert segments(tmp_path) == [(0, 9, 1e-3), (6, 9, 7.0)]
+    Run(tmp_path, changed(lr=7.0, steps=5)).close()  # step 6 is beyond them
+    assert segments(tmp_path) == [(0, 9, 1e-3), (6, 9, 7.0)]
+    Run(tmp_path, changed(lr=8.0, steps=9), paths[0]).close()
+    assert segments(tmp_path) == [(0, 9, 1e-3), (3, 9, 8.0)]
+    Run(tmp_path, changed(lr=1e-3, steps=9)).close()  # back to what it began with
+    assert segments(tmp_path) == []
+
+
+@pytest.mark.parametrize(("steps", "now", "unfinished"), [(9, 9, True), (9, 6, True), (6, 6, False), (6, 4, False)])
+def test_a_lower_number_of_steps_finishes_no_run_and_unfinishes_none(tmp_path, steps, now, unfinished):
+    Run(tmp_path, Config(steps=steps)).close()
+    pretend_checkpoint(tmp_path, 6)
+    Run(tmp_path, Config(steps=now)).close()
+    assert is_unfinished(tmp_path) == unfinished
+
+
+def test_a_run_is_finished_only_once_its_last_step_is_evaluated(tmp_path):
+    Run(tmp_path, Config(steps=6)).close()
+    assert not Run(tmp_path, Config(steps=6)).finished
+    pretend_checkpoint(tmp_path, 6)
+    run = Run(tmp_path, Config(steps=6))
+    assert not run.finished and run.start[0] == 6
+    run.close()
+    write_checksummed(run.checkpoints / "best.json", {"step": 6, "dev_macro_f1": 0.5, "evaluated_through": 6})
+    assert Run(tmp_path, Config(steps=6)).finished and not Run(tmp_path / "new", Config(steps=0)).finished

@@ -215,7 +215,7 @@ def test_a_template_that_strips_or_wraps_the_message_is_followed(tokenizer, tmp_
     stripping += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     other = with_template(tokenizer, stripping, tmp_path)
     ids = encode_prompt(other, ROW, BRIEF)
-    assert other.decode(ids) == "<|user|> travel mug not plastic\n Hollin steel travel mug $16!\n<|assistant|>\n"
+    assert other.decode(ids) == "<|user|>travel mug not plastic\n Hollin steel travel mug $16!\n<|assistant|>\n"
 
 
 @pytest.mark.parametrize(

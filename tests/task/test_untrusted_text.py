@@ -6,7 +6,9 @@ import ast
 import importlib.util
 import json
 import re
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,24 @@ def family_tests():
 FAMILIES = family_tests()
 
 
-@pytest.fixture(scope="module", params=["bundled", *FAMILIES.FAMILIES])
+def write_scattered_folder(folder: Path) -> None:
+    """Control tokens that tokenizer.json does not know: named, listed, and added in files beside it."""
+    shutil.copytree(BUNDLED_FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"sep_token": "<|sep|>", "image_token": "<image>", "extra_special_tokens": ["<|extra|>", "[X]"]}
+    config["chat_template"] = "<|sep|><image>" + config["chat_template"].replace("<|user|>", "<|user|><|im_start|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 1024, "<tool>": 1025, "kettle": 1026}))
+    names = {"mask_token": {"content": "<mask>", "lstrip": True}, "pad_token": "<|pad|>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+
+
+@pytest.fixture(scope="module", params=["bundled", "scattered", *FAMILIES.FAMILIES])
 def tokenizer(request, tmp_path_factory) -> Tokenizer:
     if request.param == "bundled":
         return Tokenizer(BUNDLED_FOLDER)
     folder = tmp_path_factory.mktemp(request.param)
-    FAMILIES.write_folder(request.param, folder)
+    (write_scattered_folder if request.param == "scattered" else partial(FAMILIES.write_folder, request.param))(folder)
     return Tokenizer(folder)
 
 

@@ -137,7 +137,7 @@ def test_the_label_weight_enters_the_log_prob_and_the_length(post, pairs, tmp_pa
     ]
     dpo(flags(post, pairs, tmp_path / "run", "--steps", "1", "--micro-batch-tok", "100000", *more))
     (given, named), judge = calls[0], load_judge(post)
-    known = read_pairs(pairs, judge.model.config.vocab_size)
+    known = read_pairs(pairs, judge)
     known = [pair for part in micro_batches(known, 10**9) for pair in part]  # by length, as the reference was measured
     drawn = [known[row] for row in shuffled_order(len(known), 0, 0, 8)]
     for side, policy, reference in (("chosen", given[0], given[2]), ("rejected", given[1], given[3])):
@@ -169,7 +169,7 @@ def test_the_stored_reference_is_the_starting_models_log_prob_of_each_reply(post
         first = logp.gather(1, batch.mask.int().argmax(dim=1, keepdim=True))[:, 0]
         return ReplyLogp(sequence_logp(logp, batch.mask), first, batch.mask.sum(dim=1))
 
-    known = read_pairs(pairs, judge.model.config.vocab_size)
+    known = read_pairs(pairs, judge)
     done = with_reference(DistributedModel(judge.model, judge.engine), known, 400, of_replies)
     assert sorted(map(id, [pair.chosen for pair in done])) == sorted(map(id, [pair.chosen for pair in known]))
     for pair in done[:: max(1, len(done) // 6)]:

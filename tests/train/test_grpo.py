@@ -68,6 +68,7 @@ def test_three_steps_write_exactly_these_files(post, tmp_path, look):
 
 
 def test_every_group_of_every_step_is_in_samples_jsonl(post, tmp_path, look):
+    """And each line can be read by itself: what was asked, what was answered, what it earned."""
     grpo(flags(post, tmp_path / "run", "--steps", "2", "--test", "", "--rewards", "label=1,format=0.1"))
     groups, rows = look.json_lines(tmp_path / "run" / "samples.jsonl"), look.metrics(tmp_path / "run")[:2]
     for row in rows:
@@ -79,6 +80,33 @@ def test_every_group_of_every_step_is_in_samples_jsonl(post, tmp_path, look):
     assert all(
         len(group["replies"]) == 4 and group["reward_parts"][0].keys() == {"label", "format"} for group in groups
     )
+    pool = read_pool("labelled", 60)
+    for group in groups:
+        row = pool[group["row"]]
+        assert (group["query"], group["title"], group["gold"]) == (row.query, row.title, row.grade)
+    assert all(row["samples_left_out"] == 0 for row in rows)
+
+
+def test_samples_jsonl_is_bounded_by_the_number_of_steps_and_what_is_left_out_is_counted(
+    post, tmp_path, look, monkeypatch
+):
+    monkeypatch.setattr("taosr1.learning.rollout_group.LOGGED_GROUPS", 11)  # of 3 steps: 3 each
+    grpo(flags(post, tmp_path / "run", "--steps", "3", "--test", "", "--min-groups", "0"))
+    groups, rows = look.json_lines(tmp_path / "run" / "samples.jsonl"), look.metrics(tmp_path / "run")
+    assert [group["step"] for group in groups] == [1] * 3 + [2] * 3 + [3] * 3
+    assert [row["samples_left_out"] for row in rows if "loss" in row] == [5] * 3
+
+
+@pytest.mark.parametrize(("judge", "tokens"), [("thinker", 6), ("thinker", 15), ("post", 2)])
+def test_replies_that_are_cut_lead_to_the_flag_that_lets_them_end(request, tmp_path, capsys, judge, tokens):
+    model = request.getfixturevalue(judge)
+    grpo(flags(model, tmp_path / "run", "--steps", "1", "--test", "", "--max-new-tokens", str(tokens)))
+    said = capsys.readouterr()
+    assert f"replies were cut at --max-new-tokens {tokens}: raise it" in said.err
+    assert "replies were cut: raise --max-new-tokens" in said.out
+    if judge == "thinker":  # its grade is at the end of the reply
+        assert "cut before they reached their grade" in said.out
+    assert "train/sft.py" not in said.out and "--temperature" not in said.out
 
 
 @pytest.mark.parametrize(
@@ -275,7 +303,7 @@ def test_a_pool_without_a_teaching_group_moves_nothing_and_says_so(base, tmp_pat
     assert (
         "all wrong; of 2 batches of rollouts 2 held fewer than --min-groups groups to train on, 2 none at all" in said
     )
-    assert "Nothing was learned: the model is never right here" in said
+    assert "Nothing was learned: most replies have no grade that can be read: train/sft.py" in said
     grpo(
         flags(base, tmp_path / "run", "--steps", "2", "--test", "", "--max-new-tokens", "3")
     )  # finished: nothing is sampled, nothing said

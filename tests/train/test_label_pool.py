@@ -39,7 +39,7 @@ def test_rows_get_the_judges_grade_its_reasons_and_its_log_prob(request, tmp_pat
             before.price,
             before.query_kind,
         )
-        assert row.extra.keys() == {"confidence"}
+        assert row.extra.keys() == {"confidence", "labelled_by"} and row.extra["labelled_by"]
         assert reply_text(order, row.grade, row.cot) == judge.reply_text(replies[n]).strip()
         mask = torch.arange(len(prompts[n]) + len(replies[n]))[None] >= len(prompts[n])
         with torch.no_grad():
@@ -65,7 +65,8 @@ def test_a_grade_that_was_there_is_kept_beside_the_judges_and_not_looked_at(post
 
 
 def test_keep_frac_keeps_the_most_confident_rows_and_limit_the_first(post, tmp_path, look):
-    command = ["--model", post, "--data", "synthetic:unlabelled*40", "--out", str(tmp_path / "pool.jsonl")]
+    command = ["--model", post, "--data", "synthetic:unlabelled*40", "--overwrite", "--out"]
+    command += [str(tmp_path / "pool.jsonl")]
     label_pool(command)
     everything = look.json_lines(tmp_path / "pool.jsonl")
     label_pool([*command, "--keep-frac", "0.25"])

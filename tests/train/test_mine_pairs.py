@@ -73,7 +73,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(post, pai
     again = ["--model", post, *QUICK, "--prompts", "60", "--balance", "none", "--out", str(tmp_path / "pairs.jsonl")]
     mine(again)
     assert (tmp_path / "pairs.jsonl").read_bytes() == Path(pairs).read_bytes()
-    mine([*again, "--seed", "1"])
+    mine([*again, "--seed", "1", "--overwrite"])
     assert (tmp_path / "pairs.jsonl").read_bytes() != Path(pairs).read_bytes()
 
 

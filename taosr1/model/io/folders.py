@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 
-from taosr1.model.tokenizer import TOKENIZER_FILES
+from taosr1.model.tokenizer_files import TOKENIZER_FILES
 from taosr1.runtime.checkpoint import best_checkpoint
 from taosr1.runtime.files import MANIFEST_FILE, read_json
 
@@ -48,9 +48,15 @@ def weights_fingerprint(source: str) -> str:
                     file.seek(offset)
                     digest.update(file.read(2**20))
     if (folder / ADAPTER_CONFIG).is_file():
-        base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+        base = base_of(folder, str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")))
         digest.update(weights_fingerprint(base).encode())
     return f"{folder.name}, sha256 {digest.hexdigest()[:16]}"
+
+
+def base_of(adapter_folder: Path, named: str) -> str:
+    """The base that an adapter's config names: a path from here, as in PEFT; else from the adapter's own folder."""
+    beside = adapter_folder / named
+    return str(beside) if not Path(named).is_dir() and beside.is_dir() else named
 
 
 def resolve_folder(folder_or_hub_id: str | Path) -> Path:

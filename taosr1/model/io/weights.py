@@ -17,7 +17,15 @@ from torch import Tensor
 
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config, save_adapters
-from taosr1.model.io.folders import ADAPTER_CONFIG, INDEX, SINGLE, open_safetensors, resolve_folder, weight_files
+from taosr1.model.io.folders import (
+    ADAPTER_CONFIG,
+    INDEX,
+    SINGLE,
+    base_of,
+    open_safetensors,
+    resolve_folder,
+    weight_files,
+)
 from taosr1.model.io.hf_config import from_hf_config, to_hf_config
 from taosr1.model.lora import adapters, add_adapters, merge_adapters
 from taosr1.model.tokenizer import Tokenizer
@@ -45,12 +53,14 @@ def load_pretrained(
     """
     folder = resolve_folder(folder_or_hub_id)
     verify(folder, without="optimizer")
-    tokenizer = Tokenizer(_tokenizer_folder(folder))  # first: it fails within milliseconds, the weights take seconds
+    tokenizer = Tokenizer(*_base_folders(folder))  # first: it fails within milliseconds, the weights take seconds
     model = _load_decoder(folder, folder_or_hub_id, dtype, device)
     if tokenizer.vocab_size > model.config.vocab_size:
+        beyond = tokenizer.tokens_from(model.config.vocab_size)
         raise ValueError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only has "
-            f"vocab_size={model.config.vocab_size}: the two do not belong together"
+            f"vocab_size={model.config.vocab_size}: the two do not belong together, or {beyond} were added without "
+            "new embedding rows (then remove them from the tokenizer's files, or resize the embeddings)"
         )
     return model, tokenizer
 
@@ -90,7 +100,11 @@ def _load_decoder(folder: Path, source: str | Path, dtype: torch.dtype, device: 
     try:
         config = from_hf_config(raw)
     except ValueError as error:
-        raise ValueError(f"{base / 'config.json'}: {error}") from error
+        hint = ""
+        if adapter_folders and raw.get("quantization_config"):
+            file = adapter_folders[-1] / ADAPTER_CONFIG
+            hint = f"\nedit base_model_name_or_path in {file} to the same model without quantisation"
+        raise ValueError(f"{base / 'config.json'}: {error}{hint}") from error
     generation = read_json(base / "generation_config.json") if (base / "generation_config.json").is_file() else {}
     with torch.device("meta"):  # no memory and no random numbers before the stored weights arrive
         model = Decoder(config)
@@ -104,7 +118,10 @@ def _load_decoder(folder: Path, source: str | Path, dtype: torch.dtype, device: 
         raise ValueError(f"{folder} holds adapters, which cannot be sharded: merge them with infer/merge.py first")
     model.hf_config, model.generation_config = raw, generation
     for adapter_folder in reversed(adapter_folders):
-        add_adapters(model, read_adapter_config(adapter_folder)[0])
+        try:
+            add_adapters(model, read_adapter_config(adapter_folder)[0])
+        except ValueError as error:
+            raise ValueError(f"{adapter_folder / ADAPTER_CONFIG}: {error}") from error
         load_adapters(model, adapter_folder)
         merge_adapters(model)
     model.source = str(Path(source).resolve()) if Path(source).is_dir() else str(source)
@@ -119,29 +136,18 @@ def _base_folders(folder: Path) -> list[Path]:
             raise ValueError(
                 f"{chain[-1]} holds both adapters ({ADAPTER_CONFIG}) and a model's weights: remove one of them"
             )
-        base = read_adapter_config(chain[-1])[1]
+        base = base_of(chain[-1], read_adapter_config(chain[-1])[1])
         try:
             found = resolve_folder(base)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}. Adapters need their base; "
-                "infer/merge.py merges them into it, to be run before the base is removed"
+                f"{chain[-1] / ADAPTER_CONFIG} names the base {base}: {error}. Adapters need their base: edit "
+                f"base_model_name_or_path in {chain[-1] / ADAPTER_CONFIG} to where it is now"
             ) from error
         if found.resolve() in [path.resolve() for path in chain]:
             raise ValueError(f"{chain[-1] / ADAPTER_CONFIG} names the base {base}, whose own base are these adapters")
         chain.append(found)
     return chain
-
-
-def _tokenizer_folder(folder: Path) -> Path:
-    """The folder to read the tokenizer from: that of adapters only where its config files name the end tokens.
-
-    Other programs copy the tokenizer's files beside adapters, without the base's config that lists all end tokens.
-    """
-    found = [path for path in _base_folders(folder) if (path / "tokenizer.json").is_file()]
-    configs = ("generation_config.json", "config.json")
-    named = [path for path in found if any((path / name).is_file() for name in configs)]
-    return next(iter(named or found), folder)
 
 
 def _check_headers(model: Decoder, folder: Path) -> dict[Path, list[str]]:

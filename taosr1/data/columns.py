@@ -1,0 +1,189 @@
+"""Finds our columns under the names that a file gives them: other cases, common other names, and `--columns`.
+
+Choice: a name is known only where it can hardly mean anything else (`OTHER_NAMES`); every name that was mapped is
+printed, and so is every column that nothing reads. Two columns that could both be one of ours are an error, unless one
+has exactly our name. German or French names are not guessed: the error names the columns and --columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable
+
+from taosr1.data.esci import ESCI_COLUMNS, is_esci
+from taosr1.runtime.bad_rows import shorten
+from taosr1.runtime.text_lines import BYTE_ORDER_MARK
+from taosr1.task.judgement import COLUMNS
+
+OTHER_NAMES = {
+    "query": ("search_term", "search_query", "search_phrase", "searchterm", "query_text", "keyword", "keywords"),
+    "title": ("product_title", "product_name", "item_title", "item_name", "productname", "name"),
+    "brand": ("brand_name", "product_brand"),
+    "attributes": ("product_attributes", "product_features", "item_attributes"),
+    "category": ("category_hierarchy", "category_path", "product_category", "item_category"),
+    "description": ("desc", "product_description", "product_desc", "item_description"),
+    "price": ("product_price", "item_price"),
+    "grade": (
+        "label", "relevance", "relevance_label", "relevance_grade", "rating", "judgement", "judgment",
+    ),
+    "query_id": ("qid", "queryid"),
+    "item_id": ("product_id", "productid", "itemid", "doc_id", "docid", "document_id", "sku", "asin"),
+}  # fmt: skip
+WEAK_NAMES = {"product_class": "category", "product_type": "category"}  # read only where no better column is there
+KNOWN = {other: ours for ours, others in OTHER_NAMES.items() for other in (ours, *others)}
+KNOWN |= {name: name for name in COLUMNS}
+# Columns that our own programs and ESCI write: nobody needs to be told that the judge does not see them.
+SILENT = {
+    "tier", "probs", "label_mass", "score", "prompt_sha", "gold_grade", "labelled_by", "split", "small_version",
+    "large_version", "example_id", *ESCI_COLUMNS,
+}  # fmt: skip
+SHOWN_NAMES = 12
+
+
+class MissingColumn(ValueError):
+    """A row without one of the columns that every row needs."""
+
+
+class SameColumn(ValueError):
+    """A row with two columns that could both be one of ours."""
+
+
+class ColumnNames:
+    """Renames the columns of rows to ours, and remembers what to say about them.
+
+    Several columns may be attributes: each is shown under its own name ("colour: red; size: 42").
+    """
+
+    def __init__(self, columns: str = "") -> None:
+        self.wanted = parse_columns(columns)
+        self.mapped: dict[str, str] = {}
+        self.unused: dict[str, None] = {}
+        self._found: set[str] = set()  # names of `wanted` that a row had
+        self._plans: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def rename(self, row: dict) -> dict:
+        """The row under our names; columns of other names stay. Raises: ValueError where two could be one of ours."""
+        names = tuple(row)
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plans[names] = self._plan(names)
+            if len(self._plans) > 1000:  # rows of JSON may all differ
+                self._plans.clear()
+        if not plan:
+            return row
+        targets = {ours for ours in plan.values() if ours}
+        # A column of our name gives way to another that --columns puts in its place.
+        renamed = {name: value for name, value in row.items() if name not in plan and name not in targets}
+        shown = [row["attributes"]] if "attributes" in row and "attributes" not in plan else []
+        for name, ours in plan.items():
+            if ours == "attributes":
+                shown.append(row[name] if KNOWN.get(_spelling(name)) == ours else {name.strip(): row[name]})
+            elif ours:
+                renamed[ours] = row[name]
+            elif (known := KNOWN.get(_spelling(name))) and (known == name or known not in row):
+                renamed[known] = None  # left out, and not to be found under its other name either
+        if "attributes" in targets:
+            renamed["attributes"] = shown[0] if len(shown) == 1 else shown
+        return renamed
+
+    def note(self, path: object) -> None:
+        """Print which columns were renamed and which are not read; nothing where there are none."""
+        mapped = [f"{name!r} as {ours}" for name, ours in self.mapped.items()]
+        unused = [name for name in self.unused if name not in SILENT and not name.startswith("pred_")]
+        said = f"read {', '.join(mapped)}" if mapped else ""
+        if unused:
+            shown = shorten(", ".join(unused[:SHOWN_NAMES]) + ", ..." * (len(unused) > SHOWN_NAMES), 300)
+            example = shorten(unused[0], 40)
+            way = f'--columns "{example}=attributes" shows one'
+            said += f"{'; ' * bool(said)}not shown to the judge: {shown} ({way})"
+        if said:
+            print(f"{path}: {shorten(said, 900)}", file=sys.stderr)
+
+    def check_found(self, path: object) -> None:
+        """Raise ValueError for a name of --columns that no row had."""
+        lost = [name for name in self.wanted if name not in self._found]
+        if lost:
+            has = shorten(", ".join(map(repr, [*self.unused, *self.mapped])), 200)
+            raise ValueError(f"{path}: --columns names {shorten(repr(lost[0]))}, which no row has; the rest is {has}")
+
+    def missing(self, name: str, row: dict) -> MissingColumn:
+        """The error for a row without a column that every row needs, with its way out."""
+        has = shorten(", ".join(map(repr, row)), 200) or "no columns"
+        lost = [shorten(repr(name)) for name in self.wanted if name not in row and name not in self._found]
+        lost_text = f"; --columns names {', '.join(lost)}, which is not among them" if lost else ""
+        way = f'--columns "NAME={name}" says which one it is'
+        return MissingColumn(f"field {name!r} is missing; the row has {has}{lost_text}: {way}")
+
+    def _plan(self, names: tuple[str, ...]) -> dict[str, str]:
+        """Which columns of a row to rename: its name -> ours, or "" to leave it out."""
+        plan: dict[str, str] = {}
+        esci = is_esci(dict.fromkeys(map(_spelling, names)))
+        for name, ours in self.wanted.items():
+            for found in (name, *(other for other in names if _spelling(other) == _spelling(name))):
+                if found in names:
+                    self._found.add(name)
+                    plan[found] = ours
+                    break
+        taken = set(plan.values())
+        candidates: dict[str, list[str]] = {}
+        for name in names:
+            found = _spelling(name)
+            ours = found if esci and found in ESCI_COLUMNS and found not in names else KNOWN.get(found, "")
+            if name not in plan and name not in COLUMNS and ours and ours not in taken and ours not in names:
+                candidates.setdefault(ours, []).append(name)
+        for ours, found in candidates.items():
+            if esci and any(name in ESCI_COLUMNS for name in found) and (ours != "title" or len(found) == 1):
+                continue  # esci_row reads it
+            if len(found) > 1:
+                both = " and ".join(shorten(repr(name)) for name in found[:3])
+                way = f'--columns "{shorten(found[0], 40)}={ours}"'
+                raise SameColumn(f"columns {both} could both be the {ours}: {way} takes the first")
+            plan[found[0]] = ours
+        for name in names:
+            ours = WEAK_NAMES.get(_spelling(name))
+            if ours and name not in plan and ours not in {*plan.values(), *names} and not esci:
+                plan[name] = ours
+        for name in names:
+            if name in plan and plan[name]:
+                if name != plan[name] and len(self.mapped) < 1000:
+                    self.mapped[name] = plan[name]
+            elif name not in COLUMNS or name in taken:
+                if len(self.unused) < 1000:
+                    self.unused[name] = None
+        return plan
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`--columns "Suchanfrage=query,Titel=title"` as a dict; "Bewertung=" leaves a column out.
+
+    A name with a comma stands in quotes with its pair: '"Titel, lang=title"'.
+
+    Raises: ValueError naming --columns.
+    """
+    wanted: dict[str, str] = {}
+    for part in next(csv.reader([text], skipinitialspace=True), []) if text.strip() else []:
+        name, equals, ours = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not name:
+            raise ValueError(f'--columns has {part!r}, expected YOURS=OURS pairs: --columns "Titel=title,Marke=brand"')
+        if ours and ours not in COLUMNS:
+            raise ValueError(f"--columns has {part!r}, and {ours!r} is none of ours: {', '.join(COLUMNS)}")
+        if name in wanted:
+            raise ValueError(f"--columns names {name!r} twice")
+        if ours and ours != "attributes" and ours in wanted.values():
+            raise ValueError(f"--columns gives two columns to {ours!r}; only attributes can have several")
+        wanted[name] = ours
+    return wanted
+
+
+def known_names(header: Iterable[str], columns: str = "") -> int:
+    """How many names of a header are known."""
+    wanted = {_spelling(name) for name in parse_columns(columns)}
+    known = wanted | KNOWN.keys() | set(ESCI_COLUMNS)
+    return sum(_spelling(name) in known for name in header)
+
+
+def _spelling(name: str) -> str:
+    """A name without case, marks and spaces around it: "\\ufeff Product Title " -> "product_title"."""
+    return re.sub(r"[\s\-]+", "_", name.strip().strip(BYTE_ORDER_MARK).strip().casefold())

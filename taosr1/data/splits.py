@@ -1,0 +1,174 @@
+"""Which rows a training learns from, which pick its best checkpoint, and which measure it at the end.
+
+Data of one's own are never judged on the embedded shop: without `--dev`, about a fifth of the queries is set aside.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from taosr1.data.gold import LABELLED_BY
+from taosr1.data.queries import plain, say_overlap
+from taosr1.data.rows import split_spec
+from taosr1.data.sources import is_pool, load_rows
+from taosr1.data.summary import counted, grade_shares
+from taosr1.runtime.files import read_json
+from taosr1.task.judgement import Judgement
+
+AUTO = "auto"  # of --dev and --test
+AUTO_HELP = "auto: synthetic:dev where --data is the embedded shop, else a fifth of the queries of --data"
+DEV_FRAC = 0.2
+T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """Graded rows by what they are for."""
+
+    data: list[Judgement]
+    dev: list[Judgement]
+    test: list[Judgement]
+
+
+def resolved(config: T) -> T:
+    """The config with what "auto" means where --data is the embedded shop's: that is what a run stores.
+
+    config: a dataclass with `data`, `dev` and perhaps `test`.
+    """
+    if config.dev == "":
+        config = replace(config, dev=AUTO)
+    changes = {}
+    if all(map(is_pool, split_spec(config.data))):
+        changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
+    elif getattr(config, "test", "") == AUTO:
+        changes = {"test": ""}
+    return replace(config, **changes) if changes else config
+
+
+def resolved_of_pairs(config: T) -> T:
+    """`resolved` for preference pairs, which hold no graded rows: those mined from the embedded shop take its dev pool.
+
+    Raises: ValueError where --dev is missing, and FILE.counts.json of train/mine_pairs.py does not say that.
+    """
+    if config.dev not in ("", AUTO):
+        return config
+    counts = Path(f"{config.data}.counts.json")
+    mined_from = str(read_json(counts).get("config", {}).get("data", "")) if counts.is_file() else ""
+    if not (mined_from and all(map(is_pool, split_spec(mined_from)))):
+        raise ValueError(
+            "--dev is missing: pairs hold no graded rows, so none can be set aside. Give graded rows of the same shop, "
+            f"from which {config.data} was not mined: --dev FILE"
+        )
+    return replace(config, dev="synthetic:dev")
+
+
+def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
+    """The rows of --data, --dev and --test of a training script; warns where they overlap.
+
+    config: as `resolved` returns it, with the reading flags and `data`, `dev`, `split`, `dev_split`, `dev_rows`,
+    `seed`, and `test` where the script has one.
+    Raises: as `load_rows`; ValueError where --dev is missing and cannot be made of --data.
+    """
+    settings = {"seed": config.seed, "need_cot": need_cot}
+    data = load_rows(config.data, config, split=config.split, need_grade=True, **settings)
+    _say_other_splits(data, config)
+    if config.dev == AUTO and not config.dev_split:
+        data, dev = set_aside(data, config)
+    else:
+        dev = load_dev(config.data if config.dev == AUTO else config.dev, config)
+    test: list[Judgement] = []
+    if getattr(config, "test", ""):
+        test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True)
+        say_overlap(data, test, "--test", "the comparison at the end is on what was trained on")
+    say_overlap(data, dev, "--dev", "the best checkpoint is picked by what it was trained on")
+    return Rows(data, dev, test)
+
+
+def load_dev(spec: str, config: Any) -> list[Judgement]:
+    """The first `dev_rows` rows of --dev, all of them with a gold grade."""
+    limits = {"split": config.dev_split, "limit": config.dev_rows}
+    return load_rows(spec, config, seed=config.seed, need_gold=True, **limits)
+
+
+def _say_other_splits(rows: Sequence[Judgement], config: Any) -> None:
+    """Warn where --data is read whole although its `split` column says that some of it is for measuring."""
+    found = Counter(str(row.extra["split"]) for row in rows if row.extra.get("split") not in (None, ""))
+    if not config.split and len(found) > 1:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(found.items())[:8])
+        hint = "choose with --split and --dev-split"
+        print(
+            f"warning: --data has a column 'split' with {names}, and all rows are trained on: {hint}", file=sys.stderr
+        )
+
+
+def set_aside(rows: Sequence[Judgement], config: Any) -> tuple[list[Judgement], list[Judgement]]:
+    """`split_by_query` of the rows that are one's own and graded by people; the others all stay in training.
+
+    Raises: ValueError where no query can be set aside.
+    """
+    usable = [row for row in rows if row.source and not row.extra.get(LABELLED_BY)]
+    most = config.dev_rows / max(len(usable), 1) if config.dev_rows else 1.0
+    kept, dev = split_by_query(usable, config.seed, min(DEV_FRAC, most))
+    if not dev or not (kept or len(usable) < len(rows)):
+        found = counted(len({plain(row.query) for row in usable}), "query")
+        why = (
+            f"{found} with grades of people" if len(usable) < len(rows) else f"one query in {counted(len(rows), 'row')}"
+        )
+        splits = {str(row.extra.get("split")) for row in rows if row.extra.get("split")}
+        other = f", such as --dev {config.data} --dev-split NAME" if config.split and splits else ""
+        raise ValueError(f"--dev is missing, and --data cannot be divided by query ({why}): give --dev FILE{other}")
+    held = {id(row) for row in dev}
+    text = f"{counted(len(dev), 'row')} of {counted(len({plain(row.query) for row in dev}), 'query')}"
+    print(
+        f"no --dev: {text} of --data are set aside for it ({grade_shares(dev)}), by query and --seed {config.seed}; "
+        "they pick the best checkpoint and are not trained on",
+        file=sys.stderr,
+    )
+    return [row for row in rows if id(row) not in held], dev
+
+
+def split_by_query(
+    rows: Sequence[Judgement], seed: int, frac: float = DEV_FRAC
+) -> tuple[list[Judgement], list[Judgement]]:
+    """Rows in two parts without a query in both; the second has about `frac` of the rows, each part in the old order.
+
+    Queries are drawn in an order of the seed and their text alone, so that neither the order of the rows nor other rows
+    change it. First one query for every grade that at least two queries have, the rarest grade first; then
+    further ones while they fit. Of a single query nothing is set aside.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        groups[plain(row.query)].append(number)
+    order = sorted(groups, key=lambda query: random.Random(f"{seed}/{query}").random())
+    grades = {query: {rows[number].grade for number in numbers} for query, numbers in groups.items()}
+    left = Counter(grade for found in grades.values() for grade in found)  # queries of each grade that stay in training
+    wanted, held, count = frac * len(rows), set(), 0
+
+    def take(queries: Iterable[str], most: float) -> bool:
+        """Set the first query aside that leaves training each of its grades and the second part at most `most` rows."""
+        nonlocal count
+        for query in queries:
+            if query not in held and count + len(groups[query]) <= most and all(left[g] > 1 for g in grades[query]):
+                held.add(query)
+                count += len(groups[query])
+                left.subtract(grades[query])
+                return True
+        return False
+
+    for grade in sorted(left, key=lambda grade: (left[grade], grade)):
+        if not any(grade in grades[query] for query in held):
+            take((query for query in order if grade in grades[query]), 2 * wanted)
+    for query in order:
+        if count < wanted:
+            take([query], 1.5 * wanted)
+    if not held and len(order) > 1:  # every query has a grade of its own, or is large: the smallest
+        held.add(min(order, key=lambda query: len(groups[query])))
+    parts: tuple[list[Judgement], list[Judgement]] = ([], [])
+    for row in rows:
+        parts[plain(row.query) in held].append(row)
+    return parts

@@ -1,0 +1,163 @@
+"""Chat templates: Jinja programs from outside, rendered as transformers renders them, and where the reply begins.
+
+A template runs in Jinja's immutable sandbox. It sees what transformers shows it (messages, tools, documents,
+add_generation_prompt, enable_thinking, the named special tokens) and one thing less: the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# Choice: `strftime_now` is defined, as in transformers, but its day never changes: a prompt must be the same tomorrow.
+# It is the date that the templates of Llama 3.1 and 3.2 fall back to where there is no clock.
+PINNED_DATE = datetime(2024, 7, 26)
+REPLY = "\ue002reply\ue002"  # stands for an assistant's message; no template contains private-use characters
+# How families begin a thought, and end it.
+THOUGHT = re.compile(r"<((?:\w+:)?(?:think|thinking|thought|reasoning))>\s*$")
+OTHER_THOUGHTS = {
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+}
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """source: the Jinja text. special: the named special tokens, such as bos_token. folder: where it comes from."""
+
+    source: str
+    special: dict[str, str]
+    folder: Path
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, enable_thinking: bool = False
+    ) -> str:
+        """What `apply_chat_template` of transformers renders, on the pinned date.
+
+        Raises: ValueError where the template fails or the sandbox refuses it.
+        """
+        options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking}
+        try:
+            template = _compiled(self.source)
+            return template.render(**{**self.special, **options}, messages=list(messages), tools=None, documents=None)
+        except Exception as error:  # a template may fail in any way
+            raise ValueError(f"the chat template in {self.folder} failed: {error}") from error
+
+    def prompt(self, messages: Sequence[dict[str, Any]], *, enable_thinking: bool = False) -> str:
+        """The rendered messages up to where the text of the model's reply begins: its first token may be the label.
+
+        That is what `render` gives, except for two kinds of template, of which stderr says so once: a thought that is
+        left open is closed, empty; and where `add_generation_prompt` changes nothing, the prompt is what the template
+        itself writes before an assistant's message.
+
+        Raises: ValueError as `render`, and for a template whose generation prompt leaves another part of the reply's
+            header to the model (gpt-oss: the channel).
+        """
+        prompt = self.render(messages, enable_thinking=enable_thinking)
+        closing = "" if enable_thinking else closing_of_thought(prompt)
+        if closing:
+            say_once(
+                f"the chat template in {self.folder} ends in an open thought ({prompt.rstrip()[-20:]!r}); it is "
+                f"closed with {closing!r}, so that the assistant's reply begins with its answer"
+            )
+            return prompt + closing
+        opened = self._before_reply(messages, enable_thinking)
+        if opened is None or opened.rstrip() == prompt.rstrip():
+            return prompt
+        rest, end = opened.removeprefix(prompt), self.special.get("eos_token")
+        follows = rest != opened  # else the template writes another text where a reply follows
+        if prompt == self.render(messages, add_generation_prompt=False, enable_thinking=enable_thinking):
+            if not follows and not (end and prompt.rstrip().endswith(end)):
+                return prompt
+            shown = (rest if follows else opened)[-30:]
+            say_once(
+                f"the chat template in {self.folder} has no generation prompt (add_generation_prompt changes nothing); "
+                f"the prompt ends where the template begins an assistant's message: {shown!r}"
+            )
+            return opened
+        if follows and "think" not in rest.lower():
+            raise ValueError(
+                f"the chat template in {self.folder} begins every reply with {rest!r}, which its generation prompt "
+                "leaves to the model: a reply could not begin with the label. Add it to the template's generation "
+                "prompt (behind `if add_generation_prompt`), or use another model"
+            )
+        return prompt
+
+    def _before_reply(self, messages: Sequence[dict[str, Any]], enable_thinking: bool) -> str | None:
+        """What the template writes before an assistant's message; None where it does not show one."""
+        parts = bool(messages) and isinstance(messages[-1].get("content"), list)
+        reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}] if parts else REPLY}
+        try:
+            whole = self.render([*messages, reply], add_generation_prompt=False, enable_thinking=enable_thinking)
+        except ValueError:
+            return None
+        before, found, _ = whole.partition(REPLY)
+        return before if found else None
+
+
+def closing_of_thought(prompt: str) -> str:
+    """What closes the thought that a prompt ends in; "" where it ends in none. An empty thought of Qwen3 is
+    "<think>\\n\\n</think>\\n\\n"."""
+    end = prompt.rstrip()
+    if found := THOUGHT.search(end):
+        close = f"</{found[1]}>"
+    else:
+        close = next((close for begin, close in OTHER_THOUGHTS.items() if end.endswith(begin)), "")
+    if not close:
+        return ""
+    return ("\n" if prompt != end else "\n\n") + close + "\n\n"
+
+
+@lru_cache(maxsize=64)
+def say_once(text: str) -> None:
+    """A note on stderr, the first time."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> Any:
+    return _sandbox().from_string(source)
+
+
+@lru_cache(maxsize=1)
+def _sandbox() -> Any:
+    """The Jinja environment of transformers: its filters, functions and tags, with the pinned date."""
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationTag(Extension):
+        """`{% generation %}` marks for trainers what an assistant wrote; the text inside is rendered like any other."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:  # fmt: skip
+        # Jinja's own escapes HTML characters.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": PINNED_DATE.strftime}
+    return environment

@@ -1,0 +1,217 @@
+"""The files of a tokenizer in Hugging Face folders, read as transformers' AutoTokenizer reads them.
+
+The vocabulary is in tokenizer.json. Which tokens have a name (bos_token, ...), which are added to the vocabulary and
+what the chat template is may be spread over five files more, and over an adapter's folder and its base's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+from taosr1.model.chat_template import say_once
+
+VOCABULARY, CONFIG = "tokenizer.json", "tokenizer_config.json"
+NAMES, ADDED = "special_tokens_map.json", "added_tokens.json"
+TEMPLATE, TEMPLATE_FOLDER, OLD_TEMPLATE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
+# What `Tokenizer.save` copies, byte for byte.
+TOKENIZER_FILES = (
+    *(VOCABULARY, CONFIG, NAMES, ADDED, TEMPLATE, OLD_TEMPLATE, f"{TEMPLATE_FOLDER}/*.jinja"),
+    *("vocab.json", "merges.txt", "tokenizer.model"),
+)
+STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Names that classes of transformers give where no file does.
+CLASS_NAMES = {
+    "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """named: the text of each named token. add: tokens to be added to the vocabulary, in this order. ids: the id that a
+    file gives to an added token, and the file."""
+
+    named: dict[str, str]
+    add: list[AddedToken] = field(default_factory=list)
+    ids: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_files(folders: Sequence[Path]) -> dict[str, bytes]:
+    """The tokenizer's files of one folder; or of an adapter's folder and its bases', as if they were in one.
+
+    The first folder with a tokenizer.json gives the vocabulary and all that belongs to it. An adapter's folder without
+    one changes single settings. The chat template is that of the first folder that has any.
+
+    Raises: FileNotFoundError without a tokenizer.json; ValueError naming a file that cannot be read.
+    """
+    found = [_files_of(folder) for folder in folders]
+    place = next((number for number, files in enumerate(found) if VOCABULARY in files), None)
+    if place is None:
+        raise FileNotFoundError(
+            f"{folders[-1] / VOCABULARY} does not exist: a tokenizer.json is needed (transformers writes one with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+        )
+    files = dict(found[place])
+    winner = next((number for number, one in enumerate(found) if templates_in(one, folders[number])), place)
+    if winner == place and not any(found[:place]):
+        return files  # byte for byte
+    for above, folder in zip(found[:place][::-1], folders[:place][::-1]):
+        _merge(files, above, folder)
+    if winner > place:
+        say_once(f"the tokenizer in {folders[place]} has no chat template; that of its base {folders[winner]} is used")
+    templates = templates_in(found[winner], folders[winner])
+    files = {name: data for name, data in files.items() if not name.startswith((TEMPLATE_FOLDER, "chat_template"))}
+    config = _object(files, CONFIG, folders[place])
+    config.pop("chat_template", None)
+    files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    for name, source in templates.items():
+        files[TEMPLATE if name == "default" else f"{TEMPLATE_FOLDER}/{name}.jinja"] = source.encode()
+    return files
+
+
+def templates_in(files: dict[str, bytes], folder: Path) -> dict[str, str]:
+    """The chat templates by name: .jinja files come before those in tokenizer_config.json.
+
+    Choice: chat_template.json, where old processors keep theirs, is read last; AutoTokenizer does not read it.
+    """
+    try:
+        found = {"default": files[TEMPLATE].decode()} if TEMPLATE in files else {}
+        found |= {Path(name).stem: data.decode() for name, data in files.items() if name.startswith(TEMPLATE_FOLDER)}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder}: a chat template is not UTF-8 ({error})") from error
+    for name in (CONFIG, OLD_TEMPLATE):
+        template = None if found else _object(files, name, folder).get("chat_template")
+        if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+            template = {entry.get("name"): entry.get("template") for entry in template}
+        found = found or (template if isinstance(template, dict) else {} if template is None else {"default": template})
+        if not all(isinstance(text, str) for pair in found.items() for text in pair):
+            raise ValueError(f"{folder / name}: field 'chat_template' holds something else than text")
+    return found
+
+
+def _files_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _merge(files: dict[str, bytes], above: dict[str, bytes], folder: Path) -> None:
+    """Put an adapter's settings over those of its base, key by key; what it names hides the same name in every file."""
+    own = {name: _object(above, name, folder) for name in (CONFIG, NAMES, ADDED) if name in above}
+    for name in (NAMES, CONFIG, ADDED):
+        below = _object(files, name, folder)
+        if name == NAMES:
+            below = {key: value for key, value in below.items() if key not in own.get(CONFIG, {})}
+        if merged := {**below, **own.get(name, {})}:
+            files[name] = json.dumps(merged, indent=2, ensure_ascii=False).encode()
+
+
+def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{folder / name} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+# ---- special tokens --------------------------------------------------------------------------------------------------
+
+
+def special_tokens(files: dict[str, bytes], folder: Path, spec: dict[str, Any]) -> SpecialTokens:
+    """The named tokens and the tokens that the files beside tokenizer.json (`spec`) add to it.
+
+    As in transformers 5: where tokenizer_config.json has an added_tokens_decoder, special_tokens_map.json and
+    added_tokens.json do not count; else the map's names replace those of tokenizer_config.json, null included.
+
+    Raises: ValueError naming the file and the field that holds something else than a token.
+    """
+    config, where = _object(files, CONFIG, folder), folder / CONFIG
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    named = {**_defaults(config, files), **{key: value for key, value in config.items() if key.endswith("_token")}}
+    decoder = config.get("added_tokens_decoder")
+    listed = {} if decoder is None else _entries(decoder, where)
+    if decoder is None:
+        names = _object(files, NAMES, folder)
+        named |= {key: value for key, value in names.items() if key.endswith("_token")}
+        more = names.get("extra_special_tokens")
+        if isinstance(more, list) and isinstance(extra, list):
+            extra = [*extra, *more]
+        else:
+            extra = more or extra or names.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        named, extra = {**named, **extra}, []
+    if not isinstance(extra, list):
+        raise ValueError(f"{where}: field 'extra_special_tokens' is {extra!r:.60}, expected a list of tokens")
+    named = {
+        key: _token(value, f"{where}: field {key!r}", special=True)
+        for key, value in named.items()
+        if value is not None and (key in STANDARD or isinstance(value, (str, dict)))
+    }
+    extra = [_token(value, f"{where}: field 'extra_special_tokens'", special=True) for value in extra]
+    source = CONFIG
+    if decoder is None:
+        special, source = {token.content for token in (*named.values(), *extra)}, ADDED
+        listed = {
+            _id(number, f"{folder / ADDED}: field {text!r}"): AddedToken(
+                text, normalized=text not in special, special=text in special
+            )
+            for text, number in _object(files, ADDED, folder).items()
+        }
+    add = [token for _, token in sorted(listed.items())]
+    known = {token.content for token in add} | {entry.get("content") for entry in spec.get("added_tokens") or []}
+    for token in (*named.values(), *extra):
+        if token.content and token.content not in known:
+            known.add(token.content)
+            add.append(token)
+    texts = {token.content for token in named.values()}
+    for token in add:
+        token.special = token.special or token.content in texts
+    ids = {token.content: (number, source) for number, token in listed.items()}
+    return SpecialTokens({key: token.content for key, token in named.items()}, add, ids)
+
+
+def _defaults(config: dict[str, Any], files: dict[str, bytes]) -> dict[str, str]:
+    kind = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if kind == "LlamaTokenizer" and b'"ByteLevel"' in files[VOCABULARY]:
+        return {}  # Llama 3: read by the class that gives no names
+    return CLASS_NAMES.get(kind, {})
+
+
+def _entries(decoder: Any, where: Path) -> dict[int, AddedToken]:
+    if not isinstance(decoder, dict):
+        raise ValueError(f"{where}: field 'added_tokens_decoder' is {decoder!r:.60}, expected tokens by id")
+    field = f"{where}: field 'added_tokens_decoder'"
+    return {_id(number, field): _token(token, f"{field}, id {number}") for number, token in decoder.items()}
+
+
+def _id(number: Any, field: str) -> int:
+    try:
+        return int(number)
+    except (TypeError, ValueError):
+        raise ValueError(f"{field}: id {number!r:.40} is no number") from None
+
+
+def _token(value: Any, field: str, *, special: bool = False) -> AddedToken:
+    """A token of a file: its text, or an object with its text as 'content' and how it is matched."""
+    flags = {"special": True} if special else {}
+    if isinstance(value, dict):
+        text = value.get("content")
+        names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        flags = {name: bool(value[name]) for name in names if name in value} | flags
+    else:
+        text = value
+    if not isinstance(text, str):
+        raise ValueError(f"{field} is {value!r:.80}, expected a token's text or an object with it as 'content'")
+    return AddedToken(text, **flags)

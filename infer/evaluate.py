@@ -297,7 +297,8 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
     limits = {"limit": config.limit}
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_gold=True, **limits)
     device = local_device(config.device, ranks)
-    name, judge = open_judge(config.model, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain)
+    settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
+    name, judge = open_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
     order = judge.prompt.order
     if order == "pre-cot" and (config.dev or config.beta is not None):
         reason = "reasons before it answers and has no label probabilities"

@@ -92,7 +92,7 @@ class Config(OutFlags, ReadFlags):
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
-            *out_problems(self.out, required=False),
+            *out_problems(self.out, required=False, standard=True),
             *at_least(self, limit=0, max_new_tokens=1),
         ])  # fmt: skip
 
@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     refuse_overwriting(config.out, config.overwrite, standard=True)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
-    name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), seed=config.seed, **settings)
+    settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
+    name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), **settings)
     thinks = model.prompt.order == "pre-cot"
     if thinks and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.runtime.cli import Parser
 from taosr1.runtime.files import read_json
 from taosr1.runtime.out_paths import check_out
 
@@ -216,7 +217,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns: 0, or 2 after a message for wrong input."""
     look = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser("python infer/plot.py", description=__doc__, **look)
+    parser = Parser("python infer/plot.py", description=__doc__, **look)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run folder (it holds metrics.jsonl)")
     add("--out", metavar="FILE", help="picture: .png, .svg or .pdf (default: curves.png in the first run drawn)")

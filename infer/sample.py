@@ -72,7 +72,7 @@ class Config(OutFlags, ReadFlags):
              f"--out is {self.out!r}, expected a name ending in .jsonl or .jsonl.gz, or - for the standard output"),
             (self.out != STANDARD and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
-            *out_problems(self.out, required=False),
+            *out_problems(self.out, required=False, standard=True),
             *at_least(self, samples=1, temperature=0, top_k=0, max_new_tokens=1, limit=0),
             (self.temperature == 0 and self.samples > 1,
              "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
@@ -171,7 +171,8 @@ def main(argv: list[str] | None = None) -> dict:
     limits = {"limit": config.limit}
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
-    name, judge = open_judge(config.model, seed=config.seed, decodes=True, **settings)
+    settings |= {"seed": config.seed, "decodes": True, "max_new_tokens": config.max_new_tokens}
+    name, judge = open_judge(config.model, **settings)
     drawn = {name: getattr(config, name) for name in ("samples", "max_new_tokens", "temperature", "top_k", "top_p")}
 
     def work(rows: list[Judgement], start: int) -> list[dict]:

@@ -109,7 +109,7 @@ class Config(OutFlags, ReadFlags):
              f"--out {self.out} is --data: it would be overwritten"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
-            *out_problems(self.out, required=False),
+            *out_problems(self.out, required=False, standard=True),
             *at_least(self, limit=0, batch_tok=1),
         ])  # fmt: skip
         format_of(self.out, self.format)

@@ -54,10 +54,13 @@ def fast_dtype() -> str:
 
 @dataclass(frozen=True)
 class JudgeModel:
+    """reply_tok: the longest reply it will be asked for, which its prompts leave room for (0: as usual)."""
+
     model: Decoder
     tokenizer: Tokenizer
     prompt: PromptConfig
     engine: Engine = PLAIN
+    reply_tok: int = 0
 
     def prompts(self, judgements: list[Judgement]) -> list[list[int]]:
         """Token ids of every judgement's prompt, each leaving the model room for a reply.
@@ -65,7 +68,7 @@ class JudgeModel:
         Characters are not tokens: 600 of them may be 2,000 tokens of Chinese. A row too long for the model's positions
         is shown with shorter texts, so that no row is lost.
         """
-        room = prompt_room(self.model.config.max_position_embeddings)
+        room = prompt_room(self.model.config.max_position_embeddings, self.reply_tok)
         fitted = []
         for judgement in judgements:
             config = self.prompt
@@ -89,6 +92,7 @@ def load_judge(
     device: str = "cpu",
     seed: int = 0,
     plain: bool = False,
+    max_new_tokens: int = 0,
 ) -> JudgeModel:
     """The judge behind `--model`.
 
@@ -97,7 +101,9 @@ def load_judge(
     A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt. `order` overrides
     the order of the reply: an SFT stage may teach a thinker to answer first.
     `plain` leaves the fast engine out: every function is the plain program's.
-    Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device.
+    max_new_tokens: of `--max-new-tokens`, for a judge whose replies are decoded; prompts leave room for as many.
+    Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device, and for replies
+        that take more than half of the model's positions: the prompt needs the others.
     """
     check_device(device)
     if spec == TINY:
@@ -112,6 +118,11 @@ def load_judge(
         model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
         prompt = PromptConfig.load(folder) or PromptConfig()
         judge = JudgeModel(model, tokenizer, replace(prompt, order=order) if order else prompt)
+    positions = judge.model.config.max_position_embeddings
+    if max_new_tokens > positions // 2:
+        fits = f"{spec} has {positions} positions, half of them for the prompt: give at most {positions // 2}"
+        raise ValueError(f"--max-new-tokens is {max_new_tokens}, but --model {fits}")
+    judge = replace(judge, reply_tok=max_new_tokens)
     if dtype not in DTYPES:
         quantize(judge.model, dtype, emulate=plain)
     return judge if plain else fast.enable(judge)

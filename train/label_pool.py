@@ -157,7 +157,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED))
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
-    judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
+    settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
+    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
     judge.engine.prepack(judge.model, decodes=True)
     limits = {"split": config.split, "limit": config.limit}
     needs = {"need_grade": config.only_right, "need_gold": config.only_right}

@@ -193,7 +193,8 @@ def main(argv: list[str] | None = None) -> dict:
     config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED_STUDENT))
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
-    judge = load_judge(config.model, dtype=config.dtype, device=device, plain=config.plain)
+    settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
+    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
     judge.engine.prepack(judge.model, decodes=True)
     settings = {"seed": config.seed, "split": config.split}
     rows = load_rows(config.data, config, need_grade=True, **settings)

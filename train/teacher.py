@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
 from taosr1.runtime.bad_rows import BadRows, shorten
+from taosr1.runtime.cli import Parser
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.out_paths import check_out
 from taosr1.runtime.outputs import refuse_overwriting
@@ -147,7 +148,7 @@ def _id_and_text(line: dict) -> tuple[str, str]:
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python train/teacher.py",
         description="Let any outside LLM explain your graded rows: export prompts, send them, import the replies.",
         epilog="The rows that `import` writes have a 'cot' column: train on them with python train/sft.py --data.",

@@ -97,16 +97,16 @@ def esci_row(row: dict) -> dict:
     return {**row, **ours, **own, "grade": GRADE_OF_ESCI.get(word, row.get("grade"))}
 
 
-def keep_split(rows: Sequence[Judgement], split: str) -> list[Judgement]:
+def keep_split(rows: Sequence[Judgement], split: str, spec: object = "the data") -> list[Judgement]:
     """The judgements whose `split` column is `split` ("train" or "test" in ESCI).
 
-    Raises: ValueError naming the splits that exist, if no row has this one.
+    Raises: ValueError naming `spec` and the splits that exist, if no row has this one.
     """
     kept = [row for row in rows if row.extra.get("split") == split]
     if not kept:
         found = sorted({str(row.extra["split"]) for row in rows if row.extra.get("split") not in (None, "")})
-        has = f"the data has {shorten(str(found), 200)}" if found else "no 'split' column"
-        raise ValueError(f"no row has split {split!r}: {has}")
+        has = f"give one of {shorten(str(found), 200)}" if found else "no 'split' column: leave it out"
+        raise ValueError(f"{spec}: no row has split {split!r}, {has}")
     return kept
 
 

@@ -102,7 +102,7 @@ def read_parsed(
         names.check_found(spec)
     names.note(spec)
     if split:
-        kept = {id(row) for row in keep_split([row for row, _ in pairs], split)}
+        kept = {id(row) for row in keep_split([row for row, _ in pairs], split, spec)}
         pairs = [pair for pair in pairs if id(pair[0]) in kept][: limit or None]
     return pairs
 

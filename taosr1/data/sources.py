@@ -32,8 +32,11 @@ def load_rows(
         rows = read_judgements(spec, read, split=split, **needs)
     elif len(parts) > 1:
         settings = {"seed": seed, "split": split, **needs}
-        rows = [row for part in parts for row in load_rows(part, read, **settings)]
+        of_pool = settings | {"split": ""}  # a split chooses among the rows of the files
+        rows = [row for part in parts for row in load_rows(part, read, **(of_pool if is_pool(part) else settings))]
     else:
+        if split:
+            raise ValueError(f"{spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
         rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
     say_shared_ids(rows)
     return rows[:limit] if limit else rows
@@ -49,7 +52,8 @@ def load_pairs(
         return [(row, judgement) for judgement, row in pairs]
     settings = {"seed": seed, "split": split, **needs}
     if len(parts) > 1:
-        pairs = [pair for part in parts for pair in load_pairs(part, read, **settings)]
+        of_pool = settings | {"split": ""}
+        pairs = [p for part in parts for p in load_pairs(part, read, **(of_pool if is_pool(part) else settings))]
         return pairs[: limit or None]
     return [(judgement_to_dict(row), row) for row in load_rows(spec, read, limit=limit, **settings)]
 

@@ -94,6 +94,7 @@ def generate(
     max_rows: replies decoded at once (None: `rows_that_fit`). Prompts are taken in order of length; results come back
     in the caller's order.
     """
+    model.check_positions(1 + max_new_tokens)
     check_settings(prompts, samples, max_new_tokens, temperature, top_k, top_p, first_tokens)
     rows, device = len(prompts) * samples, next(model.parameters()).device
     if uniform is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 
 from taosr1.data.flags import ReadFlags
+from taosr1.data.rows import split_spec
+from taosr1.data.sources import is_pool
+from taosr1.data.splits import AUTO
 from taosr1.judge_model import JudgeModel
 from taosr1.runtime.checkpoint import checkpoints, read_best
 from taosr1.runtime.cli import command_line
 from taosr1.runtime.files import read_json
 from taosr1.runtime.run_folder import Run
 
-SHOP = "synthetic:"  # rows of the embedded shop, which the next script takes by itself
 READING = tuple(field.name for field in fields(ReadFlags))
 
 
@@ -41,13 +43,16 @@ def say_finished(run: Run, judge: JudgeModel, config, stage: str) -> dict[str, f
 
 
 def next_commands(stage: str, order: str, config) -> list[str]:
-    """The next stage, where its rows are known, and the measurement of this one."""
+    """The next stage, where its rows are known, and the measurement or use of this one.
+
+    Rows that were set aside (--dev auto) are set aside again from the same --data by the same --seed.
+    """
     out = config.out.rstrip("/")
     base = out.removesuffix(f"-{stage}")
-    own = not config.data.startswith(SHOP)
-    split = getattr(config, "split", "") if own else ""
-    dev = {} if config.dev.startswith(SHOP) else {"dev": config.dev, "dev_split": config.dev_split, "test": ""}
-    rows = {"data": config.data, "split": split} if own else {}
+    dev = {"dev": config.dev, "dev_split": config.dev_split} if _is_own(config.dev) else {}
+    rows = {"data": config.data, "split": getattr(config, "split", ""), "seed": config.seed}
+    if not _is_own(config.data):
+        rows = {}
     commands = []
     if stage == "sft" and order == "post-cot":
         commands += [_command("train/mine_pairs.py", config, out=f"{base}-pairs.jsonl", **rows)]
@@ -55,26 +60,39 @@ def next_commands(stage: str, order: str, config) -> list[str]:
         commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **rows, **dev)]
     elif stage == "dpo" and not dev:  # its own rows are pairs; those of GRPO are not known here
         commands += [_command("train/grpo.py", config, difficulty="prefill", out=f"{base}-grpo")]
-    elif stage == "grpo" and order == "pre-cot" and not own:
+    elif stage == "grpo" and order == "pre-cot" and not rows:
         commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl")]
-    return [*commands, _measure(order, config)]
+    return [*commands, _use(order, config)]
 
 
-def _measure(order: str, config) -> str:
-    """infer/evaluate.py on --test, where there is one, else on the dev rows, or on the shop's test rows."""
+def _use(order: str, config) -> str:
+    """What the judge is worth on --test or on the dev rows; its answers to --data where all dev rows are from there."""
     test, dev, split = getattr(config, "test", ""), config.dev, config.dev_split
-    if not test or test == dev or test.startswith(SHOP):  # the shop says nothing about a judge of other rows
-        test = "" if dev.startswith(SHOP) else dev
-    flags = {"data": test, "split": split if test else ""}
-    if order != "pre-cot" and dev and test != dev:  # it has probabilities, which a temperature and beta are fitted to
-        flags |= {"dev": dev, "dev_split": "" if dev.startswith(SHOP) else split, "fit_temperature": True}
-    return _command("infer/evaluate.py", config, **flags)
+    fitted: dict[str, object] = {}
+    if _is_own(test) and _is_own(dev) and test != dev and order != "pre-cot":  # it has probabilities to fit to
+        fitted = {"dev": dev, "dev_split": split, "fit_temperature": True}
+    if _is_own(test) or _is_own(dev):
+        return _command("infer/evaluate.py", config, data=test if _is_own(test) else dev, split=split, **fitted)
+    if _is_own(config.data) and dev == AUTO:
+        rows = {"data": config.data, "split": getattr(config, "split", "")}
+        if order == "pre-cot":
+            return _command("infer/explain.py", config, **rows)
+        return _command("infer/score.py", config, out=f"{config.out.rstrip('/')}-scored.jsonl", **rows)
+    if order != "pre-cot":
+        fitted = {"dev": "synthetic:dev", "fit_temperature": True}
+    return _command("infer/evaluate.py", config, **fitted)  # on the test rows of the embedded shop
+
+
+def _is_own(spec: str) -> bool:
+    """Whether rows are the user's, and not the embedded shop's."""
+    return spec not in ("", AUTO) and not all(map(is_pool, split_spec(spec)))
 
 
 def _command(script: str, config, **flags: object) -> str:
     """The script on this run's judge; with the flags of reading, where a file is read, and the device."""
-    flags = {name: value for name, value in flags.items() if value != "" or name == "test"}
-    given = READING if any(name in flags for name in ("data", "dev")) else ()
-    same = {name: getattr(config, name) for name in (*given, "device")}
-    kept = {name: value for name, value in same.items() if value != type(config).__dataclass_fields__[name].default}
-    return command_line(script, model=config.out, **flags, **kept)
+    usual = {field.name: field.default for field in fields(config)}
+    given = READING if any(_is_own(str(flags.get(name, ""))) for name in ("data", "dev")) else ()
+    flags |= {name: getattr(config, name) for name in (*given, "device")}
+    same = (*given, "device", "seed")
+    kept = {name: value for name, value in flags.items() if value != (usual[name] if name in same else "")}
+    return command_line(script, model=config.out, **kept)

@@ -76,12 +76,15 @@ def load_trainee(
 ) -> JudgeModel:  # fmt: skip
     """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
 
+    flags: the config of a training script, which has `max_new_tokens` too.
+
     Raises: ValueError as `load_judge`, and for adapters over fresh weights, which no file holds.
     """
     # Every rank reads its shards by itself, later: no rank has room for all weights. Fresh weights are in no file.
     device = "meta" if flags.fsdp and model != TINY else device
     dtype = dtype if flags.lora_rank else "float32"
-    judge = load_judge(model, order=order, dtype=dtype, device=device, seed=seed, plain=plain)
+    longest = {"max_new_tokens": flags.max_new_tokens}
+    judge = load_judge(model, order=order, dtype=dtype, device=device, seed=seed, plain=plain, **longest)
     judge.model.activation_checkpointing = flags.activation_checkpointing
     if not flags.lora_rank:
         return judge

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
+import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from tqdm import tqdm
 
@@ -31,7 +33,7 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
     Raises: SystemExit(2) with a message on stderr for an unknown flag or key, or a wrong value.
     """
     summary, formatter = (description or "").strip(), argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(description=summary, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these settings; flags win over it")
     types, own = get_type_hints(config), vars(config).get("__annotations__", {})
     # In the help a script's own settings come before inherited ones.
@@ -44,7 +46,8 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
         if kind is bool:
             form = {"action": argparse.BooleanOptionalAction}
         else:
-            form = {"type": _base_type(kind), "choices": choices, "metavar": None if choices else name.upper()}
+            parse_value, metavar = _PARSERS[_base_type(kind)], None if choices else name.upper()
+            form = {"type": parse_value, "choices": choices, "metavar": metavar}
             form |= {"nargs": "?"} if positional else {}
         parser.add_argument(name if positional else _flag(name), default=argparse.SUPPRESS, help=help_text, **form)
     positional = any(field.metadata.get("positional") for field in fields.values())
@@ -80,11 +83,63 @@ def _read_config_file(path: str, fields: dict, types: dict) -> dict[str, Any]:
         optional = value is None and type(None) in get_args(types[name])
         if not optional and (not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool))):
             problems.append(f"{name} is {value!r}, expected {kind.__name__}")
+        elif kind in (int, float) and value is not None and not abs(value) < 2**63:
+            problems.append(f"{name} is {value!r}, expected a number below 2^63")
         elif choices and value not in choices:
             problems.append(f"{name} is {value!r}, expected one of {', '.join(choices)}")
     if problems:
         raise ValueError(f"--config {path}: " + "; ".join(problems))
     return stored
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the list of all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("argument "):  # "argument --steps: is '1e3', ..." as argparse has it
+            message = message.removeprefix("argument ").replace(": is ", " is ", 1)
+        known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        meant = [_nearest(word, known) for word in unknown if word.startswith("-")]
+        hint = "; did you mean " + ", ".join(filter(None, meant)) + "?" if any(meant) else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (--help lists all flags)\n")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """The flag that a misspelt one is most like, "" where none is."""
+    name = word.partition("=")[0].lstrip("-").lower().replace("_", "-")
+    names = [flag[2:] for flag in known]
+    beginning = [flag for flag in names if name and flag.startswith(name)]
+    found = beginning or difflib.get_close_matches(name, names, 1)
+    return f"--{found[0]}" if found else ""
+
+
+def _whole_number(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        hint = ""
+        try:
+            hint = f", such as {int(float(text))}" if float(text).is_integer() else ""
+        except (ValueError, OverflowError):
+            pass  # no number at all, or infinite
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number{hint}") from None
+    if not abs(number) < 2**63:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a number below 2^63")
+    return number
+
+
+def _finite_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a number") from None
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a finite number")
+    return number
+
+
+_PARSERS: dict[type, Callable[[str], Any]] = {int: _whole_number, float: _finite_number, str: str, bool: bool}
 
 
 def check(problems: Sequence[tuple[bool, str]]) -> None:

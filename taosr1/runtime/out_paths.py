@@ -10,15 +10,18 @@ LONGEST_NAME = 255 - 25  # bytes; while a file is written, ".NAME.counts.json.PR
 
 
 def out_problems(
-    path: str, *, folder: bool = False, required: bool = True, flag: str = "--out"
+    path: str, *, folder: bool = False, required: bool = True, standard: bool = False, flag: str = "--out"
 ) -> list[tuple[bool, str]]:
-    """Problems for `taosr1.runtime.cli.check`. "-" is standard output, unless a folder is expected.
+    """Problems for `taosr1.runtime.cli.check`.
 
-    required: False where "" is allowed, or where the caller refuses it in its own words.
+    required: False where "" is allowed, or where the caller refuses it in its own words. standard: whether "-" is the
+    standard output here.
     """
     if not path:
         return [(required, f"{flag} is missing, expected a {'folder' if folder else 'file name'}")]
-    problem = "" if path == "-" and not folder else why_not_writable(path, folder=folder)
+    if path == "-":
+        return [(not standard, f"{flag} -: this script does not write to the standard output, expected a name")]
+    problem = why_not_writable(path, folder=folder)
     return [(bool(problem), f"{flag} {path}: {problem}")]
 
 

@@ -45,6 +45,7 @@ def generate(
         one prefill (`label_probabilities`), and only the groups that are kept are decoded.
     Raises: ValueError for an empty prompt, settings out of range, too many positions, or weights that give NaN.
     """
+    model.check_positions(1 + max_new_tokens)
     check_settings(prompts, samples, max_new_tokens, temperature, top_k, top_p, first_tokens)
     device = next(model.parameters()).device
     if uniform is None:

@@ -30,17 +30,19 @@ def open_judge(
     seed: int = 0,
     decodes: bool = False,
     plain: bool = False,
+    max_new_tokens: int = 0,
 ) -> tuple[str, JudgeModel]:
     """(name, judge) behind `--model`, for inference. "bundled" is the bundled student here.
 
     Without a name, the newest finished run under runs/ that replies in one of these `orders` is taken, else the
     bundled student; a note on stderr says which. A judge that is named is loaded whatever its order, and the caller
-    says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`.
+    says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`. max_new_tokens: as in
+    `load_judge`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     name = BUNDLED_STUDENT if spec == BUNDLED else spec or _default_judge(orders)
     try:
-        judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain)
+        judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain, max_new_tokens=max_new_tokens)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--") else f"--model {name}: {message}") from error

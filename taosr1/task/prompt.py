@@ -214,9 +214,9 @@ def encode_messages(tokenizer, messages: Sequence[tuple[str, str]]) -> list[int]
     return _fill(tokenizer, turns, [text for _, text in messages])
 
 
-def prompt_room(positions: int) -> int:
-    """The longest prompt, in tokens, that leaves a model of so many positions room for a reply."""
-    return positions - min(256, positions // 4)
+def prompt_room(positions: int, reply_tok: int = 0) -> int:
+    """The longest prompt, in tokens, that leaves a model of so many positions room for a reply of `reply_tok`."""
+    return positions - max(min(256, positions // 4), reply_tok)
 
 
 def wording_sha256(config: PromptConfig) -> str:

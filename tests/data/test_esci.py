@@ -197,7 +197,7 @@ def test_html_is_removed_and_everything_else_stays():
 
 
 def test_keep_split_needs_a_split_column():
-    with pytest.raises(ValueError, match="no row has split 'test': no 'split' column"):
+    with pytest.raises(ValueError, match="the data: no row has split 'test', no 'split' column"):
         keep_split([Judgement("q", "t")], "test")
 
 

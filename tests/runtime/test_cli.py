@@ -66,18 +66,39 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--sizes", "small"], "unrecognized arguments: --sizes"),
-        (["--batch", "3"], "unrecognized arguments: --batch"),  # no abbreviations: the next release may add --batch
-        (["--batch_size", "3"], "unrecognized arguments"),
-        (["--batch-size", "many"], "argument --batch-size: invalid int value: 'many'"),
-        (["--size", "medium"], "argument --size: invalid choice: 'medium'"),
+        (["--sizes", "small"], "unrecognized arguments: --sizes; did you mean --size?"),
+        # No abbreviations: the next release may add --batch.
+        (["--batch", "3"], "unrecognized arguments: --batch; did you mean --batch-size?"),
+        (["--batch_size", "3"], "did you mean --batch-size?"),
+        (["--Batch-Sise=3"], "unrecognized arguments: --Batch-Sise=3; did you mean --batch-size?"),
+        (["-beta", "3", "--carefull"], "did you mean --beta, --careful?"),
+        (["--walrus", "3"], "unrecognized arguments: --walrus (--help lists all flags)"),
+        (["--batch-size", "many"], "--batch-size is 'many', expected a whole number (--help"),
+        (["--batch-size", "1e3"], "--batch-size is '1e3', expected a whole number, such as 1000"),
+        (["--batch-size", "8.0"], "expected a whole number, such as 8"),
+        (["--batch-size", "8.5"], "--batch-size is '8.5', expected a whole number (--help"),
+        (["--batch-size", ""], "--batch-size is '', expected a whole number"),
+        (["--batch-size", "inf"], "--batch-size is 'inf', expected a whole number"),
+        (["--limit", "9" * 30], "expected a number below 2^63"),
+        (["--lr", "fast"], "--lr is 'fast', expected a number"),
+        (["--lr", ""], "--lr is '', expected a number"),
+        (["--lr", "nan"], "--lr is 'nan', expected a finite number"),
+        (["--beta", "-inf"], "--beta: expected one argument"),
+        (["--beta=-inf"], "--beta is '-inf', expected a finite number"),
+        (["--size", "medium"], "--size: invalid choice: 'medium'"),
         (["a", "b"], "unrecognized arguments: b"),
         (["--batch-size", "0", "--lr", "0"], "--batch-size is 0, expected at least 1; --lr is 0.0"),
         (["--config"], "expected one argument"),
     ],
 )
 def test_a_wrong_flag_ends_with_its_message(capsys, argv, message):
-    assert message in refused(capsys, *argv)
+    said = refused(capsys, *argv)
+    assert message in said and said.count("\n") == 1 and "usage:" not in said  # the error and nothing before it
+
+
+def test_numbers_may_be_written_as_python_writes_them():
+    found = parse("--batch-size", "1_000", "--lr", "1e-4", "--limit", "-1", "--beta", "1_0.5")
+    assert (found.batch_size, found.lr, found.limit, found.beta) == (1000, 1e-4, -1, 10.5)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +116,8 @@ def test_a_wrong_flag_ends_with_its_message(capsys, argv, message):
         ({"size": "medium"}, "size is 'medium', expected one of small, large"),
         ({"size": ["small"]}, "size is ['small'], expected str"),
         ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
+        ({"lr": float("nan")}, "lr is nan, expected a number below 2^63"),
+        ({"limit": 10**30}, "expected a number below 2^63"),
         ([1], "expected one JSON object of settings"),
         ({"batchsize": 3, "fast": 1}, "unknown setting 'batchsize'; fast is 1, expected bool"),
     ],

@@ -95,6 +95,16 @@ def test_every_script_says_so_before_it_loads_the_model_or_reads_a_row(script, p
         assert "--out is " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dash_is_standard_output_where_a_script_writes_there_and_no_name_anywhere(script, capsys):
+    main = importlib.import_module(script).main
+    with pytest.raises((SystemExit, ValueError, FileNotFoundError)) as caught:
+        main([*SCRIPTS[script], "--model", "no/such/model", "--out", "-"])
+    refused = "--out -: this script does not write to the standard output" in capsys.readouterr().err
+    assert refused == (script not in ("infer.score", "infer.explain", "infer.sample")), caught.value
+    assert not Path("-").exists()
+
+
 def test_the_scripts_with_parsers_of_their_own_say_so_too(places, capsys):
     plot, teacher = (importlib.import_module(name).main for name in ("infer.plot", "train.teacher"))
     for name, place in places.items():

@@ -143,3 +143,18 @@ def test_the_next_command_of_the_embedded_shop_needs_no_rows_of_its_own(thinker,
         f"next: python train/label_pool.py --model {out} --out {tmp_path / 'shop-pool.jsonl'}",
         f"next: python infer/evaluate.py --model {out}",
     ]
+
+
+@pytest.mark.parametrize("order", ["pre-cot", "label"])
+def test_without_dev_rows_of_their_own_the_next_stage_sets_the_same_ones_aside(base, tmp_path, capsys, order):
+    data = tmp_path / "rows.jsonl"
+    write_judgements(data, read_pool("reasoned", 30))
+    sft(["--model", base, "--order", order, "--data", str(data), "--steps", "1", "--batch-size", "4", "--seed", "5",
+         "--max-new-tokens", "3", "--out", str(tmp_path / "mine")])  # fmt: skip
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    rows, out = f"--data {data}", tmp_path / "mine"
+    assert lines == {
+        "pre-cot": [f"next: python train/grpo.py --model {out} --out {out}-grpo {rows} --seed 5",
+                    f"next: python infer/explain.py --model {out} {rows}"],
+        "label": [f"next: python infer/score.py --model {out} --out {out}-scored.jsonl {rows}"],
+    }[order]  # fmt: skip

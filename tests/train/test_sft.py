@@ -174,7 +174,7 @@ def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_pat
     [
         (["--steps", "0"], "--steps is 0, expected at least 1"),
         (["--lr", "0"], "--lr is 0.0, expected more than 0"),
-        (["--lr", "nan"], "--lr is nan, expected more than 0"),
+        (["--lr", "nan"], "--lr is 'nan', expected a finite number"),
         (["--keep-last", "0"], "--keep-last is 0, expected at least 1"),
         (
             ["--eval-every", "-1", "--grade-power", "2"],

@@ -180,11 +180,7 @@ def parse_columns(text: str) -> dict[str, str]:
 def known_names(header: Iterable[str], columns: str = "") -> int:
     """How many names of a header are known."""
     wanted = {_spelling(name) for name in parse_columns(columns)}
-<<<<<<< HEAD
     known = {*KNOWN, *wanted, *ESCI_COLUMNS}
-=======
-    known = wanted | KNOWN.keys() | set(ESCI_COLUMNS)
->>>>>>> main
     return sum(_spelling(name) in known for name in header)
 
 

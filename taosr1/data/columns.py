@@ -180,7 +180,8 @@ def parse_columns(text: str) -> dict[str, str]:
 def known_names(header: Iterable[str], columns: str = "") -> int:
     """How many names of a header are known."""
     wanted = {_spelling(name) for name in parse_columns(columns)}
-    return sum(_spelling(name) in KNOWN or _spelling(name) in wanted or _spelling(name) in ESCI_COLUMNS for name in header)
+    known = wanted | KNOWN.keys() | set(ESCI_COLUMNS)
+    return sum(_spelling(name) in known for name in header)
 
 
 def _spelling(name: str) -> str:

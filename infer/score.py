@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     served = {"beta": judge.beta, "temperature": judge.temperature}
 
     def work(chunk: list[Pair], start: int) -> list[dict]:
-        return [vars(score) for score in judge.score_judgements([judgement for _, judgement in chunk])]
+        return [score.judged() for score in judge.score_judgements([judgement for _, judgement in chunk])]
 
     model, wording = judge.model, judge.model.prompt.wording_sha256
     facts = {"judge": model_digest(model.model, model.tokenizer, model.prompt), "prompt_wording": wording, **served}

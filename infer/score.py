@@ -160,7 +160,7 @@ def open_label_first_judge(config: Config) -> Judge:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite, standard=True)
+    refuse_overwriting(config.out, config.overwrite)
     pairs = read_pairs(config)
     check_ids([judgement for _, judgement in pairs], format_of(config.out, config.format))
     judge = open_label_first_judge(config)

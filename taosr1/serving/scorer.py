@@ -15,6 +15,7 @@ class Score:
     """One judged pair. `grade` is the most probable label, `tier` is CumPT's: they may differ where mass is spread.
 
     probs: P(grade 1..4), sums to 1. label_mass: full-vocabulary probability that the first token is a label at all.
+    outside: why the pair is outside of what the judge has learned (`serving/outside.py`), "" where it is not.
     score: one number to sort by, computed here: the expected grade brought to [0, 1], (sum of g * P(g) - 1) / 3.
         Choice: it uses all four probabilities, where grade and tier only say which threshold is passed. 0 is certainly
         Irrelevant, 1 certainly Excellent.
@@ -24,6 +25,7 @@ class Score:
     tier: str
     probs: tuple[float, float, float, float]
     label_mass: float
+    outside: str = ""
     score: float = field(init=False)
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.flags import ReadFlags
 from taosr1.data.predictions import without_prediction
 from taosr1.data.sources import load_pairs
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import ROWS_AT_A_TIME, Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
@@ -171,14 +172,15 @@ def open_label_first_judge(config: Config) -> Judge:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite, standard=True)
+    refuse_overwriting(config.out, config.overwrite)
     pairs = read_pairs(config)
     check_ids([judgement for _, judgement in pairs], format_of(config.out, config.format))
     judge = open_label_first_judge(config)
+    say_data([judgement for _, judgement in pairs], judge.model)
     served = {"beta": judge.beta, "temperature": judge.temperature}
 
     def work(chunk: list[Pair], start: int) -> list[dict]:
-        return [vars(score) for score in judge.score_judgements([judgement for _, judgement in chunk])]
+        return [score.judged() for score in judge.score_judgements([judgement for _, judgement in chunk])]
 
     model, wording = judge.model, judge.model.prompt.wording_sha256
     facts = {"judge": model_digest(model.model, model.tokenizer, model.prompt), "prompt_wording": wording, **served}

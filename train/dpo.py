@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 import torch
 from torch import Tensor
 
-from taosr1.data.flags import ReadFlags
+from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.splits import AUTO, load_dev, resolved_of_pairs
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
@@ -147,9 +147,9 @@ class ReplyLogp(NamedTuple):
     length: Tensor
 
 
-def read_pairs(path: str, judge: JudgeModel) -> list[PreferencePair]:
-    """The pairs of a file, mined or as text. Raises: as `read_preferences`."""
-    return [PreferencePair(chosen, rejected) for chosen, rejected in read_preferences(path, judge)]
+def read_pairs(spec: str, judge: JudgeModel, read: ReadFlags = AS_FOUND) -> list[PreferencePair]:
+    """The pairs of `--data`, mined or as text. Raises: as `read_preferences`."""
+    return [PreferencePair(chosen, rejected) for chosen, rejected in read_preferences(spec, judge, read)]
 
 
 def with_reference(
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain
     )
-    pairs = read_pairs(config.data, judge)
+    pairs = read_pairs(config.data, judge, config)
     dev = load_dev(config.dev, config)
     say_data(dev, judge, "--dev")
     say_shared_prompts(judge, pairs, dev)

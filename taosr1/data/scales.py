@@ -237,7 +237,10 @@ def _flag(mapping: str) -> str:
 
 
 def _template(values: Iterable[str]) -> str:
-    return ",".join(f"{key}=GRADE" for key in sorted(values)[:SHOWN_VALUES])
+    """ "exact=4,perfect=GRADE": a map to fill in, with what the words of WANDS and ESCI mean there."""
+    known = {**PRESETS["esci"], **PRESETS["wands"]}
+    filled = {key: known.get(key, "GRADE") if len(key) > 1 else "GRADE" for key in sorted(values)[:SHOWN_VALUES]}
+    return ",".join(f"{key}={grade}" for key, grade in filled.items())
 
 
 def _as_number(key: str) -> float | None:

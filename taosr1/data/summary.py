@@ -72,7 +72,7 @@ def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConf
     looked_at = "" if step == 1 else f" of {len(measured):,} looked at"
     median, longest = int(np.median(lengths)), min(int(lengths.max()), room)
     text = f"prompts of {median} tokens (median), {longest} the longest{looked_at}; "
-    text += f"{cut:,} rows have a text cut to {prompt.max_chars} characters" if cut else "no text is cut"
+    text += f"{counted(cut, 'row')} with a text cut to {prompt.max_chars} characters" if cut else "no text is cut"
     if shortened:
         text += f", {shortened:,}{looked_at} are shortened to fit {positions} positions"
     return text

@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from taosr1.data.flags import AS_FOUND, ReadFlags
+from taosr1.data.rows import data_files, read_rows
 from taosr1.judge_model import JudgeModel
 from taosr1.learning.batches import Example
-from taosr1.runtime.jsonl import clean_text, read_jsonl
+from taosr1.runtime.bad_rows import BadRows
+from taosr1.runtime.jsonl import clean_text
 from taosr1.task.prompt import encode_messages, encode_reply
 
 NAMES = ("prompt", "chosen", "rejected")
@@ -18,37 +21,51 @@ ROLES = ("system", "user", "assistant")
 Messages = list[tuple[str, str]]  # role and text
 
 
-def read_preferences(path: str, judge: JudgeModel) -> list[tuple[Example, Example]]:
-    """The chosen and the rejected example of every row.
+class OtherTokenizer(ValueError):
+    """The ids of a row are not those of its text."""
+
+
+def read_preferences(spec: str, judge: JudgeModel, read: ReadFlags = AS_FOUND) -> list[tuple[Example, Example]]:
+    """The chosen and the rejected example of every row, in files of any format that `data.rows` reads.
 
     Rows with `prompt_ids`, `chosen_ids` and `rejected_ids` are mined ones. Any other row is TRL's: `prompt`, `chosen`,
     `rejected` as strings or lists of messages; without `prompt`, `chosen` and `rejected` are whole conversations that
     share their beginning. Other columns are not used.
 
-    Raises: ValueError naming file, line and field of a row that cannot be read, or whose ids are of another tokenizer.
+    Raises: ValueError naming file, line and field of a row that cannot be read (--max-bad-rows skips such rows), or
+        whose ids are of another tokenizer.
     Choice: TRL joins strings without a chat template. Here a prompt that is a string is the user's message in the
         model's chat template, because that is how the trained judge is asked. All texts are untrusted: none can hold a
         control token.
     """
-    pairs, text_rows, positions = [], 0, judge.model.config.max_position_embeddings
-    for line, row in read_jsonl(path):
-        is_mined = any(f"{name}_ids" in row for name in NAMES)
-        text_rows += not is_mined
-        try:
-            prompt, chosen, rejected = (_mined if is_mined else _of_text)(row, judge)
-            for name, reply in (("chosen", chosen), ("rejected", rejected)):
-                if len(prompt) + len(reply) > positions:
-                    tokens = f"takes {len(prompt)} + {len(reply)} tokens with its prompt"
-                    raise ValueError(f"field {name!r} {tokens}, but the model has {positions} positions: shorten it")
-        except ValueError as problem:
-            raise ValueError(f"{path}:{line}: {problem}") from problem
-        pairs.append((Example(prompt, chosen), Example(prompt, rejected)))
+    pairs, text_rows, allowed = [], 0, read.max_bad_rows
+    for path in data_files(spec):
+        bad_rows = BadRows(path, allowed)
+        for line, row in read_rows(path, bad_rows, read):
+            is_mined = any(f"{name}_ids" in row for name in NAMES)
+            try:
+                pairs.append(_pair(*(_mined if is_mined else _of_text)(row, judge), judge))
+                text_rows += not is_mined
+            except OtherTokenizer as problem:
+                raise ValueError(f"{path}:{line}: {problem}") from problem
+            except ValueError as problem:
+                bad_rows.add(line, problem)
+        allowed -= bad_rows.skipped
     if not pairs:
-        raise ValueError(f"{path}: no pairs in this file: check --data")
+        raise ValueError(f"{spec}: no pairs in this file: check --data")
     if text_rows:
         how = "each prompt is shown to the model as written, as the user's message of its chat template"
-        print(f"note: {path}: {text_rows} of {len(pairs)} pairs are text without ids: {how}", file=sys.stderr)
+        print(f"note: {spec}: {text_rows} of {len(pairs)} pairs are text without ids: {how}", file=sys.stderr)
     return pairs
+
+
+def _pair(prompt: list[int], chosen: list[int], rejected: list[int], judge: JudgeModel) -> tuple[Example, Example]:
+    positions = judge.model.config.max_position_embeddings
+    for name, reply in (("chosen", chosen), ("rejected", rejected)):
+        if len(prompt) + len(reply) > positions:
+            tokens = f"takes {len(prompt)} + {len(reply)} tokens with its prompt"
+            raise ValueError(f"field {name!r} {tokens}, but the model has {positions} positions: shorten it")
+    return Example(prompt, chosen), Example(prompt, rejected)
 
 
 def _mined(row: dict, judge: JudgeModel) -> list[list[int]]:
@@ -65,7 +82,7 @@ def _mined(row: dict, judge: JudgeModel) -> list[list[int]]:
         spelled = clean_text(tokenizer.decode(ids))
         # A teacher's reply is stored as written; not every tokenizer gives it back exactly.
         if spelled != text and (name == "prompt" or ids != encode_reply(tokenizer, text)):
-            raise ValueError(
+            raise OtherTokenizer(
                 f"field '{name}_ids' spells {spelled[:40]!r} with this model's tokenizer, but field {name!r} is "
                 f"{text[:40]!r}: the ids are of another tokenizer; mine the pairs again with this --model "
                 "(train/mine_pairs.py)"

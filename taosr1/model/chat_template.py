@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from taosr1.runtime.distributed import this_rank
+
 # Choice: `strftime_now` is defined, as in transformers, but its day never changes: a prompt must be the same tomorrow.
 # It is the date that the templates of Llama 3.1 and 3.2 fall back to where there is no clock.
 PINNED_DATE = datetime(2024, 7, 26)
@@ -119,8 +121,9 @@ def closing_of_thought(prompt: str) -> str:
 
 @lru_cache(maxsize=64)
 def say_once(text: str) -> None:
-    """A note on stderr, the first time."""
-    print(f"note: {text}", file=sys.stderr)
+    """A note on stderr, the first time, from the first rank alone."""
+    if this_rank().is_rank_zero:
+        print(f"note: {text}", file=sys.stderr)
 
 
 @lru_cache(maxsize=16)

@@ -64,6 +64,7 @@ class Tokenizer:
         added = self._trusted.get_added_tokens_decoder()
         following = {**_without_prefix(spec), "added_tokens": [_entry(*one) for one in sorted(added.items())]}
         self._continuing = _build(following, path)
+        self._trusted.encode_special_tokens = self._continuing.encode_special_tokens = special.as_text
         # `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are
         # added tokens that are not marked special: unmarked, a title could still produce them.
         marked = [{**token, "special": True} for token in following["added_tokens"]]

@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     *(VOCABULARY, CONFIG, NAMES, ADDED, TEMPLATE, OLD_TEMPLATE, f"{TEMPLATE_FOLDER}/*.jinja"),
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
+MAX_IDS = 2**31
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Names that classes of transformers give where no file does.
 CLASS_NAMES = {
@@ -34,12 +35,15 @@ CLASS_NAMES = {
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """named: the text of each named token. add: tokens to be added to the vocabulary, in this order. ids: the id that a
-    file gives to an added token, and the file."""
+    """named: the text of each named token. add: tokens to be added to the vocabulary, in this order.
+
+    ids: the id that a file gives to an added token, and the file. as_text: special tokens are read as text everywhere.
+    """
 
     named: dict[str, str]
     add: list[AddedToken] = field(default_factory=list)
     ids: dict[str, tuple[int, str]] = field(default_factory=dict)
+    as_text: bool = False
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -137,40 +141,18 @@ def special_tokens(files: dict[str, bytes], folder: Path, spec: dict[str, Any]) 
 
     Raises: ValueError naming the file and the field that holds something else than a token.
     """
-    config, where = _object(files, CONFIG, folder), folder / CONFIG
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    named = {**_defaults(config, files), **{key: value for key, value in config.items() if key.endswith("_token")}}
-    decoder = config.get("added_tokens_decoder")
-    listed = {} if decoder is None else _entries(decoder, where)
+    config = _object(files, CONFIG, folder)
+    decoder, names = config.get("added_tokens_decoder"), {}
     if decoder is None:
         names = _object(files, NAMES, folder)
-        named |= {key: value for key, value in names.items() if key.endswith("_token")}
-        more = names.get("extra_special_tokens")
-        if isinstance(more, list) and isinstance(extra, list):
-            extra = [*extra, *more]
-        else:
-            extra = more or extra or names.get("additional_special_tokens") or []
-    if isinstance(extra, dict):
-        named, extra = {**named, **extra}, []
-    if not isinstance(extra, list):
-        raise ValueError(f"{where}: field 'extra_special_tokens' is {extra!r:.60}, expected a list of tokens")
-    named = {
-        key: _token(value, f"{where}: field {key!r}", special=True)
-        for key, value in named.items()
-        if value is not None and (key in STANDARD or isinstance(value, (str, dict)))
-    }
-    extra = [_token(value, f"{where}: field 'extra_special_tokens'", special=True) for value in extra]
-    source = CONFIG
+    named, extra = _names(config, names, folder, _defaults(config, spec))
     if decoder is None:
-        special, source = {token.content for token in (*named.values(), *extra)}, ADDED
-        listed = {
-            _id(number, f"{folder / ADDED}: field {text!r}"): AddedToken(
-                text, normalized=text not in special, special=text in special
-            )
-            for text, number in _object(files, ADDED, folder).items()
-        }
+        source = ADDED
+        listed = _old_entries(_object(files, ADDED, folder), folder / ADDED, (*named.values(), *extra))
+    else:
+        source, listed = CONFIG, _entries(decoder, folder / CONFIG)
     add = [token for _, token in sorted(listed.items())]
-    known = {token.content for token in add} | {entry.get("content") for entry in spec.get("added_tokens") or []}
+    known = {token.content for token in add} | _texts_of(spec.get("added_tokens"))
     for token in (*named.values(), *extra):
         if token.content and token.content not in known:
             known.add(token.content)
@@ -178,15 +160,63 @@ def special_tokens(files: dict[str, bytes], folder: Path, spec: dict[str, Any]) 
     texts = {token.content for token in named.values()}
     for token in add:
         token.special = token.special or token.content in texts
-    ids = {token.content: (number, source) for number, token in listed.items()}
-    return SpecialTokens({key: token.content for key, token in named.items()}, add, ids)
+    return SpecialTokens(
+        {key: token.content for key, token in named.items()},
+        add,
+        {token.content: (number, source) for number, token in listed.items()},
+        as_text=bool(config.get("split_special_tokens")),
+    )
 
 
-def _defaults(config: dict[str, Any], files: dict[str, bytes]) -> dict[str, str]:
+def _names(
+    config: dict[str, Any], names: dict[str, Any], folder: Path, defaults: dict[str, str]
+) -> tuple[dict[str, AddedToken], list[AddedToken]]:
+    """The tokens with a name, and the special tokens without one. names: special_tokens_map.json, where it counts."""
+    named, extra = dict(defaults), config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    for values in (config, names):
+        named |= {key: value for key, value in values.items() if key.endswith("_token")}
+    more = names.get("extra_special_tokens")
+    if isinstance(more, list) and isinstance(extra, list):
+        extra = [*extra, *more]
+    else:
+        extra = more or extra or names.get("additional_special_tokens") or []
+    if isinstance(extra, dict):  # names of the model's own
+        named, extra = {**named, **extra}, []
+    if not isinstance(extra, list):
+        raise ValueError(f"{folder / CONFIG}: field 'extra_special_tokens' is {extra!r:.60}, expected a list of tokens")
+    tokens = {
+        key: _token(value, f"{folder / (NAMES if key in names else CONFIG)}: field {key!r}", special=True)
+        for key, value in named.items()
+        if value is not None and (key in STANDARD or isinstance(value, (str, dict)))
+    }
+    return tokens, [_token(value, f"{folder / CONFIG}: field 'extra_special_tokens'", special=True) for value in extra]
+
+
+def _defaults(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, str]:
+    """Names that no file gives, as far as tokenizer.json has such tokens."""
     kind = str(config.get("tokenizer_class")).removesuffix("Fast")
-    if kind == "LlamaTokenizer" and b'"ByteLevel"' in files[VOCABULARY]:
-        return {}  # Llama 3: read by the class that gives no names
-    return CLASS_NAMES.get(kind, {})
+    is_llama3 = kind == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(
+        [spec.get("pre_tokenizer"), spec.get("decoder")]
+    )
+    names = dict(CLASS_NAMES.get(kind, {})) if not is_llama3 else {}
+    if isinstance(spec.get("padding"), dict):
+        names.setdefault("pad_token", spec["padding"].get("pad_token"))
+    vocabulary = spec["model"].get("vocab", {})
+    words = vocabulary if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
+    return {key: text for key, text in names.items() if text in words or text in _texts_of(spec.get("added_tokens"))}
+
+
+def _texts_of(added_tokens: list[dict[str, Any]] | None) -> set[str]:
+    return {token["content"] for token in added_tokens or []}
+
+
+def _old_entries(added: dict[str, Any], where: Path, special: Sequence[AddedToken]) -> dict[int, AddedToken]:
+    """The tokens of added_tokens.json, which holds no more than their texts and ids."""
+    texts = {token.content for token in special}
+    return {
+        _id(number, f"{where}: field {text!r}"): AddedToken(text, normalized=text not in texts, special=text in texts)
+        for text, number in added.items()
+    }
 
 
 def _entries(decoder: Any, where: Path) -> dict[int, AddedToken]:
@@ -197,10 +227,9 @@ def _entries(decoder: Any, where: Path) -> dict[int, AddedToken]:
 
 
 def _id(number: Any, field: str) -> int:
-    try:
-        return int(number)
-    except (TypeError, ValueError):
-        raise ValueError(f"{field}: id {number!r:.40} is no number") from None
+    if isinstance(number, bool) or not str(number).isdecimal() or int(number) >= MAX_IDS:
+        raise ValueError(f"{field}: id {number!r:.40} is no number below {MAX_IDS}")
+    return int(number)
 
 
 def _token(value: Any, field: str, *, special: bool = False) -> AddedToken:

@@ -79,7 +79,8 @@ def test_a_map_or_a_preset_reads_the_files_own_grades(tmp_path, spelled, grades,
 @pytest.mark.parametrize("skipped", [0, 1000])
 def test_another_scale_stops_and_every_flag_that_the_error_names_reads_it_right(tmp_path, spelled, right, skipped):
     path = table(tmp_path, spelled)
-    with pytest.raises(GradesError, match=r"rows\.csv:\d+: field 'grade' is .*This looks like .*values found: ") as stop:
+    pattern = r"rows\.csv:\d+: field .grade. is .*This looks like .*values found: "
+    with pytest.raises(GradesError, match=pattern) as stop:
         load_rows(path, ReadFlags(max_bad_rows=skipped), need_grade=True)
     assert "--max-bad-rows" not in str(stop.value)
     flags = re.findall(r"--grades[ =]('[^']*'|[^\s,;]+(?:,[^\s,;]+=[1-4])*)", str(stop.value))

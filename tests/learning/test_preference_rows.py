@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from taosr1.data.flags import ReadFlags
 from taosr1.judge_model import load_judge
 from taosr1.learning.preference_rows import read_preferences
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.runtime.jsonl import write_jsonl
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import encode_reply
 
@@ -156,10 +160,8 @@ ODD = [
 
 
 def test_mined_ids_are_read_as_they_are_whatever_the_text(judge, tmp_path):
-    from taosr1.runtime.jsonl import write_jsonl  # cleans lone surrogates and NUL, as mine_pairs.py does
-
     rows = [mined(judge, *texts, rejected="1\n" + texts[1]) for texts in ODD]
-    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    write_jsonl(tmp_path / "pairs.jsonl", rows)  # replaces lone surrogates and NUL, as for mine_pairs.py
     for row, (chosen, rejected) in zip(rows, read_preferences(str(tmp_path / "pairs.jsonl"), judge)):
         assert [chosen.prompt, chosen.reply, rejected.reply] == [
             row[f"{n}_ids"] for n in ("prompt", "chosen", "rejected")
@@ -211,3 +213,47 @@ def test_one_row_of_another_model_among_many_is_found(judge, write, tmp_path):
             read_preferences(path, judge)
         with pytest.raises(ValueError, match=f":1: field '{name}' is None, expected the text of '{name}_ids'"):
             read_preferences(write({key: value for key, value in good.items() if key != name}), judge)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["an array", "parquet", "gzip", "a table", "two files"])
+def test_pairs_are_read_from_any_format(form, judge, write, tmp_path):
+    rows = [TEXT_ROWS["messages"][0], TEXT_ROWS["no prompt"][0]]
+    expected = read_preferences(write(*rows), judge)
+    if form == "an array":
+        (tmp_path / "pairs.json").write_text(json.dumps(rows, indent=1))
+        spec = str(tmp_path / "pairs.json")
+    elif form == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow (pip install .[data])")
+        table = pytest.importorskip("pyarrow").Table.from_pylist([{"prompt": None, **row} for row in rows])
+        parquet.write_table(table, tmp_path / "pairs.parquet")
+        spec = str(tmp_path / "pairs.parquet")
+    elif form == "gzip":
+        with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        spec = str(tmp_path / "pairs.jsonl.gz")
+    elif form == "a table":
+        lines = [["prompt", "chosen", "rejected"], *[[PROMPT, "4", "1"]] * 2]
+        with open(tmp_path / "pairs.csv", "w", newline="") as file:
+            csv.writer(file).writerows(lines)
+        spec = str(tmp_path / "pairs.csv")
+    else:
+        for number, row in enumerate(rows):
+            (tmp_path / f"part-{number}.jsonl").write_text(json.dumps(row) + "\n")
+        spec = f"{tmp_path}/part-*.jsonl"
+    assert read_preferences(spec, judge) == expected
+
+
+def test_broken_rows_can_be_skipped_but_never_those_of_another_tokenizer(judge, write, tmp_path, capsys):
+    good = TEXT_ROWS["strings"][0]
+    path = write(good, {"prompt": PROMPT}, good, {"chosen": "4"})
+    assert len(read_preferences(path, judge, ReadFlags(max_bad_rows=2))) == 2
+    assert f"{path}: skipped 2 of 4 rows" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r":4: field 'rejected' is missing.*more than the 1 of --max-bad-rows"):
+        read_preferences(path, judge, ReadFlags(max_bad_rows=1))
+    foreign = mined(replace(judge, tokenizer=shuffled(judge, tmp_path / "other")), "mug", "steel mug")
+    row = mined(judge, "mug", "steel mug") | {"prompt_ids": foreign["prompt_ids"]}
+    with pytest.raises(ValueError, match=":2: field 'prompt_ids' spells "):
+        read_preferences(write(good, row), judge, ReadFlags(max_bad_rows=9))

@@ -29,8 +29,7 @@ CHATML = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
 )
 THINK_OFF = (
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
 )
 HEADERS = (
     "{{- bos_token }}{%- for m in messages %}"
@@ -159,3 +158,32 @@ def test_a_rendered_prompt_is_encoded_as_transformers_encodes_it(transformers, f
     message = [{"role": "user", "content": f" {ROW.query}\n {ROW.title} {ROW.price}"}]
     options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
     assert encode_prompt(tokenizer, ROW, PROMPT) == theirs.apply_chat_template(message, **options)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("qwen3", "Qwen2Tokenizer"), ("qwen3", "TokenizersBackend"), ("mistral", "LlamaTokenizerFast"), ("mistral", None),
+     ("llama3", "LlamaTokenizer"), ("llama3", "PreTrainedTokenizerFast")],
+)  # fmt: skip
+def test_tokens_that_no_file_names_have_the_names_of_their_class(transformers, family, kind, tmp_path):
+    """As in transformers: the end token too, where tokenizer_config.json lost it."""
+    write_folder(family, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": kind}
+    config["chat_template"] = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|" + config["chat_template"]
+    for name in ("bos_token", "eos_token"):
+        del config[name]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in config.items() if value}))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), Tokenizer(tmp_path)
+    assert ours._named == theirs.special_tokens_map
+    message = [{"role": "user", "content": "hiking boots"}]
+    options = {"add_generation_prompt": True, "enable_thinking": False, "tokenize": False}
+    assert ours.render_prompt(message) == theirs.apply_chat_template(message, **options)
+
+
+def test_a_padding_token_that_only_tokenizer_json_knows_has_a_name(transformers, tmp_path):
+    write_folder("qwen3", tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["padding"] = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                       "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    assert Tokenizer(tmp_path)._named == transformers.AutoTokenizer.from_pretrained(tmp_path).special_tokens_map

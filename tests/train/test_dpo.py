@@ -16,6 +16,7 @@ from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.draw_order import shuffled_order
 from taosr1.learning.losses import dpo_loss
 from taosr1.model.logprobs import completion_logp, sequence_logp
+from taosr1.task.judgement import Judgement
 from train.dpo import PreferencePair, ReplyLogp, read_pairs, with_reference
 from train.dpo import main as dpo
 
@@ -228,3 +229,30 @@ def test_pairs_without_ids_or_of_another_tokenizer_are_named_by_line(post, pairs
         )
     path.write_text("", encoding="utf-8")
     assert f"{path}: no pairs in this file" in refused(dpo, *flags(post, str(path), tmp_path / "run"))
+
+
+TRL_ROWS = {
+    "strings": lambda title, chosen, rejected: {"prompt": title, "chosen": chosen, "rejected": rejected},
+    "messages": lambda title, chosen, rejected: {
+        "prompt": [{"role": "user", "content": title}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    },
+    "whole conversations": lambda title, chosen, rejected: {
+        name: [{"role": "user", "content": title}, {"role": "assistant", "content": reply}]
+        for name, reply in (("chosen", chosen), ("rejected", rejected))
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TRL_ROWS)
+def test_text_rows_of_trl_train_a_judge_to_prefer_the_chosen(kind, post, tmp_path, look):
+    rows = [TRL_ROWS[kind](f" mug\n steel mug {number}", "4", "1") for number in range(8)]
+    path = tmp_path / "trl.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dpo(flags(post, str(path), tmp_path / "run", "--steps", "3", "--nll-coef", "0"))
+    first, *_, last = [row for row in look.metrics(tmp_path / "run") if "rewards/margins" in row]
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5) and last["rewards/margins"] > 1e-3
+    judge = load_judge(post)  # the user's message as written is what this brief prompt shows of a row
+    [pair, *_] = read_pairs(str(path), judge)
+    assert pair.chosen.prompt == judge.prompts([Judgement("mug", "steel mug 0")])[0]

@@ -95,6 +95,7 @@ NAMES = {
     "a decoder hides added_tokens.json": (
         {"added_tokens_decoder": listed()}, (), {"added_tokens": {"<|sep|>": 1024}}
     ),
+    "special tokens as text": ({"split_special_tokens": True}, (), {}),
     "names of a class": ({"tokenizer_class": "PreTrainedTokenizerFast"}, ("pad_token", "unk_token"), {}),
 }  # fmt: skip
 
@@ -128,8 +129,11 @@ def test_names_and_added_tokens_are_those_of_transformers(kind, transformers, tm
         ({"added_tokens_decoder": listed() | {"3": token("<|x|>")}}, {}, "the id 3, .* it 1024, where 3 is '<|end|>'"),
         ({}, {"added_tokens": {"<|user|>": 7}}, "added_tokens.json gives '<|user|>' the id 7, .* gives it 1"),
         ({"added_tokens_decoder": ["<|x|>"]}, {}, "field 'added_tokens_decoder' is .*, expected tokens by id"),
-        ({"added_tokens_decoder": {"ten": "<|x|>"}}, {}, "field 'added_tokens_decoder': id 'ten' is no number"),
+        ({"added_tokens_decoder": {"ten": "<|x|>"}}, {}, "field 'added_tokens_decoder': id 'ten' is no number below"),
         ({"added_tokens_decoder": {"9": {"special": True}}}, {}, "field 'added_tokens_decoder', id 9 is .*expected"),
+        ({"added_tokens_decoder": {"-1": token("<|x|>")}}, {}, "id '-1' is no number below"),
+        ({}, {"added_tokens": {"<|x|>": 10**400}}, "added_tokens.json: field '<|x|>': id 1000"),
+        ({}, {"special_tokens_map": {"pad_token": 7}}, "special_tokens_map.json: field 'pad_token' is 7"),
         ({"eos_token": 3}, {}, "field 'eos_token' is 3, expected a token's text or an object"),
         ({"extra_special_tokens": "<|x|>"}, {}, "field 'extra_special_tokens' is '<|x|>', expected a list"),
         ({}, {"special_tokens_map": ["<|x|>"]}, "special_tokens_map.json holds a list, expected a JSON object"),

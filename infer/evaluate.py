@@ -132,7 +132,7 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     """The rows of --dev; warns where they are in --data too."""
     if not config.dev:
         return []
-    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True)
+    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True, flag="--dev")
     fitted = "temperature and beta are" if config.fit_temperature else "beta is"
     say_overlap(rows, dev, "--dev", f"{fitted} fitted on what is measured")
     return dev

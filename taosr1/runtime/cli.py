@@ -37,16 +37,29 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these settings; flags win over it")
     types, fields = get_type_hints(config), add_flags(parser, config)
     positional = any(field.metadata.get("positional") for field in fields.values())
-    given = sys.argv[1:] if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     # Intermixed parsing takes `"boots" --price 5 "title"` as query and title, but does not know `--`.
-    parse = parser.parse_intermixed_args if positional and "--" not in given else parser.parse_args
-    flags = vars(parse(given))
+    parse = parser.parse_intermixed_args if positional and "--" not in words else parser.parse_args
+    flags = vars(parse(words))
     path = flags.pop("config", None)
     try:
-        stored = _read_config_file(path, fields, types) if path else {}
-        return config(**{**stored, **flags})
+        given = {**(_read_config_file(path, fields, types) if path else {}), **flags}
+        check([(_is_emptied(fields[name], value), f"{flag_of(name)} is empty, expected {_meaning(fields[name])}")
+               for name, value in given.items()])  # fmt: skip
+        return config(**given)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+
+
+def _is_emptied(field: dataclasses.Field, value: object) -> bool:
+    """Whether a setting that has something by default is given as nothing; where that means something, its help says
+    ''. `auto` may be emptied too: then nothing is given, and it is found out."""
+    usual = field.default not in ("", "auto", None) and field.name != "out"  # --out has its own words
+    return value == "" and usual and "''" not in field.metadata.get("help", "")
+
+
+def _meaning(field: dataclasses.Field) -> str:
+    return f"{field.metadata.get('help', 'something')} (default: {field.default})"
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> dict[str, dataclasses.Field]:

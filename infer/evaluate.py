@@ -1,6 +1,6 @@
 """Measure a judge on graded pairs: F1, tiers, calibration, kinds of query, hallucination, ranking, cost.
 
-    python infer/evaluate.py                                  # the furthest trained run, on the test pool of the shop
+    python infer/evaluate.py                                  # the newest finished run, on the test pool of the shop
     python infer/evaluate.py --model runs/thinker-grpo --data rows.jsonl --out report.json
     python infer/evaluate.py --model runs/student --data test.jsonl --dev dev.jsonl --save-beta
     python infer/evaluate.py --model runs/student --data test.jsonl --dev dev.jsonl --fit-temperature
@@ -55,6 +55,7 @@ from taosr1.runtime.signals import run_main
 from taosr1.serving.calibration import TEMPERATURES, apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import (
     DEFAULT_BETA,
+    MODEL_HELP,
     TEMPERATURE_SCALING,
     chosen_temperature,
     open_judge,
@@ -72,7 +73,7 @@ ESCI_NOTE = f"{READ_AS}: an assumption, not the definition the grades were made 
 
 @dataclass(frozen=True)
 class Config(OutFlags, ReadFlags):
-    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    model: str = option("", MODEL_HELP)
     data: str = option(
         "synthetic:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL"
     )

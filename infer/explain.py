@@ -1,7 +1,7 @@
 """Judge one pair and explain it: grade, tier, probabilities, and the chain of thought.
 
-    python infer/explain.py "boots not leather" "Norvell suede hiking boots"
-    python infer/explain.py "kettle cheaper than Norvell" "Dulvy steel kettle" --price '$14' --model runs/student
+    python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black" --price '$20'
+    python infer/explain.py "rain jacket cheaper than Valmont" "Galden rain jacket navy cotton size small" --price '$20'
     python infer/explain.py --data pairs.jsonl --limit 3 --out explained.jsonl
 
 A judge that answers first gives its grade and probabilities from one prefill and then writes its reasons for that
@@ -29,19 +29,27 @@ from taosr1.data.predictions import without_prediction
 from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.out_paths import out_problems, same_path
 from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
-from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
+from taosr1.serving.deployed import (
+    DEFAULT_BETA,
+    MODEL_HELP,
+    TEMPERATURE_SCALING,
+    chosen_temperature,
+    open_judge,
+    stored_beta,
+)
 from taosr1.serving.explain import Explanation, visible
+from taosr1.serving.outside import World
 from taosr1.serving.rows import prediction
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS
 
-EXAMPLE = 'python infer/explain.py "boots not leather" "suede hiking boots"'
+EXAMPLE = 'python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black"'
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Config(OutFlags, ReadFlags):
     limit: int = option(5, "rows of --data explained (0: all)")
     split: str = option("", "keep only the rows of --data whose 'split' column says this")
     out: str = option("", "also write the explanations here: .jsonl, .jsonl.gz, or - (stdout, instead of text)")
-    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    model: str = option("", MODEL_HELP)
     beta: float | None = option(None, "CumPT: smaller is more generous; none: the checkpoint's tiering.json, else 0.5")
     temperature_scaling: str = option(
         "stored",
@@ -110,7 +118,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     refuse_overwriting(config.out, config.overwrite, standard=True)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
-    name, model = open_judge(config.model, seed=config.seed, max_new_tokens=config.max_new_tokens, **settings)
+    settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
+    name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), **settings)
     thinks = model.prompt.order == "pre-cot"
     if thinks and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"
@@ -121,7 +130,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         print(f"note: this judge reads only {read}; {', '.join(unread)} is ignored", file=sys.stderr)
     temperature = 1.0 if thinks else chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or (not thinks and stored_beta(name, temperature)) or DEFAULT_BETA
-    judge, explained = Judge(model, name=name, beta=beta, temperature=temperature), []
+    served = {"beta": beta, "temperature": temperature, "world": World.load(judge_folder(name))}
+    judge, explained = Judge(model, name=name, **served), []
     said_on = sys.stderr if config.out == STANDARD else sys.stdout
     for index, row in enumerate(rows):
         found = judge.explain(row, max_new_tokens=config.max_new_tokens)

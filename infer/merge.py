@@ -17,8 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from taosr1.judge_model import DTYPES, load_judge
-from taosr1.model.io.folders import model_folder
+from taosr1.judge_model import DTYPES, judge_folder, load_judge
 from taosr1.model.io.weights import save_pretrained
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.files import new_folder
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> Path:
         judge.prompt.save(aside)
         # prompt.json is copied over the one just saved because it also holds the wording used in training.
         for name in (PROMPT_FILE, TIERING_FILE, CALIBRATION_FILE):
-            file = Path(model_folder(config.model)) / name
+            file = Path(judge_folder(config.model)) / name
             if file.is_file():
                 shutil.copy(file, aside / name)
     print(f"the complete model of {config.model} is in {out}")

@@ -1,6 +1,6 @@
 """Sample several replies per pair and see how often one is right: pass@1 to pass@N, beside what guessing would reach.
 
-    python infer/sample.py --data synthetic:dev --limit 200                # the furthest trained run, 5 replies a pair
+    python infer/sample.py --data synthetic:dev --limit 200                # the newest finished run, 5 replies a pair
     python infer/sample.py --model runs/post-sft --data rows.jsonl --samples 8 --temperature 0.8 --out replies.jsonl
 
 --out holds one reply a line: `row`, `query`, `title`, `query_id`, `item_id`, `grade` (the data's own), `sample`,
@@ -40,7 +40,7 @@ from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply
-from taosr1.serving.deployed import open_judge
+from taosr1.serving.deployed import MODEL_HELP, open_judge
 from taosr1.serving.samples import Sample, parsed, sample_replies
 from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
@@ -51,7 +51,7 @@ PROMPTS_AT_A_TIME = 128
 
 @dataclass(frozen=True)
 class Config(OutFlags, ReadFlags):
-    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    model: str = option("", MODEL_HELP)
     data: str = option("synthetic:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz, or - (stdout)")
     samples: int = option(5, "replies per pair (N)")

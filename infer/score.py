@@ -1,6 +1,6 @@
 """Score pairs with one prefill each: grade, ranking tier, four label probabilities. This is how a shop uses its judge.
 
-    python infer/score.py --data pairs.jsonl --out scored.jsonl                  # the furthest trained run under runs/
+    python infer/score.py --data pairs.jsonl --out scored.jsonl        # the newest finished run, else the bundled judge
     python infer/score.py --model runs/student --data pairs.csv.gz --out scored.jsonl.gz --beta 0.4
     cat pairs.csv | python infer/score.py --data - --out - | head
     python infer/score.py --data pairs.csv --format opensearch --out judgments.json
@@ -50,7 +50,7 @@ from taosr1.data.predictions import without_prediction
 from taosr1.data.sources import load_pairs
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import ROWS_AT_A_TIME, Judge
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -58,9 +58,18 @@ from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.out_paths import out_problems, same_path
 from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
-from taosr1.serving.deployed import DEFAULT_BETA, TEMPERATURE_SCALING, chosen_temperature, open_judge, stored_beta
-from taosr1.serving.explain import LOW_MASS, WHY_THEY_DIFFER
+from taosr1.serving.deployed import (
+    ANSWERS_FIRST,
+    DEFAULT_BETA,
+    MODEL_HELP,
+    TEMPERATURE_SCALING,
+    chosen_temperature,
+    open_judge,
+    stored_beta,
+)
+from taosr1.serving.explain import WHY_THEY_DIFFER
 from taosr1.serving.formats import FORMATS, ROW_FORMATS, check_ids, format_of, rated, write_judged, write_rows
+from taosr1.serving.outside import LOW_MASS, World
 from taosr1.serving.rows import columns_of, predicted_row
 from taosr1.serving.scorer import Score
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
@@ -71,7 +80,7 @@ Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge re
 
 @dataclass(frozen=True)
 class Config(OutFlags, ReadFlags):
-    model: str = option("", "a run folder, a Hugging Face folder or hub id; none: the furthest trained run under runs/")
+    model: str = option("", MODEL_HELP)
     data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, synthetic:POOL, or - (stdin)")
     out: str = option("", "file to write: .jsonl, .csv, .run, .qrels (each also .gz), any with --format, or - (stdout)")
     format: str = option("", "what to write (none: by the name of --out)", ("", *FORMATS))
@@ -119,6 +128,7 @@ def count(totals: Counter, scores: Iterable[Score]) -> Iterator[Score]:
     """The scores; adds their grades, tiers and label mass to `totals`."""
     for score in scores:
         totals.update({score.grade: 1, score.tier: 1, "label_mass": score.label_mass, "rows": 1})
+        totals["outside"] += bool(score.outside)
         totals["differ"] += TIER_OF_GRADE[score.grade] != score.tier
         yield score
 
@@ -145,7 +155,7 @@ def open_label_first_judge(config: Config) -> Judge:
     """Raises: ValueError for a judge whose first token is not its answer."""
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
-    name, model = open_judge(config.model, thinkers=False, **settings)
+    name, model = open_judge(config.model, orders=ANSWERS_FIRST, **settings)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot), so one prefill does not give the grade. Read its "
@@ -154,7 +164,8 @@ def open_label_first_judge(config: Config) -> Judge:
         )
     temperature = chosen_temperature(name, config.temperature_scaling)
     beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
-    return Judge(model, name=name, beta=beta, temperature=temperature, max_tokens_per_batch=config.batch_tok)
+    served = {"beta": beta, "temperature": temperature, "world": World.load(judge_folder(name))}
+    return Judge(model, name=name, **served, max_tokens_per_batch=config.batch_tok)
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
@@ -191,6 +202,12 @@ def report(config: Config, judge: Judge, totals: Counter) -> dict[str, object]:
     print(f"{rows} pairs scored by {judge.name} -> {config.out}; {shown} (CumPT, beta {judge.beta:.4g})", file=said_on)
     if differ := totals["differ"]:
         print(f"in {differ} rows the most probable grade and CumPT's tier differ: {WHY_THEY_DIFFER}", file=said_on)
+    if outside := totals["outside"]:
+        print(
+            f"warning: {outside} of {rows} pairs are outside of what this judge has learned (column 'outside' says "
+            "why): their grades mean little. Train a judge on your own pairs (README, Your own pairs)",
+            file=sys.stderr,
+        )
     if mass < LOW_MASS:
         print(
             f"warning: mean label mass is {mass:.2g}: this model rarely answers with a label, so its probabilities "

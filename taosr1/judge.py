@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 
-from taosr1.judge_model import JudgeModel, load_judge
+from taosr1.judge_model import JudgeModel, judge_folder, load_judge
 from taosr1.runtime.cli import progress as progress_bar
 from taosr1.serving.calibration import apply_temperature
-from taosr1.serving.deployed import DEFAULT_BETA, open_judge, stored_beta, stored_temperature
+from taosr1.serving.deployed import ANSWERS_FIRST, DEFAULT_BETA, open_judge, stored_beta, stored_temperature
 from taosr1.serving.explain import Explanation, explain
 from taosr1.serving.inputs import Pair, Product, is_product, judgements_of, listed
+from taosr1.serving.outside import World
 from taosr1.serving.samples import Sample, parsed, sample_replies
 from taosr1.serving.scorer import Score, score_prompts
 from taosr1.serving.tiering import cumulative_tier
@@ -38,8 +40,8 @@ ROWS_AT_A_TIME = 1024  # encoded, sorted by length and scored together
 class Ranked(dict):
     """One product of a ranking: the dict that CrossEncoder.rank gives, with more in it, and attributes to read it by.
 
-    Keys: corpus_id (place in the list that was given), score, grade, tier, probs, label_mass, and text (the product as
-    given) with return_documents=True.
+    Keys: corpus_id (place in the list that was given), score, grade, tier, probs, label_mass, outside, and text (the
+    product as given) with return_documents=True.
     """
 
     def __init__(self, index: int, product: Any, result: Score, *, with_text: bool) -> None:
@@ -73,17 +75,18 @@ class Judge:
 
     def __init__(
         self, model: JudgeModel, *, name: str = "", beta: float = DEFAULT_BETA, temperature: float = 1.0,
-        max_tokens_per_batch: int = 16384,
+        world: World | None = None, max_tokens_per_batch: int = 16384,
     ) -> None:  # fmt: skip
         """Around a model that is loaded already; `Judge.load` does it from a folder.
 
+        world: what the judge has learned (`World.load` of its folder), so that pairs outside of it are found.
         max_tokens_per_batch: tokens per forward pass; changes memory and speed only.
         Raises: ValueError for a beta outside (0, 1], or a temperature that is not a finite number above 0.
         """
         cumulative_tier([], beta)
         apply_temperature([], temperature)
         self.model, self.name, self.beta, self.temperature = model, name, beta, temperature
-        self.max_tokens_per_batch = max_tokens_per_batch
+        self.world, self.max_tokens_per_batch = world or World(), max_tokens_per_batch
         self._lock = threading.Lock()
 
     @classmethod
@@ -93,7 +96,8 @@ class Judge:
     ) -> Judge:  # fmt: skip
         """The judge of a run folder, a checkpoint, a Hugging Face folder or a hub id ("ORG/NAME").
 
-        path_or_name: "" is the furthest trained run under runs/; "bundled" is the one that comes with the package.
+        path_or_name: "" is the newest finished run under runs/ that answers first, else the bundled student, which
+            "bundled" names.
         device, dtype: as of `--device` and `--dtype` of infer/score.py ("cuda", "bfloat16", "float8", "int8", ...).
         plain: without the fast engine. beta: None takes the one stored beside the weights (tiering.json), else 0.5.
         temperature: None takes the stored one (calibration.json), else 1; 1 leaves the probabilities unscaled.
@@ -101,14 +105,14 @@ class Judge:
         """
         settings = {"dtype": dtype, "device": device, "plain": plain}
         try:
-            name, model = open_judge(str(path_or_name), **settings)
+            name, model = open_judge(str(path_or_name), orders=ANSWERS_FIRST, **settings)
+            limits = {"max_tokens_per_batch": max_tokens_per_batch, "world": World.load(judge_folder(name))}
             if model.prompt.order == "pre-cot":  # without label probabilities both mean nothing
-                return cls(model, name=name, max_tokens_per_batch=max_tokens_per_batch)
+                return cls(model, name=name, **limits)
             temperature = temperature if temperature is not None else stored_temperature(name) or 1.0
             beta = beta if beta is not None else stored_beta(name, temperature) or DEFAULT_BETA
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(str(error).removeprefix("--")) from error
-        limits = {"max_tokens_per_batch": max_tokens_per_batch}
         return cls(model, name=name, beta=beta, temperature=temperature, **limits)
 
     def __repr__(self) -> str:
@@ -150,7 +154,9 @@ class Judge:
         scores: list[Score] = []
         with progress_bar(total=len(rows), desc="score", unit="pair", disable=not progress) as bar:
             for start in range(0, len(rows), ROWS_AT_A_TIME):
-                scores += self.score_prompts(self.model.prompts(list(rows[start : start + ROWS_AT_A_TIME])))
+                chunk = list(rows[start : start + ROWS_AT_A_TIME])
+                found = self.score_prompts(self.model.prompts(chunk))
+                scores += [replace(score, outside=self._outside(row, score)) for row, score in zip(chunk, found)]
                 bar.update(len(scores) - start)
         return scores
 
@@ -210,7 +216,8 @@ class Judge:
         row = self._one(query_or_pair, product, "explain")
         limits = {"max_new_tokens": _positive(max_new_tokens, "max_new_tokens")}
         with self._lock:
-            return explain(self.model, row, beta=self.beta, temperature=self.temperature, **limits)
+            found = explain(self.model, row, beta=self.beta, temperature=self.temperature, **limits)
+        return replace(found, outside=self._outside(row, found))
 
     def sample(
         self, query_or_pair: Any, product: Any = None, *, n: int = 5, temperature: float = 1.0, top_k: int = 0,
@@ -235,6 +242,9 @@ class Judge:
         if not single:
             raise ValueError(f"{what} takes one product, this is a list of {len(rows)}: call it for each")
         return rows[0]
+
+    def _outside(self, row: Judgement, found: Score | Explanation) -> str:
+        return self.world.reason(row, self.fields, found.label_mass)
 
     def _need_probabilities(self) -> None:
         if self.order == "pre-cot":

@@ -21,8 +21,14 @@ from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig, encode_prompt, prompt_room
 
 TINY = "tiny"
-BUNDLED = "bundled"
+BUNDLED, BUNDLED_STUDENT = "bundled", "bundled-student"
 BUNDLED_FOLDER = Path(__file__).parent / "bundled" / "thinker"
+# What training starts from is the thinker; what is served is the student, which answers first.
+BUNDLED_FOLDERS = {
+    BUNDLED: BUNDLED_FOLDER,
+    "bundled-thinker": BUNDLED_FOLDER,
+    BUNDLED_STUDENT: BUNDLED_FOLDER.with_name("student"),
+}
 # 0.7 M parameters in Qwen3's form: trains in minutes on one CPU core.
 TINY_SHAPE = {
     **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -33,6 +39,11 @@ SERVING_DTYPES = (*DTYPES, "float8", "int8")  # the last two: large products in 
 SERVING_DTYPE_HELP = (
     "type of the weights; float8 (NVIDIA Hopper) and int8 (CPU): 8-bit products, faster prefills for a little accuracy"
 )
+
+
+def judge_folder(spec: str) -> str:
+    """The folder (or hub id) of the weights behind `--model`: a bundled judge's, a run's best checkpoint, or `spec`."""
+    return model_folder(BUNDLED_FOLDERS.get(spec, spec))
 
 
 def fast_dtype() -> str:
@@ -85,7 +96,8 @@ def load_judge(
 ) -> JudgeModel:
     """The judge behind `--model`.
 
-    spec: "tiny" (fresh weights), "bundled" (a trained tiny thinker), a run folder, a Hugging Face folder, or a hub id.
+    spec: "tiny" (fresh weights), "bundled" (a trained tiny thinker), "bundled-student" (its student, which answers
+        first), a run folder, a Hugging Face folder, or a hub id.
     A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt. `order` overrides
     the order of the reply: an SFT stage may teach a thinker to answer first.
     `plain` leaves the fast engine out: every function is the plain program's.
@@ -101,7 +113,7 @@ def load_judge(
             raise FileNotFoundError(
                 f"--model {spec}: no such run here; run the stage that makes it first, or give another folder or hub id"
             )
-        folder = model_folder(BUNDLED_FOLDER if spec == BUNDLED else spec)
+        folder = judge_folder(spec)
         beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
         model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
         prompt = PromptConfig.load(folder) or PromptConfig()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -31,7 +31,7 @@ from taosr1.data.splits import AUTO, load_dev, resolved_of_pairs
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import dev_scores
-from taosr1.judge_model import DTYPES, JudgeModel
+from taosr1.judge_model import BUNDLED_STUDENT, DTYPES, JudgeModel
 from taosr1.learning.batches import (
     Batch,
     Example,
@@ -50,7 +50,7 @@ from taosr1.learning.losses import LossSum, dpo_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.preference_rows import read_preferences
 from taosr1.learning.reference import reference_logp
-from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, default_or_bundled, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -62,7 +62,9 @@ from taosr1.task.judgement import Judgement
 
 @dataclass(frozen=True)
 class Config(ReadFlags, MemoryFlags, RunFlags):
-    model: str = option("runs/post-sft", "run folder or Hugging Face folder to start from; also the reference")
+    model: str = option(
+        "runs/post-sft", "folder to start from, also the reference; the default missing: the bundled student"
+    )
     data: str = option("runs/post-pairs.jsonl", "pairs of train/mine_pairs.py, or TRL's: prompt, chosen, rejected")
     dev: str = option(
         AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
@@ -190,6 +192,7 @@ def say_shared_prompts(judge: JudgeModel, pairs: Sequence[PreferencePair], dev: 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     config = resolved_of_pairs(parse_config(Config, __doc__, argv))
+    config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED_STUDENT))
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
     judge = load_trainee(
         config.model, config, dtype=config.dtype, device=device, seed=config.seed, plain=config.plain

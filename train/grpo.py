@@ -57,10 +57,10 @@ from taosr1.learning.rollouts import (
     drop_by_difficulty,
     remember_survival,
 )
-from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
+from taosr1.learning.trainee import MemoryFlags, default_or_bundled, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
-from taosr1.runtime.run_folder import Run, RunFlags, is_unfinished, run_problems
+from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import Judgement
 
@@ -240,18 +240,6 @@ def sft_term_loss(logp: Tensor, batch: SftTermBatch) -> LossSum:
 # ---- The stage -------------------------------------------------------------------------------------------------------
 
 
-def with_start(config: Config) -> Config:
-    """The config with the bundled thinker in place of the default one, where that is missing or unfinished.
-
-    This is what is stored: a resumed run has to measure its KL term against the same start.
-    """
-    if config.model != THINKER or Path(THINKER).exists() and not is_unfinished(THINKER):
-        return config
-    missing = f"{THINKER} does not exist or is not finished yet"
-    print(f"{missing}: starting from the bundled thinker (python train/sft.py makes your own)")
-    return replace(config, model=BUNDLED)
-
-
 def begin(config: Config) -> tuple[JudgeModel, Rows, SftTerm, Run, DistributedModel, DistributedModel | None]:
     """Load the judge and its rows, and open the run; last are the model on all ranks and the reference policy."""
     device = init_distributed(config.device, deterministic=config.deterministic, fsdp=config.fsdp)
@@ -294,7 +282,8 @@ def rollouts(
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    config = with_start(resolved(parse_config(Config, __doc__, argv)))
+    config = resolved(parse_config(Config, __doc__, argv))
+    config = replace(config, model=default_or_bundled(config.model, THINKER, BUNDLED))
     judge, rows, sft_term, run, distributed, reference = begin(config)
     if run.finished and (not rows.test or (run.folder / "test.json").exists()):
         return say_finished(run, judge, config, "grpo")

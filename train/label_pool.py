@@ -36,8 +36,9 @@ from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.sources import load_rows
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge_model import DTYPES, JudgeModel, load_judge
+from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import keyed_generator
+from taosr1.learning.trainee import default_or_bundled
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -56,7 +57,9 @@ ROWS_AT_A_TIME = 4096
 
 @dataclass(frozen=True)
 class Config(OutFlags, ReadFlags):
-    model: str = option("runs/thinker-grpo", "run folder or Hugging Face folder of the judge that grades")
+    model: str = option(
+        "runs/thinker-grpo", "folder of the judge that grades; where the default is missing, the bundled thinker"
+    )
     data: str = option("synthetic:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or synthetic:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
     keep_frac: float = option(1.0, "keep this share of the rows, the most confident ones")
@@ -151,6 +154,7 @@ def kept_rows(graded: Iterable[dict], limit: float, grades: Counter) -> Iterator
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the number of rows and of graded rows, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
+    config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED))
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "plain": config.plain}

@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -34,9 +34,10 @@ from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
-from taosr1.judge_model import DTYPES, JudgeModel, load_judge
+from taosr1.judge_model import BUNDLED_STUDENT, DTYPES, JudgeModel, load_judge
 from taosr1.learning.draw_order import balanced_order, keyed_generator
 from taosr1.learning.pairs import TEACHER, balance_label_flow, mine_pairs, mining_outcome
+from taosr1.learning.trainee import default_or_bundled
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -56,7 +57,9 @@ PROMPTS_AT_A_TIME = 128
 
 @dataclass(frozen=True)
 class Config(OutFlags, ReadFlags):
-    model: str = option("runs/post-sft", "run folder or Hugging Face folder of the model that is to improve")
+    model: str = option(
+        "runs/post-sft", "folder of the model that is to improve; where the default is missing, the bundled student"
+    )
     data: str = option(
         "synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, comma-separated"
     )
@@ -187,6 +190,7 @@ def way_out_of(counts: dict, config: Config) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the counts, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
+    config = replace(config, model=default_or_bundled(config.model, Config.model, BUNDLED_STUDENT))
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "plain": config.plain}

@@ -133,14 +133,14 @@ class ColumnNames:
             ours = found if esci and found in ESCI_COLUMNS and found not in names else KNOWN.get(found, "")
             if name not in plan and name not in COLUMNS and ours and ours not in taken and ours not in names:
                 candidates.setdefault(ours, []).append(name)
-        for ours, found in candidates.items():
-            if esci and any(name in ESCI_COLUMNS for name in found) and (ours != "title" or len(found) == 1):
+        for ours, same in candidates.items():
+            if esci and any(name in ESCI_COLUMNS for name in same) and (ours != "title" or len(same) == 1):
                 continue  # esci_row reads it
-            if len(found) > 1:
-                both = " and ".join(shorten(repr(name)) for name in found[:3])
-                way = f'--columns "{shorten(found[0], 40)}={ours}"'
+            if len(same) > 1:
+                both = " and ".join(shorten(repr(name)) for name in same[:3])
+                way = f'--columns "{shorten(same[0], 40)}={ours}"'
                 raise SameColumn(f"columns {both} could both be the {ours}: {way} takes the first")
-            plan[found[0]] = ours
+            plan[same[0]] = ours
         for name in names:
             ours = WEAK_NAMES.get(_spelling(name))
             if ours and name not in plan and ours not in {*plan.values(), *names} and not esci:
@@ -180,7 +180,8 @@ def parse_columns(text: str) -> dict[str, str]:
 def known_names(header: Iterable[str], columns: str = "") -> int:
     """How many names of a header are known."""
     wanted = {_spelling(name) for name in parse_columns(columns)}
-    return sum(_spelling(name) in KNOWN or _spelling(name) in wanted or _spelling(name) in ESCI_COLUMNS for name in header)
+    known = {*KNOWN, *wanted, *ESCI_COLUMNS}
+    return sum(_spelling(name) in known for name in header)
 
 
 def _spelling(name: str) -> str:

@@ -31,9 +31,7 @@ HEAD_LINES, HEAD_CHARS = 200, 2**20  # looked at for the delimiter
 CLEAR_SHARE = 0.5  # of the rows: by so much a delimiter must fit better than another to win by its fit alone
 
 _EXCEL_HINT = re.compile(r'\ufeff?"?sep=(?P<delimiter>.?)"?\r?\n?', re.IGNORECASE)  # a line that Excel puts first
-_ENCLOSED = re.compile(r'\ufeff?"(?:[^"]|"")*"')
 _NUMBER = re.compile(r"\s*[-+]?\d{1,15}(?:[.,]\d{1,15})?\s*")
-_DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # `"24"" monitor"`
 
 
 @dataclass
@@ -85,7 +83,7 @@ class RecordLines:
         self._last_alike = False
         if line.count(self.delimiter) + 1 == self.expected:
             self.fitting.append(number)
-            cells = line.rstrip("\r\n").split(self.delimiter)
+            cells = _text_cells(line, self.delimiter)
             self._last_alike = bool(self._numeric) and all(_NUMBER.fullmatch(cells[at]) for at in self._numeric or ())
             self._alike += self._last_alike
 
@@ -220,12 +218,12 @@ def _fit(head: list[tuple[int, str]], delimiter: str) -> float:
 
 
 def _check_rows(path: Path, head: list[tuple[int, str]], delimiter: str, expected: int) -> None:
-    """Raise DamagedFile if no row has a cell more than one, but another delimiter would fit them all."""
-    rows = [line for _, line in head[1:]]
-    if not rows or any(delimiter in line for line in rows):
+    """Raise DamagedFile if no row has the cells of the header, but another delimiter would make them fit."""
+    rows = head[1:]
+    if not rows or _fit(head, delimiter):
         return
     for other, name in DELIMITERS.items():
-        if all(len(_cells(line, other)) == expected for line in rows):
+        if sum(len(_cells(line, other)) == expected for _, line in rows) >= CLEAR_SHARE * len(rows):
             raise DamagedFile(
                 f"{path}:{head[0][0]}: cells of the header are separated by {DELIMITERS[delimiter]}, those of the rows "
                 f"by {name}: write one of them everywhere"
@@ -234,6 +232,16 @@ def _check_rows(path: Path, head: list[tuple[int, str]], delimiter: str, expecte
 
 def _cells(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line.replace("\r", "")], delimiter=delimiter), [])
+
+
+def _text_cells(line: str, delimiter: str) -> list[str]:
+    """The cells where quotes are characters."""
+    return line.rstrip("\r\n").split(delimiter)
+
+
+def _is_enclosed(cell: str) -> bool:
+    """Whether a cell is in quotes, with those inside doubled: `"24"" monitor"`."""
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
 
 
 def _look_for_signs(numbered: Iterable[tuple[int, str]], delimiter: str) -> _Signs:
@@ -262,7 +270,7 @@ def _look_for_signs(numbered: Iterable[tuple[int, str]], delimiter: str) -> _Sig
             continue
         if not lines.expected:
             lines.expected = len(record)
-            signs.certain = lines.expected > 1 and all(map(_ENCLOSED.fullmatch, last.rstrip("\r\n").split(delimiter)))
+            signs.certain = lines.expected > 1 and all(map(_is_enclosed, _text_cells(last, delimiter)))
             if lines.expected < 2 or signs.certain:
                 break
         elif len(record) != lines.expected:
@@ -275,5 +283,7 @@ def _look_for_signs(numbered: Iterable[tuple[int, str]], delimiter: str) -> _Sig
             signs.enclosing = True  # a delimiter or a line break is inside a cell
         else:
             lines.end(record)
-            signs.enclosing = '""' in last and any(map(_DOUBLED.fullmatch, last.rstrip("\r\n").split(delimiter)))
+            signs.enclosing = '""' in last and any(
+                '""' in cell[1:-1] and _is_enclosed(cell) for cell in _text_cells(last, delimiter)
+            )
     return signs

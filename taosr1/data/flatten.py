@@ -35,7 +35,7 @@ def is_blank(text: str) -> bool:
 
 def is_missing(value: Any) -> bool:
     """Whether a cell is "nan", "None", "<NA>" or another word that a program wrote for a missing value."""
-    return isinstance(value, str) and len(value) < 12 and value.strip() in MISSING_WORDS
+    return isinstance(value, str) and value.strip() in MISSING_WORDS
 
 
 def without_missing(row: dict) -> dict:

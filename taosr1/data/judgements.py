@@ -178,7 +178,7 @@ def _check_needs(raw: dict, row: Judgement, need_grade: bool, need_cot: bool) ->
 def parse_judgement(row: dict) -> Judgement:
     """One raw row, ours or ESCI's, as a checked judgement. Raises: ValueError naming the field and what is expected."""
     row = without_missing(_AS_FOUND.rename(row))
-    row = esci_row(row) if is_esci(row) else row
+    row = without_missing(esci_row(row)) if is_esci(row) else row
     for name in ("query", "title"):
         if name not in row:
             raise _AS_FOUND.missing(name, row)

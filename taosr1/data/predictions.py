@@ -11,7 +11,7 @@ from typing import Any
 
 from taosr1.data.gold import without_old_prediction
 
-PREDICTED = ("pred_grade", "tier", "probs", "label_mass", "score", "prompt_sha")
+PREDICTED = ("pred_grade", "tier", "probs", "label_mass", "score", "outside", "prompt_sha")
 _OURS = {"pred_grade", "prompt_sha"}  # together in no table but our own
 _OLD = ({"tier", "probs", "label_mass"}, {"reply", "sample", "logp"})  # until version 0.2, without `pred_grade`
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from taosr1.model.io.folders import weights_fingerprint
 from taosr1.model.lora import TARGETS, LoraConfig, add_adapters
 from taosr1.runtime.cli import flag_of, option
 from taosr1.runtime.distributed import this_rank
+from taosr1.runtime.run_folder import is_unfinished
 from taosr1.task.grades import LABELS
 
 
@@ -56,6 +58,17 @@ def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool
 def lora_config(flags: MemoryFlags, dropout: float = 0.0) -> LoraConfig:
     targets = tuple(name.strip() for name in flags.lora_targets.split(",") if name.strip())
     return LoraConfig(flags.lora_rank, flags.lora_alpha, dropout, targets)
+
+
+def default_or_bundled(model: str, default: str, bundled: str) -> str:
+    """`--model`, or a bundled judge where it is the script's default run, which is missing or unfinished; prints which.
+
+    A training run stores what this returns: continued later, it has to start from the same weights.
+    """
+    if model != default or Path(default).exists() and not is_unfinished(default):
+        return model
+    print(f"{default} does not exist or is not finished yet: --model {bundled} stands in for it")
+    return bundled
 
 
 def load_trainee(

@@ -80,10 +80,9 @@ class ChatTemplate:
         if prompt == self.render(messages, add_generation_prompt=False, enable_thinking=enable_thinking):
             if not follows and not (end and prompt.rstrip().endswith(end)):
                 return prompt
-            shown = (rest if follows else opened)[-30:]
             say_once(
                 f"the chat template in {self.folder} has no generation prompt (add_generation_prompt changes nothing); "
-                f"the prompt ends where the template begins an assistant's message: {shown!r}"
+                "the prompt ends where the template begins an assistant's message" + f": {rest!r}" * follows
             )
             return opened
         if follows and "think" not in rest.lower():

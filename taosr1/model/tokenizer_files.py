@@ -123,6 +123,7 @@ def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(files[name])
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is legal in JSON, and no text
     except ValueError as error:
         raise ValueError(f"{folder / name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

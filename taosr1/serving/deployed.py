@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from taosr1.judge_model import JudgeModel, load_judge
-from taosr1.model.io.folders import model_folder
+from taosr1.judge_model import BUNDLED, BUNDLED_STUDENT, JudgeModel, judge_folder, load_judge
 from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
+from taosr1.runtime.run_folder import is_unfinished
+from taosr1.task.prompt import ORDERS, PROMPT_FILE
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
 TIERING_FILE = "tiering.json"
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURE_SCALING = ("stored", "off")  # what `--temperature-scaling` may be
-# The scripts' default output folders, furthest along first.
-JUDGE_RUNS = ("runs/student", "runs/post-grpo", "runs/post-dpo", "runs/post-sft")
-THINKER_RUNS = ("runs/thinker-grpo", "runs/thinker-sft")
+RUNS = Path("runs")  # where the scripts write unless --out says otherwise
+MODEL_HELP = "run folder, Hugging Face folder, hub id, or bundled; none: the newest finished run, else the bundled one"
+ANSWERS_FIRST = ("label", "post-cot")  # orders of a reply whose first token is the label
 
 
 def open_judge(
     spec: str,
     *,
-    thinkers: bool = True,
+    orders: Sequence[str] = ORDERS,
     dtype: str = "float32",
     device: str = "cpu",
     seed: int = 0,
@@ -30,14 +32,15 @@ def open_judge(
     plain: bool = False,
     max_new_tokens: int = 0,
 ) -> tuple[str, JudgeModel]:
-    """(name, judge) behind `--model`, for inference; without one, the last stage's run among the scripts' own.
+    """(name, judge) behind `--model`, for inference. "bundled" is the bundled student here.
 
-    thinkers: False leaves out runs that reason first when it looks for one; a thinker named by `--model` is loaded all
-        the same, and the caller says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`.
-    max_new_tokens: as in `load_judge`.
+    Without a name, the newest finished run under runs/ that replies in one of these `orders` is taken, else the
+    bundled student; a note on stderr says which. A judge that is named is loaded whatever its order, and the caller
+    says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`. max_new_tokens: as in
+    `load_judge`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
-    name = spec or _newest_run(thinkers)
+    name = BUNDLED_STUDENT if spec == BUNDLED else spec or _default_judge(orders)
     try:
         judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain, max_new_tokens=max_new_tokens)
     except (FileNotFoundError, ValueError) as error:
@@ -47,18 +50,18 @@ def open_judge(
     return name, judge
 
 
-def _newest_run(thinkers: bool) -> str:
-    """The first of the scripts' default run folders that holds a checkpoint."""
-    runs = JUDGE_RUNS + (THINKER_RUNS if thinkers else ())
-    for run in runs:
-        if checkpoints(Path(run) / "checkpoints"):
-            return run
-    raise FileNotFoundError(
-        f"no --model given and none trained yet ({', '.join(runs)}): "
-        "`python train/sft.py --order post-cot --out runs/post-sft` makes a judge that answers first"
-        + (", `python train/sft.py` makes a thinker" if thinkers else "")
-        + "; or give --model FOLDER"
-    )
+def _default_judge(orders: Sequence[str]) -> str:
+    """The newest finished run under runs/ whose judge replies in one of these orders, else the bundled student."""
+    found = []
+    for run in sorted(RUNS.glob("*/")):
+        newest = max(checkpoints(run / "checkpoints"), default=(0, run))[1]
+        prompt = newest / PROMPT_FILE
+        if not is_unfinished(run) and prompt.is_file() and read_json(prompt).get("order") in orders:
+            found.append((newest.stat().st_mtime, str(run)))
+    name = max(found)[1] if found else BUNDLED_STUDENT
+    which = "the newest finished run of this kind" if found else "no finished run of this kind is under runs/"
+    print(f"note: --model {name} ({which})", file=sys.stderr)
+    return name
 
 
 # ---- stored beside the weights ---------------------------------------------------------------------------------------
@@ -99,7 +102,7 @@ def stored_beta(model: str, temperature: float = 1.0) -> float | None:
     found = _stored(model, TIERING_FILE, "beta", 1.0, "a number in (0, 1]", way_out)
     if found and (fitted_at := found.get("temperature", 1.0)) != temperature:
         raise ValueError(
-            f"{Path(model_folder(model)) / TIERING_FILE}: beta was fitted on probabilities at temperature {fitted_at}, "
+            f"{Path(judge_folder(model)) / TIERING_FILE}: beta was fitted on probabilities at temperature {fitted_at}, "
             f"these are at {temperature}: fit it again {way_out}"
         )
     return float(found["beta"]) if found else None
@@ -107,7 +110,7 @@ def stored_beta(model: str, temperature: float = 1.0) -> float | None:
 
 def _stored(model: str, file: str, key: str, most: float, expected: str, way_out: str) -> dict | None:
     """The object in a file beside the weights, its `key` checked to be in (0, most]; None where there is no file."""
-    path = Path(model_folder(model)) / file
+    path = Path(judge_folder(model)) / file
     if not path.is_file():
         return None
     found = read_json(path)
@@ -132,7 +135,7 @@ def store_beta(model: str, beta: float, temperature: float = 1.0, **facts: objec
 
 
 def _store(model: str, file: str, values: dict, flag: str, otherwise: str) -> Path:
-    path = Path(model_folder(model)) / file
+    path = Path(judge_folder(model)) / file
     if not path.parent.is_dir():
         raise ValueError(f"{flag}: {model} is not a local folder; give --model FOLDER, or {otherwise}")
     write_json(path, values)

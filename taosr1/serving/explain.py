@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from taosr1.judge_model import JudgeModel
+from taosr1.serving.outside import LOW_MASS, LOW_MASS_REASON
 from taosr1.serving.scorer import score_prompts
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
 from taosr1.task.judgement import Judgement
@@ -15,7 +16,6 @@ from taosr1.task.prompt import ITEM_FIELDS, Reply, parse_reply
 from taosr1.task.rules import implied_grade, load_rules
 
 ZERO_WIDTH_JOINER = "\u200d"  # a format character, but half of all emoji are made with it
-LOW_MASS = 0.5  # of the label mass: below it a model answers with something else than a label more often than not
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Explanation:
     """One explained pair. What is not known is None: a thinker (pre-CoT) has no probabilities, a reply may be cut.
 
     judgement: the pair. order: the order of the judge's reply. beta: what CumPT used.
-    grade, tier, score, probs, label_mass: as in `Score`; of a thinker the grade that it ends with, and that one's tier.
+    grade, tier, score, probs, label_mass, outside: as in `Score`; of a thinker the grade that it ends with, and that
+        one's tier.
     query, item, category, attributes, decision: the five steps, "" where the reply lacks one.
     decision_grade, implied_grade: the grade on the Decision line, and the one that the steps imply under the rules.
     reply: the text as it was generated. finished: not cut at its limit. well_formed: exactly the lines of its order.
@@ -45,6 +46,7 @@ class Explanation:
     decision_grade: int | None = None
     implied_grade: int | None = None
     reply: str = ""
+    outside: str = ""
     finished: bool = True
     well_formed: bool = True
 
@@ -134,6 +136,8 @@ def notes_on(found: Explanation) -> list[str]:
     grade, warnings = found.grade, []
     if grade is None:
         warnings.append("no grade: the reply cannot be parsed")
+    if found.outside and found.outside != LOW_MASS_REASON:
+        warnings.append(f"outside of what this judge has learned, so the grade means nothing ({found.outside})")
     if found.label_mass is not None and found.label_mass < LOW_MASS:
         warnings.append("low label mass: this model rarely answers with a label, so the grade means little")
     if found.probs and found.tier != TIER_OF_GRADE[found.grade]:

@@ -17,7 +17,7 @@ def prediction(found: Score | Explanation, wording: str) -> dict:
     """The columns of `PREDICTED`. This function alone decides what is written; wording: of the prompt (SHA-256)."""
     probs = found.probs and [round(value, DIGITS) for value in found.probs]
     mass, score = (value if value is None else round(value, DIGITS) for value in (found.label_mass, found.score))
-    values = (found.grade, found.tier, probs, mass, score, wording)
+    values = (found.grade, found.tier, probs, mass, score, found.outside, wording)
     return dict(zip(PREDICTED, values, strict=True))
 
 

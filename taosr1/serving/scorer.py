@@ -15,12 +15,14 @@ class Score:
     """One judged pair. `grade` is the most probable label, `tier` is CumPT's: they may differ where mass is spread.
 
     probs: P(grade 1..4), sums to 1. label_mass: full-vocabulary probability that the first token is a label at all.
+    outside: why the pair is outside of what the judge has learned (`serving/outside.py`), "" where it is not.
     """
 
     grade: int
     tier: str
     probs: tuple[float, float, float, float]
     label_mass: float
+    outside: str = ""
 
     @property
     def score(self) -> float:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable
 
-from fuzz_files import KINDS, MAKERS, VOCAB, Sample
+from fuzz_files import KINDS, MAKERS, VOCAB, Sample, other_names, without_quoting
 from fuzz_oracle import unpacked
 
 ROW, LINE, BYTES, PACKED = "rows", "lines", "bytes", "packed"
@@ -213,7 +213,13 @@ def the_header_edited(rng, sample):
         names[place] = names[place].upper()
     elif change == "swap":
         rng.shuffle(names)
-    sample.lines[0] = (b";" if change == "other delimiter" else sample.delimiter.encode()).join(names) + b"\n"
+    other = b"," if sample.delimiter == ";" else b";"
+    sample.lines[0] = (other if change == "other delimiter" else sample.delimiter.encode()).join(names) + b"\n"
+
+
+@operator(LINE)
+def the_hint_of_Excel(rng, sample):
+    sample.lines.insert(0, b"sep=" + rng.choice([sample.delimiter.encode()] * 4 + [b"x", b""]) + b"\n")
 
 
 @operator(BYTES)
@@ -290,12 +296,17 @@ def make(seed: int, number: int) -> tuple[Sample, list[str], set[int]]:
     """File `number` of a seed: the damaged sample, its operators, and the lines of certainly undamaged rows."""
     rng = random.Random(f"{seed}/{number}")
     kind = rng.choice(KINDS)
-    form = rng.choice(["jsonl", "jsonl", "csv", "tsv"]) if kind in ("ours", "esci") else "jsonl"
+    form = rng.choice(["jsonl", "jsonl", "csv", "csv", "tsv", "txt", "json"]) if kind in ("ours", "esci") else "jsonl"
     sample = Sample(kind, form, rng.random() < 0.3, [MAKERS[kind](rng, n) for n in range(rng.randint(1, 8))])
+    sample.delimiter = {"csv": rng.choice(",,;|\t"), "txt": rng.choice("\t\t;|")}.get(form, "\t")
+    sample.unquoted = form in ("csv", "tsv", "txt") and rng.random() < 0.25
+    sample.rows = other_names(rng, sample.rows) if kind == "ours" and rng.random() < 0.25 else sample.rows
     names = rng.sample(list(OPERATORS), rng.choice([0, 1, 1, 1, 1, 2, 2, 3]))
-    names = [name for name in names if applies(name, sample)]
+    sample.damaged = bool(names := [name for name in names if applies(name, sample)])
     chosen = {stage: [name for name in names if OPERATORS[name][0] == stage] for stage in (ROW, LINE, BYTES, PACKED)}
     apply(chosen[ROW], rng, sample)
+    if sample.unquoted:
+        sample.rows = without_quoting(rng, sample.rows)
     sample.serialise(rng)
     untouched = set(sample.lines[sample.format != "jsonl" :]) if not chosen[ROW] else set()
     header = sample.lines[0]
@@ -310,6 +321,8 @@ def make(seed: int, number: int) -> tuple[Sample, list[str], set[int]]:
     if sample.format == "jsonl":
         lines = plain.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         original = {number for number, line in enumerate(lines, start=1) if line + b"\n" in untouched}
+    elif sample.format == "json" or sample.unquoted:
+        original = set()  # fuzz_checks.py looks at undamaged ones
     else:
         original = set()
         if not chosen[LINE] and not chosen[BYTES] and not chosen[PACKED]:
@@ -323,8 +336,8 @@ def make(seed: int, number: int) -> tuple[Sample, list[str], set[int]]:
 def applies(name: str, sample: Sample) -> bool:
     if OPERATORS[name][0] == PACKED:
         return sample.gz
-    if name == "the header edited":
-        return sample.format != "jsonl"
+    if name in ("the header edited", "the hint of Excel"):
+        return sample.format not in ("jsonl", "json")
     if name == "an odd list":
         return sample.kind in ("pairs", "scores")
     return name != "foreign json" or sample.format == "jsonl"

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fuzz
 from fuzz_damage import OPERATORS, make
 
-from taosr1.data import csv_rows, duplicates, judgements, scales
-from taosr1.runtime import bad_rows, jsonl, text_lines
+from taosr1.data import columns, csv_rows, dialect, duplicates, flatten, judgements, scales
+from taosr1.runtime import bad_rows, encodings, jsonl, text_lines
 
 pytestmark = pytest.mark.skipif(
     not hasattr(fuzz.signal, "SIGALRM"), reason="its time limit needs SIGALRM, which this system has not"
@@ -40,7 +40,7 @@ def strip_text(monkeypatch):
 def lose_the_last_line(monkeypatch):
     read = text_lines.read_lines
     for reader in (csv_rows, jsonl):
-        monkeypatch.setattr(reader, "read_lines", lambda path: iter(list(read(path))[:-1]))
+        monkeypatch.setattr(reader, "read_lines", lambda *given: iter(list(read(*given))[:-1]))
 
 
 def skip_in_silence(monkeypatch):
@@ -67,7 +67,7 @@ def crash_on_a_bad_grade(monkeypatch):
 
 def replace_broken_bytes(monkeypatch):
     for reader in (csv_rows, jsonl):
-        monkeypatch.setattr(reader, "damage_in", lambda text: "")
+        monkeypatch.setattr(reader, "damage_in", lambda *_, **__: "")
 
 
 def forget_a_column(monkeypatch):
@@ -77,9 +77,35 @@ def forget_a_column(monkeypatch):
     )
 
 
+def let_quotes_swallow_rows(monkeypatch):
+    monkeypatch.setattr(dialect.RecordLines, "suspicious", False)
+    monkeypatch.setattr(dialect._Signs, "count", lambda *_: None)
+
+
+def show_nan_to_the_judge(monkeypatch):
+    monkeypatch.setattr(flatten, "is_missing", lambda value: False)
+
+
+def take_every_odd_byte_for_cp1252(monkeypatch):
+    monkeypatch.setattr(encodings.Western, "decide", lambda self: True)
+
+
+def take_the_first_of_two_columns(monkeypatch):
+    def rename(self, row):
+        found = {columns.KNOWN.get(columns._spelling(name), name): value for name, value in reversed(row.items())}
+        return row if "product_title" in row else found
+
+    monkeypatch.setattr(columns.ColumnNames, "rename", rename)
+
+
+def read_every_table_by_commas(monkeypatch):
+    monkeypatch.setattr(dialect, "_choose_delimiter", lambda *_: ",")
+
+
 TWINS = [
     strip_text, lose_the_last_line, skip_in_silence, take_what_was_unpacked, believe_repeated_ids, crash_on_a_bad_grade,
-    replace_broken_bytes, forget_a_column,
+    replace_broken_bytes, forget_a_column, let_quotes_swallow_rows, show_nan_to_the_judge,
+    take_every_odd_byte_for_cp1252, take_the_first_of_two_columns, read_every_table_by_commas,
 ]  # fmt: skip
 
 

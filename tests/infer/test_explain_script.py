@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,25 +126,34 @@ def test_control_characters_are_escaped_and_ordinary_text_of_any_script_is_not(f
     assert not set(printed) & set("\x1b\x07\r\x9b\u202e\u2066\u2028\x7f") and r"boots\x1b]0;owned\x07" in printed
 
 
-def test_without_a_model_the_furthest_trained_run_is_taken(
+def test_without_a_model_the_newest_finished_run_that_explains_is_taken(
     taught_judge, eight_rows_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"none trained yet .*`python train/sft.py` makes a thinker"):
-        main(PAIR)
-    (tmp_path / "runs" / "student" / "checkpoints").mkdir(parents=True)  # begun, without a checkpoint yet
-    (tmp_path / "runs" / "thinker-sft").symlink_to(taught_judge("pre-cot"))
-    main(["--data", eight_rows_file, "--limit", "1"])
-    assert "judge       runs/thinker-sft" in capsys.readouterr().out
-    (tmp_path / "runs" / "post-dpo").symlink_to(taught_judge("post-cot"))
-    main(["--data", eight_rows_file, "--limit", "1"])
-    assert "judge       runs/post-dpo" in capsys.readouterr().out
+
+    def named() -> str:
+        main(["--data", eight_rows_file, "--limit", "1"])
+        return re.search("^judge +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+
+    assert named() == "bundled-student"
+    (tmp_path / "runs" / "begun" / "checkpoints").mkdir(parents=True)  # without a checkpoint yet
+    made = {"thinker": "pre-cot", "newer": "post-cot", "labels": "label", "unfinished": "post-cot"}
+    for age, (run, order) in enumerate(made.items()):
+        shutil.copytree(taught_judge(order), tmp_path / "runs" / run)
+        for step in (tmp_path / "runs" / run / "checkpoints").glob("step-*"):
+            os.utime(step, (1e9 + age, 1e9 + age))
+    config = tmp_path / "runs" / "unfinished" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"steps": 10**6}))
+    assert named() == "runs/newer"  # labels gives no reasons, unfinished was stopped
+    for step in (tmp_path / "runs" / "thinker" / "checkpoints").glob("step-*"):
+        os.utime(step, (2e9, 2e9))
+    assert named() == "runs/thinker"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], 'expected a query and a title: python infer/explain.py "boots not leather"'),
+        ([], 'expected a query and a title: python infer/explain.py "travel mug but not steel"'),
         (["boots"], "expected a query and a title"),
         (["boots", " "], "expected a query and a title"),
         ([*PAIR, "more"], "unrecognized arguments: more"),
@@ -179,7 +191,7 @@ def test_a_config_file_may_hold_query_and_title_and_help_teaches(fresh_judge, tm
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     for words in (
-        'python infer/explain.py "boots not leather"',
+        'python infer/explain.py "travel mug but not steel"',
         "[QUERY] [TITLE]",
         "--price",
         "what the shopper typed",

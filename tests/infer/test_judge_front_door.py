@@ -200,7 +200,7 @@ def test_rank_gives_dicts_best_first_with_more_in_them(taught, eight_rows):
     scores = taught.score(query, titles)
     found = taught.rank(query, titles)
     assert [hit["corpus_id"] for hit in found] == sorted(range(8), key=lambda place: (-scores[place].score, place))
-    assert all(set(hit) == {"corpus_id", "score", "grade", "tier", "probs", "label_mass"} for hit in found)
+    assert all(set(hit) == {"corpus_id", "score", "grade", "tier", "probs", "label_mass", "outside"} for hit in found)
     for hit in found:
         score = scores[hit.index]
         assert (hit["score"], hit["grade"], hit["tier"]) == (hit.score, hit.grade, hit.tier)

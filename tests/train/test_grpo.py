@@ -325,9 +325,7 @@ def test_the_bundled_thinker_stands_in_for_a_stage_that_has_no_output_or_was_sto
            "--eval-every", "1", "--batch-size", "4", "--max-new-tokens", "4"]  # fmt: skip
     stopped_after(1, train.sft.main, sft)
     grpo([*command, "--out", "first"])
-    assert (
-        f"{THINKER} does not exist or is not finished yet: starting from the bundled thinker" in capsys.readouterr().out
-    )
+    assert f"{THINKER} does not exist or is not finished yet: --model bundled stands in" in capsys.readouterr().out
     train.sft.main(sft)
     grpo([*command, "--out", "second"])
     assert "bundled" not in capsys.readouterr().out  # what is there is used

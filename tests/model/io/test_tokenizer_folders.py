@@ -137,6 +137,7 @@ def test_names_and_added_tokens_are_those_of_transformers(kind, transformers, tm
         ({"eos_token": 3}, {}, "field 'eos_token' is 3, expected a token's text or an object"),
         ({"extra_special_tokens": "<|x|>"}, {}, "field 'extra_special_tokens' is '<|x|>', expected a list"),
         ({}, {"special_tokens_map": ["<|x|>"]}, "special_tokens_map.json holds a list, expected a JSON object"),
+        ({"sep_token": "\ud800"}, {}, "tokenizer_config.json is not valid JSON: .*surrogates not allowed"),
         ({"chat_template": 7}, {}, "field 'chat_template' holds something else than text"),
     ],
 )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Says where a pair lies outside of what a small judge has learned: most of its words never occurred in training.
+
+A judge of 0.7 M weights gives confident nonsense for an iPhone, and its probabilities do not show it: the words do.
+`examples/bundled_student.py` measures the signal beside label mass and entropy, and writes the word list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taosr1.task.judgement import Judgement
+
+WORDS_FILE = "known_words.txt"
+MAX_UNKNOWN_FRAC = 0.25  # of a text's words. Choice: one misspelt word of four is still inside
+LOW_MASS = 0.5  # label mass below which a judge rarely answers with a label at all
+LOW_MASS_REASON = "low label mass"
+SHOWN_WORDS = 5
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The runs of letters in a text, in lower case; numbers are known to every judge."""
+    return _WORD.findall(text.lower())
+
+
+@dataclass(frozen=True)
+class World:
+    """The words of the queries and products that a judge was trained on; None where its folder does not list them."""
+
+    known: frozenset[str] | None = None
+
+    @staticmethod
+    def load(folder: str | Path) -> World:
+        """The word list beside the weights. A judge made from a language model has none, and needs none."""
+        path = Path(folder) / WORDS_FILE
+        return World(frozenset(path.read_text(encoding="utf-8").split())) if path.is_file() else World()
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / WORDS_FILE).write_text("\n".join(sorted(self.known or ())) + "\n", encoding="utf-8")
+
+    def reason(self, row: Judgement, fields: Sequence[str], label_mass: float | None = None) -> str:
+        """Why this pair is outside, "" where it is not: its words, or a label mass below `LOW_MASS`."""
+        if unknown := self.unknown_words(row, fields):
+            shown = ", ".join(unknown[:SHOWN_WORDS]) + (", ..." if len(unknown) > SHOWN_WORDS else "")
+            return f"unknown words: {shown}"
+        return LOW_MASS_REASON if label_mass is not None and label_mass < LOW_MASS else ""
+
+    def unknown_words(self, row: Judgement, fields: Sequence[str]) -> tuple[str, ...]:
+        """The words that put a pair outside: those of its query and shown product fields that never occurred.
+
+        Empty where at most `MAX_UNKNOWN_FRAC` of the query's words and of the product's words are unknown, and for a
+        judge without a word list. A text without any known word is outside, also one in another script.
+        """
+        if self.known is None:
+            return ()
+        query, product = (words_of(text) for text in (row.query, " ".join(getattr(row, name) for name in fields)))
+        unknown = [[word for word in words if word not in self.known] for words in (query, product)]
+        outside = any(len(new) > MAX_UNKNOWN_FRAC * len(words) for new, words in zip(unknown, (query, product)))
+        return tuple(dict.fromkeys(word for new in unknown for word in new)) if outside else ()
+
+
+def known_words(rows: Iterable[Judgement], fields: Sequence[str]) -> World:
+    """The world of a judge that was trained on these rows and reads these product fields."""
+    texts = (getattr(row, name) for row in rows for name in ("query", *fields))
+    return World(frozenset(word for text in texts for word in words_of(text)))

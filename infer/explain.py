@@ -27,6 +27,7 @@ from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.predictions import without_prediction
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
@@ -120,6 +121,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
     settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
     name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), **settings)
+    if config.data:
+        say_data(rows, model)
     thinks = model.prompt.order == "pre-cot"
     if thinks and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.learning.draw_order import keyed_generator
@@ -173,6 +174,7 @@ def main(argv: list[str] | None = None) -> dict:
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
     settings |= {"seed": config.seed, "decodes": True, "max_new_tokens": config.max_new_tokens}
     name, judge = open_judge(config.model, **settings)
+    say_data(rows, judge)
     drawn = {name: getattr(config, name) for name in ("samples", "max_new_tokens", "temperature", "top_k", "top_p")}
 
     def work(rows: list[Judgement], start: int) -> list[dict]:

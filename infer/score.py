@@ -48,6 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.flags import ReadFlags
 from taosr1.data.predictions import without_prediction
 from taosr1.data.sources import load_pairs
+from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import ROWS_AT_A_TIME, Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
@@ -175,6 +176,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     pairs = read_pairs(config)
     check_ids([judgement for _, judgement in pairs], format_of(config.out, config.format))
     judge = open_label_first_judge(config)
+    say_data([judgement for _, judgement in pairs], judge.model)
     served = {"beta": judge.beta, "temperature": judge.temperature}
 
     def work(chunk: list[Pair], start: int) -> list[dict]:

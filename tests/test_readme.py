@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from taosr1.data.inspect import main as inspect_data
+from taosr1.data.scales import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
+DATA_GUIDE = (ROOT / "examples" / "guide" / "data.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.S | re.M)
 COMMANDS = [line for language, block in FENCES if not language for line in block.splitlines()]
@@ -49,10 +53,18 @@ def test_the_commands_for_own_pairs_run_on_the_rows_that_it_shows(tmp_path, monk
     assert len(PYTHON.splitlines()) == 5
     exec(compile(PYTHON, "README.md", "exec"), {})
     printed = capsys.readouterr().out
+    Path("test.csv").write_text(ROWS, encoding="utf-8")
+    for command in re.findall(r"^python -m taosr1.data.inspect (.*)$", DATA_GUIDE, flags=re.M):
+        inspect_data(shlex.split(command))
+        assert "4 rows of 3 queries" in capsys.readouterr().out
     assert re.search(r"Score\(grade=\d, tier='(Good|Mid|Bad)', probs=", printed)
     shown = r"^([01]\.\d\d) [1-4] (?:Good|Mid|Bad) (?:Steel travel mug 500 ml|LED desk lamp)$"
     ranked = re.findall(shown, printed, flags=re.M)
     assert len(ranked) == 2 and ranked == sorted(ranked, reverse=True)
+
+
+def test_the_guide_names_the_presets_of_grades():
+    assert set(re.findall(r"^\| `([^\"`-][^`]*)` \|", DATA_GUIDE, flags=re.M)) == set(PRESETS)
 
 
 def test_every_column_of_the_rows_is_explained():

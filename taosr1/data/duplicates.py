@@ -11,7 +11,6 @@ from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
 REPEATED = "repeated an earlier pair, and were kept"
 SEVERAL_GRADES = "contradicted an earlier row (the same query and product text, another grade), and were kept"
-SAME_TEXTS = "had the texts and the grade of an earlier row, and were kept"
 SEVERAL_TITLES = "came with the item_id of another title, and were kept"
 
 
@@ -60,8 +59,6 @@ class Duplicates:
             if stored & 0xFF != grade:
                 earlier = f" (grade {grade}, it is {stored & 0xFF} in line {stored >> 8})"
                 self.bad_rows.note(line, SEVERAL_GRADES, earlier)
-            elif stored >> 8 != line and not (row.query_id and row.item_id):  # two products may share their texts
-                self.bad_rows.note(line, SAME_TEXTS, f" (as line {stored >> 8})")
         self._rows += 1
         if not row.query_id:
             self._without_id += 1

@@ -31,7 +31,7 @@ from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import COLUMNS, Judgement
-from taosr1.task.prompt import PromptConfig, encode_prompt
+from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, encode_prompt
 
 BUNDLED = "bundled"
 BUNDLED_FOLDERS = [Path(__file__).parents[1] / "bundled" / name for name in ("student", "thinker")]
@@ -92,12 +92,16 @@ def columns_of(rows: Sequence[Judgement]) -> list[str]:
 
 
 def queries_of(rows: Sequence[Judgement]) -> list[str]:
-    """Rows a query, kinds of query, and how many queries have one grade only."""
+    """Rows a query, repeated rows, kinds of query, and how many queries have one grade only."""
     sizes, grades = Counter(query_keys(rows)), defaultdict(set)
     for key, row in zip(query_keys(rows), rows):
         grades[key].add(row.grade)
     ordered = sorted(sizes.values())
     lines = [f"rows a query: {ordered[len(ordered) // 2]} (median), {ordered[-1]} the most"]
+    texts = Counter((plain(row.query), *(plain(getattr(row, name)) for name in ITEM_FIELDS), row.grade) for row in rows)
+    repeats = sum(texts.values()) - len(texts)
+    if repeats:
+        lines.append(f"{counted(repeats, 'row')} with the texts and the grade of an earlier row")
     kinds = Counter(row.query_kind or "(none)" for row in rows)
     shown = [f"{shorten(kind)} {count}" for kind, count in kinds.most_common(SHOWN_NAMES)]
     lines.append(f"query kinds: {', '.join(shown)}" if set(kinds) != {"(none)"} else "query kinds: none given")

@@ -25,13 +25,16 @@ OUR_DIGITS = {str(grade): grade for grade in GRADES}
 OUR_NAMES = {name.lower(): grade for grade in GRADES for name in (GRADE_NAMES[grade], grade_name(grade))}
 PRESETS = {
     "wands": {"exact": 4, "partial": 3, "irrelevant": 1},
-    "binary": {"0": 1, "false": 1, "no": 1, "1": 4, "true": 4, "yes": 4},
+    "binary": {
+        **dict.fromkeys(("0", "false", "f", "no", "n", "not relevant"), 1),
+        **dict.fromkeys(("1", "true", "t", "yes", "y", "relevant"), 4),
+    },
     "0-3": {"0": 1, "1": 2, "2": 3, "3": 4},
     "esci": {name.lower(): grade for name, grade in GRADE_OF_ESCI.items()},
 }
 ASSUMPTIONS = {
     "wands": "Exact is read as 4, Partial as 3, Irrelevant as 1; nothing becomes 2",
-    "binary": "0 (false, no) is read as 1-Irrelevant, 1 (true, yes) as 4-Excellent",
+    "binary": "0 (no, false) is read as 1-Irrelevant, 1 (yes, true, relevant) as 4-Excellent",
     "0-3": "0 is read as 1-Irrelevant, 1 as 2-Mismatch, 2 as 3-Related, 3 as 4-Excellent",
     "esci": "E, S, C, I are read as 4, 3, 2, 1, which keeps their order but is not their definition",
 }
@@ -46,14 +49,15 @@ _SCALES = (
     ({"0", "0.5", "1"}, "a scale from 0 to 1", "", "0=1,0.5=3,1=4"),
     ({"-1", "1"}, "a scale from -1 to 1", "", "-1=1,1=4"),
     ({"-1", "0", "1"}, "a scale from -1 to 1", "", "-1=1,0=2,1=4"),
-    ({"false", "true", "no", "yes"}, "yes and no", "binary", ""),
+    ({*PRESETS["binary"], "irrelevant"} - {"0", "1"}, "yes and no", "binary", ""),
     ({"exact", "partial", "irrelevant"}, "the scale of WANDS", "wands", ""),
     (set(PRESETS["esci"]), "the scale of ESCI", "esci", ""),
 )
 MAX_VALUES = 1000  # distinct values that are counted; a column of scores has more, and needs no longer list
 SHOWN_VALUES = 12
 WORD_CHARS = 40  # a longer text is no name of a grade
-SYSTEMATIC_FRAC = 0.05  # of the graded rows: fewer with a word or a fraction are slips, and bad rows like others
+SYSTEMATIC_FRAC = 0.05  # of the graded rows: fewer that cannot be read are slips, and bad rows like others
+NO_GRADE = "none"  # in a map: what means that nobody has judged
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(?:[.,][0-9]{0,15})?")
 
@@ -72,20 +76,22 @@ def canonical(value: Any) -> str:
 
 
 def parse_map(spec: str) -> dict[str, int]:
-    """`--grades` as a map from canonical spellings to 1-4; empty for "".
+    """`--grades` as a map from canonical spellings to 1-4, or 0 for no grade; empty for "".
 
     Raises: ValueError for an entry that is no preset and not NAME=GRADE, and for a name with two grades.
     """
     found: dict[str, int] = {}
     for entry in filter(None, map(str.strip, spec.split(","))):
         name, separator, grade = entry.rpartition("=")
-        meant = {**OUR_NAMES, **OUR_DIGITS}.get(canonical(grade))
+        meant = {**OUR_NAMES, **OUR_DIGITS, NO_GRADE: 0}.get(canonical(grade))
         if not separator and entry.lower() in PRESETS:
             pairs = PRESETS[entry.lower()]
-        elif separator and name.strip() and meant:
+        elif separator and name.strip() and meant is not None:
             pairs = {canonical(name): meant}
         else:
-            allowed = f"expected YOURS=OURS with OURS 1-4, such as Exact=4,Partial=3, or one of {', '.join(PRESETS)}"
+            allowed = (
+                f"expected YOURS=OURS with OURS 1-4 or none, such as Exact=4,Partial=3, or one of {', '.join(PRESETS)}"
+            )
             raise ValueError(f"--grades has {shorten(repr(entry))}, {allowed}")
         for key, value in pairs.items():
             if found.setdefault(key, value) != value:
@@ -126,8 +132,11 @@ class GradeColumn:
 
         Raises: GradesError where the whole column does not fit, or is no gold; ValueError where one value does not fit.
         """
-        if self.gold and (problem := pseudo_label(row)):
-            raise GradesError(f"{self.path}:{line}: {problem}")
+        if problem := pseudo_label(row):
+            if self.gold:
+                raise GradesError(f"{self.path}:{line}: {problem}")
+            if self.need is False:  # where grades are looked at without being needed, something is measured
+                return None
         value = self._spelled(row)
         if is_empty(value):
             return None
@@ -136,12 +145,12 @@ class GradeColumn:
         key, ours = canonical(value), in_our_grades(row)
         # A number is read through the map alone, where there is one; our own names always.
         digits = self.map if self.map and not ours else OUR_DIGITS
-        found = digits.get(key) or OUR_NAMES.get(key)
+        found = digits.get(key, OUR_NAMES.get(key))
         if found is None:
             return self._unreadable(line, value)
         if not ours and not self.map and (key in self.values or len(self.values) < MAX_VALUES):
             self.values[key] += 1
-        return found
+        return found or None
 
     def _spelled(self, row: dict) -> Any:
         label = row.get("esci_label") if is_esci(row) else None
@@ -156,7 +165,7 @@ class GradeColumn:
             self.first_unread = self.first_unread or f"{self.path}:{line}: {shown}"
             return None
         if self.map:
-            hint = f"add {shlex.quote(shorten(str(value)))}=GRADE to it, with GRADE one of 1-4"
+            hint = f"add {shlex.quote(shorten(str(value)))}=GRADE to it, with GRADE one of 1-4, or none"
             raise GradesError(
                 f"{self.path}:{line}: {shown}, which --grades does not map (values found: {self._found}): {hint}"
             )
@@ -191,12 +200,7 @@ class GradeColumn:
 
 def shown_values(counts: Counter[str]) -> str:
     """The distinct values in order, the numbers first: "0, 1, 2"."""
-
-    def order(key: str) -> tuple[bool, float, str]:
-        number = _as_number(key)
-        return (number is None, number or 0.0, key)
-
-    keys = [shorten(key, 30) for key in sorted(counts, key=order)]
+    keys = [shorten(key, 30) for key in sorted(counts, key=_numbers_first)]
     return ", ".join(keys[:SHOWN_VALUES]) + (", ..." if len(keys) > SHOWN_VALUES else "")
 
 
@@ -204,8 +208,7 @@ def describe_scale(counts: Counter[str]) -> str:
     """What a column with these values looks like, and the flag that reads it; "" where most values are grades.
 
     Choice: a 0, a 5 or a negative number among the integers always means another scale, however few rows have it: those
-    rows would be lost, and the others could be shifted. Words and fractions count where they are in a twentieth of the
-    rows.
+    rows would be lost, and the others could be shifted. So does anything else that a twentieth of the rows have.
     """
     values, total = set(counts), sum(counts.values())
     odd = {key for key in values if key not in OUR_DIGITS and key not in OUR_NAMES}
@@ -216,18 +219,19 @@ def describe_scale(counts: Counter[str]) -> str:
             flags += [_flag(mapping)] * bool(mapping)
             assumed = f" ({preset}: {ASSUMPTIONS[preset]})" if preset else ", or with other grades of ours"
             return f"This looks like {name} ({found}): add {', or '.join(flags)}{assumed}"
-    numbers = {key: number for key in values if (number := _as_number(key)) is not None}
-    fractions = sum(counts[key] for key, number in numbers.items() if not number.is_integer() or number > 10)
-    words = sum(counts[key] for key in odd if key not in numbers and _is_word(key))
-    percent = sum(counts[key] for key in odd if key.endswith("%"))
-    outside = any(number.is_integer() and (number <= 0 or number in (5, 6)) for number in numbers.values())
-    if percent or len(numbers) > SHOWN_VALUES or (fractions >= SYSTEMATIC_FRAC * total and fractions > 1):
-        hint = "cut them into grades 1-4 first" if len(values) > SHOWN_VALUES else f"add {_flag(_template(values))}"
+    numbers = [number for key in odd if (number := _as_number(key)) is not None]
+    wanted = values - OUR_NAMES.keys()  # with a map the digits need it too
+    rest = " and so on" if len(wanted) > SHOWN_VALUES else ""
+    hint = f"add {_flag(_template(wanted))}{rest}, each GRADE one of 1-4, or none"
+    unread = sum(counts[key] for key in odd)
+    words = sum(counts[key] for key in odd if _is_word(key))
+    fractions = sum(not number.is_integer() for number in numbers)
+    if len(numbers) > SHOWN_VALUES or fractions > 1 or sum(key.endswith("%") for key in odd) > 1:
+        hint = "cut them into grades 1-4 first" if len(odd) > SHOWN_VALUES else hint
         return f"This looks like scores or averages ({found}): {hint}"
-    if outside or (words and words >= SYSTEMATIC_FRAC * total):
-        wanted = values - OUR_NAMES.keys()  # with a map the digits need it too
-        rest = " and so on" if len(wanted) > SHOWN_VALUES else ""
-        return f"This looks like another scale ({found}): add {_flag(_template(wanted))}{rest}, each GRADE one of 1-4"
+    outside = any(number.is_integer() and (number <= 0 or number in (5, 6)) for number in numbers)
+    if outside or (unread > 1 and unread >= SYSTEMATIC_FRAC * total) or (words and words >= SYSTEMATIC_FRAC * total):
+        return f"This looks like another scale ({found}): {hint}"
     return ""
 
 
@@ -239,8 +243,16 @@ def _flag(mapping: str) -> str:
 def _template(values: Iterable[str]) -> str:
     """ "exact=4,perfect=GRADE": a map to fill in, with what the words of WANDS and ESCI mean there."""
     known = {**PRESETS["esci"], **PRESETS["wands"]}
-    filled = {key: known.get(key, "GRADE") if len(key) > 1 else "GRADE" for key in sorted(values)[:SHOWN_VALUES]}
+    filled = {
+        key: known.get(key, "GRADE") if len(key) > 1 else "GRADE"
+        for key in sorted(values, key=_numbers_first)[:SHOWN_VALUES]
+    }
     return ",".join(f"{key}={grade}" for key, grade in filled.items())
+
+
+def _numbers_first(key: str) -> tuple[bool, float, str]:
+    number = _as_number(key)
+    return (number is None, number or 0.0, key)
 
 
 def _as_number(key: str) -> float | None:

@@ -73,6 +73,9 @@ class Tokenizer:
         # Ids that text must never produce: those of added tokens, except white space and the unknown token.
         unknown = spec["model"].get("unk_token")
         self._control = frozenset(i for i, token in added.items() if token.content.strip() and token.content != unknown)
+        # Tokens that take the white space behind or before them with them (those of Phi-3).
+        self._take_behind = tuple(token.content for token in added.values() if token.rstrip)
+        self._take_before = tuple(token.content for token in added.values() if token.lstrip)
         model_config, generation = (
             next((read_json(one / name) for one in folders if (one / name).is_file()), {})
             for name in ("config.json", "generation_config.json")
@@ -149,6 +152,10 @@ class Tokenizer:
         return ChatTemplate(self.chat_template, self._named, self.folder).prompt(
             messages, enable_thinking=enable_thinking
         )
+
+    def takes_space(self, before: str, behind: str) -> tuple[bool, bool]:
+        """Whether text between these two trusted texts loses its white space at its left and right to a token there."""
+        return before.rstrip().endswith(self._take_behind), behind.lstrip().startswith(self._take_before)
 
     def tokens_from(self, start: int) -> str:
         """The first tokens with ids from `start` on, to be named in a message."""

@@ -116,7 +116,7 @@ def _user_message(texts: list[str], names: tuple[str, ...], config: PromptConfig
 
 
 class Slot(NamedTuple):
-    """A place of a prompt for an untrusted text: the text's number, and whether the template trims it on a side.
+    """A place of a prompt for an untrusted text: the text's number, and whether it is trimmed on a side.
 
     before: ids of the trusted text before it. without_space: the same less the space that it ends in, None without one.
     """
@@ -161,15 +161,17 @@ def _template_pieces(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...]) 
             rendered = _showing(tokenizer, as_parts, contents)  # templates of models that see pictures want a list
         except ValueError:
             raise problem from None
-    slots, start = [], 0
-    for place in _PLACES.finditer(rendered):
-        part, first = rendered[start : place.start()], start == 0
-        short = part[:-1] if part.endswith(" ") and not part[:-1].endswith(" ") else None
-        before = tokenizer.encode_trusted(part, start=first)
-        without_space = None if short is None else tokenizer.encode_trusted(short, start=first)
-        slots.append(Slot(int(place[2]), not place[1], not place[3], before, without_space))
-        start = place.end()
-    return tuple(slots), tokenizer.encode_trusted(rendered[start:], start=False)
+    found = list(_PLACES.finditer(rendered))
+    edges = [0, *(edge for place in found for edge in place.span()), len(rendered)]
+    parts = [rendered[start:end] for start, end in zip(edges[::2], edges[1::2])]
+    slots = []
+    for number, (place, part, behind) in enumerate(zip(found, parts, parts[1:])):
+        left, right = tokenizer.takes_space(part, behind)
+        before, without_space = tokenizer.encode_trusted(part, start=number == 0), None
+        if part.endswith(" ") and not part.endswith("  ") and not left:
+            without_space = tokenizer.encode_trusted(part[:-1], start=number == 0)
+        slots.append(Slot(int(place[2]), left or not place[1], right or not place[3], before, without_space))
+    return tuple(slots), tokenizer.encode_trusted(parts[-1], start=False)
 
 
 def _showing(tokenizer, messages: list[dict], contents: list[str]) -> str:

@@ -86,6 +86,7 @@ def test_scores_of_unlabelled_rows_have_nothing_to_be_measured_by(tmp_path, kind
 def test_pseudo_labels_are_trained_on_but_nothing_is_measured_by_them(tmp_path, kind, more):
     path = save(tmp_path, [{"grade": 3, "labelled_by": "runs/thinker", "confidence": -0.1, **more}] * 2, kind)
     assert [row.grade for row in load_rows(path, need_grade=True)] == [3, 3]
+    assert [row.grade for row in load_rows(path, need_grade=False)] == [None, None]  # pass@n of infer/sample.py
     for measure in (lambda: load_rows(path, ReadFlags(max_bad_rows=9), need_gold=True), lambda: read_scores(path)):
         with pytest.raises(GradesError, match=r":\d: field 'grade' is the answer of a judge \(labelled_by 'runs/t"):
             measure()

@@ -46,6 +46,7 @@ def test_our_digits_and_names_are_read_without_a_map(tmp_path, spelled, expected
         (["2.0", "0.5", "1"], "2=Excellent,0.5=Mismatch,1=3-Related", [4, 2, 3]),
         (["perfect match", "a=b", "so so"], "Perfect Match=4,a=b=1,so so=2", [4, 1, 2]),
         (["-1", "0", "1"], "-1=1,0=2,1=4", [1, 2, 4]),
+        (["1", "?", "4"], "1=1,?=none,4=4", [1, None, 4]),
         (["gut", "Excellent", "schlecht"], "gut=3,schlecht=1", [3, 4, 1]),  # our own names count beside a map
         (["Exact", "Partial", "Irrelevant"], "wands", [4, 3, 1]),
         (["0", "1", "true", "No"], "binary", [1, 4, 4, 1]),
@@ -54,7 +55,7 @@ def test_our_digits_and_names_are_read_without_a_map(tmp_path, spelled, expected
     ],
 )
 def test_a_map_or_a_preset_reads_the_files_own_grades(tmp_path, spelled, grades, expected):
-    assert grades_of(table(tmp_path, spelled), grades) == expected
+    assert grades_of(table(tmp_path, spelled), grades, need_grade=None) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,8 @@ def test_a_map_or_a_preset_reads_the_files_own_grades(tmp_path, spelled, grades,
         (["-1", "1", "1"], [1, 4, 4]),
         (["TRUE", "FALSE", "true"], [4, 1, 4]),
         (["yes", "no", "no"], [4, 1, 1]),
+        (["y", "n", "Y"], [4, 1, 4]),
+        (["Relevant", "Irrelevant", "not relevant"], [4, 1, 1]),
         (["Exact", "Irrelevant", "Partial"], [4, 1, 3]),
         (["E", "S", "I", "C"], [4, 3, 1, 2]),
         (["exact", "substitute", "complement"], [4, 3, 2]),
@@ -100,6 +103,10 @@ def test_another_scale_stops_and_every_flag_that_the_error_names_reads_it_right(
         (["2.33", "3.67", "4", "1"], "scores or averages"),
         ([str(number) for number in range(0, 101, 5)], "cut them into grades 1-4 first"),
         (["0", "1", "2", "3", "4", "5", "6"], "This looks like another scale"),
+        (["A", "B", "D", "A"], "--grades a=GRADE,b=GRADE,d=GRADE"),
+        (["1", "10", "10", "5"], "--grades 1=GRADE,5=GRADE,10=GRADE"),
+        (["0 - bad", "1 - fair", "3 - perfect"], "0-bad=GRADE,1-fair=GRADE,3-perfect=GRADE"),
+        (["★", "★★★★", "4", "★★"], "★★★★=GRADE"),
     ],
 )
 def test_a_scale_without_an_obvious_map_stops_and_shows_its_values(tmp_path, spelled, expected):
@@ -182,7 +189,7 @@ def test_the_assumption_of_a_preset_is_printed_once(tmp_path, capsys):
     for _ in range(2):
         grades_of(path, "binary")
     assert capsys.readouterr().err == (
-        "note: --grades binary: 0 (false, no) is read as 1-Irrelevant, 1 (true, yes) as 4-Excellent\n"
+        "note: --grades binary: 0 (no, false) is read as 1-Irrelevant, 1 (yes, true, relevant) as 4-Excellent\n"
     )
 
 

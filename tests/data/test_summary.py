@@ -81,7 +81,7 @@ def save(path, rows):
     [
         ([{"query": "a", "title": t, "grade": g} for t, g in (("b", 0), ("c", 1))], ["0-based", "no grades"]),
         ([{"query": "a", "title": "b"}, {"query": ""}, {"query": "c", "title": "d"}, []], ["skipped 2 of 4 rows"]),
-        ([{"query": "a", "title": "b", "grade": g} for g in (1, 4, 4)], ["2 rows contradicted", "3 rows of 1 query"]),
+        ([{"query": "a", "title": "b", "grade": g} for g in (1, 4, 4)], ["2 rows contradicted", "1 row with the texts"]),
         ([{"query": "a", "title": t, "split": s} for t, s in ("xp", "yp", "xq")],
          ["split: p 2, q 1", "'p' and 'q' share 1 pair and 1 query"]),
         ([{"query": "a\x1b[2J", "title": "<|user|> \u202e"}], ["a\\x1b[2J", "\\u202e"]),

@@ -225,6 +225,24 @@ def test_a_message_that_is_shown_as_it_is_gives_the_ids_of_transformers(shown, s
     assert ids == expected
 
 
+@pytest.mark.parametrize(
+    "template", [SHOW, SHOW.replace("|>{{", "|>\n{{"), SHOW.replace("|>{{", "|> {{"), SHOW.replace("}}<", "}} \n<")]
+)
+@pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}, {"lstrip": True, "rstrip": True}])
+def test_control_tokens_that_take_the_white_space_beside_them_do_so_at_the_message_too(
+    flags, template, theirs, tmp_path
+):
+    """As those of Phi-3 do."""
+    names = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
+    listed = {str(n): {"content": name, "special": True, **flags} for n, name in enumerate(names)}
+    folder = folder_with(template + GENERATION, tmp_path, added_tokens_decoder=listed)
+    ours, reference = Tokenizer(folder), theirs(folder)
+    for row in (ROW, Judgement("mug", "steel mug")):
+        message = [{"role": "user", "content": f" {row.query}\n {row.title.strip()}"}]
+        ids = encode_prompt(ours, row, PromptConfig("label", "brief", ("title",)))
+        assert ids == reference.apply_chat_template(message, return_dict=False, **OPTIONS)
+
+
 @pytest.mark.parametrize("shown", ALTERED)
 def test_a_template_that_alters_the_message_is_refused(shown, tmp_path):
     ours = Tokenizer(folder_with(WRAP.replace("%s", shown), tmp_path))

@@ -21,14 +21,14 @@ def save(path, rows):
 
 
 def test_many_bad_rows_are_counted_by_kind_and_only_the_first_are_named(tmp_path, capsys):
-    rows = [GOOD, "{", {**GOOD, "grade": 7}, {**GOOD, "title": 5.5, "grade": "x"}, "[]"] * 2000
+    rows = [GOOD, "{", {**GOOD, "query": ""}, {**GOOD, "query": " ", "title": 5.5}, "[]"] * 2000
     path = save(tmp_path / "a.jsonl", rows)
     assert len(read_judgements(path, max_bad_rows=8000)) == 2000
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == NAMED + 2
     assert [line.split(":")[1] for line in printed[:4]] == ["2", "3", "4", "5"]
     assert printed[NAMED] == f"... and more in {path}: from here on they are counted, not named"
-    assert printed[-1] == f"{path}: skipped 8000 of 10000 rows: field 'grade' 4000, not JSON 2000, a JSON list 2000"
+    assert printed[-1] == f"{path}: skipped 8000 of 10000 rows: field 'query' 4000, not JSON 2000, a JSON list 2000"
 
 
 def test_as_many_bad_rows_as_are_named_need_no_further_word(tmp_path, capsys):

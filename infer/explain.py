@@ -116,7 +116,7 @@ def output_row(found: Explanation, wording: str) -> dict:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite, standard=True)
+    refuse_overwriting(config.out, config.overwrite)
     rows = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
     settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
@@ -146,4 +146,4 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

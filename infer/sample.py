@@ -168,7 +168,7 @@ def render(summary: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite, standard=True)
+    refuse_overwriting(config.out, config.overwrite)
     limits = {"limit": config.limit}
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
@@ -199,4 +199,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

@@ -172,7 +172,7 @@ def open_label_first_judge(config: Config) -> Judge:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Returns the summary, or {} on a rank that leaves the output to another."""
     config = parse_config(Config, __doc__, argv)
-    refuse_overwriting(config.out, config.overwrite, standard=True)
+    refuse_overwriting(config.out, config.overwrite)
     pairs = read_pairs(config)
     check_ids([judgement for _, judgement in pairs], format_of(config.out, config.format))
     judge = open_label_first_judge(config)
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     served = {"beta": judge.beta, "temperature": judge.temperature}
 
     def work(chunk: list[Pair], start: int) -> list[dict]:
-        return [vars(score) for score in judge.score_judgements([judgement for _, judgement in chunk])]
+        return [score.judged() for score in judge.score_judgements([judgement for _, judgement in chunk])]
 
     model, wording = judge.model, judge.model.prompt.wording_sha256
     facts = {"judge": model_digest(model.model, model.tokenizer, model.prompt), "prompt_wording": wording, **served}
@@ -222,4 +222,4 @@ def report(config: Config, judge: Judge, totals: Counter) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -45,7 +45,7 @@ class Ranked(dict):
     """
 
     def __init__(self, index: int, product: Any, result: Score, *, with_text: bool) -> None:
-        super().__init__({"corpus_id": index, "score": result.score, **vars(result)})
+        super().__init__({"corpus_id": index, **vars(result)})
         if with_text:
             self["text"] = product
         self.index, self.product, self.result = index, product, result
@@ -130,9 +130,13 @@ class Judge:
         return self.model.prompt.fields
 
     @overload
-    def score(self, query_or_pairs: str, products: str | Judgement, *, progress: bool = ...) -> Score: ...
+    def score(self, query_or_pairs: str, products: Product, *, progress: bool = ...) -> Score: ...
     @overload
     def score(self, query_or_pairs: str, products: Iterable[Product], *, progress: bool = ...) -> list[Score]: ...
+    @overload
+    def score(
+        self, query_or_pairs: tuple[str, Product] | Mapping[str, Any] | Judgement, *, progress: bool = ...
+    ) -> Score: ...
     @overload
     def score(self, query_or_pairs: Iterable[Pair], *, progress: bool = ...) -> list[Score]: ...
     def score(self, query_or_pairs: Any, products: Any = None, *, progress: bool = False) -> Any:

@@ -32,15 +32,13 @@ def there_already(out: str | Path) -> str:
     return f"--out {out} is there already: --overwrite replaces it, or give another name"
 
 
-def refuse_overwriting(out: str | Path, overwrite: bool, *, standard: bool = False) -> None:
+def refuse_overwriting(out: str | Path, overwrite: bool) -> None:
     """Before anything long begins. An unfinished job at `out` is continued, which overwrites nothing.
 
-    standard: whether "-" is possible. Where nothing can be written at all, `out_paths.py` says so.
-    Raises: ValueError for a file that exists, unless `overwrite`.
+    Where nothing can be written at all, `out_paths.py` says so.
+    Raises: ValueError for a file that exists, unless `overwrite`, and for several ranks at the standard output.
     """
     if str(out) == STANDARD:
-        if not standard:
-            raise ValueError("--out -: this script cannot write to the standard output, give a file name")
         if (world := this_rank().world) > 1:
             raise ValueError(f"--out -: {world} ranks share their answers through files beside --out: give a file name")
         return

@@ -75,7 +75,7 @@ def explain(
     found, first_token = Explanation(row, judge.prompt.order, beta), None
     if judge.prompt.order != "pre-cot":
         score = score_prompts(judge, [prompt], beta=beta, temperature=temperature)[0]
-        found = replace(found, **vars(score), score=score.score)
+        found = replace(found, **vars(score))
         # The reply is made to begin with the grade that is shown, also where a token that is no label is more probable.
         first_token = torch.tensor([judge.tokenizer.label_ids[score.grade - GRADES[0]]])
     if judge.prompt.order == "label":

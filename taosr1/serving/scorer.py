@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from taosr1.judge_model import JudgeModel
 from taosr1.serving.calibration import apply_temperature
@@ -16,6 +16,9 @@ class Score:
 
     probs: P(grade 1..4), sums to 1. label_mass: full-vocabulary probability that the first token is a label at all.
     outside: why the pair is outside of what the judge has learned (`serving/outside.py`), "" where it is not.
+    score: one number to sort by, computed here: the expected grade brought to [0, 1], (sum of g * P(g) - 1) / 3.
+        Choice: it uses all four probabilities, where grade and tier only say which threshold is passed. 0 is certainly
+        Irrelevant, 1 certainly Excellent.
     """
 
     grade: int
@@ -23,16 +26,17 @@ class Score:
     probs: tuple[float, float, float, float]
     label_mass: float
     outside: str = ""
+    score: float = field(init=False)
 
-    @property
-    def score(self) -> float:
-        """One number to sort by: the expected grade brought to [0, 1], (sum of g * P(g) - 1) / 3.
-
-        Choice: the expected grade uses all four probabilities, where grade and tier only say which threshold is passed.
-        0 is certainly Irrelevant, 1 certainly Excellent.
-        """
+    def __post_init__(self) -> None:
         expected = sum(grade * probability for grade, probability in zip(GRADES, self.probs))
-        return min(1.0, max(0.0, (expected - GRADES[0]) / (GRADES[-1] - GRADES[0])))  # float32 sums reach 1.0000001
+        score = (expected - GRADES[0]) / (GRADES[-1] - GRADES[0])
+        # The dataclass is frozen, and sums in float32 reach 1.0000001.
+        object.__setattr__(self, "score", min(1.0, max(0.0, score)))
+
+    def judged(self) -> dict:
+        """The fields that it is made from, to be stored: `Score(**score.judged())` is it again."""
+        return {name: value for name, value in vars(self).items() if name != "score"}
 
 
 def score_prompts(

@@ -174,7 +174,8 @@ def make_world(folder: Path) -> dict[str, list[str]]:
     dpo = ["--model", learned, "--data", pairs, *common, "--batch-size", "6", *short]
     grpo = ["--model", learned, "--data", "synthetic:labelled*60", *common, "--test", "", "--groups", "8"]
     grpo += ["--samples", "4", "--difficulty", "prefill", *short]
-    mine += ["--data", "synthetic:reasoned*60,synthetic:labelled*300"]
+    # Killed after its output was written, it is started again: then it does the same once more.
+    mine += ["--data", "synthetic:reasoned*60,synthetic:labelled*300", "--overwrite"]
     return {"sft": [*sft, *short], "dpo": dpo, "grpo": grpo, "mine": mine}
 
 

@@ -315,10 +315,3 @@ def test_a_rank_of_another_job_does_not_overwrite_what_ranks_have_written(fresh_
     with pytest.raises(ValueError, match="is there already"):
         as_rank(0, 2, score, [*command, "--beta", "0.1"])
     assert out.read_bytes() == before
-
-
-def test_scripts_that_write_no_rows_do_not_take_a_file_called_dash(fresh_judge, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--out -: this script cannot write to the standard output"):
-        evaluate(["--model", fresh_judge("label"), "--data", "synthetic:dev*4", "--out", "-"])
-    assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     """The rows of --dev; warns where they are in --data too."""
     if not config.dev:
         return []
-    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True)
+    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True, flag="--dev")
     fitted = "temperature and beta are" if config.fit_temperature else "beta is"
     say_overlap(rows, dev, "--dev", f"{fitted} fitted on what is measured")
     return dev
@@ -347,4 +347,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

@@ -86,7 +86,7 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
         dev = load_dev(config.data if config.dev == AUTO else config.dev, config)
     test: list[Judgement] = []
     if getattr(config, "test", ""):
-        test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True)
+        test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True, flag="--test")
         say_overlap(data, test, "--test", "the comparison at the end is on what was trained on")
     say_overlap(data, dev, "--dev", "the best checkpoint is picked by what it was trained on")
     return Rows(data, dev, test)
@@ -95,7 +95,8 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
 def load_dev(spec: str, config: Any) -> list[Judgement]:
     """The first `dev_rows` rows of --dev, all of them with a gold grade."""
     limits = {"split": config.dev_split, "limit": config.dev_rows}
-    return load_rows(spec, config, seed=config.seed, need_gold=True, **limits)
+    flag = "--data" if spec == config.data and config.dev == AUTO else "--dev"
+    return load_rows(spec, config, seed=config.seed, need_gold=True, flag=flag, **limits)
 
 
 def say_trained_on(model: str, spec: str, split: str) -> None:

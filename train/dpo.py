@@ -67,7 +67,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     )
     data: str = option("runs/post-pairs.jsonl", "pairs of train/mine_pairs.py, or TRL's: prompt, chosen, rejected")
     dev: str = option(
-        AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
+        AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs of the embedded shop, else none"
     )
     out: str = option("runs/post-dpo", "run folder")
     beta: float = option(0.1, "how fast the preference probability saturates")
@@ -82,7 +82,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     )
     lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
-    dev_rows: int = option(1000, "dev rows used (the first ones)")
+    dev_rows: int = option(1000, "dev rows used (the first ones; 0: all)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     dev_split: str = option("", "keep only the dev rows whose 'split' column says this (ESCI: test)")
     device: str = option("cpu", "torch device")
@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     pairs = read_pairs(config.data, judge, config)
     dev = load_dev(config.dev, config)
-    say_data(dev, judge, "--dev")
+    if dev:
+        say_data(dev, judge, "--dev")
     say_shared_prompts(judge, pairs, dev)
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
     if run.finished:
@@ -232,13 +233,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             found.metrics["rewards/label_margins"] = float((gained[::2] - gained[1::2]).mean())
         return found
 
+    def score_dev(judge: JudgeModel) -> dict[str, float]:
+        return dev_scores(judge, dev, config.max_new_tokens)
+
     last = train(
         judge, run, Stage("dpo", draw, loss),
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
-        distributed=distributed, evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
+        distributed=distributed, evaluate=score_dev if dev else None,
     )  # fmt: skip
     return last | say_finished(run, judge, config, "dpo")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

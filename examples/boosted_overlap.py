@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.metrics import grade_array
 from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
@@ -40,7 +41,7 @@ FOLDS = 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ReadFlags):
     data: str = option("synthetic:reasoned", "graded rows to learn: files or synthetic:POOL, separated by commas")
     test: str = option("synthetic:test", "graded rows to measure on")
     out: str = option("", "JSON file for the whole report")
@@ -177,8 +178,8 @@ def boosted_overlap(
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse_config(Config, __doc__, argv)
-    rows = load_rows(config.data, seed=config.seed, split=config.split, need_grade=True)
-    test = load_rows(config.test, split=config.test_split, need_grade=True)
+    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=True)
+    test = load_rows(config.test, config, split=config.test_split, need_gold=True, flag="--test")
     started = time.perf_counter()
     probs = boosted_overlap(rows, test, seed=config.seed)
     predictions = [Prediction(max(range(4), key=row.__getitem__) + 1, tuple(row)) for row in probs.tolist()]

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.flags import ReadFlags
 from taosr1.data.queries import say_overlap
 from taosr1.data.sources import load_rows
+from taosr1.data.splits import say_trained_on
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import Cost, predict_with_cost
@@ -133,7 +134,7 @@ def load_dev(rows: Sequence[Judgement], config: Config) -> list[Judgement]:
     """The rows of --dev; warns where they are in --data too."""
     if not config.dev:
         return []
-    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True)
+    dev = load_rows(config.dev, config, seed=config.seed, split=config.dev_split, need_gold=True, flag="--dev")
     fitted = "temperature and beta are" if config.fit_temperature else "beta is"
     say_overlap(rows, dev, "--dev", f"{fitted} fitted on what is measured")
     return dev
@@ -294,8 +295,8 @@ def evaluate_scores(config: Config) -> dict:
 
 def evaluate_judge(config: Config, ranks: Ranks) -> dict:
     """The report on a model, or {} on a rank that leaves the output to another."""
-    limits = {"limit": config.limit}
-    rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_gold=True, **limits)
+    settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
+    rows = load_rows(config.data, config, need_gold=True, **settings)
     device = local_device(config.device, ranks)
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
     name, judge = open_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
@@ -307,6 +308,7 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
         raise ValueError(f"--explain: --model {name} answers with the grade alone, without a chain of thought")
     deployed = None if order == "pre-cot" else choose_deployed(name, config)
     dev = load_dev(rows, config)
+    say_trained_on(name, config.data, config.split)
     say_data(rows, judge)
 
     def work(chunk: list[Judgement], start: int) -> list[dict]:
@@ -345,4 +347,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

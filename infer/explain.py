@@ -146,4 +146,4 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

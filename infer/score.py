@@ -222,4 +222,4 @@ def report(config: Config, judge: Judge, totals: Counter) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

@@ -82,7 +82,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     )
     lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
-    dev_rows: int = option(1000, "dev rows used (the first ones)")
+    dev_rows: int = option(1000, "dev rows used (the first ones; 0: all)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     dev_split: str = option("", "keep only the dev rows whose 'split' column says this (ESCI: test)")
     device: str = option("cpu", "torch device")
@@ -241,4 +241,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

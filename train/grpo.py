@@ -139,7 +139,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
         4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)"
     )
     eval_every: int = option(25, "steps between dev evaluations, each with a checkpoint")
-    dev_rows: int = option(1000, "dev rows used (the first ones)")
+    dev_rows: int = option(1000, "dev rows used (the first ones; 0: all)")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev and --test (ESCI: test)")
     device: str = option("cpu", "torch device")
@@ -176,7 +176,8 @@ def load_all_rows(config: Config, judge: JudgeModel) -> tuple[Rows, list[Judgeme
     sft_data: list[Judgement] = []
     if config.sft_coef:
         explained = judge.prompt.order != "label"
-        sft_data = load_rows(config.sft_data, config, seed=config.seed, need_grade=True, need_cot=explained)
+        needs = {"seed": config.seed, "need_grade": True, "need_cot": explained}
+        sft_data = load_rows(config.sft_data, config, flag="--sft-data", **needs)
         sft_data = agreeing(sft_data) if explained else sft_data
     if len({row.grade for row in rows.data}) == 1:
         grade = rows.data[0].grade
@@ -322,4 +323,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

@@ -188,4 +188,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

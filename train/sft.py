@@ -68,7 +68,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0 equally often")
     lora_dropout: float = option(0.0, "share of an adapter's input that is set to 0, drawn anew in every step")
     eval_every: int = option(125, "steps between dev evaluations, each with a checkpoint")
-    dev_rows: int = option(1000, "dev rows used (the first ones)")
+    dev_rows: int = option(1000, "dev rows used (the first ones; 0: all)")
     max_new_tokens: int = option(96, "longest reply when a pre-CoT dev row is judged")
     split: str = option("", "keep only the rows whose 'split' column says this (ESCI: train)")
     dev_split: str = option("", "the same for --dev (ESCI: test)")
@@ -138,4 +138,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, Config)

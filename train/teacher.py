@@ -13,14 +13,15 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
 from taosr1.runtime.bad_rows import BadRows, shorten
-from taosr1.runtime.cli import Parser
+from taosr1.runtime.cli import Parser, add_flags
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.out_paths import check_out
 from taosr1.runtime.outputs import refuse_overwriting
@@ -162,13 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     replies = 'JSONL of {"id": ..., "reply": ...}, or OpenAI batch output'
     importing.add_argument("--replies", required=True, help=replies)
     data = "graded rows: JSONL, CSV or parquet, ours or ESCI's; the same for both commands"
-    skipped = "bad input rows to skip (all are counted, the first ones named; default: 0)"
     for command in (export, importing):
         command.add_argument("--data", required=True, help=data)
         command.add_argument("--out", required=True, help="file to write (.jsonl or .jsonl.gz)")
         command.add_argument("--overwrite", action="store_true", help="replace --out where it exists already")
         command.add_argument("--rules", help="rule book (default: the bundled rules.jsonl)")
-        command.add_argument("--max-bad-rows", type=int, default=0, help=skipped)
+        add_flags(command, ReadFlags)
     return parser
 
 
@@ -179,13 +179,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_out(args.out)
         refuse_overwriting(args.out, args.overwrite)
         rules = load_rules(args.rules)
-        rows = read_judgements(args.data, max_bad_rows=args.max_bad_rows)
+        given = vars(args).keys() & {field.name for field in fields(ReadFlags)}
+        read = ReadFlags(**{name: getattr(args, name) for name in given})
+        rows = read_judgements(args.data, read)
         if args.command == "export":
             settings = {"skip_ungraded": args.skip_ungraded, "openai_model": args.openai_batch}
             count = export_prompts(rows, rules, args.k, args.out, **settings)
             print(f"{count} prompts -> {args.out}")
         else:
-            reasoned, report = import_replies(rows, args.replies, max_bad_rows=args.max_bad_rows, rules=rules)
+            reasoned, report = import_replies(rows, args.replies, max_bad_rows=read.max_bad_rows, rules=rules)
             print(report)
             if not reasoned:
                 raise ValueError(f"no reply in {args.replies} was accepted, so {args.out} was not written")

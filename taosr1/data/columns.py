@@ -11,6 +11,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from taosr1.data.esci import ESCI_COLUMNS, is_esci
 from taosr1.runtime.bad_rows import shorten
@@ -79,7 +80,8 @@ class ColumnNames:
         shown = [row["attributes"]] if "attributes" in row and "attributes" not in plan else []
         for name, ours in plan.items():
             if ours == "attributes":
-                shown.append(row[name] if KNOWN.get(_spelling(name)) == ours else {name.strip(): row[name]})
+                own = KNOWN.get(_spelling(name)) == ours
+                shown.append(_features(name, row[name]) if own else {name.strip(): row[name]})
             elif ours:
                 renamed[ours] = row[name]
             elif (known := KNOWN.get(_spelling(name))) and (known == name or known not in row):
@@ -182,6 +184,13 @@ def known_names(header: Iterable[str], columns: str = "") -> int:
     wanted = {_spelling(name) for name in parse_columns(columns)}
     known = {*KNOWN, *wanted, *ESCI_COLUMNS}
     return sum(_spelling(name) in known for name in header)
+
+
+def _features(name: str, value: Any) -> Any:
+    """A cell of WANDS' product_features, "colour : red|size:8", as a list of attributes; any other value as it is."""
+    if _spelling(name) != "product_features" or not isinstance(value, str):
+        return value
+    return [re.sub(r"\s*:\s*", ": ", part.strip(), count=1) for part in value.split("|")]
 
 
 def _spelling(name: str) -> str:

@@ -198,6 +198,8 @@ def _best(path: Path, number: int, head: list[tuple[int, str]], found: list[str]
     """The delimiter that gives the most known names and fits the rows. Raises: DamagedFile if two are as good."""
     names = {delimiter: known_names(_cells(head[0][1], delimiter), read.columns) for delimiter in found}
     fits = {delimiter: _fit(head, delimiter) for delimiter in found}
+    if fits.get("\t") == 1 and names["\t"] == max(names.values()):
+        return "\t"  # a text may hold any other of them, but hardly a tab
     first, second = sorted(found, key=lambda delimiter: (names[delimiter], fits[delimiter]), reverse=True)[:2]
     clear_names = names[first] > names[second] and fits[first] > fits[second] - CLEAR_SHARE
     clear_rows = names[first] == names[second] and fits[first] >= fits[second] + CLEAR_SHARE

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from taosr1.runtime.bad_rows import BadRows, shorten
-from taosr1.runtime.jsonl import clean_value
+from taosr1.runtime.jsonl import clean_text, clean_value
 from taosr1.task.judgement import Judgement
 
 ESCI_COLUMNS = (
@@ -198,10 +198,22 @@ def _parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict
                 yield _json_value(clean_value(row))
 
 
+def _is_entry(item: Any) -> bool:
+    """Whether this is an entry of a map: pyarrow makes a tuple of it, `clean_value` a list."""
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
+
+
 def _json_value(value: Any) -> Any:
-    """A parquet value as a JSON value: NaN (pandas' missing value) becomes null, dates and decimals their text."""
+    """A parquet value as a JSON value: NaN (pandas' missing value) becomes null, dates and decimals their text.
+
+    Bytes are text in UTF-8 (damage stays visible as U+FFFD); a map, which pyarrow gives as pairs, is an object.
+    """
     if isinstance(value, float) and math.isnan(value):
         return None
+    if isinstance(value, bytes):
+        return clean_text(value.decode("utf-8", "replace"))
+    if isinstance(value, list) and value and all(_is_entry(item) for item in value):
+        return {name: _json_value(item) for name, item in value}
     if isinstance(value, list):
         return [_json_value(item) for item in value]
     if isinstance(value, dict):

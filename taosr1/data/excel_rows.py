@@ -11,7 +11,7 @@ import datetime
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ def read_excel(path: str | Path, bad_rows: BadRows | None = None) -> Iterator[tu
             bad_rows.say(f"read sheet {sheet.title!r}, the first of {len(formulas.worksheets)}")
         merged = _Merged(path, sheet)
         if merged.ranges:
-            bad_rows.say(f"{len(merged.ranges)} merged cells have their value in all their rows")
+            bad_rows.say(
+                f"{len(merged.ranges)} merged cell{'s'[: len(merged.ranges) != 1]} filled with their value in every row"
+            )
         header: list[str] = []
         pairs = zip(sheet.iter_rows(), values.worksheets[0].iter_rows(values_only=True))
         for number, (cells, stored) in enumerate(pairs, start=1):
@@ -112,7 +114,8 @@ def _check_header(path: Path, number: int, header: list[str]) -> list[str]:
         header.pop()
     twice = [name for name in header if name and header.count(name) > 1]
     if twice:
-        raise DamagedFile(f"{path}:{number}: the header names {shorten(repr(twice[0]))} twice")
+        hint = "rename one, or delete the rows above the header"
+        raise DamagedFile(f"{path}:{number}: the header names {shorten(repr(twice[0]))} twice: {hint}")
     if "" in header[1:]:
         found = shorten(repr(header), 200)
         raise DamagedFile(f"{path}:{number}: header {found} has an empty column name: delete the rows above the header")
@@ -157,14 +160,17 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         import openpyxl
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f'reading {path.name} needs openpyxl: pip install "taosr1[data]"') from None
-    try:
-        books = [openpyxl.load_workbook(path, read_only=True, data_only=stored) for stored in (False, True)]
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, SyntaxError, zipfile.BadZipFile) as problem:
-        raise DamagedFile(f"{path}: not a readable Excel workbook ({shorten(str(problem), 200)})") from None
-    try:
-        yield books[0], books[1]
-    except (KeyError, TypeError, AttributeError, SyntaxError, zipfile.BadZipFile, EOFError) as problem:
-        raise DamagedFile(f"{path}: not a readable Excel workbook ({shorten(str(problem), 200)})") from None
-    finally:
-        for book in books:
-            book.close()
+    damage = (ValueError, KeyError, TypeError, AttributeError, SyntaxError, EOFError, zipfile.BadZipFile)
+    with ExitStack() as stack:
+        try:
+            # An open file: of a path openpyxl looks at the name, and a workbook may have any.
+            files = [stack.enter_context(open(path, "rb")) for _ in range(2)]
+            books = [
+                openpyxl.load_workbook(file, read_only=True, data_only=stored) for file, stored in zip(files, (0, 1))
+            ]
+        except damage as problem:
+            raise DamagedFile(f"{path}: not a readable Excel workbook ({shorten(str(problem), 200)})") from None
+        try:
+            yield books[0], books[1]
+        except damage[1:] as problem:
+            raise DamagedFile(f"{path}: not a readable Excel workbook ({shorten(str(problem), 200)})") from None

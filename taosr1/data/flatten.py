@@ -58,7 +58,8 @@ def to_text(name: str, value: Any) -> str:
         if name == "attributes":
             return "; ".join(_attributes(value, "", MAX_LEVELS))
         if isinstance(value, list) and name in _JOINERS:
-            return _JOINERS[name].join(filter(None, (_element(name, item) for item in value)))
+            paths = name == "category" and any(isinstance(item, list) for item in value)
+            return (", " if paths else _JOINERS[name]).join(filter(None, (_element(name, item) for item in value)))
         if name == "brand" and (found := _first(value, _NAME_KEYS)):
             return to_text(name, found)
         if name == "price" and (amount := _first(value, ("amount", "value", "price"))) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from taosr1.runtime.encodings import UTF_8, shown
 from taosr1.runtime.jsonl import REPLACED, clean_value, parse_json
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, MAX_LINE_BYTES, DamagedFile, check_file, damage_in, read_lines
 
+LEAST_CHARS = 2**16  # read at a time
 LOOKED_AT = 3  # lines that are not blank, to see whether one of them is an object by itself
 _WHITE = " \t\r\n"
 _MORE = "write one object a line: jq -c '.[]' {} > rows.jsonl"
@@ -131,7 +133,7 @@ class _Values:
 
     def _more(self) -> bool:
         """Append as much text as there is, so that a long element is tried only a few times."""
-        added, wanted = [], max(2**16, len(self._text) - self._at)
+        added, wanted = [], max(LEAST_CHARS, len(self._text) - self._at)
         for _, line in self._lines:
             added.append(line)
             wanted -= len(line)
@@ -179,7 +181,8 @@ class _Values:
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict:
         row = dict(pairs)
         if len(row) != len(pairs):
-            self._problem = "a field appears twice"
+            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            self._problem = f"field {shorten(repr(twice))} appears twice"
         return row
 
     def _constant(self, spelled: str) -> None:

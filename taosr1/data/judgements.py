@@ -20,7 +20,7 @@ from taosr1.data.rows import data_files, has_header, read_rows
 from taosr1.data.scales import OUR_DIGITS, OUR_NAMES, GradeColumn, GradesError, canonical
 from taosr1.runtime.bad_rows import BadRows, Unreported, shorten
 from taosr1.runtime.jsonl import write_jsonl
-from taosr1.runtime.text_lines import DamagedFile
+from taosr1.runtime.text_lines import DamagedFile, check_file
 from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 T = TypeVar("T")
@@ -37,13 +37,14 @@ def read_judgements(
     need_gold: bool = False,
     need_cot: bool = False,
     split: str = "",
+    flag: str = "--data",
 ) -> list[Judgement]:
     """Read judgements from a table or JSON file (`read_rows`), or several (`data_files`); ESCI rows are recognised.
 
     Columns of other names are found (columns.py) or kept in `extra`, verbatim. Text is kept exactly (but see
     `taosr1/runtime/jsonl.py` on NUL and lone surrogates; in a chain of thought line ends become LF, and spaces at the
     ends of its lines are dropped). Numbers, lists and objects become readable text, and missing or invisible values ""
-    (flatten.py). `split` keeps the rows with this value in their `split` column.
+    (flatten.py). `split` keeps the rows with this value in their `split` column. `flag` is the option that errors name.
 
     A row that contradicts an earlier row (`Duplicates`) is a bad row too. The first `max_bad_rows` bad rows (where it
     is not given, `read.max_bad_rows`) are skipped, and printed and counted by kind on stderr.
@@ -61,7 +62,7 @@ def read_judgements(
 
     read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
     needs = {"need_grade": need_gold or need_grade, "need_gold": need_gold}
-    return [row for row, _ in read_parsed(spec, beside, read, split=split, **needs)]
+    return [row for row, _ in read_parsed(spec, beside, read, split=split, flag=flag, **needs)]
 
 
 def read_parsed(
@@ -82,7 +83,7 @@ def read_parsed(
     each file by itself; every judgement knows its file (`source`) and `line`.
     beside: is given the raw row, under the column names of its file, and its judgement, and returns what is kept;
     raises ValueError for a bad row. limit: the number of rows to keep, 0 for all; without `split` nothing is read
-    beyond it. flag: the option that the error for an empty file names. kind: the format, as in `read_rows`.
+    beyond it. flag: the option that errors name. kind: the format, as in `read_rows`.
     """
     pairs: list[tuple[Judgement, T]] = []
     names = ColumnNames(read.columns)
@@ -90,6 +91,8 @@ def read_parsed(
         left = limit - len(pairs) if limit and not split else None
         if left == 0:
             break
+        if not path.is_dir():
+            check_file(path, flag)
         bad_rows = BadRows(path, read.max_bad_rows)
         grades = GradeColumn(path, read.grades, partial(_all_rows, path, read, kind), need=need_grade, gold=need_gold)
         found = list(islice(_iter_parsed(path, beside, bad_rows, grades, read, names, kind), left))

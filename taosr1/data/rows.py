@@ -115,6 +115,7 @@ def has_header(path: str | Path, kind: str = "") -> bool:
 def _kind(path: Path, kind: str) -> str:
     """The format of a file as the end of a name: its name says it, except where its content is plainly another."""
     kind = kind or Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
-    if kind == ".xls" and path.is_file() and not is_workbook(path):
-        return ".txt"  # many programs call a table of text .xls, so that a double click opens Excel
-    return ".xlsx" if kind in (".xls", ".xlsm") else kind
+    if path.is_file() and is_workbook(path):
+        return ".xlsx"
+    # Many programs call a table of text .xls, so that a double click opens Excel.
+    return {".xls": ".txt", ".xlsm": ".xlsx"}.get(kind, kind)

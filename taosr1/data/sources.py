@@ -14,14 +14,15 @@ OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of th
 
 
 def load_rows(
-    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool | None
-) -> list[Judgement]:
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, flag: str = "--data",
+    **needs: bool | None,
+) -> list[Judgement]:  # fmt: skip
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
     A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size.
     `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
     stand beside its own grades, and a query_id that means another query in another file is said. `needs` are
-    `need_grade`, `need_gold` and `need_cot` of `read_judgements`.
+    `need_grade`, `need_gold` and `need_cot` of `read_judgements`. `flag` is the option that errors name.
 
     Raises: as `read_judgements`; ValueError for a pool that does not exist or lacks what is needed.
     """
@@ -29,14 +30,14 @@ def load_rows(
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
     parts = split_spec(spec)
     if not any(is_pool(part) for part in parts):
-        rows = read_judgements(spec, read, split=split, **needs)
+        rows = read_judgements(spec, read, split=split, flag=flag, **needs)
     elif len(parts) > 1:
-        settings = {"seed": seed, "split": split, **needs}
+        settings = {"seed": seed, "split": split, "flag": flag, **needs}
         of_pool = settings | {"split": ""}  # a split chooses among the rows of the files
         rows = [row for part in parts for row in load_rows(part, read, **(of_pool if is_pool(part) else settings))]
     else:
         if split:
-            raise ValueError(f"{spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
+            raise ValueError(f"{flag} {spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
         rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
     say_shared_ids(rows)
     return rows[:limit] if limit else rows

@@ -5,17 +5,19 @@ Data of one's own are never judged on the embedded shop: without `--dev`, about 
 
 from __future__ import annotations
 
-import random
+import glob
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap
 from taosr1.data.rows import split_spec
+from taosr1.data.scales import say_once
 from taosr1.data.sources import is_pool, load_rows
 from taosr1.data.summary import counted, grade_shares
 from taosr1.runtime.files import read_json
@@ -47,6 +49,7 @@ def resolved(config: T) -> T:
         changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
     elif getattr(config, "test", "") == AUTO:
         changes = {"test": ""}
+        say_once("no --test: start and result are not compared at the end; infer/evaluate.py measures them")
     return replace(config, **changes) if changes else config
 
 
@@ -83,7 +86,7 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
         dev = load_dev(config.data if config.dev == AUTO else config.dev, config)
     test: list[Judgement] = []
     if getattr(config, "test", ""):
-        test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True)
+        test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True, flag="--test")
         say_overlap(data, test, "--test", "the comparison at the end is on what was trained on")
     say_overlap(data, dev, "--dev", "the best checkpoint is picked by what it was trained on")
     return Rows(data, dev, test)
@@ -92,7 +95,29 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
 def load_dev(spec: str, config: Any) -> list[Judgement]:
     """The first `dev_rows` rows of --dev, all of them with a gold grade."""
     limits = {"split": config.dev_split, "limit": config.dev_rows}
-    return load_rows(spec, config, seed=config.seed, need_gold=True, **limits)
+    flag = "--data" if spec == config.data and config.dev == AUTO else "--dev"
+    return load_rows(spec, config, seed=config.seed, need_gold=True, flag=flag, **limits)
+
+
+def say_trained_on(model: str, spec: str, split: str) -> None:
+    """Warn where the rows of a run's own --data, or of a run that it started from, are to be measured.
+
+    model: as `--model`; only a run folder says what it was trained on.
+    """
+    measured, seen = _files(spec), set()
+    while (Path(model) / "config.json").is_file() and (Path(model) / "checkpoints").is_dir() and model not in seen:
+        seen.add(model)
+        stored = read_json(Path(model) / "config.json")
+        trained, its_split = str(stored.get("data", "")), str(stored.get("split", ""))
+        if measured & _files(trained) and (not split or not its_split or split == its_split):
+            hint = "measure on rows that it has not seen"
+            print(f"warning: --model {model} was trained on rows of --data {spec}: {hint}", file=sys.stderr)
+        model = str(stored.get("model", ""))
+
+
+def _files(spec: str) -> set[Path]:
+    parts = (part for part in split_spec(spec) if part and not is_pool(part))
+    return {Path(file).resolve() for part in parts for file in glob.glob(part, recursive=True) or [part]}
 
 
 def _say_other_splits(rows: Sequence[Judgement], config: Any) -> None:
@@ -122,14 +147,19 @@ def set_aside(rows: Sequence[Judgement], config: Any) -> tuple[list[Judgement], 
         splits = {str(row.extra.get("split")) for row in rows if row.extra.get("split")}
         other = f", such as --dev {config.data} --dev-split NAME" if config.split and splits else ""
         raise ValueError(f"--dev is missing, and --data cannot be divided by query ({why}): give --dev FILE{other}")
-    held = {id(row) for row in dev}
-    text = f"{counted(len(dev), 'row')} of {counted(len({plain(row.query) for row in dev}), 'query')}"
+    held, queries = {id(row) for row in dev}, {plain(row.query) for row in dev}
     print(
-        f"no --dev: {text} of --data are set aside for it ({grade_shares(dev)}), by query and --seed {config.seed}; "
-        "they pick the best checkpoint and are not trained on",
+        f"no --dev: {counted(len(dev), 'row')} of {counted(len(queries), 'query')} of --data are set aside for it "
+        f"({grade_shares(dev)}), by query and --seed {config.seed}; they pick the best checkpoint, nothing is learned "
+        "from them",
         file=sys.stderr,
     )
-    return [row for row in rows if id(row) not in held], dev
+    rest = [row for row in rows if id(row) not in held]
+    data = [row for row in rest if plain(row.query) not in queries]
+    if len(data) < len(rest):
+        left_out = f"{counted(len(rest) - len(data), 'row')} of the same queries"
+        print(f"{left_out} (pseudo-labels, or of the embedded shop) left out of training", file=sys.stderr)
+    return data, dev
 
 
 def split_by_query(
@@ -144,7 +174,7 @@ def split_by_query(
     groups: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         groups[plain(row.query)].append(number)
-    order = sorted(groups, key=lambda query: random.Random(f"{seed}/{query}").random())
+    order = sorted(groups, key=lambda query: blake2b(f"{seed}/{query}".encode(), digest_size=8).digest())
     grades = {query: {rows[number].grade for number in numbers} for query, numbers in groups.items()}
     left = Counter(grade for found in grades.values() for grade in found)  # queries of each grade that stay in training
     wanted, held, count = frac * len(rows), set(), 0

@@ -12,7 +12,7 @@ import torch
 from taosr1.judge_model import TINY, JudgeModel, load_judge
 from taosr1.model.io.folders import weights_fingerprint
 from taosr1.model.lora import TARGETS, LoraConfig, add_adapters
-from taosr1.runtime.cli import option
+from taosr1.runtime.cli import flag_of, option
 from taosr1.runtime.distributed import this_rank
 from taosr1.runtime.run_folder import is_unfinished
 from taosr1.task.grades import LABELS
@@ -44,13 +44,14 @@ def memory_problems(flags: MemoryFlags, dropout: float = 0.0) -> list[tuple[bool
     if flags.fsdp and flags.lora_rank:
         return [(True, "--fsdp shards what is trained, and adapters are small: with --lora-rank leave it out")]
     if not flags.lora_rank:
-        changed = any(getattr(flags, name) != getattr(MemoryFlags, name) for name in ("lora_alpha", "lora_targets"))
-        message = "--lora-alpha, --lora-targets and --lora-dropout need --lora-rank: without it all weights are trained"
-        return [(changed or dropout > 0, message)]
+        own = ("lora_alpha", "lora_targets")
+        changed = [name for name in own if getattr(flags, name) != getattr(MemoryFlags, name)]
+        names = ", ".join(map(flag_of, changed + ["lora_dropout"] * bool(dropout)))
+        return [(bool(names), f"{names} changes adapters, which need --lora-rank: without it all weights are trained")]
     try:
         lora_config(flags, dropout)
     except ValueError as error:
-        return [(True, f"--lora-rank, --lora-alpha, --lora-dropout, --lora-targets: {error}")]
+        return [(True, f"--lora-rank {flags.lora_rank}, or another setting of its adapters: {error}")]
     return []
 
 
@@ -76,14 +77,14 @@ def load_trainee(
 ) -> JudgeModel:  # fmt: skip
     """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
 
-    flags: the config of a training script, which has `max_new_tokens` too.
+    flags: the config of a training script, with its `max_new_tokens` (`load_judge`).
 
     Raises: ValueError as `load_judge`, and for adapters over fresh weights, which no file holds.
     """
     # Every rank reads its shards by itself, later: no rank has room for all weights. Fresh weights are in no file.
     device = "meta" if flags.fsdp and model != TINY else device
     dtype = dtype if flags.lora_rank else "float32"
-    longest = {"max_new_tokens": flags.max_new_tokens}
+    longest = {"max_new_tokens": getattr(flags, "max_new_tokens", 0)}
     judge = load_judge(model, order=order, dtype=dtype, device=device, seed=seed, plain=plain, **longest)
     judge.model.activation_checkpointing = flags.activation_checkpointing
     if not flags.lora_rank:

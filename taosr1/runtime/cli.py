@@ -35,6 +35,35 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
     summary, formatter = (description or "").strip(), argparse.RawDescriptionHelpFormatter
     parser = Parser(description=summary, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these settings; flags win over it")
+    types, fields = get_type_hints(config), add_flags(parser, config)
+    positional = any(field.metadata.get("positional") for field in fields.values())
+    words = sys.argv[1:] if argv is None else list(argv)
+    # Intermixed parsing takes `"boots" --price 5 "title"` as query and title, but does not know `--`.
+    parse = parser.parse_intermixed_args if positional and "--" not in words else parser.parse_args
+    flags = vars(parse(words))
+    path = flags.pop("config", None)
+    try:
+        given = {**(_read_config_file(path, fields, types) if path else {}), **flags}
+        check([(_is_emptied(fields[name], value), f"{flag_of(name)} is empty, expected {_meaning(fields[name])}")
+               for name, value in given.items()])  # fmt: skip
+        return config(**given)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+def _is_emptied(field: dataclasses.Field, value: object) -> bool:
+    """Whether a setting that has something by default is given as nothing; where that means something, its help says
+    ''. `auto` may be emptied too: then nothing is given, and it is found out."""
+    usual = field.default not in ("", "auto", None) and field.name != "out"  # --out has its own words
+    return value == "" and usual and "''" not in field.metadata.get("help", "")
+
+
+def _meaning(field: dataclasses.Field) -> str:
+    return f"{field.metadata.get('help', 'something')} (default: {field.default})"
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> dict[str, dataclasses.Field]:
+    """A flag for every field of a config; returns the fields by name. What is not given is not among the arguments."""
     types, own = get_type_hints(config), vars(config).get("__annotations__", {})
     # In the help a script's own settings come before inherited ones.
     fields = {field.name: field for field in sorted(dataclasses.fields(config), key=lambda f: f.name not in own)}
@@ -49,18 +78,8 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
             parse_value, metavar = _PARSERS[_base_type(kind)], None if choices else name.upper()
             form = {"type": parse_value, "choices": choices, "metavar": metavar}
             form |= {"nargs": "?"} if positional else {}
-        parser.add_argument(name if positional else _flag(name), default=argparse.SUPPRESS, help=help_text, **form)
-    positional = any(field.metadata.get("positional") for field in fields.values())
-    given = sys.argv[1:] if argv is None else list(argv)
-    # Intermixed parsing takes `"boots" --price 5 "title"` as query and title, but does not know `--`.
-    parse = parser.parse_intermixed_args if positional and "--" not in given else parser.parse_args
-    flags = vars(parse(given))
-    path = flags.pop("config", None)
-    try:
-        stored = _read_config_file(path, fields, types) if path else {}
-        return config(**{**stored, **flags})
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        parser.add_argument(name if positional else flag_of(name), default=argparse.SUPPRESS, help=help_text, **form)
+    return fields
 
 
 def _read_config_file(path: str, fields: dict, types: dict) -> dict[str, Any]:
@@ -152,10 +171,11 @@ def check(problems: Sequence[tuple[bool, str]]) -> None:
 def at_least(config: object, **lowest: float) -> list[tuple[bool, str]]:
     """Problems for `check`: every named setting below its lowest allowed value, or NaN."""
     values = [(name, getattr(config, name), low) for name, low in lowest.items()]
-    return [(not value >= low, f"{_flag(name)} is {value}, expected at least {low}") for name, value, low in values]
+    return [(not value >= low, f"{flag_of(name)} is {value}, expected at least {low}") for name, value, low in values]
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """ "--batch-size" for "batch_size"."""
     return "--" + name.replace("_", "-")
 
 
@@ -163,7 +183,7 @@ def command_line(script: str, **settings: object) -> str:
     """A command to type, "python SCRIPT --flag value", quoted for a shell."""
     words = ["python", script]
     for name, value in settings.items():
-        words += [_flag(name)] if value is True else [_flag(name), str(value)]
+        words += [flag_of(name)] if value is True else [flag_of(name), str(value)]
     return shlex.join(words)
 
 

@@ -20,7 +20,7 @@ def out_problems(
     if not path:
         return [(required, f"{flag} is missing, expected a {'folder' if folder else 'file name'}")]
     if path == "-":
-        return [(not standard, f"{flag} -: this script does not write to the standard output, expected a name")]
+        return [(not standard, f"{flag} -: this script cannot write to the standard output, expected a name")]
     problem = why_not_writable(path, folder=folder)
     return [(bool(problem), f"{flag} {path}: {problem}")]
 

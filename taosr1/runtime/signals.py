@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from taosr1.runtime.cli import flag_of
 from taosr1.runtime.distributed import lost_contact, mute_stdout, shutdown, this_rank
 
 CONTINUES = "the same command continues from"
@@ -49,11 +51,17 @@ class StopRequests:
             print("stopping after this step; its checkpoint is written first", file=sys.stderr, flush=True)
 
 
-def run_main(main: Callable[[], object]) -> None:
+# Settings whose smaller value takes less memory, and switches that do: those that the script has are named.
+_SMALLER = ("micro_batch_tok", "batch_tok", "max_new_tokens", "samples")
+_SWITCHES = ("activation_checkpointing",)
+
+
+def run_main(main: Callable[[], object], config: type | None = None) -> None:
     """Run a script's `main` from the command line; errors that are explained end with a message, not a traceback.
 
     Exit codes: 0 done, 1 an error that is explained, 2 a wrong flag, 130 Ctrl-C, 143 SIGTERM; after the last two the
     same command continues. With several ranks, rank 0 prints for all; an error of one rank begins with its number.
+    config: the dataclass of the script's flags, for advice.
     """
     who = ""
     try:
@@ -68,7 +76,10 @@ def run_main(main: Callable[[], object]) -> None:
             print(stop, file=sys.stderr)
         shutdown(stop.code)
         sys.exit(stop.code)
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except MemoryError as error:
+        print(f"error: {who}out of memory{memory_advice(config)} ({error})", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {who}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -77,14 +88,22 @@ def run_main(main: Callable[[], object]) -> None:
     except RuntimeError as error:
         first_line = next(iter(str(error).splitlines()), "")
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            hint = "try a smaller --micro-batch-tok or batch, or --activation-checkpointing"
-            print(f"error: {who}{first_line[:300]}; {hint}", file=sys.stderr)
+            print(f"error: {who}{first_line[:300]}{memory_advice(config)}", file=sys.stderr)
             sys.exit(1)
         if not lost_contact(error):
             raise
         problem = f"another rank is gone ({first_line[:200]})"
         print(f"error: {who}{problem}; {CONTINUES} the newest checkpoint", file=sys.stderr)
         os._exit(1)  # not sys.exit: a process group with a dead member may wait for it
+
+
+def memory_advice(config: type | None) -> str:
+    """ "; try a smaller --batch-tok, ...": the flags of a script that need less memory."""
+    names = [field.name for field in dataclasses.fields(config)] if config else []
+    smaller = ", ".join(flag_of(name) for name in _SMALLER if name in names)
+    tried = [f"a smaller {smaller}"] if smaller else []
+    tried += [flag_of(name) for name in _SWITCHES if name in names]
+    return f"; try {' or '.join(tried)}" if tried else ""
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

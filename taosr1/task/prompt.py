@@ -240,7 +240,7 @@ def reply_text(order: str, grade: int, cot: str = "") -> str:
     if order == "label":
         return LABELS[grade - 1]
     if not cot:
-        needed = "needs a chain of thought for every row (column 'cot'); --order label does not"
+        needed = "needs a chain of thought for every row (column 'cot'); train/sft.py --order label does not"
         raise ValueError(f"order {order!r} {needed}")
     return cot if order == "pre-cot" else f"{LABELS[grade - 1]}\n{cot}"
 

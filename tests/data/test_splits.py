@@ -10,7 +10,7 @@ import pytest
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import Judgement, write_judgements
-from taosr1.data.splits import AUTO, load_splits, resolved, resolved_of_pairs, split_by_query
+from taosr1.data.splits import AUTO, load_splits, resolved, resolved_of_pairs, say_trained_on, split_by_query
 from taosr1.runtime.files import write_json
 
 
@@ -129,6 +129,14 @@ def test_pseudo_labels_are_never_set_aside_and_never_given_as_dev_rows(tmp_path)
             load(own, **settings)
 
 
+def test_rows_of_a_query_that_is_set_aside_are_left_out_of_training_wherever_they_come_from(tmp_path, capsys):
+    again = [Judgement(row.query.upper(), "other", grade=2, extra={"labelled_by": "judge"}) for row in graded(10, 1)]
+    own, pool = save(tmp_path / "own.jsonl", graded(10)), save(tmp_path / "pool.jsonl", again)
+    rows = load(f"{own},{pool}")
+    assert not {row.query.lower() for row in rows.data} & queries(rows.dev) and len(rows.dev) == 8
+    assert len(rows.data) == 32 + 8 and "2 rows of the same queries" in capsys.readouterr().err
+
+
 def test_dev_split_without_dev_takes_the_rows_of_data(tmp_path, capsys):
     rows = [Judgement(f"q{n}", "t", grade=1 + n % 4, extra={"split": ("train", "dev")[n % 2]}) for n in range(20)]
     path = save(tmp_path / "own.jsonl", rows)
@@ -144,6 +152,30 @@ def test_rows_that_are_measured_and_trained_on_are_warned_about(tmp_path, capsys
     own, other = save(tmp_path / "own.jsonl", graded(9)), save(tmp_path / "other.jsonl", graded(12)[30:])
     load(own, **{"dev": other, "test": "", name: other})
     assert f"warning: 6 of 18 pairs of --{name} are in --data too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trained", "measured", "warned"),
+    [
+        ({"data": "own.jsonl"}, ("own.jsonl", ""), True),
+        ({"data": "synthetic:labelled,own.jsonl", "split": "train"}, ("./own.jsonl", "train"), True),
+        ({"data": "o*.jsonl"}, ("other.jsonl,own.jsonl", ""), True),
+        ({"data": "own.jsonl", "split": "train"}, ("own.jsonl", "test"), False),
+        ({"data": "own.jsonl"}, ("other.jsonl", ""), False),
+        ({"data": "synthetic:labelled"}, ("synthetic:labelled", ""), False),
+    ],
+)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_run_is_not_measured_on_its_own_data_in_silence(
+    tmp_path, monkeypatch, capsys, trained, measured, warned, stages
+):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "own.jsonl", graded(1))
+    for name, config in (("first", trained), ("second", {"data": "later.jsonl", "model": "first"})):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        write_json(tmp_path / name / "config.json", config)
+    say_trained_on(("first", "second")[stages - 1], *measured)
+    assert ("warning: --model first was trained on rows of --data" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -11,21 +12,11 @@ import pytest
 from taosr1.data.inspect import main
 from taosr1.data.judgements import Judgement
 from taosr1.data.summary import describe, grade_shares, prompt_lengths, seen_columns
-from taosr1.task.prompt import PromptConfig
+from taosr1.judge_model import BUNDLED_FOLDER
+from taosr1.model.tokenizer import Tokenizer
+from taosr1.task.prompt import PromptConfig, encode_prompt
 
-
-class Letters:
-    """A tokenizer of one token a character."""
-
-    def render_prompt(self, messages):
-        return messages[0]["content"]
-
-    def encode_trusted(self, text, start):
-        return list(text.encode())
-
-    encode_text = staticmethod(lambda text: list(text))
-
-
+TOKENIZER = Tokenizer(BUNDLED_FOLDER)
 BRIEF = PromptConfig(style="brief", fields=("title", "price"), max_chars=30)
 
 
@@ -44,15 +35,20 @@ def test_grade_shares(grades, said):
 @pytest.mark.parametrize(
     ("titles", "positions", "said"),
     [
-        (["aa", "aaaa", "aaaaaa"], 4096, "prompts of 8 tokens (median), 10 the longest; no text is cut"),
-        (["a" * 31, "a" * 30], 4096, "34 the longest; 1 row with a text cut to 30 characters"),
-        (["a" * 20] * 3, 24, "18 the longest; no text is cut, 3 are shortened to fit 24 positions"),
-        (["a", "aa"] * 1500, 4096, "of 1,000 looked at; no text is cut"),
+        (["red mug", "mug", "blue steel mug for tea"], 4096, "no text is cut"),
+        (["a" * 31, "a" * 30], 4096, "1 row with a text cut to 30 characters"),
+        (["x y z x y z x y"] * 3, 12, "no text is cut, 3 are shortened to fit 12 positions"),
+        (["red mug", "mug"] * 1500, 4096, "of 1,000 looked at; no text is cut"),
     ],
 )
 def test_lengths_in_tokens_and_texts_that_are_cut(titles, positions, said):
-    rows = [Judgement("q", title) for title in titles]  # a space before each text, and a line break
-    assert said in prompt_lengths(rows, Letters(), BRIEF, positions)
+    rows = [Judgement("q", title) for title in titles]
+    lengths = [len(encode_prompt(TOKENIZER, row, BRIEF)) for row in rows]
+    longest = min(max(lengths[:: len(rows) // 1000 or 1]), positions - positions // 4)
+    found = prompt_lengths(rows, TOKENIZER, BRIEF, positions)
+    assert said in found and f"{longest} the longest" in found
+    if len(rows) < 1000:
+        assert found.startswith(f"prompts of {int(statistics.median(lengths))} tokens (median)")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +64,7 @@ def test_columns_that_the_judge_sees_and_those_that_it_does_not(row, said):
 
 
 def test_no_rows_are_said_too():
-    assert describe([], "--data", Letters(), BRIEF, 100) == ["--data: no rows"]
+    assert describe([], "--data", TOKENIZER, BRIEF, 100) == ["--data: no rows"]
 
 
 def save(path, rows):
@@ -81,7 +77,7 @@ def save(path, rows):
     [
         ([{"query": "a", "title": t, "grade": g} for t, g in (("b", 0), ("c", 1))], ["0-based", "no grades"]),
         ([{"query": "a", "title": "b"}, {"query": ""}, {"query": "c", "title": "d"}, []], ["skipped 2 of 4 rows"]),
-        ([{"query": "a", "title": "b", "grade": g} for g in (1, 4, 4)], ["2 rows contradicted", "1 row with the texts"]),
+        ([{"query": "a", "title": "b", "grade": g} for g in (1, 4, 4)], ["2 rows contradicted", "1 row with the"]),
         ([{"query": "a", "title": t, "split": s} for t, s in ("xp", "yp", "xq")],
          ["split: p 2, q 1", "'p' and 'q' share 1 pair and 1 query"]),
         ([{"query": "a\x1b[2J", "title": "<|user|> \u202e"}], ["a\\x1b[2J", "\\u202e"]),

@@ -273,6 +273,8 @@ def check_pairs(sample: Sample, path: Path, spelled: Spelled) -> str:
     if not spelled.sound or None in spelled.rows.values() or len(spelled.rows) != len(outcome.rows):
         raise Wrong(f"dpo.read_pairs: {len(outcome.rows)} pairs from {len(spelled.rows)} rows")
     for pair, raw in zip(outcome.rows, spelled.rows.values()):
+        if "prompt_ids" not in raw:  # a pair as text
+            continue
         told = [pair.chosen.prompt, pair.chosen.reply, pair.rejected.prompt, pair.rejected.reply]
         if told != [raw[name] for name in ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")]:
             raise Wrong(f"dpo.read_pairs: {told}, the file says {raw!r:.200}")

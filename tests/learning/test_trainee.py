@@ -41,7 +41,7 @@ def test_adapters_need_trained_weights_and_known_layers():
         (MemoryFlags(), 0.1),
     ):
         ((wrong, message),) = memory_problems(flags, dropout)
-        assert wrong == (flags != MemoryFlags() or dropout > 0) and "need --lora-rank" in message
+        assert wrong == (flags != MemoryFlags() or dropout > 0) and "which need --lora-rank" in message
     for flags, words in (
         (MemoryFlags(lora_rank=-1), "rank is -1"),
         (MemoryFlags(lora_rank=2, lora_targets="nonsense"), "targets are nonsense"),

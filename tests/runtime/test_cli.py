@@ -21,6 +21,8 @@ class Config:
     careful: bool = option(True, "check twice")
     beta: float | None = option(None, "fitted where it is not given")
     limit: int | None = option(None, "rows")
+    data: str = option("synthetic:dev", "rows to read")
+    test: str = option("synthetic:test", "rows to measure on ('' for none)")
 
     def __post_init__(self) -> None:
         check([
@@ -86,6 +88,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         (["--beta", "-inf"], "--beta: expected one argument"),
         (["--beta=-inf"], "--beta is '-inf', expected a finite number"),
         (["--size", "medium"], "--size: invalid choice: 'medium'"),
+        (["--data", ""], "--data is empty, expected rows to read (default: synthetic:dev)"),
+        (["--data="], "--data is empty, expected rows to read"),
         (["a", "b"], "unrecognized arguments: b"),
         (["--batch-size", "0", "--lr", "0"], "--batch-size is 0, expected at least 1; --lr is 0.0"),
         (["--config"], "expected one argument"),
@@ -94,6 +98,11 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_a_wrong_flag_ends_with_its_message(capsys, argv, message):
     said = refused(capsys, *argv)
     assert message in said and said.count("\n") == 1 and "usage:" not in said  # the error and nothing before it
+
+
+def test_what_may_be_empty_is_left_empty(tmp_path, capsys):
+    assert parse("--test", "").test == "" and parse("").query == ""
+    assert "--data is empty" in refused(capsys, "--config", stored(tmp_path, {"data": "", "test": ""}))
 
 
 def test_numbers_may_be_written_as_python_writes_them():

@@ -100,7 +100,7 @@ def test_a_dash_is_standard_output_where_a_script_writes_there_and_no_name_anywh
     main = importlib.import_module(script).main
     with pytest.raises((SystemExit, ValueError, FileNotFoundError)) as caught:
         main([*SCRIPTS[script], "--model", "no/such/model", "--out", "-"])
-    refused = "--out -: this script does not write to the standard output" in capsys.readouterr().err
+    refused = "--out -: this script cannot write to the standard output" in capsys.readouterr().err
     assert refused == (script not in ("infer.score", "infer.explain", "infer.sample")), caught.value
     assert not Path("-").exists()
 

@@ -82,7 +82,7 @@ def test_an_order_with_reasons_needs_a_chain_of_thought():
     assert reply_text("label", 3) == "3"
     for order in ("pre-cot", "post-cot"):
         with pytest.raises(
-            ValueError, match=r"needs a chain of thought for every row \(column 'cot'\); --order label does not"
+            ValueError, match=r"for every row \(column 'cot'\); train/sft.py --order label does not"
         ):
             reply_text(order, 3)
 

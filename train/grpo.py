@@ -174,7 +174,7 @@ def load_all_rows(config: Config, judge: JudgeModel) -> tuple[Rows, list[Judgeme
         if part:
             say_data(part, judge, name)
     if not rows.test:
-        print("no --test: start and result are not compared at the end; infer/evaluate.py measures them", file=sys.stderr)
+        print("no --test: start and result are not compared; infer/evaluate.py measures them", file=sys.stderr)
     sft_data: list[Judgement] = []
     if config.sft_coef:
         explained = judge.prompt.order != "label"

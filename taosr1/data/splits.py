@@ -49,7 +49,6 @@ def resolved(config: T) -> T:
         changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
     elif getattr(config, "test", "") == AUTO:
         changes = {"test": ""}
-        say_once("no --test: start and result are not compared at the end; infer/evaluate.py measures them")
     return replace(config, **changes) if changes else config
 
 

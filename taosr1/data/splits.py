@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap
 from taosr1.data.rows import split_spec
-from taosr1.data.scales import say_once
 from taosr1.data.sources import is_pool, load_rows
 from taosr1.data.summary import counted, grade_shares
 from taosr1.runtime.files import read_json
@@ -49,7 +48,6 @@ def resolved(config: T) -> T:
         changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
     elif getattr(config, "test", "") == AUTO:
         changes = {"test": ""}
-        say_once("no --test: start and result are not compared at the end; infer/evaluate.py measures them")
     return replace(config, **changes) if changes else config
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap
 from taosr1.data.rows import split_spec
+from taosr1.data.scales import say_once
 from taosr1.data.sources import is_pool, load_rows
 from taosr1.data.summary import counted, grade_shares
 from taosr1.runtime.files import read_json

@@ -12,7 +12,7 @@ what is right. The verdict of a file is one of
     some skipped   the same, except for rows that are named by line; kept + skipped is the number of rows in the file
     refused        a ValueError or OSError that names the file (and, for a bad row, its first bad line)
     FAILURE        another exception, a wrong or a lost row, a good row refused, a wrong count, too much text printed,
-                   or over 10 seconds
+                   or over 20 seconds
 
 Failures are saved for reproduction, and the program ends with 1.
 """

@@ -26,7 +26,7 @@ from train import dpo
 from train.teacher import import_replies
 
 ANY = 10**9
-TIME_LIMIT_S = 10
+TIME_LIMIT_S = 20
 FLOOD_CHARS = 12_000  # of an error message, or of all that is printed about one file
 RULES = load_rules()
 JUDGE = load_judge("bundled", plain=True)
@@ -167,7 +167,7 @@ def check_refusal(entry: str, sample: Sample, spelled: Spelled, generous: Outcom
         if ours is None or not {"query", "title"} <= ours.keys() and "product_title" not in ours:
             return
     if (
-        re.search("separated by|could both separate|names no delimiter|:1: broken CSV", generous.error)
+        re.search("separated by|could both separate|names no delimiter|:1: broken CSV|:1: header", generous.error)
         and sample.damaged
     ):
         return

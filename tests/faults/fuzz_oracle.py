@@ -111,8 +111,8 @@ def table(lines: list[bytes], form: str, sound: bool, claims: Claims, delimiter:
     other = csv_rows(lines, delimiter, sound)
     if claimed != delimiter and other.columns > 1 and good_rows(other) > good_rows(read):
         raise Wrong(f"read with {claimed!r} between the cells, but {delimiter!r} gives more rows")
-    if claims.text_quotes and good_rows(csv_rows(lines, claimed, sound)) >= good_rows(read):
-        raise Wrong("quotes were read as text, but enclosing quotes give as many rows")
+    if claims.text_quotes and good_rows(csv_rows(lines, claimed, sound)) > good_rows(read):
+        raise Wrong("quotes were read as text, but enclosing quotes give more rows")
     return read
 
 

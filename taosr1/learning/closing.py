@@ -12,7 +12,7 @@ from taosr1.judge_model import JudgeModel
 from taosr1.runtime.checkpoint import checkpoints, read_best
 from taosr1.runtime.cli import command_line
 from taosr1.runtime.files import read_json
-from taosr1.runtime.run_folder import Run
+from taosr1.runtime.run_folder import Run, is_unfinished
 
 READING = tuple(field.name for field in fields(ReadFlags))
 
@@ -26,6 +26,8 @@ def say_finished(run: Run, judge: JudgeModel, config, stage: str) -> dict[str, f
     run.close()
     done = max(dict(checkpoints(run.checkpoints)), default=0)
     steps = f"already finished at step {done}" if run.finished else f"finished at step {done}"
+    if is_unfinished(run.folder):  # --steps is below the step that it was stopped at
+        steps = f"stopped at step {done}, and --steps {config.steps} leaves none to train"
     sizes = [parameter.numel() for parameter in judge.model.parameters() if parameter.requires_grad]
     kind = f"LoRA adapters of rank {config.lora_rank}" if config.lora_rank else "all weights"
     print(f"{stage} {judge.prompt.order}: {steps}; run folder {config.out}")

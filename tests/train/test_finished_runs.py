@@ -102,6 +102,18 @@ def test_more_steps_continue_and_history_says_from_where_which_settings_ran(comm
     assert stored == segments[-1]["settings"] and stored["steps"] == 4
 
 
+def test_fewer_steps_than_a_stopped_run_has_done_do_not_finish_it(command, tmp_path, capsys, stopped_after):
+    main, argv = command("sft", tmp_path / "run")
+    argv += ["--steps", "4"]
+    stopped_after(2, main, argv)
+    capsys.readouterr()
+    main([*argv, "--steps", "1"])
+    assert "sft post-cot: stopped at step 2, and --steps 1 leaves none to train; run folder" in capsys.readouterr().out
+    assert config_of(tmp_path / "run")["steps"] == 4
+    main(argv)
+    assert "sft post-cot: finished at step 4; run folder" in capsys.readouterr().out
+
+
 def words_of(line: str) -> tuple[str, list[str]]:
     _, script, *argv = shlex.split(line.removeprefix("next: "))
     return script.removesuffix(".py").replace("/", "."), argv

@@ -67,7 +67,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     )
     data: str = option("runs/post-pairs.jsonl", "pairs of train/mine_pairs.py, or TRL's: prompt, chosen, rejected")
     dev: str = option(
-        AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs mined from the embedded shop"
+        AUTO, "graded rows that pick the best checkpoint; auto: synthetic:dev for pairs of the embedded shop, else none"
     )
     out: str = option("runs/post-dpo", "run folder")
     beta: float = option(0.1, "how fast the preference probability saturates")
@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     pairs = read_pairs(config.data, judge, config)
     dev = load_dev(config.dev, config)
-    say_data(dev, judge, "--dev")
+    if dev:
+        say_data(dev, judge, "--dev")
     say_shared_prompts(judge, pairs, dev)
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=pairs, dev=dev))
     if run.finished:
@@ -232,10 +233,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             found.metrics["rewards/label_margins"] = float((gained[::2] - gained[1::2]).mean())
         return found
 
+    def score_dev(judge: JudgeModel) -> dict[str, float]:
+        return dev_scores(judge, dev, config.max_new_tokens)
+
     last = train(
         judge, run, Stage("dpo", draw, loss),
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
-        distributed=distributed, evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
+        distributed=distributed, evaluate=score_dev if dev else None,
     )  # fmt: skip
     return last | say_finished(run, judge, config, "dpo")
 

@@ -173,6 +173,8 @@ def load_all_rows(config: Config, judge: JudgeModel) -> tuple[Rows, list[Judgeme
     for name, part in zip(("--data", "--dev", "--test"), rows):
         if part:
             say_data(part, judge, name)
+    if not rows.test:
+        print("no --test: start and result are not compared; infer/evaluate.py measures them", file=sys.stderr)
     sft_data: list[Judgement] = []
     if config.sft_coef:
         explained = judge.prompt.order != "label"

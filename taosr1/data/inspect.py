@@ -33,8 +33,8 @@ from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import COLUMNS, Judgement
 from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, encode_prompt
 
-BUNDLED = "bundled"
-BUNDLED_FOLDERS = [Path(__file__).parents[1] / "bundled" / name for name in ("student", "thinker")]
+STUDENT = "bundled-student"
+BUNDLED = {"bundled": "thinker", "bundled-thinker": "thinker", STUDENT: "student"}  # as `--model` of every script
 ALL = 10**12  # bad rows that are skipped
 SHOWN_NAMES = 20
 
@@ -43,7 +43,7 @@ SHOWN_NAMES = 20
 class Config(ReadFlags):
     data: str = option("", "file to look at, several separated by commas, or synthetic:POOL", positional=True)
     other: str = option("", "another file, whose queries and pairs should not be in this one")
-    model: str = option(BUNDLED, "the judge whose prompt and tokens are shown: a run folder or Hugging Face folder")
+    model: str = option(STUDENT, "the judge whose prompt and tokens are shown: a run folder or Hugging Face folder")
     split: str = option("", "look only at the rows whose 'split' column says this")
     seed: int = option(0, "seed of the embedded shop")
 
@@ -61,8 +61,7 @@ class View(NamedTuple):
 
 def load_view(spec: str) -> View:
     """The tokenizer, prompt and config behind `--model`; of the weights only the headers are read."""
-    named = next((path for path in BUNDLED_FOLDERS if path.is_dir()), BUNDLED_FOLDERS[-1]) if spec == BUNDLED else spec
-    folder = model_folder(named)
+    folder = model_folder(Path(__file__).parents[1] / "bundled" / BUNDLED[spec] if spec in BUNDLED else spec)
     model, tokenizer = load_pretrained(folder, device="meta")
     return View(model, tokenizer, PromptConfig.load(folder) or PromptConfig())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement
@@ -15,26 +16,36 @@ from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
 def plain(text: str) -> str:
     """The text without differences of case and of spaces."""
-    return " ".join(text.split()).casefold()
+    return " ".join(text.split()).casefold() if text else ""
 
 
 def query_keys(rows: Sequence[Judgement]) -> list[str]:
-    """A name for each row's query, equal for rows of the same query: its id and its text.
+    """A name for each row's query, equal for rows of the same query: "id 7", or "text red mug" where it has no id.
 
     One id with two texts (of two files) is two queries. A row without an id belongs to the query with its text; where
-    several ids have that text, to none of them. Without ids the text alone decides.
+    several ids have that text, to none of them.
     """
-    ids_of: dict[str, set[str]] = defaultdict(set)
     texts = [plain(row.query) for row in rows]
+    ids_of: dict[str, set[str]] = defaultdict(set)
+    texts_of: dict[str, set[str]] = defaultdict(set)
     for row, text in zip(rows, texts):
         if row.query_id:
             ids_of[text].add(row.query_id)
+            texts_of[row.query_id].add(text)
     keys = []
     for row, text in zip(rows, texts):
         ids = ids_of.get(text, set())
         known = row.query_id or (next(iter(ids)) if len(ids) == 1 else "")
-        keys.append(f"{known}\t{text}" if known else text)
+        shared = len(texts_of.get(known, ())) > 1
+        keys.append(f"text {_short(text)}" if not known else f"id {known}" + f"\t{_short(text)}" * shared)
     return keys
+
+
+def _short(text: str) -> str:
+    """The text, or its beginning and a hash: arrays of names are as wide as the longest one."""
+    if len(text) <= 64:
+        return text
+    return text[:40] + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def pair_key(row: Judgement) -> int:

@@ -68,7 +68,12 @@ class GradesError(ValueError):
 
 def canonical(value: Any) -> str:
     """One spelling for all of a grade's: "exact" for " Exact ", "2" for 2, "2.0" and "2,0"."""
-    text = re.sub(r"\s*-\s*(?=\D)", "-", " ".join(shorten(str(value), 2 * WORD_CHARS).split()).casefold())
+    return _canonical(shorten(str(value), 2 * WORD_CHARS))
+
+
+@lru_cache(maxsize=1024)
+def _canonical(text: str) -> str:
+    text = re.sub(r"\s*-\s*(?=\D)", "-", " ".join(text.split()).casefold())
     if not _NUMBER.fullmatch(text):
         return text
     number = float(text.replace(",", "."))

@@ -49,24 +49,23 @@ def resolved(config: T) -> T:
         changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
     elif getattr(config, "test", "") == AUTO:
         changes = {"test": ""}
-        say_once("no --test: start and result are not compared at the end; infer/evaluate.py measures them")
     return replace(config, **changes) if changes else config
 
 
 def resolved_of_pairs(config: T) -> T:
-    """`resolved` for preference pairs, which hold no graded rows: those mined from the embedded shop take its dev pool.
+    """`resolved` for preference pairs, which hold no graded rows.
 
-    Raises: ValueError where --dev is missing, and FILE.counts.json of train/mine_pairs.py does not say that.
+    Those mined from the embedded shop (FILE.counts.json of train/mine_pairs.py says so) take its dev pool. Any others
+    train without evaluation, with a note: no rows can be set aside, and the embedded shop must not judge them.
     """
     if config.dev not in ("", AUTO):
         return config
     counts = Path(f"{config.data}.counts.json")
     mined_from = str(read_json(counts).get("config", {}).get("data", "")) if counts.is_file() else ""
     if not (mined_from and all(map(is_pool, split_spec(mined_from)))):
-        raise ValueError(
-            "--dev is missing: pairs hold no graded rows, so none can be set aside. Give graded rows of the same shop, "
-            f"from which {config.data} was not mined: --dev FILE"
-        )
+        hint = "--dev FILE would pick the best one: graded rows that the pairs were not mined from"
+        say_once(f"no --dev: pairs hold no graded rows, so the last checkpoint is the result; {hint}")
+        return replace(config, dev="")
     return replace(config, dev="synthetic:dev")
 
 
@@ -93,7 +92,9 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
 
 
 def load_dev(spec: str, config: Any) -> list[Judgement]:
-    """The first `dev_rows` rows of --dev, all of them with a gold grade."""
+    """The first `dev_rows` rows of --dev, all of them with a gold grade; none where there is no --dev."""
+    if not spec:
+        return []
     limits = {"split": config.dev_split, "limit": config.dev_rows}
     flag = "--data" if spec == config.data and config.dev == AUTO else "--dev"
     return load_rows(spec, config, seed=config.seed, need_gold=True, flag=flag, **limits)

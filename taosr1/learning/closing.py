@@ -14,6 +14,7 @@ from taosr1.runtime.cli import command_line
 from taosr1.runtime.files import read_json
 from taosr1.runtime.run_folder import Run, is_unfinished
 
+GRADED_ROWS = "GRADED_ROWS"  # stands in a command for a file that this run did not have
 READING = tuple(field.name for field in fields(ReadFlags))
 
 
@@ -61,7 +62,8 @@ def next_commands(stage: str, order: str, config) -> list[str]:
     elif stage == "sft" and order == "pre-cot":
         commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **rows, **dev)]
     elif stage == "dpo" and not dev:  # its own rows are pairs; those of GRPO are not known here
-        commands += [_command("train/grpo.py", config, difficulty="prefill", out=f"{base}-grpo")]
+        data = {"data": GRADED_ROWS} if rows else {}
+        commands += [_command("train/grpo.py", config, difficulty="prefill", out=f"{base}-grpo", **data)]
     elif stage == "grpo" and order == "pre-cot" and not rows:
         commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl")]
     return [*commands, _use(order, config)]
@@ -80,6 +82,8 @@ def _use(order: str, config) -> str:
         if order == "pre-cot":
             return _command("infer/explain.py", config, **rows)
         return _command("infer/score.py", config, out=f"{config.out.rstrip('/')}-scored.jsonl", **rows)
+    if not dev:
+        return _command("infer/evaluate.py", config, data=GRADED_ROWS)
     if order != "pre-cot":
         fitted = {"dev": "synthetic:dev", "fit_temperature": True}
     return _command("infer/evaluate.py", config, **fitted)  # on the test rows of the embedded shop

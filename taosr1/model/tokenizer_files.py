@@ -65,9 +65,12 @@ def read_files(folders: Sequence[Path]) -> dict[str, bytes]:
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
     files = dict(found[place])
+    if CONFIG not in files and NAMES not in files:  # an adapter's tokenizer.json alone: the names are its base's
+        below = next((one for one in found[place:] if CONFIG in one or NAMES in one), {})
+        files |= {name: data for name, data in below.items() if name in (CONFIG, NAMES)}
     winner = next((number for number, one in enumerate(found) if templates_in(one, folders[number])), place)
     if winner == place and not any(found[:place]):
-        return files  # byte for byte
+        return files  # byte for byte, of a single folder
     for above, folder in zip(found[:place][::-1], folders[:place][::-1]):
         _merge(files, above, folder)
     if winner > place:
@@ -99,6 +102,9 @@ def templates_in(files: dict[str, bytes], folder: Path) -> dict[str, str]:
         found = found or (template if isinstance(template, dict) else {} if template is None else {"default": template})
         if not all(isinstance(text, str) for pair in found.items() for text in pair):
             raise ValueError(f"{folder / name}: field 'chat_template' holds something else than text")
+        outside = [title for title in found if Path(title).name != title or "\\" in title]
+        if outside:  # `read_files` makes a file's name of it
+            raise ValueError(f"{folder / name}: field 'chat_template' has a template named {outside[0]!r}, a path")
     return found
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from taosr1.data.predictions import to_cell
+from taosr1.data.queries import plain
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.jsonl import clean_text, write_jsonl
 from taosr1.runtime.outputs import STANDARD, output_stream
@@ -99,9 +100,10 @@ class Rated:
 
 
 def check_ids(rows: Sequence[Judgement], format: str) -> None:
-    """Before scoring: whether the rows have the ids that a format needs. Says which query ids are made from the text.
+    """Before scoring: whether the rows have the ids that a format needs. Says where query ids are made from the text.
 
-    Raises: ValueError naming the first rows without an item_id, or with an id that holds white space (TREC).
+    Raises: ValueError naming the first rows without an item_id, with one query_id for two queries, or with an id that
+        holds white space (TREC).
     """
     if format not in JUDGEMENT_FORMATS:
         return
@@ -120,8 +122,18 @@ def check_ids(rows: Sequence[Judgement], format: str) -> None:
                     f"--format trec: a {name} holds white space, which separates the columns of a TREC file, "
                     f"in row {spaced[0]} ({shown}) and {len(spaced) - 1} more: write other ids, or --format quepid"
                 )
-    unnamed = sum(not row.query_id.strip() for row in rows) if format in BY_QUERY_ID else 0
-    if unnamed:
+    if format not in BY_QUERY_ID:
+        return
+    first: dict[str, Judgement] = {}
+    for number, row in enumerate(rows, start=1):
+        before = first.setdefault(row.query_id.strip(), row)
+        if row.query_id.strip() and plain(before.query) != plain(row.query):
+            texts = f"{shorten(repr(before.query))} and, in row {number}, {shorten(repr(row.query))}"
+            raise ValueError(
+                f"--format {format} knows queries by their id, but query_id {shorten(repr(row.query_id))} is {texts}: "
+                "score files that were numbered apart one by one, or --format quepid"
+            )
+    if unnamed := sum(not row.query_id.strip() for row in rows):
         print(f"note: {unnamed} rows have no query_id: one is made from the query's text, q-HASH", file=sys.stderr)
 
 
@@ -133,10 +145,12 @@ def _rows(numbers: list[int]) -> str:
 def rated(rows: Iterable[Judgement], scores: Iterable[Score], format: str) -> list[Rated]:
     """The pairs with ids, rating and score; of rows with equal query and product the first, saying how many."""
     found: dict[tuple[str, str], Rated] = {}
-    repeated = 0
+    repeated, rows = 0, list(rows)
+    ids = {plain(row.query): row.query_id.strip() for row in reversed(rows) if row.query_id.strip()}
     for row, score in zip(rows, scores, strict=True):
         query, item = clean_text(row.query), row.item_id.strip()
-        name = row.query_id.strip() or f"q-{hashlib.sha256(query.encode()).hexdigest()[:16]}"
+        made = f"q-{hashlib.sha256(query.encode()).hexdigest()[:16]}"
+        name = row.query_id.strip() or ids.get(plain(query), made)  # rows of the same text are the same query
         known_by = name if format in BY_QUERY_ID else query
         repeated += (known_by, item) in found
         found.setdefault((known_by, item), Rated(name, query, item, score.grade - 1, score.score))

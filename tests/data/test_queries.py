@@ -22,10 +22,12 @@ def row(query, title="t", **more):
         ([row("mug", query_id="1"), row("mug", query_id="2"), row("mug")], [0, 1, 2]),  # whose is the third?
         ([row("1"), row("mug", query_id="1")], [0, 1]),  # a text that looks like an id
         ([row("mug"), row("Mug"), row("mug\u00a0")], [0, 0, 0]),
+        ([row("mug " * 500 + end) for end in "aba"], [0, 1, 0]),
     ],
 )
 def test_rows_belong_to_one_query_by_id_and_text(rows, groups):
     keys = query_keys(rows)
+    assert max(map(len, keys)) < 80
     assert [list(dict.fromkeys(keys)).index(key) for key in keys] == groups
 
 

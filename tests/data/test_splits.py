@@ -188,15 +188,14 @@ def test_a_run_is_not_measured_on_its_own_data_in_silence(
         ("", None),
     ],
 )
-def test_pairs_need_dev_rows_unless_they_were_mined_from_the_shop(tmp_path, mined_from, dev):
+def test_pairs_that_were_mined_from_the_shop_alone_take_its_dev_rows(tmp_path, mined_from, dev):
     settings = Settings(data=str(tmp_path / "pairs.jsonl"))
     if mined_from:
         write_json(tmp_path / "pairs.jsonl.counts.json", {"config": {"data": mined_from}})
     if dev:
         assert resolved_of_pairs(settings).dev == dev
     else:
-        with pytest.raises(ValueError, match="--dev is missing: pairs hold no graded rows"):
-            resolved_of_pairs(settings)
+        assert resolved_of_pairs(settings).dev == ""
     assert resolved_of_pairs(Settings(data="p", dev="mine.csv")).dev == "mine.csv"
 
 

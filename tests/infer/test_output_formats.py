@@ -120,6 +120,24 @@ def test_a_missing_query_id_is_made_from_the_text_and_said(scored, capsys):
     assert backwards == ids[::-1]  # of the text alone
 
 
+def test_a_row_without_a_query_id_belongs_to_the_query_of_its_text(scored):
+    rows = [ROWS[0], {**ROWS[1], "query_id": None}, {**ROWS[3], "query_id": ""}]
+    ids = [line.split()[0] for line in scored(rows, "some.qrels").read_text().splitlines()]
+    assert ids[:2] == ["q0", "q0"] and ids[2].startswith("q-")
+
+
+@pytest.mark.parametrize("form", ["trec", "elasticsearch"])
+def test_one_query_id_of_two_queries_is_refused_where_queries_are_known_by_id(fresh_judge, tmp_path, form):
+    """Two files, each numbered from 1."""
+    for name, query in (("a", "mug"), ("b", "boots")):
+        write(tmp_path / f"{name}.jsonl", [{"query": query, "title": name, "query_id": 1, "item_id": name}])
+    files = ["--data", f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl", "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="query_id '1' is 'mug' and, in row 2, 'boots'"):
+        score(["--model", fresh_judge("label"), *files, "--format", form])
+    score(["--model", fresh_judge("label"), *files, "--format", "quepid"])
+    assert (tmp_path / "out").read_text().count("\n") == 3
+
+
 @pytest.mark.parametrize("broken", [{"item_id": "a b"}, {"query_id": "red\tshoes"}, {"item_id": "a\u2028b"}])
 def test_ids_with_white_space_are_refused_where_it_separates_columns(scored, broken):
     rows = [ROWS[0], {**ROWS[1], **broken}]

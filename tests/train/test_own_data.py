@@ -9,6 +9,7 @@ import pytest
 
 from taosr1.data.judgements import Judgement, write_judgements
 from taosr1.data.scales import GradesError
+from taosr1.judge_model import load_judge
 from train.dpo import main as dpo
 from train.grpo import main as grpo
 from train.label_pool import main as label_pool
@@ -87,6 +88,12 @@ def test_pseudo_labels_name_their_judge_and_are_dev_rows_of_nothing(post, base, 
         label_pool(["--model", post, "--data", pool, "--only-right", "--out", str(tmp_path / "again.jsonl")])
 
 
-def test_pairs_of_ones_own_need_dev_rows(post, tmp_path):
-    with pytest.raises(ValueError, match="--dev is missing: pairs hold no graded rows"):
-        dpo(["--model", post, "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")])
+def test_pairs_of_ones_own_train_without_dev_rows_and_are_not_judged_on_the_embedded_shop(post, tmp_path, capsys):
+    rows = [{"prompt": f"mug {i} | steel mug", "chosen": "4", "rejected": "1"} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = str(tmp_path / "run")
+    dpo(["--model", post, "--data", str(tmp_path / "pairs.jsonl"), "--steps", "2", "--out", out])
+    said = capsys.readouterr()
+    assert "no --dev: pairs hold no graded rows, so the last checkpoint is the result" in said.err
+    assert "never evaluated on dev rows" in said.out and "synthetic" not in said.out + said.err
+    assert Path(load_judge(out).model.source).name == "step-000002"

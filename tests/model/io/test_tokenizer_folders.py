@@ -26,6 +26,9 @@ NAMED = (
 )
 
 
+TOOLS = "{{ tools }}"
+
+
 def write(folder: Path, config: dict | None = None, without: tuple[str, ...] = (), **files) -> Path:
     """The bundled tokenizer with other settings. files: by their names without an ending, as text or JSON."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +141,8 @@ def test_names_and_added_tokens_are_those_of_transformers(kind, transformers, tm
         ({"extra_special_tokens": "<|x|>"}, {}, "field 'extra_special_tokens' is '<|x|>', expected a list"),
         ({}, {"special_tokens_map": ["<|x|>"]}, "special_tokens_map.json holds a list, expected a JSON object"),
         ({"sep_token": "\ud800"}, {}, "tokenizer_config.json is not valid JSON: .*surrogates not allowed"),
+        ({"chat_template": {"../../x": TOOLS}}, {}, "has a template named '../../x', a path"),
+        ({"chat_template": [{"name": "/etc/x", "template": TOOLS}]}, {}, "has a template named '/etc/x', a path"),
         ({"chat_template": 7}, {}, "field 'chat_template' holds something else than text"),
     ],
 )  # fmt: skip
@@ -149,7 +154,7 @@ def test_files_that_contradict_each_other_or_cannot_be_read_are_refused_by_name(
 
 # --- templates --------------------------------------------------------------------------------------------------------
 
-FILE, TOOLS = PLAIN.replace("<|user|>", "<|user|>file: "), "{{ tools }}"
+FILE = PLAIN.replace("<|user|>", "<|user|>file: ")
 TEMPLATES = {
     "in the config": ({"chat_template": PLAIN}, {}, PLAIN),
     "a file over the config": ({"chat_template": PLAIN}, {"chat_template": FILE}, FILE),
@@ -246,6 +251,20 @@ def test_an_adapters_tokenizer_without_a_template_takes_its_bases_and_says_so(tm
     tokenizer = Tokenizer(above, write(tmp_path / "base", {"chat_template": FILE}))
     assert tokenizer.chat_template == FILE
     assert f"the tokenizer in {above} has no chat template; that of its base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("tokenizer.json",), ("tokenizer.json", "chat_template.jinja")])
+def test_an_adapters_tokenizer_json_alone_has_the_names_of_its_base(names, tmp_path):
+    whole = write(tmp_path / "whole", chat_template=NAMED)
+    base = write(tmp_path / "base", {"bos_token": "<|pad|>", "chat_template": NAMED}, **special(sep_token="<|user|>"))
+    (tmp_path / "adapter").mkdir()
+    for name in names:
+        shutil.copy(whole / name, tmp_path / "adapter")
+    tokenizer = Tokenizer(tmp_path / "adapter", base)
+    assert tokenizer.render_prompt(USER) == Tokenizer(base).render_prompt(USER)
+    assert tokenizer.render_prompt(USER).startswith("<|pad|><|user|><|user|>a mug")
+    tokenizer.save(tmp_path / "saved")
+    assert Tokenizer(tmp_path / "saved").render_prompt(USER) == tokenizer.render_prompt(USER)
 
 
 def test_an_adapter_with_no_files_of_a_tokenizer_has_its_bases(tmp_path):

@@ -61,11 +61,13 @@ def next_commands(stage: str, order: str, config) -> list[str]:
         commands += [_command("train/mine_pairs.py", config, out=f"{base}-pairs.jsonl", **rows)]
     elif stage == "sft" and order == "pre-cot":
         commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **rows, **dev)]
-    elif stage == "dpo" and not dev:  # its own rows are pairs; those of GRPO are not known here
+    elif stage == "dpo" and is_pool(config.dev):  # else its rows are pairs, and those of GRPO are not known here
         data = {"data": GRADED_ROWS} if rows else {}
         commands += [_command("train/grpo.py", config, difficulty="prefill", out=f"{base}-grpo", **data)]
     elif stage == "grpo" and order == "pre-cot" and not rows:
         commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl")]
+    if stage == "dpo" and config.dev == "":  # pairs of one's own alone: there are no rows to judge
+        return commands
     return [*commands, _use(order, config)]
 
 

@@ -102,6 +102,21 @@ def test_more_steps_continue_and_history_says_from_where_which_settings_ran(comm
     assert stored == segments[-1]["settings"] and stored["steps"] == 4
 
 
+def test_a_run_without_dev_rows_is_finished_at_its_last_step_and_names_no_rows_of_the_shop(
+    post, pairs, tmp_path, capsys, monkeypatch
+):
+    own = tmp_path / "own pairs.jsonl"
+    own.write_bytes(Path(pairs).read_bytes())  # without its counts file nobody knows what they were mined from
+    argv = ["--model", post, "--data", str(own), "--batch-size", "4", "--steps", "1", "--out", str(tmp_path / "run")]
+    dpo(argv)
+    said = capsys.readouterr().out
+    assert "dpo post-cot: finished at step 1; " in said and "next: " not in said
+    assert f"never evaluated on dev rows: --model {tmp_path / 'run'} loads the newest checkpoint" in said
+    monkeypatch.setattr("train.dpo.with_reference", lambda *_: pytest.fail("measured again"))
+    dpo(argv)
+    assert "dpo post-cot: already finished at step 1; " in capsys.readouterr().out
+
+
 def test_fewer_steps_than_a_stopped_run_has_done_do_not_finish_it(command, tmp_path, capsys, stopped_after):
     main, argv = command("sft", tmp_path / "run")
     argv += ["--steps", "4"]

@@ -72,6 +72,7 @@ class RecordLines:
         self.lines = 0  # that are not blank
         self.fitting: list[int] = []  # the numbers of those with the header's number of cells
         self._alike = 0  # of these, with the numbers where they belong
+        self._first = ""
         self._last_alike = self._inner_alike = False
 
     def add(self, number: int, line: str) -> None:
@@ -79,18 +80,27 @@ class RecordLines:
         if not line.strip():
             return
         self.lines += 1
-        self._inner_alike |= self._last_alike and self.lines > 2  # one that is neither the first nor the last
-        self._last_alike = False
         if line.count(self.delimiter) + 1 == self.expected:
             self.fitting.append(number)
-            cells = _text_cells(line, self.delimiter)
-            self._last_alike = bool(self._numeric) and all(_NUMBER.fullmatch(cells[at]) for at in self._numeric or ())
-            self._alike += self._last_alike
+        if self.lines == 1:  # most records: no need to look into it
+            self._first = line
+            return
+        if self.lines == 2:
+            self._alike += self._is_alike(self._first)
+        self._inner_alike |= self._last_alike  # one that is neither the first nor the last
+        self._last_alike = self._is_alike(line)
+        self._alike += self._last_alike
+
+    def _is_alike(self, line: str) -> bool:
+        cells = _text_cells(line, self.delimiter)
+        if not self._numeric or len(cells) != self.expected:
+            return False
+        return all(_NUMBER.fullmatch(cells[at]) for at in self._numeric)
 
     def end(self, record: list[str]) -> None:
         """The record is sound and on one line: learn which columns are numbers."""
-        found = {at for at, cell in enumerate(record) if not cell.strip() or _NUMBER.fullmatch(cell)}
-        self._numeric = found if self._numeric is None else self._numeric & found
+        columns = range(len(record)) if self._numeric is None else self._numeric
+        self._numeric = {at for at in columns if not record[at].strip() or _NUMBER.fullmatch(record[at])}
 
     @property
     def suspicious(self) -> bool:

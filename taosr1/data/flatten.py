@@ -53,7 +53,7 @@ def without_missing(row: dict) -> dict:
 def to_text(name: str, value: Any) -> str:
     """The value of a text column as text. Raises: ValueError naming the field, and the place in it."""
     if isinstance(value, str):
-        return "" if is_blank(value) else value
+        return value if "!" <= value[:1] <= "~" or not is_blank(value) else ""
     if isinstance(value, (dict, list)):
         if name == "attributes":
             return "; ".join(_attributes(value, "", MAX_LEVELS))

@@ -91,6 +91,10 @@ def read_rows(
     """
     path = Path(path) if Path(path).is_dir() else check_file(path)
     kind = _kind(path, kind)
+    if path.is_dir() and not any(path.glob("*examples*.parquet")):
+        raise FileNotFoundError(
+            f"{path} is a folder without ESCI's *examples*.parquet: name its files ('{path}/*.csv'), check --data"
+        )
     if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
     if kind == ".xlsx":

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap
 from taosr1.data.rows import split_spec
-from taosr1.data.scales import say_once
 from taosr1.data.sources import is_pool, load_rows
 from taosr1.data.summary import counted, grade_shares
 from taosr1.runtime.files import read_json
@@ -64,7 +63,7 @@ def resolved_of_pairs(config: T) -> T:
     mined_from = str(read_json(counts).get("config", {}).get("data", "")) if counts.is_file() else ""
     if not (mined_from and all(map(is_pool, split_spec(mined_from)))):
         hint = "--dev FILE would pick the best one: graded rows that the pairs were not mined from"
-        say_once(f"no --dev: pairs hold no graded rows, so the last checkpoint is the result; {hint}")
+        print(f"no --dev: pairs hold no graded rows, so the last checkpoint is the result; {hint}", file=sys.stderr)
         return replace(config, dev="")
     return replace(config, dev="synthetic:dev")
 

@@ -45,7 +45,9 @@ from taosr1.runtime.outputs import there_already
 T = TypeVar("T")
 FORMAT = 2  # of stored answers: JSON objects. Before there was a number they were lists
 # Settings that say where things are and how a job is executed. What they lead to is in the digests of rows and judge.
-FREE_SETTINGS = ("model", "data", "out", "overwrite", "format", "device", "batch_tok", "split", "limit", "max_bad_rows")
+FREE_SETTINGS = (
+    "model", "data", "out", "overwrite", "format", "index", "device", "batch_tok", "split", "limit", "max_bad_rows"
+)  # fmt: skip
 
 
 class NothingToWriteError(ValueError):

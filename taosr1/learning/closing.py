@@ -61,13 +61,12 @@ def next_commands(stage: str, order: str, config) -> list[str]:
         commands += [_command("train/mine_pairs.py", config, out=f"{base}-pairs.jsonl", **rows)]
     elif stage == "sft" and order == "pre-cot":
         commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **rows, **dev)]
-    elif stage == "dpo" and is_pool(config.dev):  # else its rows are pairs, and those of GRPO are not known here
-        data = {"data": GRADED_ROWS} if rows else {}
-        commands += [_command("train/grpo.py", config, difficulty="prefill", out=f"{base}-grpo", **data)]
+    elif stage == "dpo":  # its own rows are pairs: those of GRPO are the embedded shop's, or not known here
+        more = {} if is_pool(config.dev) else {"data": GRADED_ROWS, **dev}
+        more |= {} if order == "pre-cot" else {"difficulty": "prefill"}
+        commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **more)]
     elif stage == "grpo" and order == "pre-cot" and not rows:
         commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl")]
-    if stage == "dpo" and config.dev == "":  # pairs of one's own alone: there are no rows to judge
-        return commands
     return [*commands, _use(order, config)]
 
 

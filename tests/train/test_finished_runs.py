@@ -110,7 +110,10 @@ def test_a_run_without_dev_rows_is_finished_at_its_last_step_and_names_no_rows_o
     argv = ["--model", post, "--data", str(own), "--batch-size", "4", "--steps", "1", "--out", str(tmp_path / "run")]
     dpo(argv)
     said = capsys.readouterr().out
-    assert "dpo post-cot: finished at step 1; " in said and "next: " not in said
+    lines = [line for line in said.splitlines() if line.startswith("next: ")]
+    assert "dpo post-cot: finished at step 1; " in said
+    assert [words_of(line)[0] for line in lines] == ["train.grpo", "infer.evaluate"]
+    assert all("--data GRADED_ROWS" in line and "synthetic:" not in line for line in lines)
     assert f"never evaluated on dev rows: --model {tmp_path / 'run'} loads the newest checkpoint" in said
     monkeypatch.setattr("train.dpo.with_reference", lambda *_: pytest.fail("measured again"))
     dpo(argv)

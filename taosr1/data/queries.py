@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from taosr1.data.gold import LABELLED_BY
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
@@ -79,8 +80,8 @@ def say_overlap(
     return again, shared
 
 
-def say_shared_ids(rows: Sequence[Judgement]) -> int:
-    """Say where a query_id means another query in another file. Returns: how many ids do."""
+def say_between_files(rows: Sequence[Judgement]) -> int:
+    """Say where files contradict each other: a query_id that means two queries (how many is returned), other grades."""
     if len({row.source for row in rows}) < 2:
         return 0
     first: dict[str, Judgement] = {}
@@ -95,4 +96,22 @@ def say_shared_ids(rows: Sequence[Judgement]) -> int:
         ids = f"{count} query_id{'s' * (count > 1)} of several files mean{'s' * (count == 1)} different queries"
         first_place = f"first {shorten(repr(name))} in {first[name].source} and {row.source}"
         print(f"note: {ids}, {first_place}: they are kept apart by their text", file=sys.stderr)
+    _say_other_grades(rows)
     return len(shared)
+
+
+def _say_other_grades(rows: Sequence[Judgement]) -> None:
+    """Say where people have graded one pair differently in two files; `Duplicates` says it inside one file."""
+    first: dict[tuple[str, ...], Judgement] = {}
+    found: list[tuple[Judgement, Judgement]] = []
+    for row in rows:
+        if row.grade and not row.extra.get(LABELLED_BY):
+            texts = tuple(plain(getattr(row, name)) for name in ("query", *PRODUCT_TEXT, "price"))
+            before = first.setdefault(texts, row)
+            if before.source != row.source and before.grade != row.grade:
+                found.append((before, row))
+    if found:
+        before, row = found[0]
+        places = " and ".join(f"{each.grade} in {each.source}:{each.line}" for each in (before, row))
+        contradicted = f"{len(found)} row{'s'[: len(found) != 1]} contradicted a row of another file"
+        print(f"note: {contradicted} (the same texts, another grade), first {places}; all are kept", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import judgement_to_dict, read_judgements, read_parsed
-from taosr1.data.queries import say_shared_ids
+from taosr1.data.queries import say_between_files
 from taosr1.data.rows import split_spec
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
@@ -39,7 +39,7 @@ def load_rows(
         if split:
             raise ValueError(f"{flag} {spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
         rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
-    say_shared_ids(rows)
+    say_between_files(rows)
     return rows[:limit] if limit else rows
 
 

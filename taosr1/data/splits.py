@@ -86,6 +86,7 @@ def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
     if getattr(config, "test", ""):
         test = load_rows(config.test, config, seed=config.seed, split=config.dev_split, need_gold=True, flag="--test")
         say_overlap(data, test, "--test", "the comparison at the end is on what was trained on")
+        say_overlap(dev, test, "--test", "the comparison is on what picked the best checkpoint", "--dev")
     say_overlap(data, dev, "--dev", "the best checkpoint is picked by what it was trained on")
     return Rows(data, dev, test)
 

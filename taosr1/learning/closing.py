@@ -12,7 +12,7 @@ from taosr1.judge_model import JudgeModel
 from taosr1.runtime.checkpoint import checkpoints, read_best
 from taosr1.runtime.cli import command_line
 from taosr1.runtime.files import read_json
-from taosr1.runtime.run_folder import Run
+from taosr1.runtime.run_folder import Run, is_unfinished
 
 GRADED_ROWS = "GRADED_ROWS"  # stands in a command for a file that this run did not have
 READING = tuple(field.name for field in fields(ReadFlags))
@@ -27,6 +27,8 @@ def say_finished(run: Run, judge: JudgeModel, config, stage: str) -> dict[str, f
     run.close()
     done = max(dict(checkpoints(run.checkpoints)), default=0)
     steps = f"already finished at step {done}" if run.finished else f"finished at step {done}"
+    if is_unfinished(run.folder):  # --steps is below the step that it was stopped at
+        steps = f"stopped at step {done}, and --steps {config.steps} leaves none to train"
     sizes = [parameter.numel() for parameter in judge.model.parameters() if parameter.requires_grad]
     kind = f"LoRA adapters of rank {config.lora_rank}" if config.lora_rank else "all weights"
     print(f"{stage} {judge.prompt.order}: {steps}; run folder {config.out}")
@@ -59,9 +61,10 @@ def next_commands(stage: str, order: str, config) -> list[str]:
         commands += [_command("train/mine_pairs.py", config, out=f"{base}-pairs.jsonl", **rows)]
     elif stage == "sft" and order == "pre-cot":
         commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **rows, **dev)]
-    elif stage == "dpo" and not dev:  # its own rows are pairs; those of GRPO are not known here
-        data = {"data": GRADED_ROWS} if rows else {}
-        commands += [_command("train/grpo.py", config, difficulty="prefill", out=f"{base}-grpo", **data)]
+    elif stage == "dpo":  # its own rows are pairs: those of GRPO are the embedded shop's, or not known here
+        more = {} if is_pool(config.dev) else {"data": GRADED_ROWS, **dev}
+        more |= {} if order == "pre-cot" else {"difficulty": "prefill"}
+        commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **more)]
     elif stage == "grpo" and order == "pre-cot" and not rows:
         commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl")]
     return [*commands, _use(order, config)]

@@ -129,7 +129,8 @@ class Run:
             self._drop_after(name, step)
         if occupied and step >= settings.get("steps", math.inf):  # no step is left that could run with these settings
             prune(self.checkpoints, settings.get("keep_last", 1))
-            return start, read_best(self.checkpoints).get("evaluated_through", 0) >= step
+            evaluated = settings.get("dev") == "" or read_best(self.checkpoints).get("evaluated_through", 0) >= step
+            return start, evaluated  # without dev rows a run is never evaluated
         for text in changed:
             print(f"accepted: {text}", file=sys.stderr)
         write_json(folder / IDENTITY_FILE, identity | ({ORIGIN: origin} if origin else {}))

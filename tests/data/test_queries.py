@@ -61,6 +61,24 @@ def test_ids_that_mean_another_query_in_another_file_are_said_once_with_a_place(
 
 
 @pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        (row("a", "x", grade=4), row("A ", "x", grade=1), "1 row contradicted a row of another file"),
+        (row("a", "x", grade=2, query_id="1"), row("a", "x", grade=3, query_id="8"), "first 2 in"),
+        (row("a", "x", grade=4), row("a", "x", grade=4), ""),
+        (row("a", "x", grade=4), row("a", "x", price="$3", grade=1), ""),
+        (row("a", "x", grade=4), row("a", "x", grade=1, extra={"labelled_by": "judge"}), ""),
+    ],
+)
+def test_files_that_grade_a_pair_differently_are_said(tmp_path, capsys, one, two, said):
+    for name, found in (("a", one), ("b", two)):
+        write_judgements(tmp_path / f"{name}.jsonl", [found])
+    assert len(load_rows(f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl")) == 2
+    printed = capsys.readouterr().err
+    assert said in printed if said else printed == ""
+
+
+@pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([row("a", "x", grade=4), row("A", "x ", grade=1)], "1 row contradicted an earlier row"),

@@ -151,7 +151,9 @@ def test_dev_split_without_dev_takes_the_rows_of_data(tmp_path, capsys):
 def test_rows_that_are_measured_and_trained_on_are_warned_about(tmp_path, capsys, name):
     own, other = save(tmp_path / "own.jsonl", graded(9)), save(tmp_path / "other.jsonl", graded(12)[30:])
     load(own, **{"dev": other, "test": "", name: other})
-    assert f"warning: 6 of 18 pairs of --{name} are in --data too" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"warning: 6 of 18 pairs of --{name} are in --data too" in said
+    assert ("warning: 18 of 18 pairs of --test are in --dev too" in said) == (name == "test")
 
 
 @pytest.mark.parametrize(

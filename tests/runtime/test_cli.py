@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass
 
@@ -172,6 +173,27 @@ def test_wrong_input_ends_a_script_with_its_message_and_not_with_a_traceback(cap
     with pytest.raises(SystemExit) as caught:
         run_main(main)
     assert caught.value.code == 1 and capsys.readouterr().err == "error: no such thing\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "advice"),
+    [
+        ("train.sft", "; try a smaller --micro-batch-tok, --max-new-tokens or --activation-checkpointing"),
+        ("train.grpo", "; try a smaller --micro-batch-tok, --max-new-tokens, --samples or --activation-checkpointing"),
+        ("infer.score", "; try a smaller --batch-tok"),
+        ("infer.evaluate", "; try a smaller --max-new-tokens"),
+        ("infer.merge", ""),
+    ],
+)
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried\nmore"), MemoryError("huge")])
+def test_memory_that_is_short_names_the_flags_that_the_script_has(capsys, script, advice, error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(main, importlib.import_module(script).Config)
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and advice in said and said.count("--") == advice.count("--")
 
 
 def test_ctrl_c_says_how_to_go_on_and_a_bug_keeps_its_traceback(capsys):

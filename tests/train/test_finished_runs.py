@@ -102,6 +102,36 @@ def test_more_steps_continue_and_history_says_from_where_which_settings_ran(comm
     assert stored == segments[-1]["settings"] and stored["steps"] == 4
 
 
+def test_a_run_without_dev_rows_is_finished_at_its_last_step_and_names_no_rows_of_the_shop(
+    post, pairs, tmp_path, capsys, monkeypatch
+):
+    own = tmp_path / "own pairs.jsonl"
+    own.write_bytes(Path(pairs).read_bytes())  # without its counts file nobody knows what they were mined from
+    argv = ["--model", post, "--data", str(own), "--batch-size", "4", "--steps", "1", "--out", str(tmp_path / "run")]
+    dpo(argv)
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("next: ")]
+    assert "dpo post-cot: finished at step 1; " in said
+    assert [words_of(line)[0] for line in lines] == ["train.grpo", "infer.evaluate"]
+    assert all("--data GRADED_ROWS" in line and "synthetic:" not in line for line in lines)
+    assert f"never evaluated on dev rows: --model {tmp_path / 'run'} loads the newest checkpoint" in said
+    monkeypatch.setattr("train.dpo.with_reference", lambda *_: pytest.fail("measured again"))
+    dpo(argv)
+    assert "dpo post-cot: already finished at step 1; " in capsys.readouterr().out
+
+
+def test_fewer_steps_than_a_stopped_run_has_done_do_not_finish_it(command, tmp_path, capsys, stopped_after):
+    main, argv = command("sft", tmp_path / "run")
+    argv += ["--steps", "4"]
+    stopped_after(2, main, argv)
+    capsys.readouterr()
+    main([*argv, "--steps", "1"])
+    assert "sft post-cot: stopped at step 2, and --steps 1 leaves none to train; run folder" in capsys.readouterr().out
+    assert config_of(tmp_path / "run")["steps"] == 4
+    main(argv)
+    assert "sft post-cot: finished at step 4; run folder" in capsys.readouterr().out
+
+
 def words_of(line: str) -> tuple[str, list[str]]:
     _, script, *argv = shlex.split(line.removeprefix("next: "))
     return script.removesuffix(".py").replace("/", "."), argv

@@ -180,7 +180,9 @@ def _no_grade(place: str, grades: GradeColumn, names: ColumnNames, raw: dict, ro
     """The error for a row without a grade: no bad row, but the whole file, where no row has one."""
     known = "grade" in row or is_prediction(row)
     problem = missing_gold(row) if known else str(names.missing("grade", raw))
-    return GradesError(f"{place}: {problem}{'; no row has one' * known}") if grades.none_given() else ValueError(problem)
+    if not grades.none_given():
+        return ValueError(problem)
+    return GradesError(f"{place}: {problem}{'; no row has one' * known}")
 
 
 def parse_judgement(row: dict) -> Judgement:

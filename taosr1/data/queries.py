@@ -98,9 +98,10 @@ def _is_same_product(one: Judgement, other: Judgement) -> bool:
 
 
 def say_between_files(rows: Sequence[Judgement]) -> int:
-    """Say where files contradict each other: a query_id of two queries (how many is returned), other titles, other grades.
+    """Say where files contradict each other: a query_id of two queries, other titles, other grades.
 
     Files are compared with each other only; `Duplicates` compares the rows of one.
+    Returns: how many ids mean two queries.
     """
     if len({row.source for row in rows}) < 2:
         return 0

@@ -60,7 +60,12 @@ def test_only_what_a_row_came_with_is_gold(tmp_path, kind, columns, gold):
                 load_rows(path, **needs)
 
 
-SPELLINGS = [str.upper, str.title, lambda name: f" {name.replace('_', ' ').capitalize()}", lambda n: n.replace("_", "-")]
+SPELLINGS = [
+    str.upper,
+    str.title,
+    lambda name: f" {name.replace('_', ' ').capitalize()}",
+    lambda name: name.replace("_", "-"),
+]
 
 
 @pytest.mark.parametrize("spell", SPELLINGS)
@@ -109,7 +114,7 @@ def test_a_score_of_somebody_else_may_be_the_grade(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"Bewertung": "4", "Marke": "x"}] * 2, "has 'query', 'title', 'Bewertung', 'Marke': --columns \"NAME=grade\""),
+        ([{"Bewertung": "4", "Marke": "x"}] * 2, "'title', 'Bewertung', 'Marke': --columns \"NAME=grade\""),
         ([{"Note": "gut"}], "'Note': --columns"),
         ([{"stars": 3, "price": 1}] * 3, "'stars', 'price': --columns"),
         ([{"grade": "", "Urteil": 4}], "field 'grade' is missing, expected 1-4; no row has one"),

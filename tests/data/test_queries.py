@@ -22,6 +22,10 @@ def row(query, title="t", **more):
         ([row("mug", query_id="1"), row("mug", query_id="2"), row("mug")], [0, 1, 2]),  # whose is the third?
         ([row("1"), row("mug", query_id="1")], [0, 1]),  # a text that looks like an id
         ([row("mug"), row("Mug"), row("mug\u00a0")], [0, 0, 0]),
+        ([row("caf\u00e9 cup"), row("cafe\u0301 cup"), row("cafe cup")], [0, 0, 1]),  # composed or not
+        ([row("\uff4d\uff55\uff47\u3000\uff13"), row("mug 3"), row("MUG 3\ufeff")], [0, 0, 0]),  # wide letters
+        ([row("red\u200b mug"), row("red mu\u00adg"), row("\u200fred mug\u2060"), row("redmug")], [0, 0, 0, 1]),
+        ([row("GROSSE Tasse"), row("gro\u00dfe tasse")], [0, 0]),
         ([row("mug " * 500 + end) for end in "aba"], [0, 1, 0]),
     ],
 )

@@ -249,9 +249,7 @@ def test_the_hint_for_another_scale_says_which_end_it_takes_for_the_best(tmp_pat
     [([("E", 4), ("I", "Irrelevant")], 0), ([("E", 1), ("S", 3), ("C", 4)], 2), ([("exact", ""), ("I", "bad")], 1)],
 )
 def test_a_grade_beside_an_esci_label_that_says_something_else_is_counted(tmp_path, capsys, pairs, count):
-    rows = [
-        {"query": f"q{n}", "product_title": f"t{n}", "esci_label": a, "grade": b} for n, (a, b) in enumerate(pairs)
-    ]
+    rows = [{"query": f"q{n}", "product_title": f"t{n}", "esci_label": a, "grade": b} for n, (a, b) in enumerate(pairs)]
     (tmp_path / "esci.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     load_rows(str(tmp_path / "esci.jsonl"), need_grade=True)
     found = f"{count} row{'s'[: count != 1]} had an esci_label and another grade, and the label was read"

@@ -26,7 +26,7 @@ ROLES = ("system", "user", "assistant")
 Messages = list[tuple[str, str]]  # role and text
 # How rendered prompts of some families begin.
 RENDERED = re.compile(
-    r"\s*(<\|(?:im_start|user|system|start_header_id|begin_of_text|start|User)\|>|<start_of_turn>|(?:<s>)?\s*\[INST\]|<bos>)"
+    r"\s*(<\|(?:im_start|user|system|start_header_id|begin_of_text|start)\|>|<start_of_turn>|<bos>|(?:<s>)?\s*\[INST\])"
 )
 
 
@@ -226,6 +226,8 @@ def _messages(value: Any, name: str) -> Messages:
         where = f"field {name!r}, message {number}"
         if role not in ROLES:
             raise ValueError(f"{where}: role is {role!r:.40}, expected one of {', '.join(ROLES)}")
+        if message.get("tool_calls"):
+            raise ValueError(f"{where}: holds 'tool_calls', expected text alone")
         text = _joined(content)
         if text is None or is_blank(text):
             raise ValueError(f"{where}: content is {content!r:.60}, expected text")

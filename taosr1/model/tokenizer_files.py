@@ -194,10 +194,13 @@ def _names(
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     both = {**defaults, **config, **names}
     named = {key: both[key] for key in STANDARD if key in both}
-    own = {key: value for key, value in both.items() if key.endswith("_token") and key not in STANDARD}
-    # Of names of the model's own the config's text counts, not the map's, and what the config alone names comes last.
-    settled = {key: config[key] for key in own if isinstance(config.get(key), str)}
-    named |= {key: value for key, value in own.items() if key in names or key not in settled} | settled
+    # Names of the model's own: the config's text counts, then the map. An object of the config must say that it is a
+    # token.
+    own = {key: value for key, value in config.items() if key.endswith("_token") and key not in STANDARD}
+    settled = {key: value for key, value in own.items() if isinstance(value, str)}
+    typed = {key: value for key, value in own.items() if isinstance(value, dict) and "__type" in value}
+    typed |= {key: value for key, value in names.items() if key.endswith("_token") and key not in STANDARD}
+    named |= typed | settled
     more = names.get("extra_special_tokens")
     if isinstance(more, list) and isinstance(extra, list):
         extra = [*extra, *more]

@@ -160,4 +160,5 @@ def _say_other_grades(rows: Sequence[Judgement]) -> None:
         before, row = found[0]
         places = " and ".join(f"{each.grade} in {each.source}:{each.line}" for each in (before, row))
         contradicted = f"{len(found)} row{'s'[: len(found) != 1]} contradicted a row of another file"
-        print(f"note: {contradicted} (the same query and product, another grade), first {places}; all are kept", file=sys.stderr)
+        what = "the same query and product, another grade"
+        print(f"note: {contradicted} ({what}), first {places}; all are kept", file=sys.stderr)

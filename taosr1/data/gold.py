@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from taosr1.data.hints import likely
 from taosr1.runtime.bad_rows import shorten
 
 PRED_GRADE, GOLD_GRADE, LABELLED_BY = "pred_grade", "gold_grade", "labelled_by"
@@ -60,7 +61,8 @@ def missing_gold(row: dict) -> str:
             f"field 'gold_grade' is missing: field {name!r} is the prediction of a judge, which is no gold grade. Give "
             "rows that people have graded; to train on a judge's answers, make them with train/label_pool.py"
         )
-    return "field 'grade' is missing, expected 1-4"
+    way = " or ".join(likely("grade", row)) if "grade" not in row else ""
+    return "field 'grade' is missing, expected 1-4" + f"; if a column has it: --columns {way}" * bool(way)
 
 
 def pseudo_label(row: dict) -> str:

@@ -136,6 +136,7 @@ def _iter_parsed(
     for line, raw in read_rows(path, bad_rows, read, kind=kind):
         try:
             named = names.rename(raw)
+            names.check_texts(raw, named)
             row = without_missing(named)
             grade = grades.read(line, row)
             judgement = parse_judgement({**row, "grade": grade} if "grade" in row or grade else row)

@@ -177,7 +177,8 @@ class ColumnNames:
             if _spelling(same[0]) in VAGUE_NAMES and rivals:
                 ways = " or ".join(f'"{shorten(name, 40)}={ours}"' for name in (same[0], *rivals[:3]))
                 others = ", ".join(shorten(repr(name)) for name in rivals[:3])
-                raise SameColumn(f"column {same[0]!r} may be the {ours}, and so may {others}: say which, --columns {ways}")
+                both = f"column {shorten(repr(same[0]))} may be the {ours}, and so may {others}"
+                raise SameColumn(f"{both}: say which, --columns {ways}")
             plan[same[0]] = ours
         for name in names:
             ours = WEAK_NAMES.get(_spelling(name))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from taosr1.data.columns import ColumnNames, MissingColumn, SameColumn
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import esci_row, is_esci, keep_split
+from taosr1.data.file_checks import checked_rows
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.flatten import to_text, without_missing
 from taosr1.data.gold import missing_gold
@@ -100,6 +101,7 @@ def read_parsed(
             skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
             raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
         grades.finish()
+        found = list(zip(checked_rows(path, [row for row, _ in found], read.encoding), [kept for _, kept in found]))
         pairs += [(replace(row, grade=None), kept) for row, kept in found] if grades.useless else found
     if not limit:
         names.check_found(spec)

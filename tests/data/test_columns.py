@@ -220,7 +220,7 @@ def test_any_other_object_is_refused_by_file_line_and_field(tmp_path, name, valu
         (("Search", "Title", "Keywords"), ("mug", "Red mug", "cup coffee"), '"Keywords=query" or "Search=query"', 1),
         (("Suchwort", "keyword", "title"), ("mug", "cup", "Red mug"), '"keyword=query" or "Suchwort=query"', 1),
         (("query", "name", "product"), ("mug", "Anna", "Red mug"), '"name=title" or "product=title"', 1),
-        (("query", "Name", "Artikel", "Note"), ("a", "b", "", "c"), '"Name=title" or "Artikel=title" or "Note=title"', 2),
+        (("query", "Name", "Stück", "Art"), ("a", "b", "", "c"), '"Name=title" or "Stück=title" or "Art=title"', 2),
     ],
 )
 def test_a_vague_name_beside_another_text_is_not_guessed(tmp_path, header, cells, ways, right):
@@ -245,7 +245,8 @@ def test_what_may_be_stars_or_scores_is_no_grade_until_the_user_says_so(tmp_path
     assert read_judgements(path)[0].grade is None
     way = f'--columns "{name}=grade"'
     assert f"no column is known as the grade: {way}" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=re.escape(f"field 'grade' is missing, expected 1-4; if a column has it: {way}")):
+    message = re.escape(f"field 'grade' is missing, expected 1-4; if a column has it: {way}")
+    with pytest.raises(ValueError, match=message):
         read_judgements(path, need_grade=True)
     assert read_judgements(path, ReadFlags(columns=f"{name}=grade"), need_grade=True)[0].grade == 4
 

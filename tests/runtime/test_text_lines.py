@@ -85,9 +85,8 @@ def test_files_of_another_format_are_named(tmp_path, data, message):
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_other_encodings_are_named_with_and_without_a_mark(tmp_path, encoding, packed, mark):
     data = (mark + TEXT).encode(encoding)
-    assert f"this file is {encoding[:6].upper()}, expected UTF-8" in refusal(
-        tmp_path / "a.jsonl", gzip.compress(data) if packed else data
-    )
+    message = refusal(tmp_path / "a.jsonl", gzip.compress(data) if packed else data)
+    assert f"this file is {encoding[:6].upper()}" in message and ", expected UTF-8" in message
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_a_failing_disk_and_a_file_without_permission_are_named(tmp_path, monkey
         def fileno(self):
             return 0
 
-        def readline(self, *_):
+        def peek(self, *_):
             raise OSError(5, "Input/output error")
 
     path = tmp_path / "a.jsonl"

@@ -100,7 +100,8 @@ class Judge:
             "bundled" names.
         device, dtype: as of `--device` and `--dtype` of infer/score.py ("cuda", "bfloat16", "float8", "int8", ...).
         plain: without the fast engine. beta: None takes the one stored beside the weights (tiering.json), else 0.5.
-        temperature: None takes the stored one (calibration.json), else 1; 1 leaves the probabilities unscaled.
+        temperature: None takes the stored one (calibration.json), else 1; 1 leaves the probabilities unscaled. A beta
+            belongs to a temperature, so where another one is stored, give beta too.
         Raises: FileNotFoundError and ValueError naming the folder or setting.
         """
         settings = {"dtype": dtype, "device": device, "plain": plain}
@@ -109,8 +110,14 @@ class Judge:
             limits = {"max_tokens_per_batch": max_tokens_per_batch, "world": World.load(judge_folder(name))}
             if model.prompt.order == "pre-cot":  # without label probabilities both mean nothing
                 return cls(model, name=name, **limits)
-            temperature = temperature if temperature is not None else stored_temperature(name) or 1.0
-            beta = beta if beta is not None else stored_beta(name, temperature) or DEFAULT_BETA
+            if temperature is not None:
+                apply_temperature([], temperature)
+            fitted = stored_temperature(name) or 1.0
+            temperature = fitted if temperature is None else temperature
+            stored = stored_beta(name, fitted) if beta is None else None
+            if stored is not None and temperature != fitted:
+                raise ValueError(f"temperature is {temperature:g}, the stored beta belongs to {fitted:g}: give beta")
+            beta = beta if beta is not None else stored or DEFAULT_BETA
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(str(error).removeprefix("--")) from error
         return cls(model, name=name, beta=beta, temperature=temperature, **limits)
@@ -189,7 +196,8 @@ class Judge:
         return values if convert_to_numpy else values.tolist()
 
     def rank(
-        self, query: str, products: Iterable[Product], top_k: int | None = None, return_documents: bool = False, *,
+        self, query: str, products: Iterable[Product] | None = None, top_k: int | None = None,
+        return_documents: bool = False, *, documents: Iterable[Product] | None = None, batch_size: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[Ranked]:  # fmt: skip
         """The products, best score first; of equal scores the one that was given first.
@@ -197,13 +205,15 @@ class Judge:
         Choice: the shape of CrossEncoder.rank (sentence-transformers), a list of dicts with "corpus_id", "score" and,
         with return_documents, "text". Each dict also holds "grade", "tier", "probs" and "label_mass", and has
         attributes: `.index`, `.product`, `.score`, `.grade`, `.tier`.
-        top_k: the number of products to return (None: all).
+        top_k: the number of products to return (None: all). documents: CrossEncoder's name for products. batch_size: no
+            effect, as in `predict`.
         Raises: ValueError as `score`, for one product in place of several, and for a negative top_k.
         """
+        products = documents if products is None else products
         if products is None or is_product(products):
             raise ValueError(f"products is {products!r:.60}, expected a list of products")
-        if top_k is not None and (isinstance(top_k, bool) or top_k < 0):
-            raise ValueError(f"top_k is {top_k}, expected 0 or more, or None for all")
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+            raise ValueError(f"top_k is {top_k!r}, expected an integer of 0 or more, or None for all")
         given = listed(products, "products")  # a generator can be read once
         rows, _ = judgements_of(query, given)
         scores = self.score_judgements(rows, progress=bool(show_progress_bar))
@@ -236,6 +246,8 @@ class Judge:
         if temperature == 0 and _positive(n, "n") > 1:
             raise ValueError("temperature 0 gives n equal replies: raise it, or n=1")
         draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed is {seed!r}, expected an integer")
         generator = torch.Generator().manual_seed(seed)
         with self._lock:
             replies = sample_replies(self.model, [row], samples=_positive(n, "n"), generator=generator, **draw)

@@ -106,6 +106,8 @@ def load_judge(
         that take more than half of the model's positions: the prompt needs the others.
     """
     check_device(device)
+    if dtype not in SERVING_DTYPES:
+        raise ValueError(f"--dtype is {dtype!r}, expected one of {', '.join(SERVING_DTYPES)}")
     if spec == TINY:
         judge = _tiny_judge(order or "post-cot", seed, device)
     else:

@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from taosr1.data.esci import ESCI_COLUMNS, is_esci
+from taosr1.data.gold import GOLD_GRADE, MARKS, is_prediction
 from taosr1.data.hints import likely, shape_of
+from taosr1.data.scales import GradesError
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK
 from taosr1.task.judgement import COLUMNS
@@ -42,7 +44,7 @@ _OTHER_THINGS = frozenset(
     "weight width height length gender season unnamed version class type level".split()
 )
 KNOWN = {other: ours for ours, others in OTHER_NAMES.items() for other in (ours, *others)}
-KNOWN |= VAGUE_NAMES | {name: name for name in COLUMNS}
+KNOWN |= VAGUE_NAMES | {name: name for name in (*COLUMNS, "split", GOLD_GRADE, *MARKS)}
 # Columns that our own programs and ESCI write: nobody needs to be told that the judge does not see them.
 SILENT = {
     "tier", "probs", "label_mass", "score", "prompt_sha", "gold_grade", "labelled_by", "split", "small_version",
@@ -159,6 +161,7 @@ class ColumnNames:
                     plan[found] = ours
                     break
         self._seen |= dict.fromkeys(names) if len(self._seen) < 1000 else {}
+        _check_no_prediction(plan, names)
         taken = set(plan.values())
         candidates: dict[str, list[str]] = {}
         for name in names:
@@ -206,8 +209,11 @@ def parse_columns(text: str) -> dict[str, str]:
         name, equals, ours = (piece.strip() for piece in part.rpartition("="))
         if not equals or not name:
             raise ValueError(f'--columns has {part!r}, expected YOURS=OURS pairs: --columns "Titel=title,Marke=brand"')
-        if ours and ours not in COLUMNS:
-            raise ValueError(f"--columns has {part!r}, and {ours!r} is none of ours: {', '.join(COLUMNS)}")
+        if ours and ours not in (*COLUMNS, "split"):
+            raise ValueError(f"--columns has {part!r}, and {ours!r} is none of ours: {', '.join(COLUMNS)}, split")
+        if _spelling(name) in MARKS:
+            why = "marks the answers of a judge, which are never gold grades: it cannot be renamed or left out"
+            raise ValueError(f"--columns has {part!r}, but column {name!r} {why}")
         if name in wanted:
             raise ValueError(f"--columns names {name!r} twice")
         if ours and ours != "attributes" and ours in wanted.values():
@@ -221,6 +227,20 @@ def known_names(header: Iterable[str], columns: str = "") -> int:
     wanted = {_spelling(name) for name in parse_columns(columns)}
     known = {*KNOWN, *wanted, *ESCI_COLUMNS}
     return sum(_spelling(name) in known for name in header)
+
+
+def under_our_names(row: dict, names: Iterable[str]) -> dict:
+    """The row with the columns that are spelled in another way under these names: "PRED GRADE" as pred_grade."""
+    renamed = {name: ours for name in row if (ours := _spelling(name)) in names and ours not in row}
+    return {renamed.get(name, name): value for name, value in row.items()} if renamed else row
+
+
+def _check_no_prediction(plan: dict[str, str], names: Iterable[str]) -> None:
+    """Raises: GradesError where --columns makes the grade of what a judge wrote beside its prediction."""
+    spelled = dict.fromkeys(map(_spelling, names))
+    for name, ours in plan.items():
+        if ours == "grade" and _spelling(name) in ("tier", "score") and is_prediction(spelled):
+            raise GradesError(f'--columns has "{name}=grade", but column {name!r} is the answer of a judge, never gold')
 
 
 def _features(name: str, value: Any) -> Any:

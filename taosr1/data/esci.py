@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from taosr1.data.queries import plain, split_of
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import clean_text, clean_value
 from taosr1.task.judgement import Judgement
@@ -98,13 +99,13 @@ def esci_row(row: dict) -> dict:
 
 
 def keep_split(rows: Sequence[Judgement], split: str, spec: object = "the data") -> list[Judgement]:
-    """The judgements whose `split` column is `split` ("train" or "test" in ESCI).
+    """The judgements whose `split` column is `split` ("train" or "test" in ESCI), whatever its case.
 
     Raises: ValueError naming `spec` and the splits that exist, if no row has this one.
     """
-    kept = [row for row in rows if row.extra.get("split") == split]
+    kept = [row for row in rows if split_of(row) == plain(split)]
     if not kept:
-        found = sorted({str(row.extra["split"]) for row in rows if row.extra.get("split") not in (None, "")})
+        found = sorted({split_of(row) for row in rows} - {""})
         has = f"give one of {shorten(str(found), 200)}" if found else "no 'split' column: leave it out"
         raise ValueError(f"{spec}: no row has split {split!r}, {has}")
     return kept

@@ -16,6 +16,7 @@ from taosr1.runtime.bad_rows import shorten
 PRED_GRADE, GOLD_GRADE, LABELLED_BY = "pred_grade", "gold_grade", "labelled_by"
 # Columns that our scripts write beside a prediction, and that nobody else's data have.
 _OF_PREDICTIONS = ("label_mass", "prompt_sha", "probs", "well_formed")
+MARKS = (PRED_GRADE, LABELLED_BY, *_OF_PREDICTIONS, "reply", "sample")  # found however they are spelled (columns.py)
 
 
 def is_empty(value: Any) -> bool:
@@ -53,12 +54,17 @@ def without_old_prediction(row: dict) -> dict:
     return kept if is_empty(gold) else {**kept, "grade": gold}
 
 
+def is_prediction(row: dict) -> bool:
+    """Whether a judge's prediction is in this row, as a script of ours wrote it, now or before version 0.2."""
+    return PRED_GRADE in row or is_old_prediction(row)
+
+
 def missing_gold(row: dict) -> str:
     """Why there is no grade to train on or to measure by, and what to do."""
-    if PRED_GRADE in row or is_old_prediction(row):
-        name = PRED_GRADE if PRED_GRADE in row else "grade"
+    if is_prediction(row):
+        gold, name = ("grade", PRED_GRADE) if PRED_GRADE in row else (GOLD_GRADE, "grade")
         return (
-            f"field 'gold_grade' is missing: field {name!r} is the prediction of a judge, which is no gold grade. Give "
+            f"field {gold!r} is missing: field {name!r} is the prediction of a judge, which is no gold grade. Give "
             "rows that people have graded; to train on a judge's answers, make them with train/label_pool.py"
         )
     way = " or ".join(likely("grade", row)) if "grade" not in row else ""

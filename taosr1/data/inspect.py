@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.gold import GOLD_GRADE, LABELLED_BY, PRED_GRADE
-from taosr1.data.queries import pair_key, plain, query_keys, say_overlap
+from taosr1.data.queries import pair_key, plain, query_keys, say_overlap, split_of
 from taosr1.data.scales import GradesError
 from taosr1.data.sources import load_rows
 from taosr1.data.summary import counted, describe
@@ -114,8 +114,8 @@ def splits_of(rows: Sequence[Judgement]) -> list[str]:
     """The values of the `split` column, and which of them share pairs or queries."""
     parts: dict[str, list[Judgement]] = defaultdict(list)
     for row in rows:
-        if row.extra.get("split") not in (None, ""):
-            parts[str(row.extra["split"])].append(row)
+        if split := split_of(row):
+            parts[split].append(row)
     lines = [f"split: {', '.join(f'{shorten(name)} {len(part)}' for name, part in parts.items())}"] if parts else []
     names = list(parts)[:SHOWN_NAMES]
     pairs = {name: set(map(pair_key, parts[name])) for name in names}

@@ -16,7 +16,7 @@ from taosr1.data.esci import esci_row, is_esci, keep_split
 from taosr1.data.file_checks import checked_rows
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.flatten import to_text, without_missing
-from taosr1.data.gold import missing_gold
+from taosr1.data.gold import is_prediction, missing_gold
 from taosr1.data.rows import data_files, has_header, read_rows
 from taosr1.data.scales import OUR_DIGITS, OUR_NAMES, GradeColumn, GradesError, canonical
 from taosr1.runtime.bad_rows import BadRows, Unreported, shorten
@@ -26,6 +26,9 @@ from taosr1.task.judgement import COLUMNS, PRODUCT_TEXT, Judgement, check_cot
 
 T = TypeVar("T")
 NAN_CELLS = "had 'nan' or another word for a missing value in a cell, read as empty"
+OTHER_THAN_ESCI = (
+    'had an esci_label and another grade, and the label was read (--columns "esci_label=" reads the grade)'
+)
 _AS_FOUND = ColumnNames()
 
 
@@ -59,7 +62,8 @@ def read_judgements(
     """
 
     def beside(raw: dict, row: Judgement) -> None:
-        _check_needs(raw, row, bool(need_grade or need_gold), need_cot)
+        if need_cot:
+            check_cot(row.cot)
 
     read = read if max_bad_rows is None else replace(read, max_bad_rows=max_bad_rows)
     needs = {"need_grade": need_gold or need_grade, "need_gold": need_gold}
@@ -118,9 +122,10 @@ def iter_judgements(
     """`read_judgements` of one file, row by row, for files beyond the memory. An empty file yields nothing."""
 
     def beside(raw: dict, row: Judgement) -> None:
-        _check_needs(raw, row, need_grade, need_cot)
+        if need_cot:
+            check_cot(row.cot)
 
-    grades = GradeColumn(path, "", partial(_all_rows, path, AS_FOUND, ""))
+    grades = GradeColumn(path, "", partial(_all_rows, path, AS_FOUND, ""), need=need_grade or None)
     rows = _iter_parsed(path, beside, bad_rows or BadRows(path), grades, AS_FOUND, ColumnNames())
     return (row for row, _ in rows)
 
@@ -145,7 +150,11 @@ def _iter_parsed(
             if grades.map and judgement.grade != grade:  # an esci_label, of which the map says something else
                 judgement = replace(judgement, grade=grade)
             kept = beside(raw, judgement)
+            if grades.need and judgement.grade is None:
+                raise _no_grade(f"{path}:{line}", grades, names, raw, row)
             duplicates.add(line, judgement)
+            if other := grades.beside_esci(row, judgement.grade):
+                bad_rows.note(line, OTHER_THAN_ESCI, other)
         except GradesError:
             raise
         except (MissingColumn, SameColumn) as problem:
@@ -170,12 +179,13 @@ def _all_rows(path: str | Path, read: ReadFlags, kind: str) -> Iterator[dict]:
                 yield without_missing(names.rename(row))
 
 
-def _check_needs(raw: dict, row: Judgement, need_grade: bool, need_cot: bool) -> None:
-    """Raises: ValueError for a row that lacks what is needed."""
-    if need_grade and row.grade is None:
-        raise ValueError(missing_gold(raw))
-    if need_cot:
-        check_cot(row.cot)
+def _no_grade(place: str, grades: GradeColumn, names: ColumnNames, raw: dict, row: dict) -> ValueError:
+    """The error for a row without a grade: no bad row, but the whole file, where no row has one."""
+    known = "grade" in row or is_prediction(row)
+    problem = missing_gold(row) if known else str(names.missing("grade", raw))
+    if not grades.none_given():
+        return ValueError(problem)
+    return GradesError(f"{place}: {problem}{'; no row has one' * known}")
 
 
 def parse_judgement(row: dict) -> Judgement:

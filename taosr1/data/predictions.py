@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from taosr1.data.gold import without_old_prediction
+from taosr1.data.columns import under_our_names
+from taosr1.data.gold import MARKS, is_old_prediction, without_old_prediction
 
 PREDICTED = ("pred_grade", "tier", "probs", "label_mass", "score", "outside", "prompt_sha")
 _OURS = {"pred_grade", "prompt_sha"}  # together in no table but our own
@@ -27,8 +28,11 @@ def without_prediction(row: dict) -> tuple[dict, list[str]]:
     The prediction of an earlier scoring is left out, and a `grade` that was one is the data's own again. A column of
     the input that merely has one of the names is kept as input_NAME: a search engine's `score`, for example.
     """
-    old = "pred_grade" not in row and any(row.keys() >= columns for columns in _OLD)
-    row, ours = without_old_prediction(row), is_predicted(row)
+    spelled = under_our_names(row, {*PREDICTED, *MARKS, "grade", "gold_grade", "logp"})
+    old = "pred_grade" not in spelled and any(spelled.keys() >= columns for columns in _OLD)
+    ours = is_predicted(spelled)
+    if ours or old or is_old_prediction(spelled):  # a Score of somebody else keeps its name
+        row = without_old_prediction(spelled)
     if ours or old:
         return {name: value for name, value in row.items() if name not in PREDICTED}, []
     renamed = [name for name in PREDICTED if name in row]

@@ -6,18 +6,30 @@ Ids alone are not enough: two files may both begin at query_id 1, and some rows 
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from taosr1.data.flatten import is_blank
 from taosr1.data.gold import LABELLED_BY
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
 
 def plain(text: str) -> str:
-    """The text without differences of case and of spaces."""
-    return " ".join(text.split()).casefold() if text else ""
+    """The text without differences that nobody sees or means: of case, spaces, Unicode forms, invisible characters."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        unseen = [char for char in set(text) if not char.isspace() and is_blank(char)]
+        text = text.translate(dict.fromkeys(map(ord, unseen))) if unseen else text
+    return " ".join(text.split()).casefold()
+
+
+def split_of(row: Judgement) -> str:
+    """What a row's `split` column says, without differences of case and of spaces; "" where it has none."""
+    found = row.extra.get("split")
+    return "" if found is None else plain(str(found))
 
 
 def query_keys(rows: Sequence[Judgement]) -> list[str]:
@@ -80,8 +92,18 @@ def say_overlap(
     return again, shared
 
 
+def _is_same_product(one: Judgement, other: Judgement) -> bool:
+    """Whether no column that both rows have tells two products of one title apart."""
+    texts = ((getattr(one, name), getattr(other, name)) for name in (*PRODUCT_TEXT, "price"))
+    return all(not (a and b) or plain(a) == plain(b) for a, b in texts)
+
+
 def say_between_files(rows: Sequence[Judgement]) -> int:
-    """Say where files contradict each other: a query_id that means two queries (how many is returned), other grades."""
+    """Say where files contradict each other: a query_id of two queries, other titles, other grades.
+
+    Files are compared with each other only; `Duplicates` compares the rows of one.
+    Returns: how many ids mean two queries.
+    """
     if len({row.source for row in rows}) < 2:
         return 0
     first: dict[str, Judgement] = {}
@@ -91,6 +113,7 @@ def say_between_files(rows: Sequence[Judgement]) -> int:
             before = first.setdefault(row.query_id, row)
             if before.source != row.source and plain(before.query) != plain(row.query):
                 shared.setdefault(row.query_id, row)
+    _say_other_titles(rows)
     if shared:
         (name, row), count = next(iter(shared.items())), len(shared)
         ids = f"{count} query_id{'s' * (count > 1)} of several files mean{'s' * (count == 1)} different queries"
@@ -100,18 +123,42 @@ def say_between_files(rows: Sequence[Judgement]) -> int:
     return len(shared)
 
 
+def _say_other_titles(rows: Sequence[Judgement]) -> None:
+    """Say where one item_id has two titles in two files; `Duplicates` says it inside one file."""
+    first: dict[tuple[str, str], Judgement] = {}
+    found: dict[tuple[str, str], Judgement] = {}
+    for row in rows:
+        if row.item_id:
+            key = row.item_id, str(row.extra.get("product_locale", ""))
+            before = first.setdefault(key, row)
+            if before.source != row.source and plain(before.title) != plain(row.title):
+                found.setdefault(key, row)
+    if found:
+        (key, row), count = next(iter(found.items())), len(found)
+        ids = f"{count} item_id{'s' * (count > 1)} of several files ha{'ve' if count > 1 else 's'} several titles"
+        before = first[key]
+        places = f"first {shorten(repr(key[0]))} in {before.source}:{before.line} and {row.source}:{row.line}"
+        print(f"note: {ids}, {places}: are the ids numbered apart?", file=sys.stderr)
+
+
 def _say_other_grades(rows: Sequence[Judgement]) -> None:
-    """Say where people have graded one pair differently in two files; `Duplicates` says it inside one file."""
-    first: dict[tuple[str, ...], Judgement] = {}
+    """Say where people have graded one pair differently in two files; `Duplicates` says it inside one file.
+
+    Choice: a column that only one of the two files has makes no other pair.
+    """
+    first: dict[int, list[Judgement]] = defaultdict(list)  # the graded products of one query and title
     found: list[tuple[Judgement, Judgement]] = []
     for row in rows:
         if row.grade and not row.extra.get(LABELLED_BY):
-            texts = tuple(plain(getattr(row, name)) for name in ("query", *PRODUCT_TEXT, "price"))
-            before = first.setdefault(texts, row)
-            if before.source != row.source and before.grade != row.grade:
+            known = first[pair_key(row)]
+            before = next((each for each in known if _is_same_product(each, row)), None)
+            if before is None:
+                known.append(row)
+            elif before.source != row.source and before.grade != row.grade:
                 found.append((before, row))
     if found:
         before, row = found[0]
         places = " and ".join(f"{each.grade} in {each.source}:{each.line}" for each in (before, row))
         contradicted = f"{len(found)} row{'s'[: len(found) != 1]} contradicted a row of another file"
-        print(f"note: {contradicted} (the same texts, another grade), first {places}; all are kept", file=sys.stderr)
+        what = "the same query and product, another grade"
+        print(f"note: {contradicted} ({what}), first {places}; all are kept", file=sys.stderr)

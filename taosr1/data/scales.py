@@ -7,6 +7,8 @@ they seem to need: one row of a 0/1 column says nothing about its other rows.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shlex
 import sys
@@ -83,10 +85,12 @@ def _canonical(text: str) -> str:
 def parse_map(spec: str) -> dict[str, int]:
     """`--grades` as a map from canonical spellings to 1-4, or 0 for no grade; empty for "".
 
+    A name with a comma stands in quotes with its grade, as in --columns: '"Relevant, exakt=4",Nein=1'.
+
     Raises: ValueError for an entry that is no preset and not NAME=GRADE, and for a name with two grades.
     """
     found: dict[str, int] = {}
-    for entry in filter(None, map(str.strip, spec.split(","))):
+    for entry in _entries(spec):
         name, separator, grade = entry.rpartition("=")
         meant = {**OUR_NAMES, **OUR_DIGITS, NO_GRADE: 0}.get(canonical(grade))
         if not separator and entry.lower() in PRESETS:
@@ -102,6 +106,11 @@ def parse_map(spec: str) -> dict[str, int]:
             if found.setdefault(key, value) != value:
                 raise ValueError(f"--grades gives {key!r} twice: {found[key]} and {value}")
     return found
+
+
+def _entries(spec: str) -> list[str]:
+    cells = next(csv.reader([" ".join(spec.split())], skipinitialspace=True), [])
+    return [cell.strip() for cell in cells if cell.strip()]
 
 
 class GradeColumn:
@@ -123,13 +132,14 @@ class GradeColumn:
         gold: bool = False,
     ) -> None:
         self.path, self.map, self.need, self.gold, self._all_rows = path, parse_map(spec), need, gold, all_rows
-        self.values: Counter[str] = Counter()  # canonical spellings that were read without a map
+        self.values: Counter[str] = Counter()  # canonical spellings of the file's own grades that were read
         self.unread = 0
         self.first_unread = ""
         self.useless = False  # the column is in another scale, and not needed
         self._verdict: str | None = None
-        self._found = ""
-        for name in sorted({entry.strip().lower() for entry in spec.split(",")} & PRESETS.keys()):
+        self._counts: Counter[str] | None = None  # of the whole file, once something did not fit
+        self._without: bool | None = None
+        for name in sorted({entry.lower() for entry in _entries(spec)} & PRESETS.keys()):
             say_once(f"--grades {name}: {ASSUMPTIONS[name]}")
 
     def read(self, line: int, row: dict) -> int | None:
@@ -153,7 +163,7 @@ class GradeColumn:
         found = digits.get(key, OUR_NAMES.get(key))
         if found is None:
             return self._unreadable(line, value)
-        if not ours and not self.map and (key in self.values or len(self.values) < MAX_VALUES):
+        if not ours and (key in self.values or len(self.values) < MAX_VALUES):
             self.values[key] += 1
         return found or None
 
@@ -170,10 +180,8 @@ class GradeColumn:
             self.first_unread = self.first_unread or f"{self.path}:{line}: {shown}"
             return None
         if self.map:
-            hint = f"add {shlex.quote(shorten(str(value)))}=GRADE to it, with GRADE one of 1-4, or none"
-            raise GradesError(
-                f"{self.path}:{line}: {shown}, which --grades does not map (values found: {self._found}): {hint}"
-            )
+            shown += f", which --grades does not map (values found: {shown_values(self.counts())})"
+            raise GradesError(f"{self.path}:{line}: {shown}: {self._way_out(value)}")
         if verdict:
             raise GradesError(f"{self.path}:{line}: {shown}, expected 1-4. {verdict}")
         raise ValueError(f"{shown}, expected 1-4")
@@ -181,14 +189,50 @@ class GradeColumn:
     def _judge_column(self) -> str:
         """What the whole column looks like and what to do, "" where only a few of its values do not fit."""
         if self._verdict is None:
-            counts: Counter[str] = Counter()
+            self._verdict = describe_scale(self.counts()) if not self.map else "a map does not fit"
+        return self._verdict
+
+    def counts(self) -> Counter[str]:
+        """How many rows of the whole file have each of its own grades."""
+        if self._counts is None:
+            self._counts = Counter()
             for row in self._all_rows():
                 value = self._spelled(row)
                 if not (is_empty(value) or in_our_grades(row)):
-                    counts[canonical(value)] += len(counts) < MAX_VALUES or canonical(value) in counts
-            self._found = shown_values(counts)
-            self._verdict = f"values found: {self._found}" if self.map else describe_scale(counts)
-        return self._verdict
+                    key = canonical(value)
+                    self._counts[key] += len(self._counts) < MAX_VALUES or key in self._counts
+        return self._counts
+
+    def none_given(self) -> bool:
+        """Whether no row of the whole file has a grade; it is read once more to know it."""
+        if self._without is None:
+            self._without = all(is_empty(self._spelled(row)) for row in self._all_rows())
+        return self._without
+
+    def beside_esci(self, row: dict, grade: int | None) -> str:
+        """A row's own grade where it is another one than that of its `esci_label`, as text; "" where it is not."""
+        own = gold_value(row)
+        if self.need is False or not is_esci(row) or is_empty(row.get("esci_label")) or is_empty(own):
+            return ""
+        same = grade in (self.map.get(canonical(own)), OUR_DIGITS.get(canonical(own)), OUR_NAMES.get(canonical(own)))
+        return "" if same else f" (esci_label {row['esci_label']!r}, grade {shorten(repr(own))})"
+
+    def _way_out(self, value: Any) -> str:
+        """What to do about a value that the map lacks.
+
+        Choice: a map with a number that the file lacks, beside a file with a number that the map lacks and with the
+        numbers of another scale alone, was made for another file: the grades would be shifted if the number were added.
+        """
+        numbers, mapped = ({key for key in keys if _as_number(key) is not None} for keys in (self.counts(), self.map))
+        is_scale = any(numbers <= known for known in (OUR_DIGITS.keys(), *(known for known, *_ in _SCALES)))
+        if canonical(value) in numbers and mapped - numbers and is_scale:
+            of_map = shown_values(Counter(mapped))
+            found = "fit 1-4 as they are" if numbers <= OUR_DIGITS.keys() else "are of another scale"
+            return (
+                f"they {found}, and --grades reads {of_map}. One --grades is for all files: where they have different "
+                "scales, write the grades of one as 1-4 first"
+            )
+        return f"add {shlex.quote(_entry(shorten(str(value)), 'GRADE'))} to it, with GRADE one of 1-4, or none"
 
     def finish(self) -> None:
         """Print what was assumed or ignored, where a reader of the numbers needs to know it."""
@@ -196,7 +240,13 @@ class GradeColumn:
             what = "the whole column is" if self.useless else f"{self.unread} grades are"
             hint = "no grade is needed here; --grades would map them"
             print(f"note: {self.first_unread}, expected 1-4; {what} ignored ({hint})", file=sys.stderr)
-        elif self.need and self.values and set(self.values) <= {"1", "2", "3"}:
+        elif self.need is False or not self.values:
+            return
+        elif self.map and "0" in self.map and "0" not in self.values and self.values.keys() <= OUR_DIGITS.keys():
+            text = f"{self.path}: --grades reads 0 as {self.map['0'] or NO_GRADE}, but no grade is 0"
+            text = f"{text} (values found: {shown_values(self.values)})"
+            print(f"note: {text}; if they were 1-4 already, they are shifted now", file=sys.stderr)
+        elif not self.map and self.values.keys() <= {"1", "2", "3"}:
             text = f"{self.path}: no grade is 4 (values found: {shown_values(self.values)})"
             text = f"{text}; they are read as they are, 1 Irrelevant to 4 Excellent"
             hint = "if this is another scale (0-based without its 0, or 1 is best), map it with --grades"
@@ -223,7 +273,9 @@ def describe_scale(counts: Counter[str]) -> str:
             flags = [f"--grades {preset}"] * bool(preset)
             flags += [_flag(mapping)] * bool(mapping)
             assumed = f" ({preset}: {ASSUMPTIONS[preset]})" if preset else ", or with other grades of ours"
-            return f"This looks like {name} ({found}): add {', or '.join(flags)}{assumed}"
+            best = max((key for key in known if _as_number(key) is not None), key=float, default="")
+            way = f", with {best} as the best" if best else ""
+            return f"This looks like {name}{way} ({found}): add {', or '.join(flags)}{assumed}"
     numbers = [number for key in odd if (number := _as_number(key)) is not None]
     wanted = values - OUR_NAMES.keys()  # with a map the digits need it too
     rest = " and so on" if len(wanted) > SHOWN_VALUES else ""
@@ -252,7 +304,14 @@ def _template(values: Iterable[str]) -> str:
         key: known.get(key, "GRADE") if len(key) > 1 else "GRADE"
         for key in sorted(values, key=_numbers_first)[:SHOWN_VALUES]
     }
-    return ",".join(f"{key}={grade}" for key, grade in filled.items())
+    return ",".join(_entry(key, grade) for key, grade in filled.items())
+
+
+def _entry(name: str, grade: object) -> str:
+    """NAME=GRADE as `parse_map` takes it: in quotes where the name has a comma."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow([f"{name}={grade}"])
+    return text.getvalue()
 
 
 def _numbers_first(key: str) -> tuple[bool, float, str]:

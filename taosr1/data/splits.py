@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from taosr1.data.gold import LABELLED_BY
-from taosr1.data.queries import plain, say_overlap
+from taosr1.data.queries import plain, say_overlap, split_of
 from taosr1.data.rows import split_spec
 from taosr1.data.sources import is_pool, load_rows
 from taosr1.data.summary import counted, grade_shares
@@ -110,7 +110,7 @@ def say_trained_on(model: str, spec: str, split: str) -> None:
         seen.add(model)
         stored = read_json(Path(model) / "config.json")
         trained, its_split = str(stored.get("data", "")), str(stored.get("split", ""))
-        if measured & _files(trained) and (not split or not its_split or split == its_split):
+        if measured & _files(trained) and (not split or not its_split or plain(split) == plain(its_split)):
             hint = "measure on rows that it has not seen"
             print(f"warning: --model {model} was trained on rows of --data {spec}: {hint}", file=sys.stderr)
         model = str(stored.get("model", ""))
@@ -123,7 +123,7 @@ def _files(spec: str) -> set[Path]:
 
 def _say_other_splits(rows: Sequence[Judgement], config: Any) -> None:
     """Warn where --data is read whole although its `split` column says that some of it is for measuring."""
-    found = Counter(str(row.extra["split"]) for row in rows if row.extra.get("split") not in (None, ""))
+    found = Counter(filter(None, map(split_of, rows)))
     if not config.split and len(found) > 1:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(found.items())[:8])
         hint = "choose with --split and --dev-split"
@@ -145,8 +145,7 @@ def set_aside(rows: Sequence[Judgement], config: Any) -> tuple[list[Judgement], 
         why = (
             f"{found} with grades of people" if len(usable) < len(rows) else f"one query in {counted(len(rows), 'row')}"
         )
-        splits = {str(row.extra.get("split")) for row in rows if row.extra.get("split")}
-        other = f", such as --dev {config.data} --dev-split NAME" if config.split and splits else ""
+        other = f", such as --dev {config.data} --dev-split NAME" if config.split and any(map(split_of, rows)) else ""
         raise ValueError(f"--dev is missing, and --data cannot be divided by query ({why}): give --dev FILE{other}")
     held, queries = {id(row) for row in dev}, {plain(row.query) for row in dev}
     print(

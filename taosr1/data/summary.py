@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from taosr1.data.queries import plain
+from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.distributed import this_rank
 from taosr1.task.grades import GRADES, grade_name
-from taosr1.task.judgement import Judgement
+from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, encode_prompt, prompt_room
 
 MEASURED_ROWS = 1000  # rows that are tokenised for the lengths, evenly spread
@@ -39,6 +40,7 @@ def describe(rows: Sequence[Judgement], name: str, tokenizer: Any, prompt: Promp
     return [
         f"{name}: {counted(len(rows), 'row')} of {counted(len({plain(row.query) for row in rows}), 'query')}; "
         + grade_shares(rows),
+        *(indent + example for example in filter(None, [grade_examples(rows)])),
         indent + prompt_lengths(rows, tokenizer, prompt, positions),
         indent + seen_columns(rows, prompt),
     ]
@@ -58,6 +60,26 @@ def grade_shares(rows: Sequence[Judgement]) -> str:
     shares = [f"{grade_name(grade)} {100 * counts[grade] / len(rows):.1f} %" for grade in GRADES[::-1]]
     shares += [f"no grade {100 * counts[None] / len(rows):.1f} %"] if counts[None] else []
     return "grades " + ", ".join(shares)
+
+
+def grade_examples(rows: Sequence[Judgement]) -> str:
+    """A row of the highest and one of the lowest grade, which shows a scale that was read the wrong way round.
+
+    "" where there are no two grades. The texts are untrusted: what a terminal would obey is escaped.
+    """
+    graded = sorted({row.grade for row in rows if row.grade}, reverse=True)
+    examples = []
+    for grade in (graded[0], graded[-1]) if len(graded) > 1 else ():
+        row = next(row for row in rows if row.grade == grade)
+        product = row.title or next(filter(None, (getattr(row, name) for name in PRODUCT_TEXT)), "")
+        examples.append(f"{grade_name(grade)}, such as: {on_one_line(row.query)} | {on_one_line(product)}")
+    return "; ".join(examples)
+
+
+def on_one_line(text: str) -> str:
+    """The beginning of a text, with the characters escaped that are not shown as they are."""
+    text = shorten(" ".join(text.split()))
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConfig, positions: int) -> str:

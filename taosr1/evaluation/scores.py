@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from taosr1.data.columns import under_our_names
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.gold import PRED_GRADE, missing_gold
+from taosr1.data.gold import PRED_GRADE
 from taosr1.data.judgements import read_parsed
+from taosr1.data.predictions import PREDICTED
 from taosr1.evaluation.report import Prediction
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.grades import GRADES, TIERS
@@ -31,12 +33,11 @@ def read_scores(path: str | Path, read: ReadFlags = AS_FOUND, *, split: str = ""
 
 
 def _prediction(row: dict, judgement: Judgement) -> Prediction:
+    row = under_our_names(row, {"grade", *PREDICTED})
     name = PRED_GRADE if PRED_GRADE in row else "grade"
     grade, mass, probs, tier = _number(row.get(name)), _number(row.get("label_mass")), row.get("probs"), row.get("tier")
     if name == "grade" and "probs" not in row:
         raise ValueError("field 'gold_grade' is missing, and so is 'pred_grade': is this an output of infer/score.py?")
-    if judgement.grade is None:
-        raise ValueError(missing_gold(row))
     if isinstance(grade, bool) or grade not in GRADES:
         raise ValueError(f"field {name!r} is {shorten(repr(grade))}, expected the predicted grade 1-4")
     if tier not in TIERS:

@@ -40,7 +40,8 @@ def say_finished(run: Run, judge: JudgeModel, config, stage: str) -> dict[str, f
     else:
         print(f"never evaluated on dev rows: --model {config.out} loads the newest checkpoint")
     for command in next_commands(stage, judge.prompt.order, config):
-        print(f"next: {command}")
+        note = f"   ({GRADED_ROWS}: a file of yours)" if GRADED_ROWS in command else ""
+        print(f"next: {command}{note}")
     test = run.folder / "test.json"
     return read_json(test) if test.exists() else {}
 

@@ -55,9 +55,12 @@ def _default_judge(orders: Sequence[str]) -> str:
     found = []
     for run in sorted(RUNS.glob("*/")):
         newest = max(checkpoints(run / "checkpoints"), default=(0, run))[1]
-        prompt = newest / PROMPT_FILE
-        if not is_unfinished(run) and prompt.is_file() and read_json(prompt).get("order") in orders:
-            found.append((newest.stat().st_mtime, str(run)))
+        try:
+            if (newest / PROMPT_FILE).is_file() and not is_unfinished(run):
+                if read_json(newest / PROMPT_FILE).get("order") in orders:
+                    found.append((newest.stat().st_mtime, str(run)))
+        except (ValueError, TypeError, OSError) as problem:
+            print(f"note: {run} is not considered: {problem}", file=sys.stderr)
     name = max(found)[1] if found else BUNDLED_STUDENT
     which = "the newest finished run of this kind" if found else "no finished run of this kind is under runs/"
     print(f"note: --model {name} ({which})", file=sys.stderr)

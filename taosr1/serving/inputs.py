@@ -39,12 +39,26 @@ def judgements_of(query_or_pairs: Any, products: Any = None) -> tuple[list[Judge
 
 def is_product(value: Any) -> bool:
     """Whether this is one product, not several."""
+    value = _as_mapping(value)
     return isinstance(value, (str, bytes, bytearray, Mapping, Judgement)) or _is_number(value)
+
+
+def _as_mapping(value: Any) -> Any:
+    """A row of a data frame (a Series by column, a named tuple) as a dict; of (index, row) the row; else unchanged."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return value._asdict()
+    if hasattr(value, "index") and hasattr(value, "to_dict") and not hasattr(value, "columns"):
+        columns = value.to_dict()
+        return columns if columns and all(isinstance(name, str) for name in columns) else value
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(row := _as_mapping(value[1]), Mapping):
+        return row if not isinstance(value[0], str) and "query" in row else value
+    return value
 
 
 def _judgements_of_pairs(pairs: Any) -> tuple[list[Judgement], bool]:
     if isinstance(pairs, str):
         raise ValueError(f"products are missing: score({shorten(pairs)!r}, products), or score(pairs)")
+    pairs = _as_mapping(pairs)
     if isinstance(pairs, (Mapping, Judgement)):
         return [_of_pair(pairs, "")], True
     items = listed(pairs, "pairs")
@@ -54,6 +68,7 @@ def _judgements_of_pairs(pairs: Any) -> tuple[list[Judgement], bool]:
 
 
 def _of_pair(pair: Any, where: str) -> Judgement:
+    pair = _as_mapping(pair)
     if isinstance(pair, Judgement):
         return _judgement(_query(pair.query, where), pair, where)
     if isinstance(pair, Mapping):
@@ -78,6 +93,7 @@ def _query(query: Any, where: str) -> str:
 
 
 def _judgement(query: str, product: Any, where: str) -> Judgement:
+    product = _as_mapping(product)
     if isinstance(product, Judgement):
         row = judgement_to_dict(product)
     elif isinstance(product, Mapping):

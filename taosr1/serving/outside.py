@@ -18,11 +18,13 @@ MAX_UNKNOWN_FRAC = 0.25  # of a text's words. Choice: one misspelt word of four 
 LOW_MASS = 0.5  # label mass below which a judge rarely answers with a label at all
 LOW_MASS_REASON = "low label mass"
 SHOWN_WORDS = 5
-_WORD = re.compile(r"[^\W\d_]+")
+# Units ("30l", "5 cm"), the s of a possessive and other words of one or two letters say nothing about a world.
+_WORD = re.compile(r"(?<![^\W_])[^\W\d_]{3,}(?![^\W_])|[^\x00-\x7f\W\d_]+")
+_ENDINGS = ("", "s", "es")
 
 
 def words_of(text: str) -> list[str]:
-    """The runs of letters in a text, in lower case; numbers are known to every judge."""
+    """The words of a text, in lower case: three letters or more, any number of them beyond ASCII."""
     return _WORD.findall(text.lower())
 
 
@@ -52,14 +54,21 @@ class World:
         """The words that put a pair outside: those of its query and shown product fields that never occurred.
 
         Empty where at most `MAX_UNKNOWN_FRAC` of the query's words and of the product's words are unknown, and for a
-        judge without a word list. A text without any known word is outside, also one in another script.
+        judge without a word list. A text without a single word ("???") is outside, and is itself what is unknown.
         """
         if self.known is None:
             return ()
-        query, product = (words_of(text) for text in (row.query, " ".join(getattr(row, name) for name in fields)))
-        unknown = [[word for word in words if word not in self.known] for words in (query, product)]
-        outside = any(len(new) > MAX_UNKNOWN_FRAC * len(words) for new, words in zip(unknown, (query, product)))
-        return tuple(dict.fromkeys(word for new in unknown for word in new)) if outside else ()
+        found, outside = [], False
+        for text in (row.query, " ".join(getattr(row, name) for name in fields)):
+            words = words_of(text)
+            unknown = [word for word in words if not self._knows(word)] if words else [text.strip()]
+            outside = outside or len(unknown) > MAX_UNKNOWN_FRAC * len(words)
+            found += unknown
+        return tuple(dict.fromkeys(found)) if outside else ()
+
+    def _knows(self, word: str) -> bool:
+        """Whether a word occurred, in the singular or the plural."""
+        return any(word + end in self.known or word.removesuffix(end) in self.known for end in _ENDINGS)
 
 
 def known_words(rows: Iterable[Judgement], fields: Sequence[str]) -> World:

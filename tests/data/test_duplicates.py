@@ -71,7 +71,7 @@ def test_rows_without_both_ids_are_not_compared(tmp_path, capsys, missing):
 
 def test_ids_are_compared_as_a_pair_and_a_number_is_its_text(tmp_path, capsys):
     apart = [
-        {**OTHER, "query_id": a, "item_id": b, "title": f"{a}-{b}"}
+        {**OTHER, "query_id": a, "item_id": b, "title": f"{a}-{b}", "grade": 4}
         for a, b in (("a", "bc"), ("ab", "c"), ("1", "23"), ("12", "3"), ("7", "07"), ("07", "7"))
     ]
     assert len(read_judgements(save(tmp_path, *apart))) == 6 and capsys.readouterr().err == ""

@@ -137,12 +137,14 @@ def test_a_slip_among_many_grades_is_a_bad_row_like_others(tmp_path, slip):
         (["0", "1", "2"], "0=1,1=4", "2"),
         (["Exact", "Partial"], "Exact=4", "Partial"),
         (["1", "4", "0"], "1=4,4=1", "0"),
+        (["1", "2", "3", "9"], "0-3", "9"),  # a slip, and a small file
     ],
 )
 @pytest.mark.parametrize("skipped", [0, 99])
 def test_a_value_that_the_map_leaves_out_is_refused_by_name_and_line(tmp_path, spelled, grades, unmapped, skipped):
     line = spelled.index(unmapped) + 2
-    with pytest.raises(GradesError, match=rf"rows\.csv:{line}: field 'grade' is '{unmapped}', which --grades does not"):
+    shown = rf"rows\.csv:{line}: field 'grade' is '{unmapped}', which --grades does not.*add {unmapped}=GRADE to it"
+    with pytest.raises(GradesError, match=shown):
         load_rows(table(tmp_path, spelled), ReadFlags(grades=grades, max_bad_rows=skipped), need_grade=True)
 
 
@@ -191,6 +193,75 @@ def test_the_assumption_of_a_preset_is_printed_once(tmp_path, capsys):
     assert capsys.readouterr().err == (
         "note: --grades binary: 0 (no, false) is read as 1-Irrelevant, 1 (yes, true, relevant) as 4-Excellent\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("spelled", "names"),
+    [
+        (["Relevant, genau", "Relevant, ähnlich", "nein"], ['"Relevant, genau=4"', '"relevant, ähnlich=3"', "nein=1"]),
+        (["yes, fully", "no"], ['"yes, fully"=4', "no=1"]),
+        (["a=b, c", "1,5,2"], ['"a=b, c=4"', ' "1,5,2=2"']),
+    ],
+)
+def test_a_grade_with_a_comma_is_named_in_quotes_as_the_error_shows_it(tmp_path, spelled, names):
+    path = table(tmp_path, spelled * 2)
+    mapped = parse_map(",".join(names))
+    assert grades_of(path, ",".join(names)) == [mapped[name.lower()] for name in spelled * 2]
+    with pytest.raises(GradesError) as stop:
+        grades_of(path)
+    shown = shlex.split(str(stop.value).partition("--grades ")[2].partition(", each")[0])
+    assert parse_map(shown[0].replace("GRADE", "2")) == dict.fromkeys(map(str.lower, spelled), 2)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "grades", "found"),
+    [
+        ("1234", "0-3", "they fit 1-4 as they are, and --grades reads 0, 1, 2, 3."),
+        ("441", "0=1,1=2,2=3,3=4", "they fit 1-4"),
+        ("1234", "0=1,1=3,2=4", "they fit 1-4"),
+        ("0123", "1=1,2=1,3=2,4=3,5=4", "they are of another scale, and --grades reads 1, 2, 3, 4, 5."),
+        ("12345", "0-3", "they are of another scale"),
+    ],
+)
+def test_a_map_that_was_made_for_another_file_is_not_to_be_made_longer(tmp_path, spelled, grades, found):
+    with pytest.raises(GradesError) as stop:
+        grades_of(table(tmp_path, spelled), grades)
+    assert f"{found}" in str(stop.value) and "write the grades of one as 1-4 first" in str(stop.value)
+    assert "GRADE" not in str(stop.value)
+
+
+@pytest.mark.parametrize(("spelled", "grades"), [("123", "0-3"), ("1234", "0-3,4=4"), ("12", "0=1,1=2,2=4")])
+def test_a_map_with_a_zero_is_said_where_no_grade_is_zero(tmp_path, capsys, spelled, grades):
+    grades_of(table(tmp_path, spelled), grades)
+    assert "--grades reads 0 as 1, but no grade is 0" in capsys.readouterr().err
+    grades_of(table(tmp_path, spelled + "0"), grades)
+    assert "no grade is 0" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spelled", "best"), [("012", 2), ("0123", 3), ("01234", 4), ("12345", 5), (["-1", "0", "1"], 1), ("012345", 5)]
+)
+def test_the_hint_for_another_scale_says_which_end_it_takes_for_the_best(tmp_path, spelled, best):
+    with pytest.raises(GradesError, match=f", with {best} as the best "):
+        grades_of(table(tmp_path, spelled))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "count"),
+    [([("E", 4), ("I", "Irrelevant")], 0), ([("E", 1), ("S", 3), ("C", 4)], 2), ([("exact", ""), ("I", "bad")], 1)],
+)
+def test_a_grade_beside_an_esci_label_that_says_something_else_is_counted(tmp_path, capsys, pairs, count):
+    rows = [{"query": f"q{n}", "product_title": f"t{n}", "esci_label": a, "grade": b} for n, (a, b) in enumerate(pairs)]
+    (tmp_path / "esci.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    load_rows(str(tmp_path / "esci.jsonl"), need_grade=True)
+    found = f"{count} row{'s'[: count != 1]} had an esci_label and another grade, and the label was read"
+    assert (found in capsys.readouterr().err) == (count > 0)
+
+
+def test_without_its_label_the_own_grade_of_an_esci_row_is_read(tmp_path):
+    (tmp_path / "esci.csv").write_text("query,product_title,esci_label,grade\nlamp,Desk lamp,E,2\n", encoding="utf-8")
+    (row,) = load_rows(str(tmp_path / "esci.csv"), ReadFlags(columns="esci_label="), need_grade=True)
+    assert row.grade == 2
 
 
 def test_a_map_wins_over_the_grades_of_esci(tmp_path):

@@ -205,3 +205,23 @@ def test_a_division_of_many_queries_is_quick():
     rows = graded(20_000, 1, 1)
     train, dev = split_by_query(rows, 0)
     assert Counter(row.grade for row in dev).keys() == {1, 2, 3, 4} and len(dev) == 4000 and len(train) == 16_000
+
+
+@pytest.mark.parametrize("column", ["split", "Split", " SPLIT"])
+@pytest.mark.parametrize("values", [("Train", " test "), ("TRAIN", "Test"), ("train", "test")])
+def test_the_split_of_a_row_is_found_whatever_its_case_and_spaces(tmp_path, capsys, column, values):
+    lines = [f"q{n},item {n},{1 + n % 4},{values[n // 8]}\n" for n in range(16)]
+    path = tmp_path / "rows.csv"
+    path.write_text(f"query,title,grade,{column}\n{''.join(lines)}", encoding="utf-8")
+    found = load(str(path), split="train", dev_split=" TEST")
+    assert [len(rows) for rows in found] == [8, 8, 0] and not queries(found.data) & queries(found.dev)
+    load(str(path))
+    assert "'split' with test (8), train (8), and all rows are trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fold", "Teil", "x"])
+def test_a_split_under_another_name_is_named_with_columns(tmp_path, name):
+    rows = [f"q{n},item {n},{1 + n % 4},{('A', 'b')[n % 2]}\n" for n in range(16)]
+    (tmp_path / "rows.csv").write_text(f"query,title,grade,{name}\n{''.join(rows)}", encoding="utf-8")
+    found = load(str(tmp_path / "rows.csv"), split="a", dev_split="b", columns=f"{name}=split")
+    assert [len(rows) for rows in found] == [8, 8, 0]

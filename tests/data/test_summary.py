@@ -11,7 +11,7 @@ import pytest
 
 from taosr1.data.inspect import main
 from taosr1.data.judgements import Judgement
-from taosr1.data.summary import describe, grade_shares, prompt_lengths, seen_columns
+from taosr1.data.summary import describe, grade_examples, grade_shares, prompt_lengths, seen_columns
 from taosr1.judge_model import BUNDLED_FOLDER
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task.prompt import PromptConfig, encode_prompt
@@ -63,6 +63,25 @@ def test_columns_that_the_judge_sees_and_those_that_it_does_not(row, said):
     assert said in seen_columns([Judgement("q", "t", **row)], BRIEF)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("mug", "Blue mug", 1), ("mug", "Lamp", 4), ("cup", "x", 2)],
+         "4-Excellent, such as: mug | Lamp; 1-Irrelevant, such as: mug | Blue mug"),
+        ([("a", "b", 3), ("c", "d", 2), ("e", "f", None)], "3-Related, such as: a | b; 2-Mismatch, such as: c | d"),
+        ([("a", "b\n\x1b[2J", 4), ("c\u202e", "d" * 99, 1)],
+         "4-Excellent, such as: a | b \\x1b[2J; 1-Irrelevant, such as: c\\u202e | " + "d" * 57 + "..."),
+        ([("a", "b", 4), ("c", "d", 4)], ""),
+        ([("a", "b", None)], ""),
+    ],
+)  # fmt: skip
+def test_one_pair_of_the_best_grade_and_one_of_the_worst_show_which_way_round_a_scale_is(rows, said):
+    rows = [Judgement(query, title, grade=grade) for query, title, grade in rows]
+    assert grade_examples(rows) == said
+    printed = describe(rows, "--data", TOKENIZER, BRIEF, 100)
+    assert f"  {said}" in printed if said else len(printed) == 3
+
+
 def test_no_rows_are_said_too():
     assert describe([], "--data", TOKENIZER, BRIEF, 100) == ["--data: no rows"]
 
@@ -80,6 +99,10 @@ def save(path, rows):
         ([{"query": "a", "title": "b", "grade": g} for g in (1, 4, 4)], ["2 rows contradicted", "1 row with the"]),
         ([{"query": "a", "title": t, "split": s} for t, s in ("xp", "yp", "xq")],
          ["split: p 2, q 1", "'p' and 'q' share 1 pair and 1 query"]),
+        ([{"query": "a", "title": t, "Split": s, "grade": 4} for t, s in (("x", "Train"), ("X", " test"))],
+         ["split: train 1, test 1", "'train' and 'test' share 1 pair and 1 query"]),
+        ([{"query": "a", "title": t, "grade": g} for t, g in (("x", 1), ("y", 3))],
+         ["no grade is 4 (values found: 1, 3)", "3-Related, such as: a | y; 1-Irrelevant, such as: a | x"]),
         ([{"query": "a\x1b[2J", "title": "<|user|> \u202e"}], ["a\\x1b[2J", "\\u202e"]),
         ([{"query": "a", "title": "b", "brand": "c", "rank": 7}], ["not see brand", "not read: rank", "brand 100 %"]),
         ([{"query": "a", "title": "b", "pred_grade": 3, "probs": 1}], ["'pred_grade': predictions"]),
@@ -107,3 +130,14 @@ def test_inspect_runs_as_a_module_and_needs_a_file(tmp_path):
     done = subprocess.run([*run, path], capture_output=True, text=True)
     assert done.returncode == 0 and "1 row of 1 query" in done.stdout and done.stderr == ""
     assert "expected a file" in subprocess.run(run, capture_output=True, text=True).stderr
+
+
+def test_inspect_says_where_two_files_contradict_each_other(tmp_path, capsys):
+    files = [
+        save(tmp_path / f"{name}.jsonl", [{"query": "lamp", "title": t, "grade": g, "item_id": i} for t, g, i in rows])
+        for name, rows in (("a", [("Lamp", 4, "1"), ("Mug", 1, "2")]), ("b", [(" LAMP", 2, "9"), ("x", 4, "2")]))
+    ]
+    main([",".join(files)])
+    printed = capsys.readouterr().out
+    assert "1 row contradicted a row of another file" in printed and f"first 4 in {files[0]}:1 and 2 in" in printed
+    assert f"1 item_id of several files has several titles, first '2' in {files[0]}:2 and {files[1]}:2" in printed

@@ -50,7 +50,7 @@ def test_what_the_name_promises_needs_no_word(tmp_path, capsys):
     assert found(put(tmp_path / "a.tsv", spelled("\t"))) == ROWS
     put(tmp_path / "a.csv", 'query,title,grade\nred mug,"Mug, red",4\n')
     assert found(tmp_path / "a.csv", delimiter=",", encoding="utf-8") == [("red mug", "Mug, red", "4")]
-    assert found(put(tmp_path / "a.jsonl", '{"query": "ä", "title": "b", "grade": 1}\n')) == [("ä", "b", "1")]
+    assert found(put(tmp_path / "a.jsonl", '{"query": "ä", "title": "b", "grade": 4}\n')) == [("ä", "b", "4")]
     assert capsys.readouterr().err == ""
 
 

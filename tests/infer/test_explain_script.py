@@ -148,6 +148,8 @@ def test_without_a_model_the_newest_finished_run_that_explains_is_taken(
     for step in (tmp_path / "runs" / "thinker" / "checkpoints").glob("step-*"):
         os.utime(step, (2e9, 2e9))
     assert named() == "runs/thinker"
+    (tmp_path / "runs" / "thinker" / "config.json").write_text("{")
+    assert named() == "runs/newer"  # a damaged run does not stand in the way
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ BAD = [
     ("score", ("a", [{"title": "b", "query": "c"}]), "product 0: its own query is 'c', but 'a' was given"),
     ("score", ("a", {"b", "c"}), "products are a set, which has no order: give a list"),
     ("rank", ("a", "b"), "products is 'b', expected a list of products"),
-    ("rank", ("a", ["b"], -1), "top_k is -1, expected 0 or more"),
+    ("rank", ("a", ["b"], -1), "top_k is -1, expected an integer of 0 or more"),
     ("explain", ("a", ["b", "c"]), "explain takes one product, this is a list of 2"),
 ]
 WRONG_SETTINGS = [
@@ -308,3 +309,51 @@ def test_threads_that_share_a_judge_get_their_own_scores(fresh):
     for thread in threads:
         thread.join()
     assert found == {query: [scores] * 5 for query, scores in expected.items()}
+
+
+def test_a_row_of_a_data_frame_is_one_product_or_pair_by_its_columns(taught):
+    """As pandas hands them out: `itertuples`, `iloc`, `iterrows`."""
+
+    class Series:
+        """What a pandas Series has: an index of column names, and its values when it is iterated over."""
+
+        def __init__(self, **cells: str) -> None:
+            self.cells, self.index = cells, list(cells)
+
+        def __iter__(self):
+            return iter(self.cells.values())
+
+        def __len__(self) -> int:
+            return len(self.cells)
+
+        def to_dict(self) -> dict:
+            return dict(self.cells)
+
+    row = namedtuple("Pandas", ["title", "query"])("steel travel mug", "travel mug")
+    series = Series(title="steel travel mug", query="travel mug")
+    right = taught.score("travel mug", "steel travel mug")
+    for product in (row, series):
+        assert taught.score("travel mug", product) == right
+        assert [hit.score for hit in taught.rank("travel mug", [product])] == [right.score]
+    assert taught.score([row, (7, series), series]) == [right] * 3
+
+
+def test_the_names_of_a_cross_encoder_are_taken(taught):
+    assert taught.rank("mug", documents=TITLES, batch_size=8) == taught.rank("mug", TITLES)
+    for setting in ({"top_k": 1.5}, {"top_k": "2"}):
+        with pytest.raises(ValueError, match="expected an integer of 0 or more"):
+            taught.rank("mug", TITLES, **setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "foo"}, "dtype is 'foo', expected one of float32"),
+        ({"temperature": 0}, "temperature is 0, expected a finite number above 0"),
+        ({"temperature": 1}, "temperature is 1, the stored beta belongs to 1.39.*: give beta"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Judge.load("bundled", **settings)
+    assert Judge.load("bundled", temperature=1, beta=0.5).temperature == 1

@@ -81,12 +81,13 @@ def test_files_of_another_format_are_named(tmp_path, data, message):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_other_encodings_are_named_with_and_without_a_mark(tmp_path, encoding, packed, mark):
+def test_utf_32_is_refused_with_and_without_a_mark(tmp_path, encoding, packed, mark):
     data = (mark + TEXT).encode(encoding)
-    message = refusal(tmp_path / "a.jsonl", gzip.compress(data) if packed else data)
-    assert f"this file is {encoding[:6].upper()}" in message and ", expected UTF-8" in message
+    assert f"this file is {encoding[:6].upper()}, expected UTF-8" in refusal(
+        tmp_path / "a.jsonl", gzip.compress(data) if packed else data
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,10 +145,15 @@ def test_a_file_that_is_deleted_while_it_is_read_is_still_read(tmp_path):
 
 def test_a_failing_disk_and_a_file_without_permission_are_named(tmp_path, monkeypatch):
     class Failing(io.BytesIO):
+        """A file whose first bytes can be read, and whose lines cannot."""
+
         def fileno(self):
             return 0
 
-        def peek(self, *_):
+        def peek(self, size):
+            return self.getvalue()[:size]
+
+        def readline(self, *_):
             raise OSError(5, "Input/output error")
 
     path = tmp_path / "a.jsonl"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from taosr1.data.hints import likely
 from taosr1.runtime.bad_rows import shorten
 
 PRED_GRADE, GOLD_GRADE, LABELLED_BY = "pred_grade", "gold_grade", "labelled_by"
@@ -67,8 +66,7 @@ def missing_gold(row: dict) -> str:
             f"field {gold!r} is missing: field {name!r} is the prediction of a judge, which is no gold grade. Give "
             "rows that people have graded; to train on a judge's answers, make them with train/label_pool.py"
         )
-    way = " or ".join(likely("grade", row)) if "grade" not in row else ""
-    return "field 'grade' is missing, expected 1-4" + f"; if a column has it: --columns {way}" * bool(way)
+    return "field 'grade' is missing, expected 1-4"
 
 
 def pseudo_label(row: dict) -> str:

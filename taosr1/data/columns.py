@@ -2,7 +2,9 @@
 
 Choice: a name is known only where it can hardly mean anything else (`OTHER_NAMES`); every name that was mapped is
 printed, and so is every column that nothing reads. Two columns that could both be one of ours are an error, unless one
-has exactly our name. German or French names are not guessed: the error names the columns and --columns.
+has exactly our name; so is a vague name (`VAGUE_NAMES`) beside a column that could be meant as well. "rating" and
+"score" are not known: they are the customers' stars, or a search engine's, as often as grades. German or French names
+are not guessed: the error names the columns and --columns.
 """
 
 from __future__ import annotations
@@ -15,28 +17,34 @@ from typing import Any
 
 from taosr1.data.esci import ESCI_COLUMNS, is_esci
 from taosr1.data.gold import GOLD_GRADE, MARKS, is_prediction
+from taosr1.data.hints import likely, shape_of
 from taosr1.data.scales import GradesError
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK
 from taosr1.task.judgement import COLUMNS
 
 OTHER_NAMES = {
-    "query": ("search_term", "search_query", "search_phrase", "searchterm", "query_text", "keyword", "keywords"),
-    "title": ("product_title", "product_name", "item_title", "item_name", "productname", "name"),
+    "query": ("search_term", "search_query", "search_phrase", "searchterm", "query_text"),
+    "title": ("product_title", "product_name", "item_title", "item_name", "productname"),
     "brand": ("brand_name", "product_brand"),
     "attributes": ("product_attributes", "product_features", "item_attributes"),
     "category": ("category_hierarchy", "category_path", "product_category", "item_category"),
     "description": ("desc", "product_description", "product_desc", "item_description"),
     "price": ("product_price", "item_price"),
-    "grade": (
-        "label", "relevance", "relevance_label", "relevance_grade", "rating", "judgement", "judgment",
-    ),
+    "grade": ("label", "relevance", "relevance_label", "relevance_grade", "judgement", "judgment"),
     "query_id": ("qid", "queryid"),
     "item_id": ("product_id", "productid", "itemid", "doc_id", "docid", "document_id", "sku", "asin"),
 }  # fmt: skip
 WEAK_NAMES = {"product_class": "category", "product_type": "category"}  # read only where no better column is there
+VAGUE_NAMES = {"keyword": "query", "keywords": "query", "name": "title"}
+# Words in the names of columns that are no query and no title, whatever else they are.
+_OTHER_THINGS = frozenset(
+    "id index nr number url link image img photo picture date time created updated price cost currency color colour "
+    "size material locale language lang country rank position clicks views count average reviews rating score stock "
+    "weight width height length gender season unnamed version class type level".split()
+)
 KNOWN = {other: ours for ours, others in OTHER_NAMES.items() for other in (ours, *others)}
-KNOWN |= {name: name for name in (*COLUMNS, "split", GOLD_GRADE, *MARKS)}
+KNOWN |= VAGUE_NAMES | {name: name for name in (*COLUMNS, "split", GOLD_GRADE, *MARKS)}
 # Columns that our own programs and ESCI write: nobody needs to be told that the judge does not see them.
 SILENT = {
     "tier", "probs", "label_mass", "score", "prompt_sha", "gold_grade", "labelled_by", "split", "small_version",
@@ -64,6 +72,7 @@ class ColumnNames:
         self.mapped: dict[str, str] = {}
         self.unused: dict[str, None] = {}
         self._found: set[str] = set()  # names of `wanted` that a row had
+        self._seen: dict[str, None] = {}  # the names of all columns
         self._plans: dict[tuple[str, ...], dict[str, str]] = {}
 
     def rename(self, row: dict) -> dict:
@@ -71,7 +80,7 @@ class ColumnNames:
         names = tuple(row)
         plan = self._plans.get(names)
         if plan is None:
-            plan = self._plans[names] = self._plan(names)
+            plan = self._plans[names] = self._plan(row)
             if len(self._plans) > 1000:  # rows of JSON may all differ
                 self._plans.clear()
         if not plan:
@@ -102,6 +111,8 @@ class ColumnNames:
             example = shorten(unused[0], 40)
             way = f'--columns "{example}=attributes" shows one'
             said += f"{'; ' * bool(said)}not shown to the judge: {shown} ({way})"
+            grades = likely("grade", unused) if "grade" not in {*self._seen, *self.mapped.values()} else []
+            said += f"; no column is known as the grade: --columns {' or '.join(grades)}" if grades else ""
         if said:
             print(f"{path}: {shorten(said, 900)}", file=sys.stderr)
 
@@ -109,8 +120,21 @@ class ColumnNames:
         """Raise ValueError for a name of --columns that no row had."""
         lost = [name for name in self.wanted if name not in self._found]
         if lost:
-            has = shorten(", ".join(map(repr, [*self.unused, *self.mapped])), 200)
-            raise ValueError(f"{path}: --columns names {shorten(repr(lost[0]))}, which no row has; the rest is {has}")
+            has = shorten(", ".join(map(repr, self._seen)), 200)
+            raise ValueError(f"{path}: --columns names {shorten(repr(lost[0]))}, which no row has; the rows have {has}")
+
+    def check_texts(self, raw: dict, row: dict) -> None:
+        """Whether a row has the columns that every row needs. raw: under its own names; row: under ours.
+
+        Raises: MissingColumn; ValueError for JSON in another shape.
+        """
+        if is_esci(row):
+            return
+        lost = [name for name in ("query", "title") if name not in row]
+        if (lost or isinstance(row["title"], (dict, list))) and (shape := shape_of(row, _ours)):
+            raise ValueError(shape)
+        if lost:
+            raise self.missing(lost[0], raw)
 
     def missing(self, name: str, row: dict) -> MissingColumn:
         """The error for a row without a column that every row needs, with its way out."""
@@ -118,11 +142,17 @@ class ColumnNames:
         lost = [shorten(repr(name)) for name in self.wanted if name not in row and name not in self._found]
         lost_text = f"; --columns names {', '.join(lost)}, which is not among them" if lost else ""
         way = f'--columns "NAME={name}" says which one it is'
+        if found := likely(name, (other for other in row if not _ours(other))):
+            way += f" (perhaps {' or '.join(found)})"
+        if not any(map(_ours, row)):
+            way += "; if these are the cells of a row, put a header line above it, such as query,title,grade"
+        elif {"query_id", "item_id"} & set(map(_ours, row)):
+            way += "; if another file has it, join the two by their ids (the folder of WANDS or ESCI is read joined)"
         return MissingColumn(f"field {name!r} is missing; the row has {has}{lost_text}: {way}")
 
-    def _plan(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Which columns of a row to rename: its name -> ours, or "" to leave it out."""
-        plan: dict[str, str] = {}
+    def _plan(self, row: dict) -> dict[str, str]:
+        """Which columns of a row, and of others with the same, to rename: its name -> ours, or "" to leave it out."""
+        names, plan = tuple(row), dict[str, str]()
         esci = is_esci(dict.fromkeys(map(_spelling, names)))
         for name, ours in self.wanted.items():
             for found in (name, *(other for other in names if _spelling(other) == _spelling(name))):
@@ -130,6 +160,7 @@ class ColumnNames:
                     self._found.add(name)
                     plan[found] = ours
                     break
+        self._seen |= dict.fromkeys(names) if len(self._seen) < 1000 else {}
         _check_no_prediction(plan, names)
         taken = set(plan.values())
         candidates: dict[str, list[str]] = {}
@@ -145,6 +176,12 @@ class ColumnNames:
                 both = " and ".join(shorten(repr(name)) for name in same[:3])
                 way = f'--columns "{shorten(same[0], 40)}={ours}"'
                 raise SameColumn(f"columns {both} could both be the {ours}: {way} takes the first")
+            rivals = [name for name in names if name not in plan and _could_be_text(name, row[name])]
+            if _spelling(same[0]) in VAGUE_NAMES and rivals:
+                ways = " or ".join(f'"{shorten(name, 40)}={ours}"' for name in (same[0], *rivals[:3]))
+                others = ", ".join(shorten(repr(name)) for name in rivals[:3])
+                both = f"column {shorten(repr(same[0]))} may be the {ours}, and so may {others}"
+                raise SameColumn(f"{both}: say which, --columns {ways}")
             plan[same[0]] = ours
         for name in names:
             ours = WEAK_NAMES.get(_spelling(name))
@@ -211,6 +248,20 @@ def _features(name: str, value: Any) -> Any:
     if _spelling(name) != "product_features" or not isinstance(value, str):
         return value
     return [re.sub(r"\s*:\s*", ": ", part.strip(), count=1) for part in value.split("|")]
+
+
+def _ours(name: str) -> str:
+    """Our name of a column that is known under its own; "" if it is not."""
+    found = _spelling(name)
+    return KNOWN.get(found, "")
+
+
+def _could_be_text(name: str, value: Any) -> bool:
+    """Whether a column that is not known could hold queries or titles, by its name and a value of it."""
+    found = _spelling(name)
+    if not (value is None or isinstance(value, str)) or (value and not any(map(str.isalpha, value))):
+        return False
+    return not (found in KNOWN or found in SILENT or found in WEAK_NAMES or _OTHER_THINGS & set(found.split("_")))
 
 
 def _spelling(name: str) -> str:

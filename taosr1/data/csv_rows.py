@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import dropwhile
 from pathlib import Path
 
-from taosr1.data.dialect import Dialect, RecordLines, find_dialect
+from taosr1.data.dialect import IN_QUOTES, Dialect, RecordLines, find_dialect
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.predictions import from_cells
 from taosr1.runtime.bad_rows import BadRows, shorten
@@ -24,15 +24,18 @@ from taosr1.runtime.text_lines import (
     rows_in,
 )
 
+_TEXT_FORMULA = re.compile(r'="((?:[^"]|"")*)"')
+
 
 def read_csv(
     path: str | Path, bad_rows: BadRows | None = None, read: ReadFlags = AS_FOUND, *, usual: str = ","
 ) -> Iterator[tuple[int, dict]]:
     """The records of a table with a header line, as dicts of strings with the number of the line each begins on.
 
-    Cells are kept exactly. Spaces around a column's name are dropped, and lines of white space alone are skipped. A
-    first column without a name (the index that pandas writes) and empty ones behind the last are left out. A record
-    whose quotes or cells do not fit counts as many bad rows as it has lines.
+    Cells are kept exactly, but `="00123"`, by which Excel keeps a text, is the text. Spaces around a column's name are
+    dropped, and lines of white space alone are skipped. A first column without a name (the index that pandas writes)
+    and others without names and cells are left out. A record whose quotes or cells do not fit counts as many bad rows
+    as it has lines.
     usual: the delimiter that is not worth a note.
 
     Raises: ValueError as `read_jsonl`, as `find_dialect`, and for a header or a record that does not fit;
@@ -52,13 +55,15 @@ class _Records:
     def __init__(self, path: Path, bad_rows: BadRows, read: ReadFlags, dialect: Dialect) -> None:
         self.path, self.bad_rows, self.dialect = path, bad_rows, dialect
         self.encoding = read.encoding
-        self.header: list[str] = []
+        self.header, self.header_line = list[str](), 0
+        self.unnamed: list[int] = []  # columns without a name, but for the first
         self.lines = RecordLines(dialect.delimiter)
         self.rows = 0  # that may lie in the lines of the current record
 
     def read(self) -> Iterator[tuple[int, dict]]:
         quoting = csv.QUOTE_MINIMAL if self.dialect.quoted else csv.QUOTE_NONE
-        reader = csv.reader(self._text(), delimiter=self.dialect.delimiter, quoting=quoting, strict=True)
+        how = {"delimiter": self.dialect.delimiter, "skipinitialspace": self.dialect.spaced}
+        reader = csv.reader(self._text(), quoting=quoting, strict=True, **how)
         while True:
             number, self.rows = reader.line_num + 1, 0
             self.lines.begin()
@@ -73,7 +78,8 @@ class _Records:
                 continue
             if not self.header:
                 self.header = _check_header(self.path, number, record, self.dialect.encoding)
-                self.lines.expected = len(self.header)
+                self.header_line, self.lines.expected = number, len(self.header)
+                self.unnamed = [place for place, name in enumerate(self.header) if place and not name]
                 continue
             self.bad_rows.rows += 1
             if problem := self._problem(record):
@@ -82,7 +88,16 @@ class _Records:
             else:
                 if self.lines.lines == 1:
                     self.lines.end(record)
-                yield number, from_cells({name: cell for name, cell in zip(self.header, record) if name})
+                yield (
+                    number,
+                    from_cells(
+                        {
+                            name: _unwrapped(cell) if cell[:2] == '="' else cell
+                            for name, cell in zip(self.header, record)
+                            if name
+                        }
+                    ),
+                )
 
     def _text(self) -> Iterator[str]:
         for number, line in read_lines(self.path, self.encoding, self._say):
@@ -112,6 +127,8 @@ class _Records:
             return JOINED
         if [cell.strip() for cell in record] == self.header:
             return "this record repeats the header: were two files joined?"
+        if len(record) == 1 < len(self.header) == record[0].count(self.dialect.delimiter) + 1:
+            return f"this line {IN_QUOTES}"
         if len(record) != len(self.header):
             return f"{len(record)} cells, expected {len(self.header)} as in the header"
         if self._swallows():
@@ -119,8 +136,12 @@ class _Records:
                 f"one cell in quotes holds {self.lines.lines} lines that look like rows: a quote that is "
                 "not closed? --quotes text reads quotes as characters, --quotes enclose takes the cell as it is"
             )
-        if any(cell.strip() for name, cell in zip(self.header[1:], record[1:]) if not name):
-            return "a cell below no name: the header ends before it"
+        for place in self.unnamed:
+            if record[place].strip():
+                if any(self.header[place:]):
+                    where = f"{self.path}:{self.header_line}: column {place + 1}"
+                    raise DamagedFile(f"{where} has cells but no name: write one into the header")
+                return "a cell below no name: the header ends before it"
         return next(filter(None, (damage_in(cell, self.dialect.encoding, named=True) for cell in record)), "")
 
     def _swallows(self) -> bool:
@@ -128,13 +149,18 @@ class _Records:
         return self.dialect.quoted and not self.dialect.certain and self.lines.suspicious
 
 
+def _unwrapped(cell: str) -> str:
+    """The text of `="00123"`; any other cell as it is."""
+    found = _TEXT_FORMULA.fullmatch(cell)
+    return found[1].replace('""', '"') if found else cell
+
+
 def _check_header(path: Path, number: int, record: list[str], encoding: str) -> list[str]:
     """The names of the columns; "" for those that are left out."""
     header = [name.strip() for name in record]
     repeated = [name for name, count in Counter(header).items() if count > 1 and name]
     problem = damage_in("".join(header), encoding, named=True)
-    named = list(dropwhile(lambda name: not name, reversed(header)))[::-1]  # without empty names at the end
-    if not problem and ("" in named[1:] or not named):
+    if not problem and not any(header):
         problem = f"header {shorten(repr(header), 200)} has an empty column name"
     elif not problem and repeated:
         problem = f"header names {shorten(repr(repeated), 200)} twice"

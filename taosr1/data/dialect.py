@@ -22,12 +22,14 @@ from pathlib import Path
 
 from taosr1.data.columns import known_names
 from taosr1.data.flags import ReadFlags
+from taosr1.data.headers import LOOKED_AT, header_problem
 from taosr1.runtime.encodings import UTF_8, shown
 from taosr1.runtime.text_lines import MAX_LINE_BYTES, DamagedFile, read_lines
 
 DELIMITERS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 SPELLED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 HEAD_LINES, HEAD_CHARS = 200, 2**20  # looked at for the delimiter
+IN_QUOTES = """is in quotes as a whole: sed -e 's/^"//' -e 's/"\\r*$//' -e 's/""/"/g' FILE > NEW takes them away"""
 CLEAR_SHARE = 0.5  # of the rows: by so much a delimiter must fit better than another to win by its fit alone
 
 _EXCEL_HINT = re.compile(r'\ufeff?"?sep=(?P<delimiter>.?)"?\r?\n?', re.IGNORECASE)  # a line that Excel puts first
@@ -42,12 +44,14 @@ class Dialect:
     encoding: str = UTF_8
     quoted: bool = True  # a quote at the beginning of a cell encloses it
     hint_line: int = 0  # the number of the line "sep=;", 0 if there is none
+    spaced: bool = False  # a space may stand between a delimiter and a quote
     certain: bool = False  # --quotes or the header says how: no record is suspicious
     text_quotes: tuple[int, int] = (0, 0)  # number of lines that enclosing quotes would have swallowed, and the first
 
     def describe(self, usual: str) -> str:
         """What is not usual for a file of this name; "" if nothing is."""
         said = [f"in {shown(self.encoding)}"] if self.encoding != UTF_8 else []
+        said += ["with spaces before quotes"] if self.spaced else []
         said += [f"with {DELIMITERS[self.delimiter]} between the cells"] if self.delimiter != usual else []
         if not self.quoted and self.text_quotes[0]:
             number, first = self.text_quotes
@@ -145,17 +149,30 @@ def find_dialect(path: Path, usual: str, read: ReadFlags) -> Dialect:
     encodings = [UTF_8]
     with closing(read_lines(path, read.encoding, encodings.append)) as lines:
         head = _head(lines)
+        _check_first_line(path, head, read)
         dialect = Dialect(_choose_delimiter(path, head, usual, read))
         if head and _EXCEL_HINT.fullmatch(head[0][1]):
             dialect.hint_line = head.pop(0)[0]
         if read.quotes:
             dialect.quoted, dialect.certain = read.quotes == "enclose", True
         else:
-            signs = _look_for_signs(chain(head, lines), dialect.delimiter)
+            dialect.spaced = _has_spaces_before_quotes(head, dialect.delimiter)
+            signs = _look_for_signs(chain(head, lines), dialect.delimiter, dialect.spaced)
             dialect.quoted = signs.enclosing or signs.certain or signs.swallowed <= signs.lost
             dialect.certain, dialect.text_quotes = signs.certain, (signs.swallowed, signs.first)
     dialect.encoding = encodings[-1]
     return dialect
+
+
+def _check_first_line(path: Path, head: list[tuple[int, str]], read: ReadFlags) -> None:
+    """Raise DamagedFile for a first line that is no header, or for lines in quotes as a whole."""
+    lines = head[1:] if head and _EXCEL_HINT.fullmatch(head[0][1]) else head
+    first = lines[0][1].strip() if lines else ""
+    if _is_enclosed(first) and any(known_names(_cells(first[1:-1], delimiter)) > 1 for delimiter in DELIMITERS):
+        raise DamagedFile(f"{path}:{lines[0][0]}: the header {IN_QUOTES}")
+    readings = [(number, [_cells(line, delimiter) for delimiter in DELIMITERS]) for number, line in lines[:LOOKED_AT]]
+    if problem := header_problem(readings, read.columns):
+        raise DamagedFile(f"{path}:{lines[0][0]}: {problem}")
 
 
 def _head(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -256,7 +273,17 @@ def _is_enclosed(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
 
 
-def _look_for_signs(numbered: Iterable[tuple[int, str]], delimiter: str) -> _Signs:
+def _has_spaces_before_quotes(head: list[tuple[int, str]], delimiter: str) -> bool:
+    """Whether rows such as `mug, "Mug, big", 4` only fit the header if the spaces are no part of the cells."""
+    spaced = [line.replace("\r", "") for _, line in head if re.search(f'{re.escape(delimiter)} +"', line)]
+    if not spaced:
+        return False
+    expected = len(_cells(head[0][1], delimiter))
+    sizes = [[len(row) for row in csv.reader(spaced, delimiter=delimiter, skipinitialspace=skip)] for skip in (0, 1)]
+    return any(size != expected for size in sizes[0]) and all(size == expected for size in sizes[1])
+
+
+def _look_for_signs(numbered: Iterable[tuple[int, str]], delimiter: str, spaced: bool) -> _Signs:
     """Read the records with enclosing quotes, and count the signs; stops at the first that speaks for them."""
     signs, lines, last = _Signs(), RecordLines(delimiter), ""
 
@@ -267,7 +294,7 @@ def _look_for_signs(numbered: Iterable[tuple[int, str]], delimiter: str) -> _Sig
             last = line
             yield line
 
-    reader = csv.reader(text(), delimiter=delimiter, strict=True)
+    reader = csv.reader(text(), delimiter=delimiter, skipinitialspace=spaced, strict=True)
     while not signs.enclosing:
         lines.begin()
         try:

@@ -7,6 +7,7 @@ what other programs write for a missing value; a word of a longer text is never 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
@@ -16,6 +17,7 @@ from taosr1.task.judgement import COLUMNS
 MISSING_WORDS = frozenset(
     "nan NaN NAN -nan None null NULL Null <NA> NA N/A n/a #N/A #NA NaT \\N (null) undefined".split()
 )
+_FORMULA = re.compile(r"=\s*(?:\$?[A-Z]{1,3}\$?\d|[A-Z]+\()")  # of a spreadsheet: =A2&"x", =TEXT(A2;"000")
 MAX_LEVELS = 4  # of attributes inside attributes; a deeper object is no list of attributes
 _JOINERS = {"attributes": "; ", "category": " > ", "description": " "}  # columns in which a list has a clear meaning
 _NAME_KEYS, _VALUE_KEYS = ("name", "key", "attribute", "label"), ("value", "values", "val")
@@ -53,6 +55,8 @@ def without_missing(row: dict) -> dict:
 def to_text(name: str, value: Any) -> str:
     """The value of a text column as text. Raises: ValueError naming the field, and the place in it."""
     if isinstance(value, str):
+        if value[:1] == "=" and name in ("query_id", "item_id") and _FORMULA.match(value):
+            raise ValueError(f"field {name!r} is the formula {shorten(repr(value))}, expected its value: export values")
         return value if "!" <= value[:1] <= "~" or not is_blank(value) else ""
     if isinstance(value, (dict, list)):
         if name == "attributes":

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from taosr1.data.columns import ColumnNames, MissingColumn, SameColumn
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.esci import esci_row, is_esci, keep_split
+from taosr1.data.file_checks import checked_rows
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.flatten import to_text, without_missing
 from taosr1.data.gold import is_prediction, missing_gold
@@ -104,6 +105,7 @@ def read_parsed(
             skipped = f" ({bad_rows.skipped} bad rows skipped)" if bad_rows.skipped else ""
             raise ValueError(f"{path}: no rows in this file{skipped}: check {flag}")
         grades.finish()
+        found = list(zip(checked_rows(path, [row for row, _ in found], read.encoding), [kept for _, kept in found]))
         pairs += [(replace(row, grade=None), kept) for row, kept in found] if grades.useless else found
     if not limit:
         names.check_found(spec)
@@ -141,6 +143,7 @@ def _iter_parsed(
     for line, raw in read_rows(path, bad_rows, read, kind=kind):
         try:
             named = names.rename(raw)
+            names.check_texts(raw, named)
             row = without_missing(named)
             grade = grades.read(line, row)
             judgement = parse_judgement({**row, "grade": grade} if "grade" in row or grade else row)

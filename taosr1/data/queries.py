@@ -21,7 +21,8 @@ def plain(text: str) -> str:
     """The text without differences that nobody sees or means: of case, spaces, Unicode forms, invisible characters."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-        text = "".join(char for char in text if char.isspace() or not is_blank(char))
+        unseen = [char for char in set(text) if not char.isspace() and is_blank(char)]
+        text = text.translate(dict.fromkeys(map(ord, unseen))) if unseen else text
     return " ".join(text.split()).casefold()
 
 
@@ -159,4 +160,5 @@ def _say_other_grades(rows: Sequence[Judgement]) -> None:
         before, row = found[0]
         places = " and ".join(f"{each.grade} in {each.source}:{each.line}" for each in (before, row))
         contradicted = f"{len(found)} row{'s'[: len(found) != 1]} contradicted a row of another file"
-        print(f"note: {contradicted} (the same texts, another grade), first {places}; all are kept", file=sys.stderr)
+        what = "the same query and product, another grade"
+        print(f"note: {contradicted} ({what}), first {places}; all are kept", file=sys.stderr)

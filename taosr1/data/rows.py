@@ -98,7 +98,7 @@ def read_rows(
     if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
     if kind == ".xlsx":
-        return read_excel(path, bad_rows)
+        return read_excel(path, bad_rows, read.columns)
     if kind in TABLES:
         return read_csv(path, bad_rows, read, usual=TABLES[kind])
     if kind == ".json" and not has_lines_of_json(path, read.encoding):

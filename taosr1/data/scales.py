@@ -220,11 +220,12 @@ class GradeColumn:
     def _way_out(self, value: Any) -> str:
         """What to do about a value that the map lacks.
 
-        Choice: a map with a number that the file lacks, beside a file with a number that the map lacks, was made for
-        another file: the file's grades would be shifted if the number were added.
+        Choice: a map with a number that the file lacks, beside a file with a number that the map lacks and with the
+        numbers of another scale alone, was made for another file: the grades would be shifted if the number were added.
         """
         numbers, mapped = ({key for key in keys if _as_number(key) is not None} for keys in (self.counts(), self.map))
-        if canonical(value) in numbers and mapped - numbers:
+        is_scale = any(numbers <= known for known in (OUR_DIGITS.keys(), *(known for known, *_ in _SCALES)))
+        if canonical(value) in numbers and mapped - numbers and is_scale:
             of_map = shown_values(Counter(mapped))
             found = "fit 1-4 as they are" if numbers <= OUR_DIGITS.keys() else "are of another scale"
             return (

@@ -27,6 +27,7 @@ from taosr1.runtime.encodings import (
     encoding_of_head,
     is_utf8,
     known_encoding,
+    readings,
     shown,
 )
 
@@ -60,6 +61,7 @@ _PAGE = re.compile(rb"\s*<(?:!doctype html|html|table|\?xml)\b", re.IGNORECASE) 
 _DAMAGE = re.compile("[\ud800-\udfff]")
 _NUL_MARK = "\udc00"
 _BINARY = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\udc80-\udcff]")
+_GAP, WORD_CHARS = re.compile(r"""[\s,;|"'<>]"""), 10  # between words; and of a word to show, on each side
 _C1 = re.compile("[\x80-\x9f]")
 
 
@@ -119,7 +121,12 @@ def damage_in(text: str, encoding: str = UTF_8, *, named: bool = False) -> str:
         return "NUL byte in the text (was the file damaged in a crash?)"
     if encoding in (UTF_16_LE, UTF_16_BE):
         return f"not {shown(encoding)}: half of a surrogate pair"
-    hint = "; --encoding names another one, such as cp1252" if named else ""
+    hint = ""
+    if named:
+        at = mark.start()
+        word = _GAP.split(text[max(0, at - WORD_CHARS) : at])[-1] + _GAP.split(text[at : at + WORD_CHARS])[0]
+        read = readings(word.replace(_NUL_MARK, "").encode(encoding, "surrogateescape"))
+        hint = f"; --encoding names another one: {read}" if read else "; --encoding names another one"
     return f"not {shown(encoding)}: byte 0x{ord(mark.group()) - 0xDC00:02x}{hint}"
 
 

@@ -35,7 +35,7 @@ def refusal(path, **flags):
         ("search_term", "product_name", "brand_name", "label", "qid", "sku"),
         ("Keyword", "Product Title", "Product-Brand", "Relevance", "Query ID", "ASIN"),
         ("search query", "name", "Brand", "judgment", "queryid", "docid"),
-        ("\ufeffquery", "Item Name", "BRAND", "rating", "query-id", "Doc_ID"),
+        ("\ufeffquery", "Item Name", "BRAND", "Relevance-Label", "query-id", "Doc_ID"),
     ],
 )
 def test_common_names_in_any_case_are_known_and_said(tmp_path, capsys, names):
@@ -99,7 +99,7 @@ def test_a_wrong_map_of_columns_is_refused(tmp_path, columns, message):
     [
         (("query", "product_name", "name"), "'product_name' and 'name' could both be the title"),
         (("Query", "QUERY", "title"), "'Query' and 'QUERY' could both be the query"),
-        (("query", "title", "label", "rating"), "'label' and 'rating' could both be the grade"),
+        (("query", "title", "label", "relevance"), "'label' and 'relevance' could both be the grade"),
         (("query", "product_title", "name"), "'product_title' and 'name' could both be the title"),
     ],
 )
@@ -114,9 +114,9 @@ def test_two_columns_that_could_be_one_are_refused_unless_one_has_our_name(tmp_p
 
 
 def test_a_column_can_be_left_out_or_put_in_the_place_of_another(tmp_path):
-    path = table(tmp_path, ("query", "title", "long title", "rating"), ("a", "b", "b in long", "5"))
+    path = table(tmp_path, ("query", "title", "long title", "label"), ("a", "b", "b in long", "5"))
     assert refusal(path).startswith(f"{path}:2: field 'grade' is '5'")
-    row = read_judgements(path, ReadFlags(columns="rating=,long title=title"))[0]
+    row = read_judgements(path, ReadFlags(columns="label=,long title=title"))[0]
     assert (row.title, row.grade, row.extra) == ("b in long", None, {})
 
 
@@ -211,3 +211,51 @@ def test_any_other_object_is_refused_by_file_line_and_field(tmp_path, name, valu
     rows = [{"query": "a", "title": "b"}, {"query": "a", "title": "b", name: value}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert refusal(path).startswith(f"{path}:2: field {name!r} ")
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "ways", "right"),
+    [
+        (("Search", "Title", "Keywords"), ("mug", "Red mug", "cup coffee"), '"Keywords=query" or "Search=query"', 1),
+        (("Suchwort", "keyword", "title"), ("mug", "cup", "Red mug"), '"keyword=query" or "Suchwort=query"', 1),
+        (("query", "name", "product"), ("mug", "Anna", "Red mug"), '"name=title" or "product=title"', 1),
+        (("query", "Name", "Stück", "Art"), ("a", "b", "", "c"), '"Name=title" or "Stück=title" or "Art=title"', 2),
+    ],
+)
+def test_a_vague_name_beside_another_text_is_not_guessed(tmp_path, header, cells, ways, right):
+    path = table(tmp_path, header, cells)
+    assert f"say which, --columns {ways}" in refusal(path, max_bad_rows=5)
+    way = ways.split(" or ")[right].strip('"')
+    name, _, ours = way.partition("=")
+    found = read_judgements(path, ReadFlags(columns=way))[0]
+    assert getattr(found, ours) == cells[header.index(name)]
+
+
+def test_a_vague_name_alone_is_read(tmp_path):
+    header = ("keyword", "name", "image_url", "rating_count", "clicked_on", "Colour")
+    path = table(tmp_path, header, ("mug", "Red mug", "x.jpg", "4", "2026-01-31", "red"))
+    row = read_judgements(path)[0]
+    assert (row.query, row.title) == ("mug", "Red mug")
+
+
+@pytest.mark.parametrize("name", ["rating", "Score", "Bewertung", "relevanceGrade", "stars"])
+def test_what_may_be_stars_or_scores_is_no_grade_until_the_user_says_so(tmp_path, capsys, name):
+    path = table(tmp_path, ("query", "title", name), ("mug", "Red mug", "4"))
+    assert read_judgements(path)[0].grade is None
+    way = f'--columns "{name}=grade"'
+    assert f"no column is known as the grade: {way}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f'"NAME=grade" says which one it is .perhaps "{name}=grade"'):
+        read_judgements(path, need_grade=True)
+    assert read_judgements(path, ReadFlags(columns=f"{name}=grade"), need_grade=True)[0].grade == 4
+
+
+def test_a_misspelt_name_of_the_flag_is_shown_beside_the_names_of_the_file(tmp_path):
+    path = table(tmp_path, ("query", "title", "grade"), ("mug", "Red mug", "4"))
+    message = refusal(path, columns="titel=brand")
+    assert message.endswith("--columns names 'titel', which no row has; the rows have 'query', 'title', 'grade'")
+
+
+def test_a_missing_column_names_those_that_may_be_it(tmp_path):
+    path = table(tmp_path, ("Suchanfrage", "Produkt", "grade"), ("mug", "Red mug", "4"))
+    assert '--columns "NAME=query" says which one it is (perhaps "Suchanfrage=query")' in refusal(path)
+    assert '(perhaps "Produkt=title")' in refusal(path, columns="Suchanfrage=query")

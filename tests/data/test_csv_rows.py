@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import time
 
 import pytest
@@ -154,3 +155,52 @@ def test_text_in_is_text_out_through_every_reader_and_back(tmp_path):
         assert [row for _, row in read_jsonl(tmp_path / "scored.jsonl")] == raw
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# exported 2026\nquery,title,grade\nmug,Mug,4\n", ":1: line 2 looks like the header (query, title, grade)"),
+        ("Relevance, Q3\n\n\nquery;title;grade\nmug;Mug;4\n", ":1: line 4 looks like the header (query, title, grade)"),
+        ("Shop\tMay\nQuery\tproduct_name\na\tb\n", ":1: line 2 looks like the header (Query, product_name)"),
+        ("mug,Mug big,4\nlamp,Lamp,1\n", "put a header above it, such as query,title,grade; if it is the header"),
+        ("17;mug;Mug big;Acme;4.0\n", "such as column1,query,title,column4,grade"),
+        ("mug;Mug big\nlamp;Lamp\n", "put a header line above it, such as query,title,grade"),
+        ('"query;title;grade"\n"mug;Mug;4"\n', ":1: the header is in quotes as a whole: sed -e"),
+        ('query;title;grade\nmug;Mug;4\n"lamp;Lamp, ""big"";1"\n', ":3: this line is in quotes as a whole: sed -e"),
+        ('query,title,item_id\nmug,Mug,=A2&"x"\n', ":2: field 'item_id' is the formula '=A2&\"x\"', expected"),
+    ],
+)
+def test_a_first_line_that_is_no_header_is_refused_with_a_way_out(tmp_path, text, message):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    for flags in (ReadFlags(), ReadFlags(max_bad_rows=0 if ":2:" in message or ":3:" in message else 5)):
+        with pytest.raises(ValueError) as caught:
+            read_judgements(tmp_path / "a.csv", flags)
+        assert message in str(caught.value)
+    if "sed -e" in message:  # the way out works
+        command = str(caught.value).partition("as a whole: ")[2].partition(" takes")[0]
+        subprocess.run(command.replace("FILE", "a.csv").replace("NEW", "b.csv"), shell=True, check=True, cwd=tmp_path)
+        assert [row.grade for row in read_judgements(tmp_path / "b.csv")][:1] == [4]
+
+
+def test_row_one_is_not_lost_as_a_header_that_the_user_has_named(tmp_path):
+    (tmp_path / "a.csv").write_text("mug,Mug big,4\nlamp,Lamp,1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="'4' is a number: if the line is a row, put a header above it"):
+        read_judgements(tmp_path / "a.csv", ReadFlags(columns="mug=query,Mug big=title,4=grade"))
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        (',,query,title\n,,mug,Mug\n', ("mug", "Mug", "")),
+        ('query, title, grade\nmug, "Mug, big", 4\nlamp, Lamp, 1\n', ("mug", "Mug, big", "")),
+        ('query;title;brand\nmug; "Mug; big";x\n"a"; "b ""c"" d"; y\n', ("mug", "Mug; big", "x")),
+        ('query,title,brand\nmug, Mug "big",x\n', ("mug", ' Mug "big"', "x")),
+        ('query,title,item_id\nmug,"=""00123""",="00123"\n', ("mug", "00123", "")),
+    ],
+)  # fmt: skip
+def test_spaces_before_quotes_and_columns_of_nothing_are_no_part_of_the_cells(tmp_path, text, cells):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    row = read_judgements(tmp_path / "a.csv")[0]
+    assert (row.query, row.title, row.brand) == cells
+    assert row.item_id == ("00123" if "item_id" in text else "")

@@ -62,8 +62,9 @@ def test_a_merged_cell_counts_in_every_row_that_it_covers(tmp_path, capsys):
     ]  # fmt: skip
     assert "2 merged cells filled" in capsys.readouterr().err
     rows = [["Report of May", None], ["query", "title"], ["a", "b"]]
-    assert "delete the rows above the header" in refusal(workbook(tmp_path / "b.xlsx", *rows, merge=["A1:B1"]))
-    assert "delete the rows above the header" in refusal(workbook(tmp_path / "c.xlsx", ["May", None, "x"], *rows[1:]))
+    below = ":1: line 2 looks like the header (query, title)"
+    assert below in refusal(workbook(tmp_path / "b.xlsx", *rows, merge=["A1:B1"]))
+    assert below in refusal(workbook(tmp_path / "c.xlsx", ["May", None, "x"], *rows[1:]))
 
 
 @pytest.mark.parametrize(
@@ -139,3 +140,56 @@ def test_parquet_rows_of_every_kind_are_read(tmp_path):
     assert (one.category, one.price, one.grade, one.brand) == ("Shoes > Boots", "1299", 4, "Acme")
     assert (two.query, two.attributes, two.price, two.grade) == ("nan bread", "", "", None)
     assert one.extra == {"day": "2026-05-31"} and len(list(read_rows(tmp_path / "a.parquet"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("format", "value", "shown"),
+    [
+        ("00000", 123, "00123"),
+        ("000000000000", 4012345678.0, "004012345678"),
+        ('"ART-"0000', 7, "ART-0007"),
+        ("000-000", 12345, "012-345"),
+        ("00\\-00", 123456, "1234-56"),
+        ("00;-00", 5, "05"),
+        ("0", 5, "5"),
+        ("0.00", 5, "5"),
+        ("#,##0", 1234, "1234"),
+    ],
+)
+def test_an_id_keeps_the_zeros_that_its_format_shows(tmp_path, format, value, shown):
+    book = openpyxl.Workbook()
+    for row in (["query", "title", "item_id"], ["mug", "Mug", value], ["mug", "Cup", None]):
+        book.active.append(row)
+    book.active["C2"].number_format = format
+    book.active.merge_cells("C2:C3")
+    book.save(tmp_path / "a.xlsx")
+    assert [row.item_id for row in read_judgements(tmp_path / "a.xlsx")] == [shown, shown]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [[], [["Read me"]], [["Judgements of May"], ["graded by three people"]], [["Suche", "Titel"], ["a", "b"]]],
+)
+def test_rows_on_another_sheet_are_named(tmp_path, first):
+    book = openpyxl.Workbook()
+    for row in first:
+        book.active.append(row)
+    for row in (["query", "title"], ["mug", "Mug"]):
+        book.create_sheet("pairs" if row[0] == "query" else "empty").append(row)
+    book["pairs"].append(["mug", "Mug"])
+    book.save(tmp_path / "a.xlsx")
+    assert "but 'pairs' may: move that sheet to the front, or save it as CSV" in refusal(tmp_path / "a.xlsx")
+
+
+def test_hidden_rows_are_read_and_counted_and_empty_columns_are_not(tmp_path, capsys):
+    book = openpyxl.Workbook()
+    for row in (["query", "title", "grade"], *(["mug", f"Mug {n}", n] for n in (1, 2, 3, 4))):
+        book.active.append([None, None, *row])
+    for number in (3, 5):
+        book.active.row_dimensions[number].hidden = True
+    book.save(tmp_path / "a.xlsx")
+    assert [row.grade for row in read_judgements(tmp_path / "a.xlsx")] == [1, 2, 3, 4]
+    assert "2 hidden rows (a filter?) read as all others" in capsys.readouterr().err
+    book.active["B4"] = "x"
+    book.save(tmp_path / "a.xlsx")
+    assert ":4: a cell ('x') below no name: write one above column 2" in refusal(tmp_path / "a.xlsx")

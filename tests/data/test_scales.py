@@ -137,12 +137,14 @@ def test_a_slip_among_many_grades_is_a_bad_row_like_others(tmp_path, slip):
         (["0", "1", "2"], "0=1,1=4", "2"),
         (["Exact", "Partial"], "Exact=4", "Partial"),
         (["1", "4", "0"], "1=4,4=1", "0"),
+        (["1", "2", "3", "9"], "0-3", "9"),  # a slip, and a small file
     ],
 )
 @pytest.mark.parametrize("skipped", [0, 99])
 def test_a_value_that_the_map_leaves_out_is_refused_by_name_and_line(tmp_path, spelled, grades, unmapped, skipped):
     line = spelled.index(unmapped) + 2
-    with pytest.raises(GradesError, match=rf"rows\.csv:{line}: field 'grade' is '{unmapped}', which --grades does not"):
+    shown = rf"rows\.csv:{line}: field 'grade' is '{unmapped}', which --grades does not.*add {unmapped}=GRADE to it"
+    with pytest.raises(GradesError, match=shown):
         load_rows(table(tmp_path, spelled), ReadFlags(grades=grades, max_bad_rows=skipped), need_grade=True)
 
 

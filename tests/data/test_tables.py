@@ -88,7 +88,12 @@ def test_a_delimiter_that_is_wrong_or_cannot_be_told_is_a_question(tmp_path, tex
         ("19 €", "cp1252", "latin-1", "2: a control character in iso8859-1: --encoding cp1252"),
         ("größe", "utf-8", "klingon", "--encoding is 'klingon', expected one such as utf-8"),
         ("größe", "utf-32", "", "this file is UTF-32, expected UTF-8: iconv -f UTF-32 -t UTF-8"),
-        ("größe", "cp1252", "", "2: not UTF-8: byte 0xf6; --encoding names another one, such as cp1252"),
+        (
+            "größe",
+            "cp1252",
+            "",
+            "2: not UTF-8: byte 0xf6; --encoding names another one: cp1252 (Western Europe) reads 'größe'",
+        ),
     ],
 )
 def test_an_encoding_that_is_wrong_or_cannot_be_told_is_a_question(tmp_path, text, written, flag, message):
@@ -218,3 +223,62 @@ def test_a_file_is_read_as_the_kind_that_the_caller_says(tmp_path):
     path = put(tmp_path / "spooled", "query;title\na;b\n")
     assert [row.title for row, _ in read_parsed(path, lambda raw, row: None, kind=".csv")] == ["b"]
     assert [row.title for row in read_judgements(put(tmp_path / "a.xls", "query\ttitle\na\tb\n"))] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "whose", "words"),
+    [
+        ("cp1250", "Central Europe", ["żółty kubek", "stół dębowy", "łóżko dziecięce"]),
+        ("cp1250", "Central Europe", ["női cipő", "bőr táska", "esernyő"]),
+        ("cp1251", "Cyrillic", ["красная кружка", "стол дубовый", "Лампа"]),
+        ("mac-roman", "old Macs", ["rote Mütze", "Tür grün", "Müller Käse"]),
+        ("mac-roman", "old Macs", ["fête", "crème brûlée", "vélo été"]),
+        ("cp850", "DOS", ["rote Mütze", "Möbel", "Käse"]),
+        ("shift_jis", "Japanese", ["赤いマグ", "机", "木の机"]),
+    ],
+)
+def test_an_encoding_that_cannot_be_told_is_shown_by_its_words(tmp_path, capsys, encoding, whose, words):
+    path = tmp_path / "a.csv"
+    path.write_bytes("".join(f"{row}\n" for row in ["query,title", *(f"{w},{w} 1" for w in words)]).encode(encoding))
+    first = next(part for word in words for part in word.split() if not part.isascii())
+    assert f"{encoding} ({whose}) reads {first!r}" in refusal(path)
+    assert [row.query for row in read_judgements(path, ReadFlags(encoding=encoding))] == words
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "wrong", "words"),
+    [
+        ("cp1250", "cp1252", ["żółty kubek", "stół dębowy"]),
+        ("cp1251", "latin-1", ["красная кружка", "стол"]),
+        ("mac-roman", "cp1252", ["rote Mütze", "Tür"]),
+        ("cp1252", "mac-roman", ["rote Mütze", "Tür"]),
+        ("cp1250", "cp1251", ["żółty kubek", "stół dębowy"]),
+        ("cp1252", "cp1251", ["rote Mütze", "Tür"]),
+    ],
+)
+def test_a_wrong_encoding_that_the_user_gives_is_warned_of_with_a_line(tmp_path, capsys, encoding, wrong, words):
+    path = tmp_path / "a.csv"
+    path.write_bytes("".join(f"{row}\n" for row in ["query,title", *(f"{w},{w} 1" for w in words)]).encode(encoding))
+    read_judgements(path, ReadFlags(encoding=wrong))
+    assert f"warning: {path}:2: " in (said := capsys.readouterr().err)
+    assert f"is --encoding {wrong} right? Others are cp1252 (Western Europe), cp1250 (Central Europe)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "said"),
+    [
+        ("query_id,query,title\n1.0,a,x\n12.0,b,y\n,c,z\n", ["1", "12", ""], "every query_id ends in .0"),
+        ("query_id,query,title\n1.0,a,x\n1.1,b,y\n", ["1.0", "1.1"], ""),
+        ("query_id,query,title\n007.0,a,x\nv2.0,b,y\n", ["007.0", "v2.0"], ""),
+        (
+            '{"query_id": 3.0, "query": "a", "title": "x"}\n{"query_id": 4, "query": "b", "title": "y"}\n',
+            ["3", "4"],
+            "",
+        ),
+    ],
+)
+def test_ids_that_a_program_has_made_floats_are_integers_again(tmp_path, capsys, text, ids, said):
+    path = put(tmp_path / ("a.jsonl" if text[0] == "{" else "a.csv"), text)
+    assert [row.query_id for row in read_judgements(path)] == ids
+    assert said in (printed := capsys.readouterr().err) and (said or "ends in .0" not in printed)

@@ -167,7 +167,11 @@ def check_refusal(entry: str, sample: Sample, spelled: Spelled, generous: Outcom
         if ours is None or not {"query", "title"} <= ours.keys() and "product_title" not in ours:
             return
     if (
-        re.search("separated by|could both separate|names no delimiter|:1: broken CSV|:1: header", generous.error)
+        re.search(
+            "separated by|could both separate|names no delimiter|:1: broken CSV|:1: header"
+            "|:1: no name in this line|looks like the header|has cells but no name|in quotes as a whole",
+            generous.error,
+        )
         and sample.damaged
     ):
         return

@@ -88,11 +88,11 @@ KINDS = ("ours", "ours", "ours", "esci", "esci", "pairs", "scores", "replies")
 
 
 OTHER_NAMES = {
-    "query": ("Query", "QUERY", "search_term", "Keyword"),
-    "title": ("Title", "product_name", "Product Name", "name"),
+    "query": ("Query", "QUERY", "search_term"),
+    "title": ("Title", "product_name", "Product Name"),
     "brand": ("Brand", "brand_name"),
     "description": ("desc", "Description"),
-    "grade": ("label", "Relevance", "rating"),
+    "grade": ("label", "Relevance"),
     "query_id": ("qid", "Query ID"),
     "item_id": ("sku", "Product-ID", "doc_id"),
 }

@@ -224,7 +224,7 @@ def leaves(value) -> Iterator[object]:
 
 
 def csv_rows(lines: list[bytes], delimiter: str, sound: bool, *, text_quotes: bool = False) -> Spelled:
-    header, rows = None, {}
+    header, rows, inside = None, {}, []
     records = split_lines(lines, delimiter) if text_quotes else csv_records(lines, delimiter)
     for start, cells in records:
         if header is None and not rows and len(cells or []) < 3 and re.fullmatch(rb'"?sep=.?"?\s*', lines[start - 1]):
@@ -233,11 +233,13 @@ def csv_rows(lines: list[bytes], delimiter: str, sound: bool, *, text_quotes: bo
             names = [name.strip() for name in cells or []]  # of broken bytes or quotes there are none
             last = max((at for at, name in enumerate(names) if name), default=-1)
             named = [name for name in names if name]
-            if last < 0 or "" in names[1 : last + 1] or len(set(named)) < len(named):
+            if last < 0 or len(set(named)) < len(named):
                 return Spelled({}, False)
-            header = names
+            header, inside = names, [at for at in range(1, last) if not names[at]]
         else:
             fits = cells is not None and len(cells) == len(header)
+            if fits and any(cells[at].strip() for at in inside):
+                return Spelled({}, False)
             fits = fits and not any(cell.strip() for name, cell in zip(header[1:], cells[1:]) if not name)
             rows[start] = {name: cell for name, cell in zip(header, cells) if name} if fits else None
     return Spelled(rows, sound, columns=len(header or []))

@@ -18,7 +18,7 @@ attributes: product attributes, product features, item attributes
 category: category hierarchy, category path, product category, item category
 description: desc, product description, product desc, item description
 price: product price, item price
-grade: label, relevance, relevance label, relevance grade, rating, judgement, judgment
+grade: label, relevance, relevance label, relevance grade, judgement, judgment
 query_id: query id, qid, queryid
 item_id: item id, product id, productid, itemid, doc id, docid, document id, sku, asin
 query_kind: query kind

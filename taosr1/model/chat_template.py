@@ -22,14 +22,24 @@ from taosr1.runtime.distributed import this_rank
 # It is the date that the templates of Llama 3.1 and 3.2 fall back to where there is no clock.
 PINNED_DATE = datetime(2024, 7, 26)
 REPLY = "\ue002reply\ue002"  # stands for an assistant's message; no template contains private-use characters
-# How families begin a thought, and end it.
-THOUGHT = re.compile(r"<((?:\w+:)?(?:think|thinking|thought|reasoning))>\s*$")
+MARK = "\ue003mark\ue003"  # stands for the last message
+# What begins or ends a thought: its name in brackets ("<think>", "<|END_THINKING|>") or behind ("<|channel>thought").
+_THINKING = r"(?:think|thought|reason|analy[sz]|scratch_?pad|reflect|rationale|monologue|deliberat|ponder)"
+TAG = re.compile(
+    rf"[<\[◁{{][^<>\[\]◁▷{{}}\s]*{_THINKING}[^<>\[\]◁▷{{}}\s]*[>\]▷}}]|"
+    rf"[<\[][^<>\[\]\s]*[>\]]{_THINKING}[a-z]*(?=\s|<|$)",
+    re.IGNORECASE,
+)
+ENDS = re.compile(r"/|(?:^|[\W_])(?:end|stop|no)(?:[\W_]|think|$)", re.IGNORECASE)
+ANY_TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
+# How families end what they begin; <think> is ended by </think>.
 OTHER_THOUGHTS = {
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<|begin_of_thought|>": "<|end_of_thought|>",
     "[THINK]": "[/THINK]",
     "◁think▷": "◁/think▷",
 }
+PLAIN_TAG = re.compile(r"<(?!\w*(?:start|begin|open))[\w:]+>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,10 @@ class ChatTemplate:
         itself writes before an assistant's message.
 
         Raises: ValueError as `render`, and for a template whose generation prompt leaves another part of the reply's
-            header to the model (gpt-oss: the channel).
+            header to the model (gpt-oss: the channel), or opens a thought that nobody knows how to close.
         """
         prompt = self.render(messages, enable_thinking=enable_thinking)
-        closing = "" if enable_thinking else closing_of_thought(prompt)
+        closing = "" if enable_thinking else self._closing(messages, prompt)
         if closing:
             say_once(
                 f"the chat template in {self.folder} ends in an open thought ({prompt.rstrip()[-20:]!r}); it is "
@@ -93,6 +103,20 @@ class ChatTemplate:
             )
         return prompt
 
+    def _closing(self, messages: Sequence[dict[str, Any]], prompt: str) -> str:
+        """What closes the thought that is left open behind the last message; "" where none is."""
+        plain = self.render(messages, add_generation_prompt=False)
+        tail = prompt.removeprefix(plain)
+        if tail in ("", prompt):  # no generation prompt, or another text where one follows
+            last = messages[-1] if messages else {}
+            parts = isinstance(last.get("content"), list)
+            marked = {**last, "content": [{"type": "text", "text": MARK}] if parts else MARK}
+            tail = self.render([*messages[:-1], marked]).rpartition(MARK)[2]
+        try:
+            return closing_of_thought(tail)
+        except ValueError as problem:
+            raise ValueError(f"the chat template in {self.folder} {problem}") from problem
+
     def _before_reply(self, messages: Sequence[dict[str, Any]], enable_thinking: bool) -> str | None:
         """What the template writes before an assistant's message; None where it does not show one."""
         parts = bool(messages) and isinstance(messages[-1].get("content"), list)
@@ -106,16 +130,24 @@ class ChatTemplate:
 
 
 def closing_of_thought(prompt: str) -> str:
-    """What closes the thought that a prompt ends in; "" where it ends in none. An empty thought of Qwen3 is
-    "<think>\\n\\n</think>\\n\\n"."""
-    end = prompt.rstrip()
-    if found := THOUGHT.search(end):
-        close = f"</{found[1]}>"
-    else:
-        close = next((close for begin, close in OTHER_THOUGHTS.items() if end.endswith(begin)), "")
-    if not close:
+    """What closes the thought that the end of a prompt opens; "" where it opens none, or closes it itself. An empty
+    thought of Qwen3 is "<think>\\n\\n</think>\\n\\n".
+
+    Raises: ValueError for a tag that looks like a thought's and belongs to no family that is known.
+    """
+    found = [*TAG.finditer(prompt)][-1:]
+    if not found or ENDS.search(found[0][0][1:-1]):
         return ""
-    return ("\n" if prompt != end else "\n\n") + close + "\n\n"
+    tag, behind = found[0][0], prompt[found[0].end() :]
+    if tag[-1].isalpha() and any("message" not in other for other in ANY_TAG.findall(behind)):
+        return ""  # <|channel>thought\n<channel|>
+    close = OTHER_THOUGHTS.get(tag) or ("</" + tag[1:] if PLAIN_TAG.fullmatch(tag) else "")
+    if not close:
+        raise ValueError(
+            f"begins every reply with a thought ({tag!r}), and how this family closes one is not known: a reply could "
+            "not begin with the label. Close it in the template's generation prompt, or use another model"
+        )
+    return ("\n" if prompt != prompt.rstrip() else "\n\n") + close + "\n\n"
 
 
 @lru_cache(maxsize=64)

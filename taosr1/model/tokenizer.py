@@ -22,7 +22,9 @@ from taosr1.model.tokenizer_files import SpecialTokens, read_files, special_toke
 from taosr1.runtime.files import read_json, replace_file, write_json
 
 LABELS = ("1", "2", "3", "4")  # those of `taosr1.task.grades`, which the model's package does not import
+ROLES = " system user assistant tool model human bot"  # words that a template may make of a message's role
 SURROGATES = re.compile("[\ud800-\udfff]")
+WORD = re.compile(r"[^\W_]*[^\W\d_][^\W_]*")  # letters and digits, and not a number: no control token is spelled so
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 TINY_CHAT_TEMPLATE = (
@@ -58,28 +60,14 @@ class Tokenizer:
         path = next(one / "tokenizer.json" for one in folders if (one / "tokenizer.json").is_file())
         spec = read_json(path)
         self._trusted = _build(spec, path)
-        special = special_tokens(self._files, path.parent, spec)
-        self._named = special.named
-        _add_tokens(self._trusted, special, path)
-        added = self._trusted.get_added_tokens_decoder()
-        following = {**_without_prefix(spec), "added_tokens": [_entry(*one) for one in sorted(added.items())]}
-        self._continuing = _build(following, path)
-        self._trusted.encode_special_tokens = self._continuing.encode_special_tokens = special.as_text
-        # `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are
-        # added tokens that are not marked special: unmarked, a title could still produce them.
-        marked = [{**token, "special": True} for token in following["added_tokens"]]
-        self._untrusted = _build({**following, "added_tokens": marked}, path)
-        self._untrusted.encode_special_tokens = True
-        # Ids that text must never produce: those of added tokens, except white space and the unknown token.
-        unknown = spec["model"].get("unk_token")
-        self._control = frozenset(i for i, token in added.items() if token.content.strip() and token.content != unknown)
-        # Tokens that take the white space behind or before them with them (those of Phi-3).
-        self._take_behind = tuple(token.content for token in added.values() if token.rstrip)
-        self._take_before = tuple(token.content for token in added.values() if token.lstrip)
         model_config, generation = (
             next((read_json(one / name) for one in folders if (one / name).is_file()), {})
             for name in ("config.json", "generation_config.json")
         )
+        special = special_tokens(self._files, path.parent, spec, model_config)
+        self._named = special.named
+        _add_tokens(self._trusted, special, path)
+        added = self._trusted.get_added_tokens_decoder()
         self.vocab_size = max(self._trusted.get_vocab(with_added_tokens=True).values()) + 1
         # The tokenizer's own first: training ends replies with it, and Llama 3's generation_config.json lists it last.
         self.eos_ids = tuple(self._ids_of("eos", generation, model_config))
@@ -91,7 +79,31 @@ class Tokenizer:
         # Masks come from lengths, never from `id == pad`, so any id will do where none is named.
         self.pad_id = (self._ids_of("pad", model_config, generation) or self.eos_ids)[0]
         self._silent = {*self.eos_ids, self.pad_id}
+        following = {**_without_prefix(spec), "added_tokens": [_entry(*one) for one in sorted(added.items())]}
+        self._continuing = _build(following, path)
+        self._trusted.encode_special_tokens = self._continuing.encode_special_tokens = special.as_text
+        # `encode_special_tokens` makes the library read special tokens as text, but Qwen3's <think> and <tool_call> are
+        # added tokens that are not marked special: unmarked, a title could still produce them.
+        # Ordinary words that were added ("Goretex", not special) are tokens wherever they stand, as in transformers.
         self._templates = templates_in(self._files, path.parent)
+        trusted = (self._templates.get("default", "") + ROLES).lower()
+        words = {
+            token.content
+            for number, token in added.items()
+            if not token.special and WORD.fullmatch(token.content) and token.content.lower() not in trusted
+            and number not in self._silent
+        }
+        marked = [{**token, "special": token["content"] not in words} for token in following["added_tokens"]]
+        self._untrusted = _build({**following, "added_tokens": marked}, path)
+        self._untrusted.encode_special_tokens = True
+        # Ids that text must never produce: those of added tokens, except words, white space and the unknown token.
+        harmless = {*words, spec["model"].get("unk_token")}
+        self._control = frozenset(
+            i for i, token in added.items() if token.content.strip() and token.content not in harmless
+        )
+        # Tokens that take the white space behind or before them with them (those of Phi-3).
+        self._take_behind = tuple(token.content for token in added.values() if token.rstrip)
+        self._take_before = tuple(token.content for token in added.values() if token.lstrip)
         self.chat_template = self._templates.get("default")
         self.label_ids = self._find_labels()
 
@@ -161,6 +173,11 @@ class Tokenizer:
         """The first tokens with ids from `start` on, to be named in a message."""
         found = [self._trusted.id_to_token(token) for token in range(start, self.vocab_size)]
         return ", ".join(repr(text) for text in found[:3]) + ", ..." * (len(found) > 3)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids that only trusted text can produce."""
+        return self._control
 
     def control_text(self) -> list[str]:
         """The spellings of the tokens that only trusted text can produce."""

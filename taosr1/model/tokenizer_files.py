@@ -115,13 +115,22 @@ def _files_of(folder: Path) -> dict[str, bytes]:
 
 def _merge(files: dict[str, bytes], above: dict[str, bytes], folder: Path) -> None:
     """Put an adapter's settings over those of its base, key by key; what it names hides the same name in every file."""
-    own = {name: _object(above, name, folder) for name in (CONFIG, NAMES, ADDED) if name in above}
-    for name in (NAMES, CONFIG, ADDED):
-        below = _object(files, name, folder)
-        if name == NAMES:
-            below = {key: value for key, value in below.items() if key not in own.get(CONFIG, {})}
-        if merged := {**below, **own.get(name, {})}:
-            files[name] = json.dumps(merged, indent=2, ensure_ascii=False).encode()
+    own, below = ({name: _object(part, name, folder) for name in (CONFIG, NAMES, ADDED)} for part in (above, files))
+    decoder = below[CONFIG].get("added_tokens_decoder")
+    if isinstance(decoder, dict) and own[CONFIG].get("added_tokens_decoder") is None:
+        # Beside the base's decoder the adapter's other two files would not count, so they go into the config.
+        typed = {
+            key: {"__type": "AddedToken", **value} if isinstance(value, dict) and key.endswith("_token") else value
+            for key, value in own[NAMES].items()
+        }
+        new = {str(number): {"content": text} for text, number in own[ADDED].items()}
+        known = {number: token.content for number, token in _entries(decoder, folder / CONFIG).items()}
+        new = {number: token for number, token in new.items() if known.get(int(number)) != token["content"]}
+        own[CONFIG] = {**own[CONFIG], **typed, "added_tokens_decoder": {**decoder, **new}}
+    below[NAMES] = {key: value for key, value in below[NAMES].items() if key not in own[CONFIG]}
+    for name, part in own.items():
+        if name in files or part:  # also where nothing is left of a base's names
+            files[name] = json.dumps({**below[name], **part}, indent=2, ensure_ascii=False).encode()
 
 
 def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
@@ -140,11 +149,14 @@ def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
 # ---- special tokens --------------------------------------------------------------------------------------------------
 
 
-def special_tokens(files: dict[str, bytes], folder: Path, spec: dict[str, Any]) -> SpecialTokens:
-    """The named tokens and the tokens that the files beside tokenizer.json (`spec`) add to it.
+def special_tokens(
+    files: dict[str, bytes], folder: Path, spec: dict[str, Any], model: dict[str, Any]
+) -> SpecialTokens:
+    """The named tokens and the tokens that the files beside tokenizer.json (`spec`) add to it. model: its config.json.
 
     As in transformers 5: where tokenizer_config.json has an added_tokens_decoder, special_tokens_map.json and
     added_tokens.json do not count; else the map's names replace those of tokenizer_config.json, null included.
+    New tokens get their ids in the order of STANDARD, then the names of the model's own, then the extra ones.
 
     Raises: ValueError naming the file and the field that holds something else than a token.
     """
@@ -152,7 +164,7 @@ def special_tokens(files: dict[str, bytes], folder: Path, spec: dict[str, Any]) 
     decoder, names = config.get("added_tokens_decoder"), {}
     if decoder is None:
         names = _object(files, NAMES, folder)
-    named, extra = _names(config, names, folder, _defaults(config, spec))
+    named, extra = _names(config, names, folder, _defaults(config, spec, model))
     if decoder is None:
         source = ADDED
         listed = _old_entries(_object(files, ADDED, folder), folder / ADDED, (*named.values(), *extra))
@@ -179,9 +191,16 @@ def _names(
     config: dict[str, Any], names: dict[str, Any], folder: Path, defaults: dict[str, str]
 ) -> tuple[dict[str, AddedToken], list[AddedToken]]:
     """The tokens with a name, and the special tokens without one. names: special_tokens_map.json, where it counts."""
-    named, extra = dict(defaults), config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    for values in (config, names):
-        named |= {key: value for key, value in values.items() if key.endswith("_token")}
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    both = {**defaults, **config, **names}
+    named = {key: both[key] for key in STANDARD if key in both}
+    # Names of the model's own: the config's text counts, then the map. An object of the config must say that it is a
+    # token.
+    own = {key: value for key, value in config.items() if key.endswith("_token") and key not in STANDARD}
+    settled = {key: value for key, value in own.items() if isinstance(value, str)}
+    typed = {key: value for key, value in own.items() if isinstance(value, dict) and "__type" in value}
+    typed |= {key: value for key, value in names.items() if key.endswith("_token") and key not in STANDARD}
+    named |= typed | settled
     more = names.get("extra_special_tokens")
     if isinstance(more, list) and isinstance(extra, list):
         extra = [*extra, *more]
@@ -199,9 +218,16 @@ def _names(
     return tokens, [_token(value, f"{folder / CONFIG}: field 'extra_special_tokens'", special=True) for value in extra]
 
 
-def _defaults(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, str]:
-    """Names that no file gives, as far as tokenizer.json has such tokens."""
-    kind = str(config.get("tokenizer_class")).removesuffix("Fast")
+def _defaults(config: dict[str, Any], spec: dict[str, Any], model: dict[str, Any]) -> dict[str, str]:
+    """Names that no file gives, as far as tokenizer.json has such tokens.
+
+    transformers 5 chooses the class by config.json, too: always Qwen2Tokenizer for qwen2, for qwen3 where no file names
+    a class, and never a class with names for mistral.
+    """
+    family, kind = model.get("model_type"), config.get("tokenizer_class") or model.get("tokenizer_class")
+    if family == "qwen2" or (family in ("qwen3", "qwen3_moe") and kind is None):
+        kind = "Qwen2Tokenizer"
+    kind = "" if family == "mistral" else str(kind).removesuffix("Fast")
     is_llama3 = kind == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(
         [spec.get("pre_tokenizer"), spec.get("decoder")]
     )

@@ -140,6 +140,12 @@ class Slot(NamedTuple):
 # them and untrusted text never meets this string; the rest is what a filter of the template would change. The wide
 # spaces tell the white space of the text from the template's own.
 _PLACE = " \u2003\ue000{}\ue001Ab \"'<&>\\\u00e9  x\ue002\u2003 "
+# Put into every place, it must be shown as it is: a template that cuts, counts or replaces is found by it.
+_WORDS = 10 * (
+    'Query: 4 cup tea kettle, not plastic\n\nProduct: "Steel & Co" travel mug - black/red, 1.5 l, under $20 (2-pack)\n'
+    "\tUSB-C cable [3 m] <b>new</b> 100% cotton; men's shoes, size 10 & up: #1! A {very} nice gift_set = 25 + 5 * 2\\n"
+    "  Brand: Hollin. Category: home, garden, toys, books, phones. Description: the best for you and a child? ~ ^ | `\n"
+)
 _PLACES = re.compile("( ?\u2003)?" + re.escape(_PLACE.strip()).replace(r"\{\}", r"(\d+)") + "(\u2003 ?)?")
 
 
@@ -186,7 +192,23 @@ def _showing(tokenizer, messages: list[dict], contents: list[str]) -> str:
             f"the chat template in {tokenizer.folder} alters the message (its case, quotes, spaces or characters): "
             "edit it to show message.content as it is, with no filter but trim"
         )
+    filled = tokenizer.render_prompt(_with_words(messages))
+    if filled != rendered.replace("\ue001", "\ue001" + _WORDS):
+        raise ValueError(
+            f"the chat template in {tokenizer.folder} alters the message: {len(_WORDS):,} characters of words are not "
+            "shown as a short text is (they are cut, counted, searched or replaced in). Edit the template to show "
+            "message.content as it is, with no filter but trim"
+        )
     return rendered
+
+
+def _with_words(value):
+    """The messages with the probe in every place of an untrusted text."""
+    if isinstance(value, dict):
+        return {key: _with_words(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_words(inner) for inner in value]
+    return value.replace("\ue001", "\ue001" + _WORDS)
 
 
 def _fill(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Sequence[str]) -> list[int]:

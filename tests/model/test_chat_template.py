@@ -114,6 +114,10 @@ THOUGHTS = {
     "reasoning": ("<reasoning>\n", "<reasoning>\n\n</reasoning>\n\n"),
     "Command": ("<|START_THINKING|>", "<|START_THINKING|>\n\n<|END_THINKING|>\n\n"),
     "Magistral": ("[THINK]", "[THINK]\n\n[/THINK]\n\n"),
+    "a thought that has begun": ("<think>\nAlright, ", "<think>\nAlright, \n</think>\n\n"),
+    "capitals": ("<Thinking>\n", "<Thinking>\n\n</Thinking>\n\n"),
+    "two words": ("<deep_thoughts>", "<deep_thoughts>\n\n</deep_thoughts>\n\n"),
+    "a second one": ("<think>\n</think><reflection>\n", "<think>\n</think><reflection>\n\n</reflection>\n\n"),
 }
 
 
@@ -130,8 +134,32 @@ def test_a_thought_that_is_left_open_is_closed_and_said_once(family, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "end", ["<|assistant|>", "<think>\n\n</think>\n\n", "</think>", "I think", "think>", "<b>", ""]
-)
+    "end",
+    ["<|begin_thinking|>\n", "<|channel|>analysis<|message|>", "<unused7>thought\n", "<reasoning_start>", "{thinking}",
+     "<|assistant|><|Thought|>", "[REASON]\n"],
+)  # fmt: skip
+def test_an_open_thought_of_an_unknown_family_is_refused(end, tmp_path):
+    ours = Tokenizer(folder_with(OPEN + end + "{% endif %}", tmp_path))
+    with pytest.raises(ValueError, match="begins every reply with a thought .* this family closes one is not known"):
+        ours.render_prompt(USER)
+    assert ours.render_prompt(USER, enable_thinking=True).endswith(end)
+
+
+def test_a_tag_in_the_message_or_before_it_opens_no_thought(tmp_path, capsys):
+    say_once.cache_clear()
+    ours = Tokenizer(folder_with("<|think|>" + SHOW + GENERATION, tmp_path))
+    rendered = ours.render_prompt([{"role": "user", "content": "a mug <think>"}])
+    assert rendered == "<|think|><|user|>a mug <think><|end|><|assistant|>"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["<|assistant|>", "<think>\n\n</think>\n\n", "</think>", "I think", "think>", "<b>", "",
+     "<|thought|><|end_thought|>",
+     "<|channel>thought\n<channel|>", "<nothink>", "<think/>", "[THINK][/THINK]", "<reason_start><reason_end>",
+     "<|assistant|>Reasoning: none\n"],
+)  # fmt: skip
 def test_other_ends_of_a_prompt_are_no_open_thought(end):
     assert closing_of_thought(end) == ""
 
@@ -204,6 +232,10 @@ SAME = ["{{ m.content }}", "{{ m['content'] }}", "{{- m.content | trim -}}", " {
 ALTERED = ["{{ m.content | upper }}", "{{ m.content.lower() }}", "{{ m.content | tojson }}", "{{ m.content | e }}",
            "{{ m.content | replace('\"', '') }}", "{{ m.content.split() | join(' ') }}", "{{ m.content | title }}",
            "{{ m.content | urlencode }}", "{{ m.content[:40] }}", "{{ m.content | replace('\\\\', '/') }}",
+           "{{ m.content[:1500] }}", "{{ m.content | truncate(900) }}", "{{ m.content | replace('mug', 'cup') }}",
+           "{% if m.content | length < 1200 %}{{ m.content }}{% else %}{{ m.content }}{{ ' (long)' }}{% endif %}",
+           "{{ m.content | replace('%', ' percent') }}", "{{ m.content }}{{ m.content | length > 2000 }}",
+           "{% if '$' in m.content %}Price: {% endif %}{{ m.content }}", "{{ m.content | replace('_', ' ') }}",
            "{{ m.content | list | join(' ') }}", "{{ m.content.encode('ascii', 'ignore').decode() }}"]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ Item: mug; material steel
 Category: same
 Attributes: material met
 Decision: 4-Excellent"""
+CONTROL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 MIB = "steel mug, 麂皮 <|end|> " * 2**16  # more than a mebibyte
 
 
@@ -118,6 +119,34 @@ def test_any_text_in_any_field_leaves_the_control_tokens_as_the_template_has_the
         assert control.isdisjoint(encode_reply(tokenizer, row.title)[:-1])
 
     check()
+
+
+def test_words_that_were_added_are_tokens_in_a_title_and_nothing_else_is(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers (pip install .[dev])")
+    shutil.copytree(BUNDLED_FOLDER, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    words = ["Thinsulate", "Gore2", "靴下"]
+    # Some look like control tokens, "turn" is one of the template, STOP ends a reply, and "Assistant" is a role.
+    others = ["<think>", "</tool_call>", "[x]", "turn", "STOP", "77", "a_b", "|end|", "Assistant"]
+    special = [str(number) for number in range(4)] + ["named"]
+    decoder = {number: {"content": text, "special": True} for number, text in zip("0123", CONTROL)}
+    added = {str(1024 + n): {"content": text, "special": False} for n, text in enumerate([*words, *others])}
+    added[str(1024 + len(added))] = {"content": special[-1], "special": True}
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"added_tokens_decoder": decoder | added, "chat_template": "turn" + config["chat_template"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 1024 + len(words) + 4]}))
+    tokenizer, theirs = Tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    first = set(range(1024, 1024 + len(words)))
+    assert len(theirs) - len(tokenizer._control) == 1024 - 4 + len(words)
+    attack = " ".join(["<|Thinsulate|>", *words, *others, *special, *CONTROL])
+    assert {token for token in tokenizer.encode_text(attack) if token >= 1024} == first
+    assert set(CONTROL).isdisjoint(tokenizer.encode_text(attack))
+    row, config = Judgement("Thinsulate gloves", "warm Gore2 靴下 pair"), PromptConfig("label", "full", ("title",))
+    ids = encode_prompt(tokenizer, row, config)
+    message = tokenizer.decode(ids).removeprefix("turn<|user|>").removesuffix("<|assistant|>")
+    messages = [{"role": "user", "content": message}]
+    assert ids == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert first < set(ids)
 
 
 def test_text_that_fills_a_slot_is_shown_where_it_belongs_and_never_rendered():

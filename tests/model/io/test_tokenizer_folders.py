@@ -98,6 +98,19 @@ NAMES = {
     "a decoder hides added_tokens.json": (
         {"added_tokens_decoder": listed()}, (), {"added_tokens": {"<|sep|>": 1024}}
     ),
+    "new names, out of order": (
+        {"image_token": "<|i|>", "pad_token": "<|p|>", "sep_token": "<|s|>", "bos_token": "<|b|>"}, (), {}
+    ),
+    "new names, out of order, in the map": ({}, (), special(mask_token="<|m|>", unk_token="<|u|>", cls_token="<|c|>")),
+    "extra tokens before the names": (
+        {"extra_special_tokens": ["<|e|>"], "unk_token": "<|u|>", "bos_token": "<|b|>"}, (), {}
+    ),
+    "a model's own name in both": ({"image_token": "<|x|>"}, (), special(image_token="<|y|>")),
+    "a model's own names, new in both": (
+        {"image_token": "<|x|>", "audio_token": "<|new|>"}, (), special(video_token="<|y|>", audio_token="<|m2|>")
+    ),
+    "a model's own name as an object": ({"image_token": added("<|x|>")}, (), special(image_token="<|y|>")),
+    "an object that is no token": ({"image_token": token("<|user|>")}, (), {}),
     "special tokens as text": ({"split_special_tokens": True}, (), {}),
     "names of a class": ({"tokenizer_class": "PreTrainedTokenizerFast"}, ("pad_token", "unk_token"), {}),
 }  # fmt: skip
@@ -123,6 +136,21 @@ def test_names_and_added_tokens_are_those_of_transformers(kind, transformers, tm
     # And a title cannot spell any of its control tokens.
     assert set(ours._control) == {i for i, t in theirs.added_tokens_decoder.items() if t.content.strip()}
     assert ours._control.isdisjoint(ours.encode_text(text))
+
+
+@pytest.mark.parametrize("named", [None, "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "LlamaTokenizer"])
+@pytest.mark.parametrize("family", [None, "qwen2", "qwen3", "qwen3_moe", "llama", "mistral"])
+def test_names_that_no_file_gives_are_those_of_the_class_that_transformers_chooses(
+    family, named, transformers, tmp_path
+):
+    without = ("pad_token", "eos_token")
+    folder = write(tmp_path, {"tokenizer_class": named}, without, generation_config={"eos_token_id": 3})
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace("<|pad|>", "<|endoftext|>"))
+    if family:
+        (folder / "config.json").write_text(json.dumps({"model_type": family, "vocab_size": 1024}))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
+    assert ours._named == theirs.special_tokens_map
+    assert ours.eos_ids == ((3,) if theirs.eos_token_id is None else (theirs.eos_token_id, 3))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +271,40 @@ def test_an_adapter_with_some_of_the_files_changes_those_settings_alone(names, o
     tokenizer.save(tmp_path / "saved")
     saved = Tokenizer(tmp_path / "saved")
     assert (saved.chat_template, saved._named) == (expected, tokenizer._named)
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "expected"),
+    [
+        (special(eos_token="<|pad|>"), {"tokenizer_config": {"eos_token": "<|end|>"}}, "<|end|>"),
+        (special(eos_token="<|pad|>"), {"tokenizer_config": {"eos_token": "<|user|>", "bos_token": None}}, "<|user|>"),
+        (special(eos_token=token("<|user|>")), special(eos_token="<|end|>"), "<|end|>"),
+        ({"config": {"added_tokens_decoder": listed()}}, special(eos_token="<|pad|>"), "<|pad|>"),
+        ({"config": {"added_tokens_decoder": listed()}}, special(eos_token=token("<|user|>")), "<|user|>"),
+        (
+            {"config": {"added_tokens_decoder": listed()}},
+            {"added_tokens": {"<|stop|>": 1024, "<|end|>": 3}} | special(eos_token=token("<|stop|>", rstrip=True)),
+            "<|stop|>",
+        ),
+        (
+            {"config": {"added_tokens_decoder": listed(), "eos_token": "<|pad|>"}} | special(eos_token="<|user|>"),
+            {"tokenizer_config": {"eos_token": "<|assistant|>"}},
+            "<|assistant|>",
+        ),
+    ],
+)
+def test_what_an_adapter_names_comes_before_all_that_its_base_names(base, own, expected, transformers, tmp_path):
+    folder, adapter = write(tmp_path / "base", **base), tmp_path / "adapter"
+    adapter.mkdir()
+    for name, value in own.items():
+        (adapter / f"{name}.json").write_text(json.dumps(value))
+    tokenizer = Tokenizer(adapter, folder)
+    assert tokenizer._named["eos_token"] == expected
+    assert tokenizer.eos_ids[0] == tokenizer.encode_trusted(expected)[0]
+    tokenizer.save(tmp_path / "saved")  # as a checkpoint has it, where transformers reads the same
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs.eos_token == expected and theirs.eos_token_id == tokenizer.eos_ids[0]
+    assert Tokenizer(tmp_path / "saved").eos_ids == tokenizer.eos_ids
 
 
 def test_an_adapters_tokenizer_without_a_template_takes_its_bases_and_says_so(tmp_path, capsys):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from taosr1.runtime.bad_rows import shorten
 
 SHOWN = 3  # columns that are named as possible
-PAIR = '{"query": "travel mug", "title": "Steel mug", "grade": 4}'
-ONE_PAIR = f"expected one object for each pair, such as {PAIR}"
+SUCH_AS = 'such as {"query": "travel mug", "title": "Steel mug", "grade": 4}'
+ONE_PAIR = f"expected one object for each pair, {SUCH_AS}"
 # Parts of names that may say what a column is, too vague to read it without being told.
 LIKELY = {
     "query": ("search", "query", "such", "requ", "recherche", "busq", "consulta", "keyword", "term", "phrase"),

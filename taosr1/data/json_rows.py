@@ -14,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from taosr1.data.hints import SUCH_AS
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.encodings import UTF_8, shown
-from taosr1.runtime.jsonl import REPLACED, clean_value, parse_json
+from taosr1.runtime.jsonl import NAN_NUMBERS, REPLACED, clean_value, parse_json
 from taosr1.runtime.text_lines import BYTE_ORDER_MARK, MAX_LINE_BYTES, DamagedFile, check_file, damage_in, read_lines
 
 LEAST_CHARS = 2**16  # read at a time
@@ -38,9 +39,18 @@ def has_lines_of_json(path: Path, encoding: str) -> bool:
     return bool(found) and not (len(head) == 1 and list_inside(found[0]))
 
 
+def holds_json(path: Path) -> bool:
+    """Whether the first line of a file named as a table is an object of JSON, or begins an array of objects."""
+    try:
+        line = next((line.strip(_WHITE) for _, line in read_lines(path, "") if line.strip(_WHITE)), "")
+    except (ValueError, OSError):
+        return False  # the reader will say what is wrong
+    return line.startswith("{") and _object(line) is not None or line == "[" or line.startswith('[{"')
+
+
 def _object(line: str) -> dict | None:
     try:
-        return parse_json(line)
+        return parse_json(line, [])
     except ValueError:
         return None
 
@@ -71,10 +81,13 @@ def read_json(path: str | Path, bad_rows: BadRows | None = None, encoding: str =
             for row in rows:
                 bad_rows.rows += 1
                 if problem or not isinstance(row, dict):
-                    bad_rows.add(line, problem or f"a JSON {type(row).__name__}, expected objects in the list")
+                    other = f"a JSON {type(row).__name__}, expected objects in the list, {SUCH_AS}"
+                    bad_rows.add(line, problem or other)
                     continue
                 if replaced:
                     bad_rows.note(line, REPLACED)
+                if values.has_nan:
+                    bad_rows.note(line, NAN_NUMBERS)
                 yield line, row
 
 
@@ -87,6 +100,7 @@ class _Values:
         self._text, self._at = "", 0  # what was read, and how much of it is decoded
         self._line = 1  # number of the line in which the decoded part ends
         self._problem = ""  # with the value that is being decoded
+        self.has_nan = False  # whether that value holds a NaN
         hooks = {"parse_constant": self._constant, "parse_float": self._float, "parse_int": self._int}
         self._decode = json.JSONDecoder(object_pairs_hook=self._pairs, **hooks).raw_decode
 
@@ -109,7 +123,7 @@ class _Values:
             raise self._error("something follows behind the array")
 
     def _value(self) -> tuple[int, Any, str, bool]:
-        line, begin, self._problem = self._line, self._at, ""
+        line, begin, self._problem, self.has_nan = self._line, self._at, "", False
         while True:
             try:
                 found, end = self._decode(self._text, begin)
@@ -186,6 +200,9 @@ class _Values:
         return row
 
     def _constant(self, spelled: str) -> None:
+        if spelled == "NaN":
+            self.has_nan = True
+            return
         self._problem = f"{spelled} is not JSON: write null for a missing value"
 
     def _float(self, spelled: str) -> float:

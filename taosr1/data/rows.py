@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from taosr1.data.csv_rows import read_csv
 from taosr1.data.esci import read_parquet
 from taosr1.data.excel_rows import is_workbook, read_excel
 from taosr1.data.flags import AS_FOUND, ReadFlags
-from taosr1.data.json_rows import has_lines_of_json, read_json
+from taosr1.data.json_rows import has_lines_of_json, holds_json, read_json
 from taosr1.data.standard_input import local_path
+from taosr1.data.wands import is_wands, read_wands
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.runtime.text_lines import check_file
@@ -61,6 +64,8 @@ def data_files(spec: str | Path, flag: str = "--data") -> list[Path]:
     for part in split_spec(spec):
         if not part:
             raise ValueError(f"{flag} {str(spec)!r} has an empty name: expected FILE, FILE,FILE or a pattern")
+        if re.match(r"\w+://", part):
+            raise ValueError(f"{flag} {part} is an address, and only files are read: download it first")
         files += _matches(part, flag) if glob.has_magic(part) and not Path(part).exists() else [local_path(part)]
     seen: set[Path] = set()
     for file in files:
@@ -71,7 +76,8 @@ def data_files(spec: str | Path, flag: str = "--data") -> list[Path]:
 
 
 def _matches(pattern: str, flag: str) -> list[Path]:
-    found = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    # Programs that write a folder of parts put files such as _SUCCESS beside them.
+    found = sorted(file for file in map(Path, glob.glob(pattern, recursive=True)) if not file.name.startswith("_"))
     if not found:
         raise FileNotFoundError(f"no file matches {pattern!r}: check {flag}")
     shown = [file.name for file in found[:SHOWN_FILES]] + ["..."] * (len(found) > SHOWN_FILES)
@@ -91,9 +97,14 @@ def read_rows(
     """
     path = Path(path) if Path(path).is_dir() else check_file(path)
     kind = _kind(path, kind)
+    if path.is_dir() and is_wands(path):
+        return read_wands(path, bad_rows, read)
     if path.is_dir() and not any(path.glob("*examples*.parquet")):
+        kinds = Counter(_suffix(file) for file in path.iterdir() if not file.name.startswith(("_", ".")))
+        pattern = f"{path}/*{max(kinds, key=kinds.get, default='.csv')}"
         raise FileNotFoundError(
-            f"{path} is a folder without ESCI's *examples*.parquet: name its files ('{path}/*.csv'), check --data"
+            f"{path} is a folder without ESCI's *examples*.parquet or WANDS' label.csv: name its files ('{pattern}'), "
+            "check --data"
         )
     if path.is_dir() or kind == ".parquet":
         return read_parquet(path, bad_rows)
@@ -116,10 +127,16 @@ def has_header(path: str | Path, kind: str = "") -> bool:
     return Path(path).is_dir() or _kind(Path(path), kind) not in (".jsonl", ".json", ".ndjson")
 
 
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix + ".gz" * path.name.lower().endswith(".gz")
+
+
 def _kind(path: Path, kind: str) -> str:
     """The format of a file as the end of a name: its name says it, except where its content is plainly another."""
-    kind = kind or Path(path.name.lower().removesuffix(".gz")).suffix or path.suffix
+    kind = kind or _suffix(path).removesuffix(".gz") or path.suffix
     if path.is_file() and is_workbook(path):
         return ".xlsx"
+    if kind in TABLES and path.is_file() and holds_json(path):
+        return ".json"
     # Many programs call a table of text .xls, so that a double click opens Excel.
     return {".xls": ".txt", ".xlsm": ".xlsx"}.get(kind, kind)

@@ -22,6 +22,7 @@ from taosr1.model.tokenizer_files import SpecialTokens, read_files, special_toke
 from taosr1.runtime.files import read_json, replace_file, write_json
 
 LABELS = ("1", "2", "3", "4")  # those of `taosr1.task.grades`, which the model's package does not import
+ROLES = " system user assistant tool model human bot"  # words that a template may make of a message's role
 SURROGATES = re.compile("[\ud800-\udfff]")
 WORD = re.compile(r"[^\W_]*[^\W\d_][^\W_]*")  # letters and digits, and not a number: no control token is spelled so
 
@@ -85,11 +86,11 @@ class Tokenizer:
         # added tokens that are not marked special: unmarked, a title could still produce them.
         # Ordinary words that were added ("Goretex", not special) are tokens wherever they stand, as in transformers.
         self._templates = templates_in(self._files, path.parent)
-        template = self._templates.get("default", "")
+        trusted = (self._templates.get("default", "") + ROLES).lower()
         words = {
             token.content
             for number, token in added.items()
-            if not token.special and WORD.fullmatch(token.content) and token.content not in template
+            if not token.special and WORD.fullmatch(token.content) and token.content.lower() not in trusted
             and number not in self._silent
         }
         marked = [{**token, "special": token["content"] not in words} for token in following["added_tokens"]]

@@ -22,6 +22,7 @@ from taosr1.runtime.text_lines import BYTE_ORDER_MARK, CR_ONLY, JOINED, check_fi
 
 MAX_DEPTH = 64  # nested lists and objects in a row: reading, copying and writing it must not overflow the stack
 REPLACED = "held NUL or half a surrogate pair, which became U+FFFD"
+NAN_NUMBERS = "had NaN, read as null"  # what Python writes for a missing number
 
 _UNENCODABLE = re.compile("[\ud800-\udfff\0]")
 
@@ -75,12 +76,15 @@ def read_jsonl(
             try:
                 if problem := damage_in(line, name, named=encoding is not None):
                     raise ValueError(problem)
-                row = clean_value(found := parse_json(line))
+                nans: list[str] = []
+                row = clean_value(found := parse_json(line, nans))
             except ValueError as problem:
                 bad_rows.add(number, problem, rows=rows_in(line))
                 continue
             if "\\u" in line and row != found:  # only an escape can spell what is cleaned
                 bad_rows.note(number, REPLACED)
+            if nans:
+                bad_rows.note(number, NAN_NUMBERS)
             yield number, row
 
 
@@ -113,12 +117,18 @@ def _line_of(row: dict, written: BadRows) -> bytes:
     return line.encode() + b"\n"
 
 
-def parse_json(line: str) -> dict:
-    """One line as a dict; ValueError says what is wrong with it."""
+def parse_json(line: str, nans: list[str] | None = None) -> dict:
+    """One line as a dict; ValueError says what is wrong with it. nans: collects each NaN, which then becomes null."""
+
+    def constant(spelled: str) -> None:
+        if spelled != "NaN" or nans is None:
+            raise ValueError(f"{spelled} is not JSON: write null for a missing value")
+        nans.append(spelled)
+
     if line.startswith(BYTE_ORDER_MARK):
         raise ValueError(JOINED)
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite)
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=constant, parse_float=_finite)
     except json.JSONDecodeError as problem:
         hint = "" if line.endswith("\n") else "; the file ends inside this line: was its writing cut off?"
         hint = f"; {CR_ONLY}" if rows_in(line) > 1 else hint
@@ -143,7 +153,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
 def _finite(spelled: str) -> float:
     value = float(spelled)
     if not math.isfinite(value):
-        too_large = spelled[-1].isdigit()  # else it is Infinity or NaN, which Python's reader accepts
-        problem = f"number {spelled[:20]} is out of range"
-        raise ValueError(problem if too_large else f"{spelled} is not JSON: write null for a missing value")
+        raise ValueError(f"number {spelled[:20]} is out of range")
     return value

@@ -35,7 +35,7 @@ from taosr1.runtime.encodings import (
 MAX_LINE_BYTES = 64 * 2**20
 BYTE_ORDER_MARK = "\ufeff"
 JOINED = "a byte order mark inside the file: were two files joined?"
-CR_ONLY = "a CR without LF: are the lines ended by CR alone, as on old Macs? End them by LF"
+CR_ONLY = "a CR without LF: are the lines ended by CR alone, as on old Macs? tr '\\r' '\\n' < FILE > NEW"
 
 CHUNK_BYTES = 2**20
 HEAD_BYTES = 4096

@@ -166,7 +166,8 @@ def write_judged(out: str, format: str, pairs: Sequence[Rated], index: str) -> N
     elif format == "quepid":
         lines = quepid_lines(pairs)
     else:
-        body = rank_eval(pairs, index) if format == "elasticsearch" else opensearch_judgments(pairs, Path(out).stem)
+        name = RUN_TAG if out == STANDARD else Path(out).stem
+        body = rank_eval(pairs, index) if format == "elasticsearch" else opensearch_judgments(pairs, name)
         lines = iter([json.dumps(body, ensure_ascii=False, indent=1) + "\n"])
     with output_stream(out) as stream:
         for line in lines:
@@ -178,11 +179,17 @@ def qrels_lines(pairs: Iterable[Rated]) -> Iterator[str]:
 
 
 def run_lines(pairs: Iterable[Rated]) -> Iterator[str]:
-    """Ranks from 1 by score within each query; of equal scores the row that comes first."""
+    """Ranks from 1 by score within each query; of equal scores the row that comes first.
+
+    trec_eval ignores the ranks, and breaks ties by the names of the items: so the scores of a query fall strictly, each
+    by 0.000001 at least, even if the judge gave equal ones.
+    """
     for query_id, group in _by(pairs, "query_id").items():
         ranked = sorted(group, key=lambda pair: -pair.score)  # stable
+        millionths = 10**6 + 1
         for rank, pair in enumerate(ranked, start=1):
-            yield f"{query_id} Q0 {pair.item_id} {rank} {pair.score:.6f} {RUN_TAG}\n"
+            millionths = min(round(pair.score * 10**6), millionths - 1)
+            yield f"{query_id} Q0 {pair.item_id} {rank} {millionths / 10**6:.6f} {RUN_TAG}\n"
 
 
 def quepid_lines(pairs: Iterable[Rated]) -> Iterator[str]:

@@ -78,7 +78,7 @@ def test_rows_of_an_array_are_named_by_the_line_on_which_they_begin(tmp_path, ca
         ('[{"query": "a", "title": "b"},\n', "2: the file ends inside the array: was its writing cut off?"),
         ('[{"query": "a", "title": "b"}]\n[]', "2: something follows behind the array"),
         ("[" * 100_000, "1: JSON nested too deeply"),
-        ('[{"query": "a", "title": "b", "n": NaN}]', "1: NaN is not JSON: write null"),
+        ('[{"query": "a", "title": "b", "n": Infinity}]', "1: Infinity is not JSON: write null"),
         ('[{"query": "a", "title": "b", "n": 1e999}]', "1: number 1e999 is out of range"),
         ('[{"query": "a", "title": "b", "n": ' + "9" * 5000 + "}]", "1: a number of more than 4300 digits"),
         (b'[{"query": "a\xff", "title": "b"}]', "1: not UTF-8: byte 0xff"),
@@ -102,3 +102,37 @@ def test_an_array_named_as_json_lines_is_refused_with_the_command_that_makes_the
     assert "a JSON list, expected one object a line; of an array, jq -c '.[]' FILE makes them" in refusal(
         put(tmp_path, json.dumps(ROWS), "a.jsonl")
     )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "array.json", "named.csv"])
+def test_nan_is_a_missing_value_and_counted(tmp_path, capsys, name):
+    rows = '{"query": "a", "title": "b", "price": NaN, "grade": 4}', '{"query": "c NaN", "title": "d", "grade": NaN}'
+    text = f"[{rows[0]},\n{rows[1]}]" if name == "array.json" else "\n".join(rows) + "\n"
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [(row.query, row.price, row.grade) for row in read_judgements(tmp_path / name)] == [
+        ("a", "", 4), ("c NaN", "", None)
+    ]  # fmt: skip
+    assert ": 2 rows had NaN, read as null, first at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"query": {"0": "a"}, "title": {"0": "b"}, "grade": {"0": 4}}, "the table is written column by column"),
+        ({"query": ["a", "b"], "title": ["c", "d"], "label": [1, 4]}, "the table is written column by column"),
+        ({"columns": ["query", "title"], "index": [0], "data": [["a", "b"]]}, "written column by column"),
+        ({"query": "a", "items": [{"title": "b"}, {"title": "c"}]}, "'items' is a list of objects with texts inside"),
+        ([{"query": "a", "doc": {"Product Name": "b"}}], "'doc' is an object with texts inside"),
+        ({"hits": {"hits": [{"_source": {"query": "a", "title": "b"}}]}}, "this is an answer of Elasticsearch"),
+        ({"17": {"query": "a", "title": "b"}}, "'17' is an object with texts inside"),
+        ([["query", "title"], ["a", "b"]], "a JSON list, expected objects in the list"),
+    ],
+)
+def test_json_of_another_shape_is_refused_with_the_shape_that_is_read(tmp_path, value, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        read_judgements(path, need_grade=True)
+    found = str(caught.value)
+    assert message in found and 'such as {"query": "travel mug", "title": "Steel mug", "grade": 4}' in found
+    assert "--columns" not in found

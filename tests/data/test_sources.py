@@ -138,3 +138,37 @@ def test_the_error_of_several_files_names_the_right_one(tmp_path):
         load_rows(f"{good},{tmp_path}/g*.csv")
     with pytest.raises(ValueError, match="has an empty name"):
         load_rows(f"{good},")
+
+
+def test_a_folder_of_wands_is_read_joined(tmp_path):
+    for name, text in {
+        "label": "id\tquery_id\tproduct_id\tlabel\n0\t7\t12\tExact\n1\t7\t13\tIrrelevant\n2\t8\t12\tPartial\n",
+        "query": "query_id\tquery\tquery_class\n7\tsalon chair\tChairs\n8\tbed, wide\tBeds\n",
+        "product": 'product_id\tproduct_name\tproduct_features\n12\tbed 5"\tcolor : red|w:2\n13\tmug\t\n',
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    rows = load_rows(str(tmp_path), ReadFlags(grades="wands"), need_grade=True)
+    assert [(row.query, row.title, row.grade, row.query_id, row.item_id, row.line) for row in rows] == [
+        ("salon chair", 'bed 5"', 4, "7", "12", 2), ("salon chair", "mug", 1, "7", "13", 3),
+        ("bed, wide", 'bed 5"', 3, "8", "12", 4),
+    ]  # fmt: skip
+    assert rows[0].attributes == "color: red; w: 2"
+    for name in ("label", "query", "product"):
+        with pytest.raises(ValueError, match="join the two by their ids .the folder of WANDS or ESCI is read joined"):
+            load_rows(str(tmp_path / f"{name}.csv"))
+    (tmp_path / "product.csv").write_text("product_id\tproduct_name\n12\tbed\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"label.csv:3: unknown product_id: '13' is not in product.csv"):
+        load_rows(str(tmp_path), ReadFlags(grades="wands"))
+    assert len(load_rows(str(tmp_path), ReadFlags(grades="wands", max_bad_rows=1))) == 2
+
+
+def test_parts_of_a_folder_and_addresses_are_named_as_they_can_be_read(tmp_path):
+    (tmp_path / "part-0.csv").write_text("query,title\na,b\n", encoding="utf-8")
+    (tmp_path / "_SUCCESS").touch()
+    assert [row.query for row in load_rows(f"{tmp_path}/*")] == ["a"]
+    with pytest.raises(FileNotFoundError, match=r"name its files .'.*/\*\.csv'"):
+        load_rows(str(tmp_path))
+    for address in ("s3://bucket/a.csv", "https://example.org/a.csv", "gs://bucket/part-*.csv"):
+        with pytest.raises(ValueError, match="--data .*is an address, and only files are read") as caught:
+            load_rows(address)
+        assert address in str(caught.value)

@@ -18,6 +18,7 @@ from infer.sample import main as sample
 from infer.score import main as score
 from taosr1.data.judgements import read_judgements, read_rows
 from taosr1.runtime.jsonl import read_jsonl
+from taosr1.serving.formats import Rated, run_lines
 from train.teacher import main as teacher
 
 ROOT = Path(__file__).parents[2]
@@ -333,3 +334,14 @@ def test_a_rank_of_another_job_does_not_overwrite_what_ranks_have_written(fresh_
     with pytest.raises(ValueError, match="is there already"):
         as_rank(0, 2, score, [*command, "--beta", "0.1"])
     assert out.read_bytes() == before
+
+
+def test_scores_of_a_run_fall_strictly_so_that_its_ranks_are_those_of_trec_eval():
+    scores = [0.0, 0.7, 0.7, 0.7000004, 1.0, 1.0, 0.0]
+    pairs = [Rated("q", "mug", f"i{number}", 0, score) for number, score in enumerate(scores)]
+    lines = [line.split() for line in run_lines(pairs)]
+    assert [line[2] for line in lines] == ["i4", "i5", "i3", "i1", "i2", "i0", "i6"]
+    written = [float(line[4]) for line in lines]
+    assert len(set(written)) == 7 and written == sorted(written, reverse=True)
+    right = sorted(scores, reverse=True)
+    assert all(abs(one - other) < 3e-6 for one, other in zip(written, right))

@@ -125,7 +125,8 @@ def test_words_that_were_added_are_tokens_in_a_title_and_nothing_else_is(tmp_pat
     transformers = pytest.importorskip("transformers", reason="parity needs transformers (pip install .[dev])")
     shutil.copytree(BUNDLED_FOLDER, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     words = ["Thinsulate", "Gore2", "靴下"]
-    others = ["<think>", "</tool_call>", "[x]", "turn", "STOP", "77", "a_b", "|end|"]  # "turn": the template says it
+    # Some look like control tokens, "turn" is one of the template, STOP ends a reply, and "Assistant" is a role.
+    others = ["<think>", "</tool_call>", "[x]", "turn", "STOP", "77", "a_b", "|end|", "Assistant"]
     special = [str(number) for number in range(4)] + ["named"]
     decoder = {number: {"content": text, "special": True} for number, text in zip("0123", CONTROL)}
     added = {str(1024 + n): {"content": text, "special": False} for n, text in enumerate([*words, *others])}

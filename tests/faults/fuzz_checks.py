@@ -159,6 +159,8 @@ def check_refusal(entry: str, sample: Sample, spelled: Spelled, generous: Outcom
     if "This looks like" in generous.error:  # a column of grades in another scale, which no number of rows may hide
         return
     good = [row for row in spelled.rows.values() if row is not None]
+    if "no row has one" in generous.error and not any((named(row) or row).get("gold_grade") for row in good):
+        return  # nothing to measure by, in no row
     if re.search("is missing; the row has|could both be the", generous.error) and sample.format not in (
         "jsonl",
         "json",
@@ -260,6 +262,7 @@ def check_scored(pair: tuple[dict, Judgement], raw: dict, line: int) -> None:
 
 def check_score(found: tuple, raw: dict, line: int) -> None:
     row, prediction = found
+    raw = named(raw) or raw
     check_judgement(row, {**raw, "grade": raw.get("gold_grade")}, line)
     told = [prediction.grade, prediction.tier, list(prediction.probs), prediction.label_mass]
     said = [raw[name] for name in ("grade", "tier", "probs", "label_mass")]

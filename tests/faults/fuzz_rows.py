@@ -39,6 +39,9 @@ def spaced(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", name.strip().strip("\ufeff").strip().lower()))
 
 
+MARKS = ("pred_grade", "gold_grade", "labelled_by", "label_mass", "prompt_sha", "probs", "well_formed", "split")
+
+
 def named(raw: dict) -> dict | None:
     """The row under our names, by the documented rules; None if two columns could be one of ours."""
     names = [spaced(name) for name in raw]
@@ -63,6 +66,10 @@ def named(raw: dict) -> dict | None:
     weak = [name for name in raw if spaced(name) in ("product class", "product type")]
     if weak and not esci and "category" not in raw and "category" not in plan.values():
         plan[weak[0]] = "category"
+    for name in raw:  # marks of our own programs, however they are spelled
+        mark = spaced(name).replace(" ", "_")
+        if mark in MARKS and mark not in raw:
+            plan[name] = mark
     return {plan.get(name, name): value for name, value in raw.items()}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fuzz_files import REPLIED, Sample
 from fuzz_oracle import Claims, Spelled, Wrong, canonical, leaves, oracle
-from fuzz_rows import check_judgement, named
+from fuzz_rows import check_judgement, named, spaced
 
 from infer import score
 from taosr1.data.flags import ReadFlags
@@ -265,8 +265,9 @@ def check_score(found: tuple, raw: dict, line: int) -> None:
     raw = named(raw) or raw
     check_judgement(row, {**raw, "grade": raw.get("gold_grade")}, line)
     told = [prediction.grade, prediction.tier, list(prediction.probs), prediction.label_mass]
-    said = [raw[name] for name in ("grade", "tier", "probs", "label_mass")]
-    if told != said or any(isinstance(value, (str, bool)) for value in raw["probs"]):
+    spelled = {spaced(name).replace(" ", "_"): value for name, value in raw.items()} | raw
+    said = [spelled[name] for name in ("grade", "tier", "probs", "label_mass")]
+    if told != said or any(isinstance(value, (str, bool)) for value in spelled["probs"]):
         raise Wrong(f"line {line}: prediction is {told}, the file says {said}")
 
 

@@ -193,11 +193,12 @@ def json_row(line: bytes) -> dict | None:
             raise ValueError
         return dict(pairs)
 
-    def never(_):
-        raise ValueError
+    def constant(spelled):  # NaN is what Python writes for a missing number, and is read as null
+        if spelled != "NaN":
+            raise ValueError
 
     try:
-        row = json.loads(line if is_sound(line) else "", object_pairs_hook=once, parse_constant=never)
+        row = json.loads(line if is_sound(line) else "", object_pairs_hook=once, parse_constant=constant)
         finite = "inf" not in repr(row) or all(math.isfinite(x) for x in leaves(row) if isinstance(x, float))
     except (ValueError, RecursionError):
         return None

@@ -53,11 +53,11 @@ class Duplicates:
             stored = self._items.setdefault(hash((row.item_id, place)), line << 64 | title)
             if stored & _LOW_64 != title:
                 self.bad_rows.note(line, SEVERAL_TITLES, f" (line {stored >> 64})")
-        if grade and not repeats:
+        if row.grade and not repeats:  # said also where no grade is needed: it is a fault of the data
             texts = tuple(plain(getattr(row, name)) for name in ("query", *PRODUCT_TEXT, "price"))
-            stored = self._pairs.setdefault(hash(texts), line << 8 | grade)
-            if stored & 0xFF != grade:
-                earlier = f" (grade {grade}, it is {stored & 0xFF} in line {stored >> 8})"
+            stored = self._pairs.setdefault(hash(texts), line << 8 | row.grade)
+            if stored & 0xFF != row.grade:
+                earlier = f" (grade {row.grade}, it is {stored & 0xFF} in line {stored >> 8})"
                 self.bad_rows.note(line, SEVERAL_GRADES, earlier)
         self._rows += 1
         if not row.query_id:

@@ -9,6 +9,7 @@ import pytest
 
 from taosr1.data.duplicates import Duplicates
 from taosr1.data.judgements import Judgement, iter_judgements, read_judgements, write_judgements
+from taosr1.data.sources import load_rows
 from taosr1.runtime.bad_rows import BadRows
 from taosr1.synthetic.shop import read_pool
 
@@ -139,3 +140,11 @@ def test_any_sequence_of_rows_is_kept_but_for_its_contradictions(tmp_path):
         assert kept == expected
 
     check()
+
+
+@pytest.mark.parametrize("need_grade", [True, None, False])
+def test_several_grades_of_one_pair_are_said_also_where_no_grade_is_needed(need_grade, tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    path.write_text("query,title,grade\ndesk lamp,LED lamp,4\nDesk  lamp,LED lamp,1\nmug,Mug,2\n", encoding="utf-8")
+    assert len(load_rows(str(path), need_grade=need_grade)) == 3
+    assert "1 row contradicted an earlier row (the same query and product text" in capsys.readouterr().err

@@ -18,7 +18,7 @@ If the query begins with a dash, write it after `--`, behind all flags.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
@@ -26,26 +26,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import judgement_to_dict
 from taosr1.data.predictions import without_prediction
-from taosr1.data.sources import load_rows
+from taosr1.data.sources import load_pairs
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.messages import visible
 from taosr1.runtime.out_paths import out_problems, same_path
 from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import (
-    DEFAULT_BETA,
     MODEL_HELP,
     TEMPERATURE_SCALING,
     chosen_temperature,
     open_judge,
-    stored_beta,
 )
-from taosr1.serving.explain import Explanation, visible
-from taosr1.serving.outside import World
+from taosr1.serving.explain import Explanation
 from taosr1.serving.rows import prediction
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS
@@ -98,17 +96,18 @@ class Config(OutFlags, ReadFlags):
         ])  # fmt: skip
 
 
-def read_pairs(config: Config) -> list[Judgement]:
-    """The rows of --data, or the one pair on the command line."""
+def read_pairs(config: Config) -> list[tuple[dict, Judgement]]:
+    """The rows of --data, as they are in the file and as the judge reads them; or the one pair on the command line."""
     if config.data:
-        limits = {"limit": config.limit}
-        return load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
-    return [Judgement(query=config.query, **{name: getattr(config, name) for name in ITEM_FIELDS})]
+        settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
+        return load_pairs(config.data, config, need_grade=False, **settings)
+    row = Judgement(query=config.query, **{name: getattr(config, name) for name in ITEM_FIELDS})
+    return [(judgement_to_dict(row), row)]
 
 
-def output_row(found: Explanation, wording: str) -> dict:
+def output_row(row: dict, found: Explanation, wording: str) -> dict:
     """A row of --out: the input's columns, the prediction, the reply and what its reasons come to."""
-    row, _ = without_prediction(judgement_to_dict(found.judgement))
+    row, _ = without_prediction(row)
     names = {"reply": "reply", "finished": "finished", "well_formed": "well_formed"}
     names |= {"decision": "decision_grade", "implied": "implied_grade"}
     return {**row, **prediction(found, wording), **{name: getattr(found, field) for name, field in names.items()}}
@@ -117,12 +116,12 @@ def output_row(found: Explanation, wording: str) -> dict:
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     refuse_overwriting(config.out, config.overwrite)
-    rows = read_pairs(config)
+    pairs = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
     settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
     name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), **settings)
     if config.data:
-        say_data(rows, model)
+        say_data([row for _, row in pairs], model)
     thinks = model.prompt.order == "pre-cot"
     if thinks and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"
@@ -131,15 +130,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if unread:
         read = ", ".join(model.prompt.fields)
         print(f"note: this judge reads only {read}; {', '.join(unread)} is ignored", file=sys.stderr)
-    temperature = 1.0 if thinks else chosen_temperature(name, config.temperature_scaling)
-    beta = config.beta or (not thinks and stored_beta(name, temperature)) or DEFAULT_BETA
-    served = {"beta": beta, "temperature": temperature, "world": World.load(judge_folder(name))}
-    judge, explained = Judge(model, name=name, **served), []
+    temperature = None if thinks else chosen_temperature(name, config.temperature_scaling)
+    judge, explained = Judge.serving(name, model, beta=config.beta, temperature=temperature), []
     said_on = sys.stderr if config.out == STANDARD else sys.stdout
-    for index, row in enumerate(rows):
+    for index, (raw, row) in enumerate(pairs):
         found = judge.explain(row, max_new_tokens=config.max_new_tokens)
         print(("\n" if index else f"judge       {visible(name)}\n") + found.text, file=said_on)
-        explained.append(output_row(replace(found, judgement=row), model.prompt.wording_sha256))
+        explained.append(output_row(raw, found, model.prompt.wording_sha256))
     if config.out:
         write_jsonl(config.out, explained)
     return explained

@@ -52,7 +52,7 @@ from taosr1.data.sources import load_pairs
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import ROWS_AT_A_TIME, Judge
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, judge_folder
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -62,16 +62,14 @@ from taosr1.runtime.outputs import STANDARD, OutFlags, refuse_overwriting
 from taosr1.runtime.signals import run_main
 from taosr1.serving.deployed import (
     ANSWERS_FIRST,
-    DEFAULT_BETA,
     MODEL_HELP,
     TEMPERATURE_SCALING,
     chosen_temperature,
     open_judge,
-    stored_beta,
 )
 from taosr1.serving.explain import WHY_THEY_DIFFER
 from taosr1.serving.formats import FORMATS, ROW_FORMATS, check_ids, format_of, rated, write_judged, write_rows
-from taosr1.serving.outside import LOW_MASS, World
+from taosr1.serving.outside import LOW_MASS
 from taosr1.serving.rows import columns_of, predicted_row
 from taosr1.serving.scorer import Score
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
@@ -164,10 +162,8 @@ def open_label_first_judge(config: Config) -> Judge:
             "replies with infer/explain.py or infer/sample.py, or use it as the teacher of a judge that answers first: "
             "train/label_pool.py, then train/sft.py --order post-cot"
         )
-    temperature = chosen_temperature(name, config.temperature_scaling)
-    beta = config.beta or stored_beta(name, temperature) or DEFAULT_BETA
-    served = {"beta": beta, "temperature": temperature, "world": World.load(judge_folder(name))}
-    return Judge(model, name=name, **served, max_tokens_per_batch=config.batch_tok)
+    served = {"beta": config.beta, "temperature": chosen_temperature(name, config.temperature_scaling)}
+    return Judge.serving(name, model, **served, max_tokens_per_batch=config.batch_tok)
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:

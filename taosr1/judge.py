@@ -107,19 +107,29 @@ class Judge:
         settings = {"dtype": dtype, "device": device, "plain": plain}
         try:
             name, model = open_judge(str(path_or_name), orders=ANSWERS_FIRST, **settings)
-            limits = {"max_tokens_per_batch": max_tokens_per_batch, "world": World.load(judge_folder(name))}
-            if model.prompt.order == "pre-cot":  # without label probabilities both mean nothing
-                return cls(model, name=name, **limits)
-            if temperature is not None:
-                apply_temperature([], temperature)
-            fitted = stored_temperature(name) or 1.0
-            temperature = fitted if temperature is None else temperature
-            stored = stored_beta(name, fitted) if beta is None else None
-            if stored is not None and temperature != fitted:
-                raise ValueError(f"temperature is {temperature:g}, the stored beta belongs to {fitted:g}: give beta")
-            beta = beta if beta is not None else stored or DEFAULT_BETA
+            limits = {"max_tokens_per_batch": max_tokens_per_batch}
+            return cls.serving(name, model, beta=beta, temperature=temperature, **limits)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(str(error).removeprefix("--")) from error
+
+    @classmethod
+    def serving(
+        cls, name: str, model: JudgeModel, *, beta: float | None = None, temperature: float | None = None,
+        max_tokens_per_batch: int = 16384,
+    ) -> Judge:  # fmt: skip
+        """Around what `open_judge` returned, with what is stored beside its weights where nothing is given.
+
+        A thinker has no label probabilities, so neither number means anything to it.
+        Raises: ValueError for a stored number that cannot be, or a stored beta that belongs to another temperature.
+        """
+        limits = {"max_tokens_per_batch": max_tokens_per_batch, "world": World.load(judge_folder(name))}
+        if model.prompt.order == "pre-cot":
+            return cls(model, name=name, **limits)
+        if temperature is None:
+            temperature = stored_temperature(name) or 1.0
+        apply_temperature([], temperature)  # refuses what is no temperature, before beta is compared with it
+        if beta is None:
+            beta = stored_beta(name, temperature) or DEFAULT_BETA
         return cls(model, name=name, beta=beta, temperature=temperature, **limits)
 
     def __repr__(self) -> str:

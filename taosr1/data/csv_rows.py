@@ -88,16 +88,7 @@ class _Records:
             else:
                 if self.lines.lines == 1:
                     self.lines.end(record)
-                yield (
-                    number,
-                    from_cells(
-                        {
-                            name: _unwrapped(cell) if cell[:2] == '="' else cell
-                            for name, cell in zip(self.header, record)
-                            if name
-                        }
-                    ),
-                )
+                yield number, from_cells({name: _unwrapped(cell) for name, cell in zip(self.header, record) if name})
 
     def _text(self) -> Iterator[str]:
         for number, line in read_lines(self.path, self.encoding, self._say):
@@ -151,7 +142,7 @@ class _Records:
 
 def _unwrapped(cell: str) -> str:
     """The text of `="00123"`; any other cell as it is."""
-    found = _TEXT_FORMULA.fullmatch(cell)
+    found = cell[:2] == '="' and _TEXT_FORMULA.fullmatch(cell)
     return found[1].replace('""', '"') if found else cell
 
 

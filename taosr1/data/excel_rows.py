@@ -20,6 +20,7 @@ from taosr1.data.columns import known_names
 from taosr1.data.headers import LOOKED_AT, Line, header_problem
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import clean_text
+from taosr1.runtime.messages import counted
 from taosr1.runtime.text_lines import DamagedFile, check_file
 
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*ref="([A-Z]+\d+:[A-Z]+\d+)"')
@@ -57,11 +58,9 @@ def read_excel(path: str | Path, bad_rows: BadRows | None = None, columns: str =
             bad_rows.say(f"read sheet {sheet.title!r}, the first of {len(formulas.worksheets)}")
         merged = _Merged(path, sheet)
         if merged.ranges:
-            bad_rows.say(
-                f"{len(merged.ranges)} merged cell{'s'[: len(merged.ranges) != 1]} filled with their value in every row"
-            )
+            bad_rows.say(f"{counted(len(merged.ranges), 'merged cell')} filled with their value in every row")
         if merged.hidden:
-            bad_rows.say(f"{merged.hidden} hidden row{'s'[: merged.hidden != 1]} (a filter?) read as all others")
+            bad_rows.say(f"{counted(merged.hidden, 'hidden row')} (a filter?) read as all others")
         header: list[str] = []
         pairs = zip(sheet.iter_rows(), values.worksheets[0].iter_rows(values_only=True))
         for number, (cells, stored) in enumerate(pairs, start=1):

@@ -24,11 +24,12 @@ from taosr1.data.gold import GOLD_GRADE, LABELLED_BY, PRED_GRADE
 from taosr1.data.queries import pair_key, plain, query_keys, say_overlap, split_of
 from taosr1.data.scales import GradesError
 from taosr1.data.sources import load_rows
-from taosr1.data.summary import counted, describe
+from taosr1.data.summary import describe
 from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import load_pretrained
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.cli import check, option, parse_config
+from taosr1.runtime.messages import counted, visible
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import COLUMNS, Judgement
 from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, encode_prompt
@@ -132,7 +133,7 @@ def splits_of(rows: Sequence[Judgement]) -> list[str]:
 def example_of(row: Judgement, view: View) -> str:
     """One row's prompt as the judge gets it; characters that a terminal would obey are escaped."""
     text = view.tokenizer.decode(encode_prompt(view.tokenizer, row, view.prompt))
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def main(argv: list[str] | None = None) -> list[Judgement]:

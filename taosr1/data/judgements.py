@@ -1,4 +1,4 @@
-"""Reads and writes files of judgements: JSON Lines, CSV, TSV or parquet rows become checked `Judgement`s."""
+"""Reads and writes files of judgements: rows of any format of rows.py become checked `Judgement`s."""
 
 from __future__ import annotations
 
@@ -119,7 +119,10 @@ def read_parsed(
 def iter_judgements(
     path: str | Path, bad_rows: BadRows | None = None, *, need_grade: bool = False, need_cot: bool = False
 ) -> Iterator[Judgement]:
-    """`read_judgements` of one file, row by row, for files beyond the memory. An empty file yields nothing."""
+    """`read_judgements` of one file, row by row, for files beyond the memory. An empty file yields nothing.
+
+    What only a whole file can show is not looked at: ids that all end in ".0" stay as they are (file_checks.py).
+    """
 
     def beside(raw: dict, row: Judgement) -> None:
         if need_cot:

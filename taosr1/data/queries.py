@@ -14,6 +14,7 @@ from hashlib import blake2b
 from taosr1.data.flatten import is_blank
 from taosr1.data.gold import LABELLED_BY
 from taosr1.runtime.bad_rows import shorten
+from taosr1.runtime.messages import counted
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
 
@@ -116,7 +117,7 @@ def say_between_files(rows: Sequence[Judgement]) -> int:
     _say_other_titles(rows)
     if shared:
         (name, row), count = next(iter(shared.items())), len(shared)
-        ids = f"{count} query_id{'s' * (count > 1)} of several files mean{'s' * (count == 1)} different queries"
+        ids = f"{counted(count, 'query_id')} of several files mean{'s' * (count == 1)} different queries"
         first_place = f"first {shorten(repr(name))} in {first[name].source} and {row.source}"
         print(f"note: {ids}, {first_place}: they are kept apart by their text", file=sys.stderr)
     _say_other_grades(rows)
@@ -135,7 +136,7 @@ def _say_other_titles(rows: Sequence[Judgement]) -> None:
                 found.setdefault(key, row)
     if found:
         (key, row), count = next(iter(found.items())), len(found)
-        ids = f"{count} item_id{'s' * (count > 1)} of several files ha{'ve' if count > 1 else 's'} several titles"
+        ids = f"{counted(count, 'item_id')} of several files ha{'ve' if count > 1 else 's'} several titles"
         before = first[key]
         places = f"first {shorten(repr(key[0]))} in {before.source}:{before.line} and {row.source}:{row.line}"
         print(f"note: {ids}, {places}: are the ids numbered apart?", file=sys.stderr)
@@ -159,6 +160,6 @@ def _say_other_grades(rows: Sequence[Judgement]) -> None:
     if found:
         before, row = found[0]
         places = " and ".join(f"{each.grade} in {each.source}:{each.line}" for each in (before, row))
-        contradicted = f"{len(found)} row{'s'[: len(found) != 1]} contradicted a row of another file"
+        contradicted = f"{counted(len(found), 'row')} contradicted a row of another file"
         what = "the same query and product, another grade"
         print(f"note: {contradicted} ({what}), first {places}; all are kept", file=sys.stderr)

@@ -18,6 +18,7 @@ from taosr1.data.standard_input import local_path
 from taosr1.data.wands import is_wands, read_wands
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import read_jsonl
+from taosr1.runtime.messages import counted
 from taosr1.runtime.text_lines import check_file
 
 SHOWN_FILES = 6
@@ -81,7 +82,7 @@ def _matches(pattern: str, flag: str) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"no file matches {pattern!r}: check {flag}")
     shown = [file.name for file in found[:SHOWN_FILES]] + ["..."] * (len(found) > SHOWN_FILES)
-    count = f"{len(found)} file{'s'[: len(found) != 1]}, read in this order"
+    count = f"{counted(len(found), 'file')}, read in this order"
     print(f"{flag} {pattern}: {count}: {', '.join(shown)}", file=sys.stderr)
     return found
 

@@ -21,6 +21,7 @@ from typing import Any
 from taosr1.data.esci import GRADE_OF_ESCI, is_esci
 from taosr1.data.gold import gold_value, in_our_grades, is_empty, pseudo_label
 from taosr1.runtime.bad_rows import shorten
+from taosr1.runtime.messages import say_once
 from taosr1.task.grades import GRADE_NAMES, GRADES, grade_name
 
 OUR_DIGITS = {str(grade): grade for grade in GRADES}
@@ -325,9 +326,3 @@ def _as_number(key: str) -> float | None:
 
 def _is_word(key: str) -> bool:
     return key[0].isalpha() and len(key) <= WORD_CHARS and (len(key) > 2 or not key.isascii())
-
-
-@lru_cache(maxsize=64)
-def say_once(text: str) -> None:
-    """Print a note to stderr, the first time only."""
-    print(f"note: {text}", file=sys.stderr)

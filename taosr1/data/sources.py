@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import judgement_to_dict, read_judgements, read_parsed
 from taosr1.data.queries import say_between_files
@@ -9,6 +12,7 @@ from taosr1.data.rows import split_spec
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
+T = TypeVar("T")
 SYNTHETIC = "synthetic:"
 OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of that time keep working
 
@@ -28,35 +32,47 @@ def load_rows(
     """
     if limit < 0:
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
-    parts = split_spec(spec)
-    if not any(is_pool(part) for part in parts):
-        rows = read_judgements(spec, read, split=split, flag=flag, **needs)
-    elif len(parts) > 1:
-        settings = {"seed": seed, "split": split, "flag": flag, **needs}
-        of_pool = settings | {"split": ""}  # a split chooses among the rows of the files
-        rows = [row for part in parts for row in load_rows(part, read, **(of_pool if is_pool(part) else settings))]
-    else:
-        if split:
-            raise ValueError(f"{flag} {spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
-        rows = _load_pool(spec.partition(":")[2], seed=seed, **needs)
+
+    def from_files(part: str) -> list[Judgement]:
+        return read_judgements(part, read, split=split, flag=flag, **needs)
+
+    def from_pool(name: str) -> list[Judgement]:
+        return _load_pool(name, seed=seed, **needs)
+
+    rows = _from_sources(spec, from_files, from_pool, split, flag)
     say_between_files(rows)
     return rows[:limit] if limit else rows
 
 
 def load_pairs(
-    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, **needs: bool | None
-) -> list[tuple[dict, Judgement]]:
+    spec: str, read: ReadFlags = AS_FOUND, *, seed: int = 0, split: str = "", limit: int = 0, flag: str = "--data",
+    **needs: bool | None,
+) -> list[tuple[dict, Judgement]]:  # fmt: skip
     """`load_rows` with every row twice: as it is in its file, under its own column names, and as a judgement."""
+
+    def from_files(part: str) -> list[tuple[dict, Judgement]]:
+        limits = {"limit": limit, "split": split, "flag": flag}
+        return [(row, judgement) for judgement, row in read_parsed(part, lambda raw, _: raw, read, **limits, **needs)]
+
+    def from_pool(name: str) -> list[tuple[dict, Judgement]]:
+        return [(judgement_to_dict(row), row) for row in _load_pool(name, seed=seed, **needs)]
+
+    return _from_sources(spec, from_files, from_pool, split, flag)[: limit or None]
+
+
+def _from_sources(
+    spec: str, from_files: Callable[[str], list[T]], from_pool: Callable[[str], list[T]], split: str, flag: str
+) -> list[T]:
+    """What the sources of a spec hold, one behind the other. A split chooses among the rows of the files.
+
+    Raises: ValueError for a split of pools alone.
+    """
     parts = split_spec(spec)
-    if not any(is_pool(part) for part in parts):
-        pairs = read_parsed(spec, lambda raw, judgement: raw, read, split=split, limit=limit, **needs)
-        return [(row, judgement) for judgement, row in pairs]
-    settings = {"seed": seed, "split": split, **needs}
-    if len(parts) > 1:
-        of_pool = settings | {"split": ""}
-        pairs = [p for part in parts for p in load_pairs(part, read, **(of_pool if is_pool(part) else settings))]
-        return pairs[: limit or None]
-    return [(judgement_to_dict(row), row) for row in load_rows(spec, read, limit=limit, **settings)]
+    if not any(map(is_pool, parts)):
+        return from_files(spec)
+    if split and all(map(is_pool, parts)):
+        raise ValueError(f"{flag} {spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
+    return [row for part in parts for row in (from_pool(part.partition(":")[2]) if is_pool(part) else from_files(part))]
 
 
 def is_pool(source: str) -> bool:

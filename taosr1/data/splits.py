@@ -18,8 +18,9 @@ from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap, split_of
 from taosr1.data.rows import split_spec
 from taosr1.data.sources import is_pool, load_rows
-from taosr1.data.summary import counted, grade_shares
+from taosr1.data.summary import grade_shares
 from taosr1.runtime.files import read_json
+from taosr1.runtime.messages import counted
 from taosr1.task.judgement import Judgement
 
 AUTO = "auto"  # of --dev and --test

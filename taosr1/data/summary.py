@@ -15,6 +15,7 @@ import numpy as np
 from taosr1.data.queries import plain
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.distributed import this_rank
+from taosr1.runtime.messages import counted, visible
 from taosr1.task.grades import GRADES, grade_name
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, encode_prompt, prompt_room
@@ -46,12 +47,6 @@ def describe(rows: Sequence[Judgement], name: str, tokenizer: Any, prompt: Promp
     ]
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 row", "2,000 rows", "3 queries"."""
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def grade_shares(rows: Sequence[Judgement]) -> str:
     """ "grades 4-Excellent 50.0 %, ..., no grade 2.0 %"."""
     counts = Counter(row.grade for row in rows)
@@ -78,8 +73,7 @@ def grade_examples(rows: Sequence[Judgement]) -> str:
 
 def on_one_line(text: str) -> str:
     """The beginning of a text, with the characters escaped that are not shown as they are."""
-    text = shorten(" ".join(text.split()))
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return visible(shorten(" ".join(text.split())))
 
 
 def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConfig, positions: int) -> str:

@@ -15,10 +15,10 @@ from taosr1.data.flatten import is_blank
 from taosr1.data.rows import data_files, read_rows
 from taosr1.judge_model import JudgeModel
 from taosr1.learning.batches import Example
-from taosr1.model.chat_template import say_once
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.bad_rows import BadRows
 from taosr1.runtime.jsonl import clean_text
+from taosr1.runtime.messages import say_once
 from taosr1.task.prompt import encode_messages, encode_reply
 
 NAMES = ("prompt", "chosen", "rejected")

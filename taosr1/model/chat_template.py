@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from taosr1.runtime.distributed import this_rank
+from taosr1.runtime.messages import say_once
 
 # Choice: `strftime_now` is defined, as in transformers, but its day never changes: a prompt must be the same tomorrow.
 # It is the date that the templates of Llama 3.1 and 3.2 fall back to where there is no clock.
@@ -148,13 +147,6 @@ def closing_of_thought(prompt: str) -> str:
             "not begin with the label. Close it in the template's generation prompt, or use another model"
         )
     return ("\n" if prompt != prompt.rstrip() else "\n\n") + close + "\n\n"
-
-
-@lru_cache(maxsize=64)
-def say_once(text: str) -> None:
-    """A note on stderr, the first time, from the first rank alone."""
-    if this_rank().is_rank_zero:
-        print(f"note: {text}", file=sys.stderr)
 
 
 @lru_cache(maxsize=16)

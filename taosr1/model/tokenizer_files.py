@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from taosr1.model.chat_template import say_once
+from taosr1.runtime.messages import say_once
 
 VOCABULARY, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMES, ADDED = "special_tokens_map.json", "added_tokens.json"

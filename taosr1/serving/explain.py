@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass, replace
 
 import torch
 
 from taosr1.judge_model import JudgeModel
+from taosr1.runtime.messages import visible
 from taosr1.serving.outside import LOW_MASS, LOW_MASS_REASON
 from taosr1.serving.scorer import score_prompts
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS, Reply, parse_reply
 from taosr1.task.rules import implied_grade, load_rules
-
-ZERO_WIDTH_JOINER = "\u200d"  # a format character, but half of all emoji are made with it
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,6 @@ def steps_of(reply: Reply) -> dict:
 
 
 # ---- As text ---------------------------------------------------------------------------------------------------------
-
-
-def visible(text: str) -> str:
-    """Text that is safe to print: control, format and line-breaking characters as escapes, everything else as it is."""
-    shown = []
-    for character in text:
-        control = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
-        escape = control and character != ZERO_WIDTH_JOINER
-        shown.append(character.encode("unicode_escape").decode() if escape else character)
-    return "".join(shown)
 
 
 def render(found: Explanation) -> str:

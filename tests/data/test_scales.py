@@ -10,8 +10,9 @@ import pytest
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import read_judgements
-from taosr1.data.scales import GradesError, parse_map, say_once
+from taosr1.data.scales import GradesError, parse_map
 from taosr1.data.sources import load_pairs, load_rows
+from taosr1.runtime.messages import say_once
 
 
 def table(path, grades, name="rows.csv"):

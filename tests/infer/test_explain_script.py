@@ -14,9 +14,10 @@ import pytest
 from infer.explain import main
 from taosr1.data.judgements import Judgement
 from taosr1.runtime.jsonl import read_jsonl
+from taosr1.runtime.messages import visible
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import open_judge, store_temperature
-from taosr1.serving.explain import Explanation, visible
+from taosr1.serving.explain import Explanation
 from taosr1.serving.scorer import score_prompts
 
 PAIR = ["boots not leather", "Norvell suede hiking boots"]
@@ -199,3 +200,12 @@ def test_a_config_file_may_hold_query_and_title_and_help_teaches(fresh_judge, tm
         "what the shopper typed",
     ):
         assert words in printed
+
+
+def test_a_grade_in_another_scale_is_written_back_as_it_is(fresh_judge, tmp_path):
+    data, out = tmp_path / "wands.csv", tmp_path / "out.jsonl"
+    data.write_text("query,product_name,label\nmug,Steel mug,Exact\nmug,Wool hat,Irrelevant\n", encoding="utf-8")
+    main(["--data", str(data), "--out", str(out), "--model", fresh_judge("post-cot"), "--max-new-tokens", "4"])
+    rows = [row for _, row in read_jsonl(out)]
+    assert [(row["product_name"], row["label"]) for row in rows] == [("Steel mug", "Exact"), ("Wool hat", "Irrelevant")]
+    assert all(row["pred_grade"] in (1, 2, 3, 4) and "grade" not in row for row in rows)

@@ -112,7 +112,7 @@ def test_anything_with_an_order_may_hold_the_products_or_pairs(fresh, make):
 
 
 def test_rows_of_a_data_frame_are_products_or_pairs(fresh):
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="rows of data frames need pandas (it comes with .[dev])")
     frame = pandas.DataFrame({"query": ["a", "b"], "title": ["x", "y"], "price": [19.5, None], "n": [1, 2]})
     expected = fresh.score([("a", {"title": "x", "price": "19.5"}), ("b", "y")])
     assert fresh.score(frame) == expected
@@ -350,7 +350,7 @@ def test_the_names_of_a_cross_encoder_are_taken(taught):
     [
         ({"dtype": "foo"}, "dtype is 'foo', expected one of float32"),
         ({"temperature": 0}, "temperature is 0, expected a finite number above 0"),
-        ({"temperature": 1}, "temperature is 1, the stored beta belongs to 1.39.*: give beta"),
+        ({"temperature": 1}, "beta was fitted on probabilities at temperature 1.39.*, these are at 1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(settings, message):

@@ -13,9 +13,9 @@ import pytest
 from taosr1.data.flags import ReadFlags
 from taosr1.judge_model import load_judge
 from taosr1.learning.preference_rows import read_preferences
-from taosr1.model.chat_template import say_once
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.runtime.jsonl import write_jsonl
+from taosr1.runtime.messages import say_once
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import encode_reply
 

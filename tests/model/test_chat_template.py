@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from taosr1.judge_model import BUNDLED_FOLDER
-from taosr1.model.chat_template import PINNED_DATE, closing_of_thought, say_once
+from taosr1.model.chat_template import PINNED_DATE, closing_of_thought
 from taosr1.model.tokenizer import Tokenizer
+from taosr1.runtime.messages import say_once
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import PromptConfig, encode_prompt
 

@@ -5,25 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.data.judgements import Judgement, check_cot
+from taosr1.data.judgements import check_cot
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import CATEGORY_FACTS, OUTCOMES, implied_grade, load_rules
 from taosr1.task.teacher import MAX_STEP_CHARS, SYSTEM, extract_cot, teacher_messages, write_cot
+from tests.teacher_rows import COTS, ROWS
 
 RULES = load_rules()
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = [
-    Judgement("boots not leather", "Suede boots", category="footwear", grade=3, query_id="q1", item_id="i1"),
-    Judgement("red mug", "Red steel mug", grade=4, price="$9", description="d" * 9000),
-    Judgement("red mug", "Lid for mug", grade=2, query_id="q2", item_id="i2"),
-]
-COTS = [
-    "Query: boots; material not leather\nItem: boots; material suede\nCategory: same\nAttributes: material near\n"
-    "Decision: 3-Related",
-    "Query: mug; colour red\nItem: mug; colour red\nCategory: same\nAttributes: colour met\nDecision: 4-Excellent",
-    "Query: mug; colour red\nItem: mug lid\nCategory: related accessory\nAttributes: colour unknown\n"
-    "Decision: 2-Mismatch",
-]
 
 
 def test_the_five_lines_are_rendered_as_the_contract_shows():

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from taosr1.judge_model import BUNDLED_FOLDER
-from taosr1.model.chat_template import say_once
 from taosr1.model.tokenizer import Tokenizer
+from taosr1.runtime.messages import say_once
 
 USER = [{"role": "user", "content": "a mug, not plastic"}]
 PLAIN = (

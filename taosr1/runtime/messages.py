@@ -1,0 +1,34 @@
+"""What programs say: numbers with their noun, notes that come once, and texts of others made safe to print."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from functools import lru_cache
+
+from taosr1.runtime.distributed import this_rank
+
+ZERO_WIDTH_JOINER = "\u200d"  # a format character, but half of all emoji are made with it
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 row", "2,000 rows", "3 queries"."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+@lru_cache(maxsize=64)
+def say_once(text: str) -> None:
+    """Print a note to stderr, the first time only, from the first rank alone."""
+    if this_rank().is_rank_zero:
+        print(f"note: {text}", file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Text that is safe to print: control, format and line-breaking characters as escapes, everything else as it is."""
+    shown = []
+    for character in text:
+        control = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
+        escape = control and character != ZERO_WIDTH_JOINER
+        shown.append(character.encode("unicode_escape").decode() if escape else character)
+    return "".join(shown)

@@ -312,9 +312,20 @@ def test_no_real_row_is_lost_and_the_labels_add_up(real_rows):
 
 
 @needs_esci
-def test_no_real_pair_is_repeated_or_contradicted(capsys):
+def test_of_the_real_pairs_only_the_contradictions_are_said_with_their_count(capsys):
+    """ESCI gave 7 items another grade than an earlier item of the same query, word for word the same product."""
     read_judgements(ESCI, need_grade=True)
-    assert capsys.readouterr().err == ""
+    texts = ("query", "product_title", "product_brand", "product_color", "product_bullet_point", "product_description")
+    first, contradicting = {}, []
+    with gzip.open(ESCI, "rt", encoding="utf-8") as stream:
+        for line, fields in enumerate(map(json.loads, stream), start=1):
+            key = tuple(str(fields[name]) for name in texts)
+            if first.setdefault(key, fields["esci_label"]) != fields["esci_label"]:
+                contradicting.append(line)
+    said = capsys.readouterr().err
+    assert len(contradicting) == 7 and said.count("\n") == 1
+    assert "pairs.jsonl.gz: 7 rows contradicted an earlier row" in said
+    assert f"pairs.jsonl.gz:{contradicting[0]} (grade 3, it is 1 in line 251)" in said
 
 
 @needs_esci

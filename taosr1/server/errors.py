@@ -1,0 +1,17 @@
+"""A request that is refused: its status, what is wrong, and when to try again. Each format words it in its own way."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """Raised wherever a request cannot be answered; `app.py` answers with it in the words of the request's format.
+
+    status: 400 no JSON, 401 no key, 404, 405, 408 too slow, 409 another rubric, 413 too large, 415 no JSON by its
+        content type, 422 a field that cannot be used, 429 queue full, 503 not ready, draining or out of time.
+    message: one line for the client: what was found, what is expected, what to change.
+    retry_after_s: sent as Retry-After, in whole seconds; given with 429 and 503.
+    """
+
+    def __init__(self, status: int, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry_after_s = status, message, retry_after_s

@@ -1,0 +1,71 @@
+"""A real server in a process of its own, on a free port of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class RunningServer:
+    """`python infer/serve.py ...` as a user starts it; `log` is its standard error."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        command = [sys.executable, str(ROOT / "infer/serve.py"), "--port", "0", *flags]
+        settings = {"stdout": subprocess.PIPE, "stderr": log.open("wb"), "cwd": ROOT, "text": True}
+        self.log, self.process = log, subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **settings)
+        said = self.process.stdout.readline()
+        found = re.search(r"http://([\d.]+):(\d+)", said)
+        assert found, said + log.read_text()
+        self.host, self.port = found[1], int(found[2])
+        self.url = f"http://{self.host}:{self.port}"
+
+    def ask(self, path: str, body: object = None, method: str = "", headers: dict | None = None) -> tuple[int, object]:
+        """(status, JSON or text). A body that is bytes is sent as it is."""
+        connection = HTTPConnection(self.host, self.port, timeout=60)
+        try:
+            sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            method = method or ("GET" if body is None else "POST")
+            connection.request(method, path, sent, {"Content-Type": "application/json", **(headers or {})})
+            reply = connection.getresponse()
+            text = reply.read().decode()
+            return reply.status, json.loads(text) if "json" in reply.getheader("Content-Type", "") else text
+        finally:
+            connection.close()
+
+    def stop(self) -> int:
+        """Its exit code after SIGTERM."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory) -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers with the flags given; all that still run are killed at the end."""
+    for name in ("starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(name)
+    running: list[RunningServer] = []
+
+    def start(*flags: str) -> RunningServer:
+        running.append(RunningServer(tmp_path_factory.mktemp("server") / "log.txt", *flags))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(start_server) -> RunningServer:
+    """The bundled student, served with default settings."""
+    return start_server("--model", "bundled")

@@ -30,6 +30,7 @@ class Config(Limits):
     port: int = option(8000, "port to listen on (0: any free one)")
     api_key: str = option("", "key that clients send as 'Authorization: Bearer KEY'")
     insecure: bool = option(False, "listen on other addresses without a key")
+    max_new_tokens: int = option(128, "longest explanation")
     device: str = option("cpu", "torch device")
     dtype: str = option("float32", SERVING_DTYPE_HELP, SERVING_DTYPES)
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "evaluation": {"task", "data", "model", "sampling", "engine", "judge_model"},
     "serving": {"task", "data", "model", "sampling", "engine", "judge_model"},
     "judge": {"task", "data", "judge_model", "serving"},
-    "server": {"task", "data", "model", "judge_model", "serving", "judge"},
+    "server": {"task", "data", "synthetic", "model", "judge_model", "serving", "judge"},
     "moved": set(),
 }
 CORE = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}

@@ -28,7 +28,7 @@ from taosr1 import __version__
 from taosr1.server import events
 from taosr1.server.bodies import Bodies, check_content_type, parse_json
 from taosr1.server.errors import OutOfTime, Refused
-from taosr1.server.formats import ours
+from taosr1.server.formats import ours, rerank, tei
 from taosr1.server.formats.format import Answer, Ask, Format
 from taosr1.server.front import Exchange
 from taosr1.server.limits import Limits
@@ -40,7 +40,7 @@ from taosr1.server.waiting import within
 from taosr1.serving.explain import Explanation
 from taosr1.serving.scorer import Score
 
-FORMATS = (ours.SCORE,)
+FORMATS = (ours.SCORE, rerank.RERANK, tei.TEI)
 PAGE = Path(__file__).parent / "page"
 LARGE_REPLY = 64  # results; more are worded in a thread
 JSON = "application/json"
@@ -147,19 +147,12 @@ class Server:
         """Everything that takes processor time before the model runs; in a thread."""
         begun = time.monotonic()
         ask = form.read(parse_json(body), served, self.limits)
-        if ask.judge not in ("", "compare"):
-            raise Refused(422, "field 'judge' names no judge, expected 'compare' or nothing")
-        if ask.judge == "compare":
+        if ask.judge:
             if self.compare is None:
-                raise Refused(422, "there is no second judge: start the server with --compare MODEL")
+                raise Refused(422, "field 'judge' asks for a second judge, which this server does not have (--compare)")
             served = self.compare
-        if ask.rubric and ask.rubric != served.rubric_sha:
-            problem = "this judge has another rubric than the request expects"
-            raise Refused(409, f"{problem}: it is {served.rubric_sha}; leave out 'rubric' to take any")
-        if ask.explain and len(ask.pairs) > self.limits.max_explained:
-            most = f"at most {self.limits.max_explained} are explained (--max-explained)"
-            raise Refused(422, f"the request has {len(ask.pairs)} products, of which {most}")
-        prompts = served.judge.model.prompts(list(ask.pairs))
+            ours.check_judge(ask, served)
+        prompts = [*ask.prompts] or served.judge.model.prompts([*ask.pairs])
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts
 
@@ -167,10 +160,14 @@ class Server:
         self, exchange: Exchange, ask: Ask, served: Served, prompts: list[list[int]]
     ) -> tuple[list[Score], list[Explanation]]:
         judge, found = served.judge, await self.queue.score(served.judge, prompts)
-        scores = [
-            replace(score, outside=judge.world.reason(pair, judge.fields, score.label_mass))
-            for pair, score in zip(ask.pairs, found, strict=True)
-        ]
+        scores = (
+            found
+            if ask.prompts
+            else [
+                replace(score, outside=judge.world.reason(pair, judge.fields, score.label_mass))
+                for pair, score in zip(ask.pairs, found, strict=True)
+            ]
+        )
         self.metrics.scores(scores)
         explanations: list[Explanation] = []
         if ask.explain:

@@ -90,4 +90,3 @@ class Weights:
             return str(folder), [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
         except (OSError, ValueError) as error:
             return str(error)  # tried once, so that it is said
-

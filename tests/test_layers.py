@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "moved": set(),
 }
 CORE = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
-SERVE = {"starlette", "uvicorn", "prometheus_client"}  # the [serve] extra, which only taosr1/server imports
+# The [serve] extra, which only taosr1/server imports; h11 comes with uvicorn.
+SERVE = {"starlette", "uvicorn", "prometheus_client", "h11"}
 RUN_WHAT_THEY_READ = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "os.system"}
 

@@ -90,6 +90,8 @@ class Front:
     async def _response(self, exchange: Exchange) -> Response:
         """A response for whatever happens. Raises: ClientLeft alone."""
         try:
+            if exchange.scope["http_version"] not in ("1.0", "1.1"):
+                raise Refused(400, "this HTTP version is not supported, expected 1.1")
             if {"content-length", "transfer-encoding"} <= set(exchange.headers):
                 # A proxy in front may have believed the other one of the two (request smuggling).
                 raise Refused(400, "Content-Length and Transfer-Encoding say both how long the body is")

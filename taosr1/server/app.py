@@ -14,14 +14,16 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from taosr1.server.errors import Refused
-from taosr1.server.formats import ours, rerank, tei
+from taosr1.server.formats import chat, label_scores, ours, rerank, tei
 from taosr1.server.formats.format import Answer, Format
 from taosr1.server.limits import Limits
 from taosr1.server.metrics import Metrics
 from taosr1.server.queue import ScoringQueue
 from taosr1.server.served import Served
 
-FORMATS = (ours.SCORE, rerank.RERANK, tei.TEI)
+FORMATS = (
+    ours.SCORE, tei.TEI, rerank.RERANK, label_scores.GENERATIVE_SCORING, label_scores.LABEL_SCORE, chat.CHAT
+)  # fmt: skip
 PAGE = Path(__file__).parent / "page"
 
 

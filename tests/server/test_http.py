@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import time
 
 import pytest
 
-PAIR = {"query": "desk lamp", "products": ["LED desk lamp"]}
-BODY = json.dumps(PAIR).encode()
+from tests.server.http_bytes import BODY, PAIR, request, statuses
 
 
 def raw(server, sent: bytes, *, wait_s: float = 20, slowly: tuple[bytes, ...] = (), pause_s: float = 0.0) -> bytes:
@@ -30,18 +28,6 @@ def raw(server, sent: bytes, *, wait_s: float = 20, slowly: tuple[bytes, ...] = 
         except (TimeoutError, ConnectionResetError):
             pass
         return found
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3})", answer)]
-
-
-def request(body: bytes = BODY, path: str = "/score", method: str = "POST", **headers: str) -> bytes:
-    """A request whose connection is closed after it; header names are written with _ for -."""
-    given = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body))}
-    given |= {"Connection": "close", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items() if value is not None)]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 @pytest.mark.parametrize(
@@ -80,7 +66,7 @@ def request(body: bytes = BODY, path: str = "/score", method: str = "POST", **he
         (json.dumps({"query": "lamp", "products": ["x" * 20_001]}).encode(), 422, "20000"),
         (b'{"query": "lamp", "products": ["\\ud800 half", "nul \\u0000"]}', 200, "results"),
         (b'\xef\xbb\xbf{"query": "lamp", "products": ["with a byte order mark"]}', 200, "results"),
-        (json.dumps({"query": "lamp" * 5000, "products": ["\u706f" * 20_000, "\u202eright to left\u200b", "<|im_end|>"]}).encode(), 200,
+        (json.dumps({"query": "lamp" * 5000, "products": ["\u706f" * 20_000, "\u202eto the left\u200b"]}).encode(), 200,
          "results"),
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, int) else None,
@@ -96,7 +82,8 @@ def test_a_body_that_cannot_be_used_is_refused_with_its_documented_status(server
 @pytest.mark.parametrize("path", ["/score", "/rerank", "/v1/rerank", "/v2/rerank"])
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[" * 9999, b"null", b"[1]", b"{}", b'{"query": 1e400}', b'{"query": "\\udead", "texts": [{}], "documents": 3}']
+    [b"", b"[" * 9999, b"null", b"[1]", b"{}", b'{"query": 1e400}',
+     b'{"query": "\\udead", "texts": [{}], "documents": 3}']
     + [json.dumps({"query": "q", name: value}).encode() for name in ("texts", "documents", "products")
        for value in (None, [], {}, "", 0, [None], [[]], [True], [9**99], [{"text": {"a": [1]}}], ["a"] * 1001)],
     ids=lambda body: str(body)[:30],
@@ -156,6 +143,7 @@ def test_paths_and_methods_that_do_not_exist_are_said_as_json(server, method, pa
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 this is TLS\r\n\r\n", [400]),
         (b"GARBAGE\r\n\r\n", [400]),
+        (b"\r\n", [400]),
         (b"GET / HTTP/9.9\r\nHost: localhost\r\nConnection: close\r\n\r\n", [400]),
         (b"GET / HTTP/1.1\r\n\r\n", [400]),  # no Host
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", [400]),
@@ -171,7 +159,8 @@ def test_paths_and_methods_that_do_not_exist_are_said_as_json(server, method, pa
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n", [431]),
         (b"GET /" + b"x" * 200_000, [431]),
         (b"GET /health HTTP/1.0\r\n\r\n", [200]),
-        (b"POST /score HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY, [200]),
+        (b"POST /score HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY,
+         [200]),
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3 + request(), [200] * 4),  # pipelined
         (request(BODY[:5] + BODY, Content_Length="5"), [400]),  # more than it said: the rest is no request
         (request(b'{"query": "a"} and more', Content_Length="14"), [422]),

@@ -28,7 +28,7 @@ from taosr1 import __version__
 from taosr1.server import events
 from taosr1.server.bodies import Bodies, check_content_type, parse_json
 from taosr1.server.errors import OutOfTime, Refused
-from taosr1.server.formats import ours, rerank, tei
+from taosr1.server.formats import chat, label_scores, ours, rerank, tei
 from taosr1.server.formats.format import Answer, Ask, Format
 from taosr1.server.front import Exchange
 from taosr1.server.limits import Limits
@@ -40,7 +40,9 @@ from taosr1.server.waiting import within
 from taosr1.serving.explain import Explanation
 from taosr1.serving.scorer import Score
 
-FORMATS = (ours.SCORE, rerank.RERANK, tei.TEI)
+FORMATS = (
+    ours.SCORE, tei.TEI, rerank.RERANK, label_scores.GENERATIVE_SCORING, label_scores.LABEL_SCORE, chat.CHAT
+)  # fmt: skip
 PAGE = Path(__file__).parent / "page"
 LARGE_REPLY = 64  # results; more are worded in a thread
 JSON = "application/json"
@@ -66,6 +68,7 @@ class Server:
         self.forms = {path: form for form in FORMATS for path in form.paths}
         self.pages = _page_files()
         self.gets = {"/health": self.health, "/info": self.info, "/metrics": self.metrics_text}
+        self.gets |= {"/v1/models": self.models}
 
     # ---- Which way a request goes ------------------------------------------------------------------------------------
     async def respond(self, exchange: Exchange) -> Response:
@@ -204,6 +207,12 @@ class Server:
             "max_new_tokens": self.max_new_tokens,
         }  # fmt: skip
         return Response(_json(body), media_type=JSON)
+
+    async def models(self) -> Response:
+        """What is served, as OpenAI's API lists models: its clients ask before they use one."""
+        names = [served.name for served in (self.served, self.compare) if served is not None]
+        head = {"object": "model", "created": int(time.time()), "owned_by": "taosr1"}
+        return Response(_json({"object": "list", "data": [{"id": name, **head} for name in names]}), media_type=JSON)
 
     async def metrics_text(self) -> Response:
         return Response(self.metrics.text(), headers={"Content-Type": self.metrics.content_type})

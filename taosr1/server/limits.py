@@ -33,6 +33,7 @@ class Limits:
 def limit_problems(limits: Limits) -> list[tuple[bool, str]]:
     """Problems for `taosr1.runtime.cli.check`."""
     counts = ("max_products", "max_chars", "max_queue_requests", "max_queue_tok", "max_connections", "max_explained")
-    times = ("header_timeout_s", "body_timeout_s", "keep_alive_s", "request_timeout_s", "drain_s")
-    lowest = dict.fromkeys(counts, 1) | dict.fromkeys(times, 0.1) | {"max_wait_ms": 0, "batch_tok": 1}
+    counts += ("max_streams", "batch_tok")
+    times = ("batch_ms", "header_timeout_s", "body_timeout_s", "keep_alive_s", "request_timeout_s", "drain_s")
+    lowest = dict.fromkeys(counts, 1) | dict.fromkeys(times, 0.1) | {"max_wait_ms": 0}
     return at_least(limits, **lowest, max_body_bytes=1024, max_header_bytes=1024)

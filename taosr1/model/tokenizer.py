@@ -128,7 +128,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, without end and padding tokens; other control tokens are spelled out."""
-        return self._trusted.decode([int(i) for i in ids if int(i) not in self._silent], skip_special_tokens=False)
+        return self.spell(int(i) for i in ids if int(i) not in self._silent)
+
+    def spell(self, ids: Iterable[int]) -> str:
+        """Text of ids with every control token spelled out."""
+        return self._trusted.decode(list(ids), skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer's files as they were read, byte for byte."""

@@ -14,14 +14,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from taosr1.server.errors import Refused
-from taosr1.server.formats import ours
+from taosr1.server.formats import ours, rerank, tei
 from taosr1.server.formats.format import Answer, Format
 from taosr1.server.limits import Limits
 from taosr1.server.metrics import Metrics
 from taosr1.server.queue import ScoringQueue
 from taosr1.server.served import Served
 
-FORMATS = (ours.SCORE,)
+FORMATS = (ours.SCORE, rerank.RERANK, tei.TEI)
 PAGE = Path(__file__).parent / "page"
 
 
@@ -37,7 +37,7 @@ class Server:
             body = json.loads(await request.body())
             ask = form.read(body, self.served, self.limits)
             served = self.served  # the weights may be swapped while this request waits
-            prompts = await asyncio.to_thread(served.judge.model.prompts, list(ask.pairs))
+            prompts = ask.prompts or await asyncio.to_thread(served.judge.model.prompts, list(ask.pairs))
             scores = await self.queue.score(served.judge, prompts)
             found = Answer(scores, (), served, sum(map(len, prompts)), uuid.uuid4().hex)
             return JSONResponse(form.reply(ask, found))

@@ -127,13 +127,13 @@ class Slot(NamedTuple):
     before: list[int]
     without_space: list[int] | None
 
-    def filled(self, tokenizer, text: str) -> list[int]:
+    def filled(self, tokenizer, text: str) -> tuple[list[int], list[int]]:
         """Ids of what is before the text, and of the text. A space and the word behind it are one token."""
         text = text.lstrip() if self.left else text
         text = text.rstrip() if self.right else text
         if self.without_space is None or text[:1].isspace():
-            return self.before + tokenizer.encode_text(text)
-        return self.without_space + tokenizer.encode_text(" " + text)
+            return self.before, tokenizer.encode_text(text)
+        return self.without_space, tokenizer.encode_text(" " + text)
 
 
 # What stands for an untrusted text while a template is rendered. Private-use characters, because no template contains
@@ -211,10 +211,10 @@ def _with_words(value):
     return value.replace("\ue001", "\ue001" + _WORDS)
 
 
-def _fill(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Sequence[str]) -> list[int]:
-    """Token ids of the rendered turns with the untrusted texts in their places."""
+def _filled(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the rendered turns, in pieces: trusted text, an untrusted text, trusted text, and so on."""
     slots, behind = _template_pieces(tokenizer, turns)
-    return [token for slot in slots for token in slot.filled(tokenizer, texts[slot.text])] + behind
+    return [ids for slot in slots for ids in slot.filled(tokenizer, texts[slot.text])] + [behind]
 
 
 @lru_cache(maxsize=256)
@@ -223,10 +223,28 @@ def _trusted_texts(names: tuple[str, ...], config: PromptConfig) -> tuple[str, .
     return tuple(_user_message(["\ue000"] * (len(names) + 1), names, config).split("\ue000"))
 
 
+def prompt_pieces(tokenizer, judgement: Judgement, config: PromptConfig) -> list[list[int]]:
+    """Token ids of the prompt in pieces: those at odd places are untrusted (query and product), the others trusted."""
+    names = tuple(name for name in config.fields if getattr(judgement, name).strip())  # empty ones are left out
+    return _filled(tokenizer, (("user", _trusted_texts(names, config)),), _untrusted_texts(judgement, names, config))
+
+
 def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[int]:
     """Token ids of the prompt, up to where the reply begins (the generation prompt of the chat template included)."""
-    names = tuple(name for name in config.fields if getattr(judgement, name).strip())  # empty ones are left out
-    return _fill(tokenizer, (("user", _trusted_texts(names, config)),), _untrusted_texts(judgement, names, config))
+    return [token for ids in prompt_pieces(tokenizer, judgement, config) for token in ids]
+
+
+def marked_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[tuple[str, bool]]:
+    """The prompt as the model reads it, as (text, whether it is untrusted): the texts of `prompt_pieces`.
+
+    Control tokens are spelled out. One that is spelled in an untrusted text is ordinary text to the model.
+    """
+    seen, texts = [], [""]
+    for ids in prompt_pieces(tokenizer, judgement, config):
+        seen += ids  # decoded from the beginning: SentencePiece drops the first space of what it decodes
+        texts.append(tokenizer.spell(seen))
+    pieces = [after[len(before) :] for before, after in zip(texts, texts[1:])]
+    return [(text, place % 2 == 1) for place, text in enumerate(pieces) if text]
 
 
 def encode_messages(tokenizer, messages: Sequence[tuple[str, str]]) -> list[int]:
@@ -235,7 +253,7 @@ def encode_messages(tokenizer, messages: Sequence[tuple[str, str]]) -> list[int]
     Every text is untrusted. Raises: ValueError where the template does not take these roles.
     """
     turns = tuple((role, ("", "")) for role, _ in messages)
-    return _fill(tokenizer, turns, [text for _, text in messages])
+    return [token for ids in _filled(tokenizer, turns, [text for _, text in messages]) for token in ids]
 
 
 def prompt_room(positions: int, reply_tok: int = 0) -> int:

@@ -49,6 +49,49 @@ class RunningServer:
 
 
 @pytest.fixture(scope="session")
+def served():
+    """The bundled student without a server around it, for formats as pure functions."""
+    from taosr1.judge import Judge
+    from taosr1.server.served import Served
+
+    return Served.of(Judge.load("bundled"))
+
+
+@pytest.fixture
+def answered(served):
+    """Reads a body with a format, scores its pairs with the real judge, and gives the reply as JSON brings it back."""
+    from taosr1.server.formats.format import Answer
+    from taosr1.server.limits import Limits
+
+    def answer(form, body: object, **limits: object) -> object:
+        ask = form.read(body, served, Limits(**limits))
+        pairs, judge = list(ask.pairs), served.judge
+        prompts = list(ask.prompts) or judge.model.prompts(pairs)
+        found = tuple(judge.explain(pair.query, pair) for pair in pairs) if ask.explain else ()
+        scores = judge.score_prompts(prompts)
+        return json.loads(json.dumps(form.reply(ask, Answer(scores, found, served, sum(map(len, prompts)), "x"))))
+
+    return answer
+
+
+@pytest.fixture
+def refusal(served):
+    """The status and the message with which a format refuses a body; what it says never names a flag."""
+    from taosr1.server.errors import Refused
+    from taosr1.server.limits import Limits
+
+    def refuse(form, body: object, **limits: object) -> tuple[int, str]:
+        with pytest.raises(Refused) as caught:
+            form.read(body, served, Limits(**limits))
+        message = caught.value.message
+        assert "--" not in message and "\n" not in message and len(message) < 500, message
+        assert message in json.dumps(form.error(caught.value), ensure_ascii=False).replace('\\"', '"')
+        return caught.value.status, message
+
+    return refuse
+
+
+@pytest.fixture(scope="session")
 def start_server(tmp_path_factory) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with the flags given; all that still run are killed at the end."""
     for name in ("starlette", "uvicorn", "prometheus_client"):

@@ -19,12 +19,14 @@ class Ask:
     """What a request asks for.
 
     pairs: to be scored, in the order of the reply's indices.
+    prompts: in place of pairs, what is scored as token ids that the client has put together.
     explain: the five steps of every pair, too. judge: "" is the served one, "compare" that of --compare.
     rubric: the rubric hash that the client expects, "" for any.
     options: the format's own, for its reply.
     """
 
     pairs: Sequence[Judgement]
+    prompts: Sequence[Sequence[int]] = ()
     explain: bool = False
     judge: str = ""
     rubric: str = ""

@@ -1,28 +1,84 @@
-"""Our own format: POST /score {query, products: [title or columns], explain?, rubric?}."""
+"""Our own format.
+
+POST /score {query, products: [title or columns], explain?, rubric?, judge?} -> {id, results: [{index, grade, tier,
+score, probs, label_mass, outside, explanation?}], model, model_sha, rubric, beta, temperature}, in the order given.
+POST /explain {query, product, rubric?, judge?} asks for one product, streamed.
+
+Choice: a field that is not known is refused, since a misspelt "explain" would silently have no effect. The other
+systems' formats ignore what they do not know, as those systems do.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from taosr1.server.errors import Refused
+from taosr1.server.formats.fields import (
+    flag_of,
+    list_of,
+    object_of,
+    product_of,
+    products_of,
+    query_of,
+    refuse_unknown,
+    word_of,
+)
 from taosr1.server.formats.format import Answer, Ask, Format
 from taosr1.server.limits import Limits
 from taosr1.server.served import Served
 from taosr1.serving.explain import Explanation
-from taosr1.serving.inputs import judgements_of
+
+COMPARE = "compare"  # the second judge
 
 
 def read(body: Any, served: Served, limits: Limits) -> Ask:
-    if not isinstance(body, dict):
-        raise Refused(422, "the body is not a JSON object, expected {query, products}")
-    products = body.get("products")
-    if not isinstance(products, list):
-        raise Refused(422, "field 'products' is missing, expected a list of titles or objects")
-    try:
-        pairs, _ = judgements_of(body.get("query"), products)
-    except ValueError as error:
-        raise Refused(422, str(error)) from error
-    return Ask(pairs, explain=bool(body.get("explain")), judge=body.get("judge", ""), rubric=body.get("rubric", ""))
+    """POST /score. served: the first judge."""
+    body = object_of(body, "query and products")
+    refuse_unknown(body, ("query", "products", "explain", "rubric", "judge"))
+    query = query_of(body, limits)
+    products = list_of(body, "products", limits, "products")
+    explain = flag_of(body, "explain")
+    if explain and len(products) > limits.max_explained:
+        limit = f"expected at most {limits.max_explained} with 'explain': true"
+        raise Refused(422, f"field 'products' has {len(products)} products, {limit}: send several requests")
+    ask = Ask(products_of(query, products, "products", limits), explain=explain, **_judge(body))
+    if not ask.judge:
+        check_judge(ask, served)
+    return ask
+
+
+def read_explain(body: Any, served: Served, limits: Limits) -> Ask:
+    """POST /explain."""
+    body = object_of(body, "query and product")
+    refuse_unknown(body, ("query", "product", "rubric", "judge"))
+    query = query_of(body, limits)
+    if "product" not in body:
+        raise Refused(422, "field 'product' is missing, expected a title as text, or an object with a title")
+    pair = product_of(query, body["product"], "product", limits)
+    if pair is None:
+        raise Refused(422, "field 'product' is empty, expected a title as text, or an object with a title")
+    ask = Ask([pair], explain=True, **_judge(body))
+    if not ask.judge:
+        check_judge(ask, served)
+    return ask
+
+
+def _judge(body: dict) -> dict[str, str]:
+    judge = word_of(body, "judge")
+    if judge not in ("", COMPARE):
+        raise Refused(422, f"field 'judge' is {judge[:60]!r}, expected {COMPARE!r} for the second judge, or none")
+    return {"judge": judge, "rubric": word_of(body, "rubric")}
+
+
+def check_judge(ask: Ask, served: Served) -> None:
+    """Whether the judge that is asked can answer; of the second judge, whoever holds it checks.
+
+    Raises: Refused with 409 for another rubric than it has, 422 where it gives no reasons.
+    """
+    if ask.rubric not in ("", served.rubric_sha):
+        raise Refused(409, f"field 'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}")
+    if ask.explain and served.judge.order == "label":
+        raise Refused(422, "this judge was trained to answer with the grade alone: it gives no reasons")
 
 
 def reply(ask: Ask, answer: Answer) -> dict:

@@ -43,7 +43,7 @@ from taosr1.serving.deployed import MODEL_HELP
 from taosr1.task.grades import GOOD_TIER
 from taosr1.task.judgement import Judgement
 
-GROUPS = ("all injections", "all lies", "harmless words")
+GROUPS = ("all injections", "all lies", "all harmless words")
 Defence = Callable[[Judgement], Judgement]
 
 
@@ -133,7 +133,7 @@ def groups_of(attacks: Sequence[Attack]) -> dict[str, list[int]]:
         group = GROUPS[2] if is_control(attack.kind) else GROUPS[1] if is_lie(attack.kind) else GROUPS[0]
         for name in (attack.kind, group):
             places.setdefault(name, []).append(place)
-    return places
+    return dict(sorted(places.items(), key=lambda item: item[0] in GROUPS))  # the groups last, kinds in their order
 
 
 def drawn_pairs(rows: Sequence[Judgement], count: int, seed: int) -> list[Judgement]:
@@ -188,10 +188,8 @@ def render(kinds: dict[str, dict], before: dict) -> str:
     lines = [f"in tier Good without an attack: {_percent(before)}", "", head]
     for kind, found in kinds.items():
         outside = "-" if found["called_outside"] is None else f"{100 * found['called_outside']:.0f}"
-        lines.append(
-            f"{kind:29} {found['texts']:5}  {_percent(found['lifted'])}  {100 * found['lifted_by_any']['value']:11.1f}  "
-            f"{_percent(found['rise'])}  {outside:>5}"
-        )
+        lifted, by_any = _percent(found["lifted"]), 100 * found["lifted_by_any"]["value"]
+        lines.append(f"{kind:29} {found['texts']:5}  {lifted}  {by_any:11.1f}  {_percent(found['rise'])}  {outside:>5}")
     return "\n".join(lines)
 
 

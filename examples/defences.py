@@ -84,7 +84,12 @@ TEXT_DEFENCES: dict[str, Callable[[Judgement], Judgement]] = {
     "no labels and step names": on_texts(no_labels),
 }
 # Of prompts that carry instructions ("full"): the texts in marks, and a line that says what they are.
-MARKS = on_texts(lambda text: f"<<< {text} >>>" if text.strip() else "")
+_MARKS = on_texts(lambda text: f"<<< {text} >>>" if text.strip() else "")
+PROMPT_DEFENCES: dict[str, Callable[[Judgement], Judgement]] = {
+    "a line that says: this is data": lambda row: row,
+    "<<< >>> around each text": _MARKS,
+    "that line, and <<< >>>": _MARKS,
+}
 
 
 @contextmanager

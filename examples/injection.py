@@ -19,7 +19,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from examples.attacks import Attack, attacked_copies, attacks_on, halves, is_control, is_lie
 from examples.benchmarks.common import machine
-from examples.defences import MARKS, TEXT_DEFENCES, warned
+from examples.defences import PROMPT_DEFENCES, TEXT_DEFENCES, warned
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import write_judgements
 from taosr1.data.queries import query_keys
@@ -77,13 +78,24 @@ class Judged:
     outside: np.ndarray
 
     @staticmethod
-    def of(judge: Judge, rows: Sequence[Judgement], defence: Defence | None = None) -> Judged:
-        found = judge.score_judgements([defence(row) for row in rows] if defence else rows)
+    def of(judge: Judge, rows: Sequence[Judgement]) -> Judged:
+        found = judge.score_judgements(rows)
         tiers = np.array([one.tier for one in found])
         return Judged(
             tiers == GOOD_TIER, np.array([one.score for one in found]), np.array([one.grade for one in found]), tiers,
             np.array([bool(one.outside) for one in found]),
         )  # fmt: skip
+
+    def changed(self, judge: Judge, rows: Sequence[Judgement], defence: Defence) -> Judged:
+        """The same rows under a defence; only those that it changes are scored again."""
+        defended = [defence(row) for row in rows]
+        places = [place for place, (row, after) in enumerate(zip(rows, defended)) if row != after]
+        again, arrays = Judged.of(judge, [defended[place] for place in places]), {}
+        for name, array in vars(self).items():
+            arrays[name] = array.copy()
+            if places:
+                arrays[name][places] = getattr(again, name)
+        return Judged(**arrays)
 
 
 def mean_over_queries(values: np.ndarray, queries: Sequence[str], seed: int, samples: int = 1000) -> Interval:
@@ -98,17 +110,24 @@ def mean_over_queries(values: np.ndarray, queries: Sequence[str], seed: int, sam
 
 
 class Attacked:
-    """The pairs, their clean judgement, and the judgements under every attack: arrays (attacks, pairs)."""
+    """The pairs as they are, and under every attack: arrays (attacks, pairs) of what the judge says of each."""
 
-    def __init__(
-        self, judge: Judge, pairs: Sequence[Judgement], attacks: Sequence[Attack], defence: Defence | None = None
-    ) -> None:
+    def __init__(self, judge: Judge, pairs: Sequence[Judgement], attacks: Sequence[Attack]) -> None:
         self.pairs, self.attacks, self.queries = pairs, attacks, query_keys(pairs)
-        self.clean = Judged.of(judge, pairs, defence)
-        found = [Judged.of(judge, [attack.on(row) for row in pairs], defence) for attack in attacks]
+        self.rows = [attack.on(row) for attack in attacks for row in pairs]
+        self._set(Judged.of(judge, pairs), Judged.of(judge, self.rows))
+
+    def _set(self, clean: Judged, found: Judged) -> None:
+        self.clean, self.found, shape = clean, found, (len(self.attacks), len(self.pairs))
         self.good, self.score, self.outside = (
-            np.stack([getattr(one, name) for one in found]) for name in ("good", "score", "outside")
+            getattr(found, name).reshape(shape) for name in ("good", "score", "outside")
         )
+
+    def under(self, judge: Judge, defence: Defence) -> Attacked:
+        """The same attacks on the same pairs, behind a defence."""
+        other = copy(self)
+        other._set(self.clean.changed(judge, self.pairs, defence), self.found.changed(judge, self.rows, defence))
+        return other
 
     @property
     def lifted(self) -> np.ndarray:
@@ -146,36 +165,61 @@ def drawn_pairs(rows: Sequence[Judgement], count: int, seed: int) -> list[Judgem
     return [wrong[place] for place in sorted(np.random.default_rng(seed).permutation(len(wrong))[:count])]
 
 
-def measure_defences(
-    judge: Judge, config: Config, usual: Attacked, clean: Sequence[Judgement]
-) -> dict[str, dict]:
+def short_queries(rows: Sequence[Judgement]) -> list[Judgement]:
+    """Honest Excellent pairs whose titles hold the query word for word: a product of its own category ("tent").
+
+    The embedded shop's test queries never stand in a title as they are, as many short queries of a real shop do.
+    """
+    names = [(row, row.category.rpartition(">")[2].strip()) for row in rows if row.grade == 4]
+    return [replace(row, query=name) for row, name in names if name and name.lower() in row.title.lower()]
+
+
+def measure_defences(judge: Judge, config: Config, usual: Attacked, clean: Sequence[Judgement]) -> dict[str, dict]:
     """What each defence takes from the lifted share, and what it changes on clean rows."""
-    before = Judged.of(judge, clean)
-    places, found = groups_of(usual.attacks), {}
-    options = [(name, defence, nullcontext()) for name, defence in TEXT_DEFENCES.items()]
+    before, found = Judged.of(judge, clean), {}
+    short = short_queries(clean)
+    honest = Judged.of(judge, short)
+    for name, defence in TEXT_DEFENCES.items():
+        behind, after = usual.under(judge, defence), before.changed(judge, clean, defence)
+        found[name] = compared(usual, behind.lifted, clean, before, after, config.seed)
+        both = (honest.good, honest.changed(judge, short, defence).good)
+        found[name]["drift"] |= {
+            "rows_changed": float(np.mean([defence(row) != row for row in clean])), "short_queries": len(short),
+            "short_good": [float(good.mean()) if short else None for good in both],
+        }  # fmt: skip
     if judge.model.prompt.style == "full":
-        options += [("a line: this is data", None, warned()), ("<<< >>> around each text", MARKS, nullcontext()),
-                    ("the line and the marks", MARKS, warned())]  # fmt: skip
-    options += [("called outside: at most Mid", None, nullcontext())]
-    for name, defence, context in options:
-        with context:
-            attacked, after = Attacked(judge, usual.pairs, usual.attacks, defence), Judged.of(judge, clean, defence)
-        lifted, moved = attacked.lifted, after.tier != before.tier
-        if name.startswith("called outside"):
-            lifted, moved = lifted & ~attacked.outside, after.good & after.outside
-        gain = {
-            group: asdict(mean_over_queries((usual.lifted[chosen] * 1.0 - lifted[chosen]).mean(0), usual.queries, 0))
-            for group, chosen in places.items()
-        }
-        gold, queries = [row.grade for row in clean], query_keys(clean)
-        change = bootstrap_difference("macro_f1", gold, before.grade, after.grade, queries, seed=config.seed)
-        changed = np.mean([defence(row) != row for row in clean]) if defence else 0.0
-        drift = {"macro_f1": asdict(change), "tiers_moved": float(moved.mean()), "rows_changed": float(changed),
-                 "score_change": float(np.abs(after.score - before.score).mean())}  # fmt: skip
-        pays = gain[GROUPS[0]]["low"] > 0 and change.high >= 0
-        found[name] = {"gain": gain, "drift": drift, "pays": bool(pays)}
-        print(_defence_line(name, found[name]), flush=True)
+        for name, defence in PROMPT_DEFENCES.items():
+            with warned() if "line" in name else nullcontext():
+                rows, pairs = ([defence(row) for row in rows] for rows in (usual.rows, usual.pairs))
+                behind, after = copy(usual), Judged.of(judge, [defence(row) for row in clean])
+                behind._set(Judged.of(judge, pairs), Judged.of(judge, rows))
+            found[name] = compared(usual, behind.lifted, clean, before, after, config.seed)
+    # What the word list calls outside is served as Mid at best; grades stay.
+    capped = np.where(before.outside & before.good, "Mid", before.tier)
+    after = replace(before, tier=capped)
+    found["called outside: at most Mid"] = compared(
+        usual, usual.lifted & ~usual.outside, clean, before, after, config.seed
+    )
+    for name, one in found.items():
+        print(_defence_line(name, one))
     return found
+
+
+def compared(
+    usual: Attacked, lifted: np.ndarray, clean: Sequence[Judgement], before: Judged, after: Judged, seed: int
+) -> dict:
+    """Gain: what a defence takes from the lifted share of each kind, paired. Drift: what it does to clean rows."""
+    gain = {}
+    for group, chosen in groups_of(usual.attacks).items():
+        fewer = (usual.lifted[chosen] * 1.0 - lifted[chosen]).mean(0)
+        gain[group] = asdict(mean_over_queries(fewer, usual.queries, seed))
+    gold, queries = [row.grade for row in clean], query_keys(clean)
+    change = bootstrap_difference("macro_f1", gold, before.grade, after.grade, queries, seed=seed)
+    drift = {
+        "macro_f1": asdict(change), "tiers_moved": float((after.tier != before.tier).mean()),
+        "score_change": float(np.abs(after.score - before.score).mean()),
+    }  # fmt: skip
+    return {"gain": gain, "drift": drift, "pays": bool(gain[GROUPS[0]]["low"] > 0 and change.high >= 0)}
 
 
 def _percent(interval: dict) -> str:
@@ -196,6 +240,10 @@ def render(kinds: dict[str, dict], before: dict) -> str:
 def _defence_line(name: str, found: dict) -> str:
     drift = found["drift"]
     moved = f"{100 * drift['tiers_moved']:.2f} tiers moved, score {drift['score_change']:.4f}"
+    if drift.get("short_queries"):
+        moved += ", {:.1f} rows changed, short queries Good {:.1f} -> {:.1f}".format(
+            *(100 * share for share in (drift["rows_changed"], *drift["short_good"]))
+        )
     return (
         f"{name:35} lifted less by: injections {_percent(found['gain'][GROUPS[0]])}, "
         f"lies {_percent(found['gain'][GROUPS[1]])}; clean macro-F1 {_percent(drift['macro_f1'])}, {moved}"

@@ -50,7 +50,8 @@ def test_a_tier_of_the_page_is_the_tier_of_the_server_for_any_probabilities_and_
         rows = generator.dirichlet([generator.choice([0.05, 0.3, 1.0, 5.0])] * 4, 500)
         batches.append((rows.astype(np.float32 if len(batches) % 2 else np.float64).tolist(), beta))
     for rows, _ in batches[:10]:
-        batches += [([row], max(1e-9, min(1.0, row[3] + row[2] + extra))) for row in rows[:50] for extra in (0.0, row[1])]
+        sums = [(row, row[3] + row[2] + extra) for row in rows[:50] for extra in (0.0, row[1])]
+        batches += [([row], min(1.0, reached)) for row, reached in sums if reached > 0]
     eighths = [[a, b, c, 8 - a - b - c] for a in range(9) for b in range(9 - a) for c in range(9 - a - b)]
     batches += [((np.array(eighths) / 8).tolist(), step / 8) for step in range(1, 9)]
     expected = [cumulative_tier(rows, beta) for rows, beta in batches]

@@ -17,10 +17,10 @@ import asyncio
 import json
 import mimetypes
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 
@@ -28,7 +28,7 @@ from taosr1 import __version__
 from taosr1.server import events
 from taosr1.server.bodies import Bodies, check_content_type, parse_json
 from taosr1.server.errors import OutOfTime, Refused
-from taosr1.server.formats import ours, rerank, tei
+from taosr1.server.formats import chat, label_scores, ours, rerank, tei
 from taosr1.server.formats.format import Answer, Ask, Format
 from taosr1.server.front import Exchange
 from taosr1.server.limits import Limits
@@ -40,9 +40,12 @@ from taosr1.server.waiting import within
 from taosr1.serving.explain import Explanation
 from taosr1.serving.scorer import Score
 
-FORMATS = (ours.SCORE, rerank.RERANK, tei.TEI)
+FORMATS = (
+    ours.SCORE, tei.TEI, rerank.RERANK, label_scores.GENERATIVE_SCORING, label_scores.LABEL_SCORE, chat.CHAT
+)  # fmt: skip
+T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
-LARGE_REPLY = 64  # results; more are worded in a thread
+LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
 JSON = "application/json"
 
 
@@ -66,6 +69,7 @@ class Server:
         self.forms = {path: form for form in FORMATS for path in form.paths}
         self.pages = _page_files()
         self.gets = {"/health": self.health, "/info": self.info, "/metrics": self.metrics_text}
+        self.gets |= {"/v1/models": self.models}
 
     # ---- Which way a request goes ------------------------------------------------------------------------------------
     async def respond(self, exchange: Exchange) -> Response:
@@ -114,10 +118,7 @@ class Server:
             self.working -= 1
         found = Answer(scores, explanations, served, exchange.tokens, exchange.id)
         begun = time.monotonic()
-        if len(scores) <= LARGE_REPLY:
-            body = _json(form.reply(ask, found))
-        else:
-            body = await self._encode(lambda: _json(form.reply(ask, found)))
+        body = await self._for(len(scores), lambda: _json(form.reply(ask, found)))
         self.metrics.part("write", time.monotonic() - begun)
         return Response(body, media_type=JSON)
 
@@ -137,7 +138,8 @@ class Server:
         self.metrics.part("read", time.monotonic() - begun)
         if self.working >= self.limits.max_queue_requests:  # before any work is done for it
             raise Refused(429, "too many requests are waiting (--max-queue-requests), try again", retry_after_s=1)
-        ask, served, prompts = await self._encode(lambda: self._prepare(form, body, served))
+        with self.queue.on_its_way():
+            ask, served, prompts = await self._encode(lambda: self._prepare(form, body, served))
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]
@@ -159,15 +161,9 @@ class Server:
     async def _score(
         self, exchange: Exchange, ask: Ask, served: Served, prompts: list[list[int]]
     ) -> tuple[list[Score], list[Explanation]]:
-        judge, found = served.judge, await self.queue.score(served.judge, prompts)
-        scores = (
-            found
-            if ask.prompts
-            else [
-                replace(score, outside=judge.world.reason(pair, judge.fields, score.label_mass))
-                for pair, score in zip(ask.pairs, found, strict=True)
-            ]
-        )
+        judge, pairs = served.judge, list(ask.pairs)
+        found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
+        scores = found if ask.prompts else await self._for(len(found), lambda: judge.with_outside(pairs, found))
         self.metrics.scores(scores)
         explanations: list[Explanation] = []
         if ask.explain:
@@ -179,6 +175,10 @@ class Server:
     def out_of_time(self) -> Refused:
         limit = f"no answer within {self.limits.request_timeout_s:g} s (--request-timeout-s)"
         return Refused(503, "the server is stopping" if self.hurry.is_set() else limit, retry_after_s=5)
+
+    async def _for(self, results: int, work: Callable[[], T]) -> T:
+        """What `work` returns, in a thread where it is about many results."""
+        return await self._encode(work) if results > LARGE_REPLY else work()
 
     def _encode(self, work: Any) -> Any:
         return asyncio.get_running_loop().run_in_executor(self.encoders, work)
@@ -204,6 +204,12 @@ class Server:
             "max_new_tokens": self.max_new_tokens,
         }  # fmt: skip
         return Response(_json(body), media_type=JSON)
+
+    async def models(self) -> Response:
+        """What is served, as OpenAI's API lists models: its clients ask before they use one."""
+        names = [served.name for served in (self.served, self.compare) if served is not None]
+        head = {"object": "model", "created": int(time.time()), "owned_by": "taosr1"}
+        return Response(_json({"object": "list", "data": [{"id": name, **head} for name in names]}), media_type=JSON)
 
     async def metrics_text(self) -> Response:
         return Response(self.metrics.text(), headers={"Content-Type": self.metrics.content_type})

@@ -23,14 +23,17 @@ class Limits:
     body_timeout_s: float = option(30.0, "time a client has to send the body, then 408; or to read its reply")
     keep_alive_s: float = option(30.0, "how long an idle connection is kept open")
     request_timeout_s: float = option(60.0, "time until an answer; then 503 with Retry-After")
-    max_wait_ms: float = option(3.0, "how long a request waits for others to be scored with")
-    batch_tok: int = option(16384, "tokens per forward pass; changes memory and speed only")
+    max_streams: int = option(4, "explanations decoded at a time, a token of each in turn; others wait")
+    max_wait_ms: float = option(3.0, "longest time an idle model waits for requests that are being read")
+    batch_tok: int = option(16384, "most tokens scored together; changes memory and speed only")
+    batch_ms: float = option(100.0, "time they should take: fewer are scored together on a slow device. Less is fairer")
     drain_s: float = option(20.0, "after SIGTERM: time for the accepted requests to be answered")
 
 
 def limit_problems(limits: Limits) -> list[tuple[bool, str]]:
     """Problems for `taosr1.runtime.cli.check`."""
     counts = ("max_products", "max_chars", "max_queue_requests", "max_queue_tok", "max_connections", "max_explained")
-    times = ("header_timeout_s", "body_timeout_s", "keep_alive_s", "request_timeout_s", "drain_s")
-    lowest = dict.fromkeys(counts, 1) | dict.fromkeys(times, 0.1) | {"max_wait_ms": 0, "batch_tok": 1}
+    counts += ("max_streams", "batch_tok")
+    times = ("batch_ms", "header_timeout_s", "body_timeout_s", "keep_alive_s", "request_timeout_s", "drain_s")
+    lowest = dict.fromkeys(counts, 1) | dict.fromkeys(times, 0.1) | {"max_wait_ms": 0}
     return at_least(limits, **lowest, max_body_bytes=1024, max_header_bytes=1024)

@@ -39,10 +39,13 @@ class Metrics:
         self._rejected = self._counter("rejected", "Requests that were refused, by status", "status")
         self._parts = self._histogram("part_seconds", "Time of requests by part", SECONDS, "part")
         self._products = self._histogram("request_products", "Products of a request", PRODUCTS)
-        self._batches = self._counter("batches", "Forward passes")
+        self._batches = self._counter("batches", "Micro-batches")
         self._tokens = self._counter("prompt_tokens", "Prompt tokens that were scored")
-        self._fill = self._histogram("batch_fill", "Share of --batch-tok that a forward pass used", SHARES)
-        self._batch_prompts = self._histogram("batch_prompts", "Prompts of a forward pass", PRODUCTS)
+        self._fill = self._histogram(
+            "batch_fill", "Tokens computed for a micro-batch, of the most it could take", SHARES
+        )
+        self._batch_seconds = self._histogram("batch_seconds", "Time of a micro-batch", SECONDS)
+        self._batch_prompts = self._histogram("batch_prompts", "Prompts of a micro-batch", PRODUCTS)
         self._queue_requests = self._gauge("queue_requests", "Requests that wait or are being scored")
         self._queue_tokens = self._gauge("queue_tokens", "Prompt tokens that wait or are being scored")
         self._connections = self._gauge("connections", "Open connections")
@@ -81,11 +84,12 @@ class Metrics:
         """Time a request spent in one of `PARTS`."""
         self._parts.labels(name).observe(seconds)
 
-    def batch(self, prompts: int, tokens: int, budget: int, seconds: float) -> None:
-        """One micro-batch was scored."""
+    def batch(self, prompts: int, tokens: int, computed: int, budget: int, seconds: float) -> None:
+        """One micro-batch was scored: its prompts, their tokens, and those that were computed, of at most `budget`."""
         self._batches.inc()
         self._tokens.inc(tokens)
-        self._fill.observe(tokens / budget)
+        self._fill.observe(computed / budget)
+        self._batch_seconds.observe(seconds)
         self._batch_prompts.observe(prompts)
 
     def queue(self, requests: int, tokens: int) -> None:

@@ -18,7 +18,7 @@ STRICT_BETA = 0.95
 TIER = ".verdict .tier"
 SHOP = [
     "red wood travel mug by Oddly",
-    "blue cotton trekking boots by Oddly",
+    "Galden breathable hiking boots wool red for work",
     "hiking boots Dulvy size large lightweight leather black for gym",
 ]
 
@@ -156,7 +156,7 @@ def test_what_the_model_saw_is_shown_with_the_text_of_the_request_marked(open_pa
     page.tab.click(".why")
     page.tab.wait_for_selector(".steps:not([aria-busy])")
     page.tab.click(".seen summary")
-    marks = page.tab.locator(".seen mark").all_text_contents()
+    marks = page.tab.locator(".seen pre mark").all_text_contents()
     assert [text.strip() for text in marks] == [QUERY, hostile.replace("\u202e", "\\u202e"), "$3"]
     whole = page.tab.locator(".seen pre").text_content()
     assert whole.startswith("<|user|>") and whole.endswith("<|assistant|>") and "\u202e" not in whole

@@ -61,7 +61,8 @@ async function loadInfo() {
     [label, visible(String(judge.model))], ["SHA-256 of the model", judge.model_sha],
     ["rubric (hash of the prompt's wording)", judge.rubric], ["beta", judge.beta], ["temperature", judge.temperature],
   ];
-  fillFacts(find("facts"), [...facts(info, "model"), ...(other ? facts(other, "second model") : [])]);
+  const server = [["taosr1", info.version]];
+  fillFacts(find("facts"), [...facts(info, "model"), ...(other ? facts(other, "second model") : []), ...server]);
   if (info.fields) find("fields").textContent = `This judge reads: ${info.fields.join(", ")}.`;
   find("compare-part").hidden = !other;
   find("compare-how").hidden = Boolean(other);

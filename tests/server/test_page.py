@@ -17,10 +17,12 @@ KEY = "a-secret-key-of-the-test"
 STRICT_BETA = 0.95
 TIER = ".verdict .tier"
 SHOP = [
-    "red wood travel mug by Oddly",
-    "Galden breathable hiking boots wool red for work",
-    "hiking boots Dulvy size large lightweight leather black for gym",
+    {"title": "red wood travel mug for travel foldable by Oddly", "price": "$7"},
+    {"title": "Galden breathable hiking boots wool red for work", "price": "$113"},
+    {"title": "hiking boots Dulvy size large lightweight leather black for gym", "price": "$30"},
 ]
+PASTED = "title,price\n" + "\n".join(",".join(product.values()) for product in SHOP)
+ONE = json.dumps(SHOP[1])
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_what_is_typed_and_pasted_is_judged_and_facts_about_the_judge_are_shown(
 
 def test_the_slider_moves_every_tier_as_cumulative_tier_does_and_asks_the_server_nothing(open_page, server):
     page = open_page(server)
-    page.judge(QUERY, "\n".join(SHOP * 3))
+    page.judge(QUERY, "\n".join(map(json.dumps, SHOP * 3)))
     page.tab.get_by_label("as given").check()
     results = server.ask("/score", {"query": QUERY, "products": SHOP * 3})[1]
     probs, served = [one["probs"] for one in results["results"]], results["beta"]
@@ -104,7 +106,7 @@ def test_the_slider_moves_every_tier_as_cumulative_tier_does_and_asks_the_server
 def test_five_hundred_products_are_shown_and_the_slider_stays_smooth(open_page, server):
     page = open_page(server)
     begun = time.monotonic()
-    page.judge(QUERY, "\n".join(f"{title} {number}" for number in range(167) for title in SHOP)[:-1])
+    page.judge(QUERY, "\n".join(f"{one['title']} {number}" for number in range(167) for one in SHOP))
     shown_s = time.monotonic() - begun
     assert page.tab.locator("#rows > tr").count() == 501
     drag = """() => {
@@ -127,18 +129,18 @@ def test_five_hundred_products_are_shown_and_the_slider_stays_smooth(open_page, 
 
 
 def test_the_reasons_of_a_product_are_streamed_and_are_those_of_the_server(open_page, server):
-    page, title = open_page(server), SHOP[1]
-    page.judge(QUERY, "\n".join(SHOP))
+    page = open_page(server)
+    page.judge(QUERY, PASTED)
     page.tab.evaluate("""() => {
         window.seen = new Set();
         const look = () => seen.add(document.querySelector('.reasons .reply pre')?.textContent ?? '');
         const what = {subtree: true, childList: true, characterData: true};
         new MutationObserver(look).observe(document.getElementById('rows'), what);
     }""")
-    button = page.tab.get_by_role("button", name=f"Reasons for {title}")
+    button = page.tab.get_by_role("button", name=f"Reasons for {SHOP[1]['title']}")
     button.click()
     page.tab.wait_for_selector(".steps:not([aria-busy]) .decision:not(:empty)")
-    asked = {"query": QUERY, "products": [title], "explain": True}
+    asked = {"query": QUERY, "products": [SHOP[1]], "explain": True}
     expected = server.ask("/score", asked)[1]["results"][0]["explanation"]
     steps = ("query", "item", "category", "attributes", "decision")
     assert [page.tab.inner_text(f".steps .{name}") for name in steps] == [expected[name] for name in steps]
@@ -165,7 +167,7 @@ def test_what_the_model_saw_is_shown_with_the_text_of_the_request_marked(open_pa
 
 def test_a_closed_explanation_is_cancelled(open_page, server):
     page = open_page(server)
-    page.judge(QUERY, SHOP[1])
+    page.judge(QUERY, ONE)
     failed = []
     page.tab.on("requestfailed", lambda request: failed.append(request.url))
     page.tab.evaluate("() => { const b = document.querySelector('.why'); b.click(); setTimeout(() => b.click(), 20); }")
@@ -206,7 +208,7 @@ def test_a_full_queue_is_waited_for_as_long_as_the_server_says(open_page, narrow
     busy.start()
     time.sleep(0.3)
     page.tab.fill("#query", QUERY)
-    page.tab.fill("#products", SHOP[1])
+    page.tab.fill("#products", ONE)
     page.tab.click("#judge")
     page.tab.locator("#summary", has_text="Asking again in 1 second").wait_for()
     assert "(status 429)" in page.tab.inner_text("#summary")
@@ -217,7 +219,7 @@ def test_a_full_queue_is_waited_for_as_long_as_the_server_says(open_page, narrow
 
 def test_a_server_that_was_stopped_is_said_and_one_press_asks_again(open_page, narrow):
     page = open_page(narrow)
-    page.judge(QUERY, SHOP[1])
+    page.judge(QUERY, ONE)
     assert narrow.stop() == 0
     page.tab.click("#judge")
     page.tab.wait_for_selector("#error:not([hidden])")
@@ -236,7 +238,7 @@ def test_a_server_with_a_key_asks_for_it_keeps_it_in_memory_and_compares_two_jud
     page.tab.wait_for_selector("#key-part:not([hidden])")
     assert page.tab.evaluate("document.activeElement.id") == "key"
     page.tab.fill("#query", QUERY)
-    page.tab.fill("#products", "\n".join(SHOP))
+    page.tab.fill("#products", PASTED)
     page.tab.fill("#key", "another-key-than-it-has")
     page.tab.click("#judge")
     page.tab.locator("#error-text", has_text="not the server").wait_for()
@@ -281,7 +283,7 @@ def test_without_a_second_judge_the_page_says_how_to_start_one(open_page, server
 
 def test_a_snippet_is_copied_as_it_is_shown(open_page, server):
     page = open_page(server, permissions=["clipboard-read", "clipboard-write"])
-    page.judge(QUERY, SHOP[1])
+    page.judge(QUERY, ONE)
     known = {"curl": "--data-raw", "Python": "urllib.request", "Elasticsearch": "PUT _inference/rerank"}
     for name, words in known.items():
         page.tab.get_by_label(name).check(force=True)

@@ -162,7 +162,7 @@ function makeVerdict(result) {
 
 function outsideNote(reason) {
   const note = make("div", "", { className: "outside" });
-  note.append(make("dt", "Outside"), make("dd", `Outside of what this judge has learned: ${visible(reason)}. The grade means little.`));
+  note.append(make("dt", "Outside"), make("dd", `Outside of what this judge has learned, so the grade means little (${visible(reason)}).`));
   return note;
 }
 
@@ -172,7 +172,7 @@ function makeBeta(one, number) {
   const part = copyOf("beta-part"), slider = part.querySelector("input"), reset = part.querySelector("button");
   slider.id = `beta-${number}`;
   part.querySelector("label").htmlFor = slider.id;
-  if (state.judges.length > 1) part.querySelector(".of").textContent = `of ${one.name}`;
+  if (state.judges.length > 1) part.querySelector(".of").textContent = `Beta of ${one.name}`;
   part.querySelector(".mark").style.left = `calc(var(--thumb) / 2 + (100% - var(--thumb)) * ${(one.served - 0.005) / 0.995})`;
   reset.textContent = `served ${one.served.toFixed(3)}`;
   reset.title = "Back to the beta that this server uses";

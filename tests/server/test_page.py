@@ -210,8 +210,7 @@ def test_a_full_queue_is_waited_for_as_long_as_the_server_says(open_page, narrow
     with closing(HTTPConnection(narrow.host, narrow.port, timeout=60)) as busy:  # many seconds of work
         body = json.dumps({"query": QUERY, "products": [f"boots {number} " * 50 for number in range(1000)]})
         busy.request("POST", "/score", body, {"Content-Type": "application/json"})
-        while narrow.ask("/score", {"query": QUERY, "products": SHOP})[0] != 429:
-            time.sleep(0.05)
+        time.sleep(0.5)
         page.tab.click("#judge")
         page.tab.locator("#summary", has_text="Asking again in 1 second").wait_for()
         assert "(status 429)" in page.tab.inner_text("#summary")

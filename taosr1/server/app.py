@@ -46,6 +46,7 @@ FORMATS = (
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
 LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
+SMALL_BODY = 1024  # bytes: prepared sooner than a thread would begin, in a fraction of a millisecond
 JSON = "application/json"
 
 
@@ -139,7 +140,10 @@ class Server:
         if self.working >= self.limits.max_queue_requests:  # before any work is done for it
             raise Refused(429, "too many requests are waiting (--max-queue-requests), try again", retry_after_s=1)
         with self.queue.on_its_way():
-            ask, served, prompts = await self._encode(lambda: self._prepare(form, body, served))
+            if len(body) <= SMALL_BODY:
+                ask, served, prompts = self._prepare(form, body, served)
+            else:
+                ask, served, prompts = await self._encode(lambda: self._prepare(form, body, served))
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]

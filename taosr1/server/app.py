@@ -17,8 +17,9 @@ import asyncio
 import json
 import mimetypes
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,15 +39,15 @@ from taosr1.server.security import Access
 from taosr1.server.served import Served
 from taosr1.server.waiting import within
 from taosr1.serving.explain import Explanation
-from taosr1.serving.scorer import Score
 
+EXPLAIN = Format("explain", ("/explain",), ours.read_explain, ours.reply, ours.error)
 FORMATS = (
-    ours.SCORE, tei.TEI, rerank.RERANK, label_scores.GENERATIVE_SCORING, label_scores.LABEL_SCORE, chat.CHAT
+    ours.SCORE, EXPLAIN, tei.TEI, rerank.RERANK, label_scores.GENERATIVE_SCORING, label_scores.LABEL_SCORE, chat.CHAT
 )  # fmt: skip
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
 LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
-SMALL_BODY = 1024  # bytes: prepared sooner than a thread would begin, in a fraction of a millisecond
+SMALL_BODY = 1024  # bytes: read and tokenised in a fraction of a millisecond
 JSON = "application/json"
 
 
@@ -91,7 +92,8 @@ class Server:
             return await self.gets[path]()
         if path in self.pages:
             return Response(*self.pages[path])
-        return await self.answer(self.forms[path], exchange)
+        form = self.forms[path]
+        return await (self.explain(exchange) if form is EXPLAIN else self.answer(form, exchange))
 
     def methods(self, path: str) -> str:
         """The methods of a path, as the header Allow names them; "" for a path that does not exist."""
@@ -108,27 +110,26 @@ class Server:
 
     # ---- Scoring -----------------------------------------------------------------------------------------------------
     async def answer(self, form: Format, exchange: Exchange) -> Response:
-        ask, served, prompts = await self.accept(form, exchange)
-        scored = self._score(exchange, ask, served, prompts)
-        try:
-            self.working += 1
-            scores, explanations = await within(scored, self.limits.request_timeout_s, self.hurry, exchange.receive)
-        except OutOfTime:
-            raise self.out_of_time() from None
-        finally:
-            self.working -= 1
-        found = Answer(scores, explanations, served, exchange.tokens, exchange.id)
-        begun = time.monotonic()
-        body = await self._for(len(scores), lambda: _json(form.reply(ask, found)))
+        body = await self._body(exchange)
+        with self._place():
+            ask, found = await self._in_time(self._score(form, exchange, body), exchange)
+            begun = time.monotonic()
+            reply = await self._for(len(found.scores) > LARGE_REPLY, lambda: _json(form.reply(ask, found)))
         self.metrics.part("write", time.monotonic() - begun)
-        return Response(body, media_type=JSON)
+        return Response(reply, media_type=JSON)
 
-    async def accept(self, form: Format, exchange: Exchange) -> tuple[Ask, Served, list[list[int]]]:
-        """What a request asks for, of which judge, and its prompts. Raises: Refused, ClientLeft."""
-        served = self.served  # the weights may be exchanged while this request waits
+    async def explain(self, exchange: Exchange) -> Response:
+        """POST /explain: one product, whose explanation is streamed as it is decoded (`events.py`)."""
+        body = await self._body(exchange)
+        with self._place():
+            told = await self._in_time(self._begin(exchange, body), exchange)
+        return told.response(self.limits.request_timeout_s, self.hurry)
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        """Raises: Refused where no request is taken now, or this one's body is not; ClientLeft."""
         if self.draining:
             raise Refused(503, "the server is stopping, ask another one", retry_after_s=5)
-        if served is None:
+        if self.served is None:
             raise Refused(503, "the judge is being loaded", retry_after_s=5)
         check_content_type(exchange.headers)
         begun, timeout = time.monotonic(), self.limits.body_timeout_s
@@ -137,19 +138,60 @@ class Server:
         except OutOfTime:
             raise Refused(408, f"the body took longer than {timeout:g} s (--body-timeout-s)") from None
         self.metrics.part("read", time.monotonic() - begun)
-        if self.working >= self.limits.max_queue_requests:  # before any work is done for it
-            raise Refused(429, "too many requests are waiting (--max-queue-requests), try again", retry_after_s=1)
+        return body
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among those that are worked on. Raises: Refused with 429, before any work is done for the request."""
+        if self.working >= self.limits.max_queue_requests:
+            wait_s = self.queue.retry_after_s()
+            raise Refused(429, "too many requests are waiting (--max-queue-requests)", retry_after_s=wait_s)
+        self.working += 1
+        try:
+            yield
+        finally:
+            self.working -= 1
+
+    async def _in_time(self, work: Coroutine[Any, Any, T], exchange: Exchange) -> T:
+        """Raises: Refused with 503 where it takes too long, ClientLeft."""
+        try:
+            return await within(work, self.limits.request_timeout_s, self.hurry, exchange.receive)
+        except OutOfTime:
+            limit = f"no answer within {self.limits.request_timeout_s:g} s (--request-timeout-s)"
+            raise Refused(503, "the server is stopping" if self.hurry.is_set() else limit, retry_after_s=5) from None
+
+    async def _score(self, form: Format, exchange: Exchange, body: bytes) -> tuple[Ask, Answer]:
+        ask, served, prompts = await self._prepared(form, exchange, body)
+        judge, pairs = served.judge, list(ask.pairs)
+        found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
+        large = len(found) > LARGE_REPLY
+        scores = found if ask.prompts else await self._for(large, lambda: judge.with_outside(pairs, found))
+        self.metrics.scores(scores)
+        explanations: list[Explanation] = []
+        if ask.explain:
+            begun = time.monotonic()
+            explanations = await events.explain_all(self.queue, judge, pairs, self.max_new_tokens)
+            self.metrics.part("explain", time.monotonic() - begun)
+        return ask, Answer(scores, explanations, served, exchange.tokens, exchange.id)
+
+    async def _begin(self, exchange: Exchange, body: bytes) -> events.Told:
+        """An explanation whose first event is there, so that a full queue is still a 429."""
+        ask, served, _ = await self._prepared(EXPLAIN, exchange, body)
+        told = await events.begin(self.queue, ask, served, exchange.id, self.max_new_tokens)
+        self.metrics.scores([told.score])
+        return told
+
+    async def _prepared(self, form: Format, exchange: Exchange, body: bytes) -> tuple[Ask, Served, list[list[int]]]:
+        """What the request asks for, of which judge, and its prompts. Raises: Refused."""
         with self.queue.on_its_way():
-            if len(body) <= SMALL_BODY:
-                ask, served, prompts = self._prepare(form, body, served)
-            else:
-                ask, served, prompts = await self._encode(lambda: self._prepare(form, body, served))
+            long = len(body) > SMALL_BODY
+            ask, served, prompts = await self._for(long, lambda: self._read(form, body, self.served))
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]
         return ask, served, prompts
 
-    def _prepare(self, form: Format, body: bytes, served: Served) -> tuple[Ask, Served, list[list[int]]]:
+    def _read(self, form: Format, body: bytes, served: Served) -> tuple[Ask, Served, list[list[int]]]:
         """Everything that takes processor time before the model runs; in a thread."""
         begun = time.monotonic()
         ask = form.read(parse_json(body), served, self.limits)
@@ -157,34 +199,19 @@ class Server:
             if self.compare is None:
                 raise Refused(422, "field 'judge' asks for a second judge, which this server does not have (--compare)")
             served = self.compare
-            ours.check_judge(ask, served)
+        if ask.rubric not in ("", served.rubric_sha):
+            raise Refused(409, f"field 'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}")
+        if ask.explain and served.judge.order == "label":
+            raise Refused(422, "this judge was trained to answer with the grade alone: it gives no reasons")
         prompts = [*ask.prompts] or served.judge.model.prompts([*ask.pairs])
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts
 
-    async def _score(
-        self, exchange: Exchange, ask: Ask, served: Served, prompts: list[list[int]]
-    ) -> tuple[list[Score], list[Explanation]]:
-        judge, pairs = served.judge, list(ask.pairs)
-        found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
-        scores = found if ask.prompts else await self._for(len(found), lambda: judge.with_outside(pairs, found))
-        self.metrics.scores(scores)
-        explanations: list[Explanation] = []
-        if ask.explain:
-            begun = time.monotonic()
-            explanations = await events.explain_all(self.queue, judge, ask.pairs, self.max_new_tokens)
-            self.metrics.part("explain", time.monotonic() - begun)
-        return scores, explanations
+    async def _for(self, long: bool, work: Callable[[], T]) -> T:
+        """What `work` returns, from a thread if it takes long: short work is done before a thread would begin."""
+        return await self._encode(work) if long else work()
 
-    def out_of_time(self) -> Refused:
-        limit = f"no answer within {self.limits.request_timeout_s:g} s (--request-timeout-s)"
-        return Refused(503, "the server is stopping" if self.hurry.is_set() else limit, retry_after_s=5)
-
-    async def _for(self, results: int, work: Callable[[], T]) -> T:
-        """What `work` returns, in a thread where it is about many results."""
-        return await self._encode(work) if results > LARGE_REPLY else work()
-
-    def _encode(self, work: Any) -> Any:
+    def _encode(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self.encoders, work)
 
     # ---- What the server says about itself ---------------------------------------------------------------------------

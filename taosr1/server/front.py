@@ -83,6 +83,9 @@ class Front:
             await _Reply(exchange, response, self._headers(exchange)).send(send)
         except ClientLeft:
             status = LEFT
+        except Exception as error:  # after the status was sent: nothing but the log can be told
+            self._report(exchange, error)
+            raise
         finally:
             self.inside.active -= 1
             self._note(exchange, status)
@@ -90,6 +93,8 @@ class Front:
     async def _response(self, exchange: Exchange) -> Response:
         """A response for whatever happens. Raises: ClientLeft alone."""
         try:
+            if exchange.scope["http_version"] not in ("1.0", "1.1"):
+                raise Refused(400, "this HTTP version is not supported, expected 1.1")
             if {"content-length", "transfer-encoding"} <= set(exchange.headers):
                 # A proxy in front may have believed the other one of the two (request smuggling).
                 raise Refused(400, "Content-Length and Transfer-Encoding say both how long the body is")
@@ -99,10 +104,14 @@ class Front:
         except ClientLeft:
             raise
         except Exception as error:  # a bug: the client gets an answer, the log the place, and nobody the texts
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            said = f": {visible(str(error))}" if self.inside.log_text else ""
-            say(f"{exchange.id} internal error, please report it:\n{frames}{type(error).__name__}{said}")
+            self._report(exchange, error)
             return self._error(exchange, Refused(500, "internal error; the server's log names its place"))
+
+    def _report(self, exchange: Exchange, error: Exception) -> None:
+        """The place of a bug in the log; its message may hold texts of the request."""
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        said = f": {visible(str(error))}" if self.inside.log_text else ""
+        say(f"{exchange.id} internal error, please report it:\n{frames}{type(error).__name__}{said}")
 
     def _error(self, exchange: Exchange, refused: Refused) -> Response:
         body = self.inside.error_body(exchange.path, refused)

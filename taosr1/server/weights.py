@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from taosr1.model.io.folders import model_folder
+from taosr1.model.io.model_folder import model_folder
 from taosr1.runtime.files import MANIFEST_FILE
 from taosr1.server.app import Server
 from taosr1.server.front import say

@@ -39,6 +39,8 @@ setup(
             "prometheus-client>=0.20",
             "playwright>=1.50",
             "gguf>=0.17",
+            "cohere>=5.13",
+            "openai>=1.50",
         ],
     },
 )

@@ -17,18 +17,14 @@ import socket
 import sys
 import threading
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
 
 import torch
-import uvicorn
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from examples.benchmarks.common import load_transformers
 from taosr1.judge import Judge
@@ -94,39 +90,45 @@ class PaddedBatcher:
             future.set_result(answer)
 
 
-def naive_app(judge: Judge) -> Starlette:
-    async def score(request: Request) -> JSONResponse:
-        body = await request.json()
-        found = await run_in_threadpool(judge.score, body["query"], body["products"])
-        return JSONResponse({"results": [{"index": place, **vars(score)} for place, score in enumerate(found)]})
-
-    return Starlette(routes=[Route("/score", score, methods=["POST"])])
+# Given a request's parsed body, the results of its reply; work for the processor is done in a thread.
+Answer = Callable[[dict, Callable], Awaitable[list[dict]]]
 
 
-def padded_app(judge: Judge, model, most: int) -> Starlette:
-    batcher = PaddedBatcher(model, judge, most)
+async def naive(judge: Judge, body: dict, in_thread: Callable) -> list[dict]:
+    found = await in_thread(judge.score, body["query"], body["products"])
+    return [{"index": place, **vars(score)} for place, score in enumerate(found)]
 
-    async def score(request: Request) -> JSONResponse:
-        body = await request.json()
-        rows, _ = judgements_of(body["query"], body["products"])
-        found = await batcher.score(await run_in_threadpool(judge.model.prompts, rows))
-        results = [{"index": place, "probs": probs, "label_mass": mass} for place, (probs, mass) in enumerate(found)]
-        return JSONResponse({"results": results})
 
-    return Starlette(routes=[Route("/score", score, methods=["POST"])])
+async def padded(batcher: PaddedBatcher, body: dict, in_thread: Callable) -> list[dict]:
+    rows, _ = judgements_of(body["query"], body["products"])
+    found = await batcher.score(await in_thread(batcher.judge.model.prompts, rows))
+    return [{"index": place, "probs": probs, "label_mass": mass} for place, (probs, mass) in enumerate(found)]
+
+
+def serve(answer: Answer, name: str) -> None:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def score(request):
+        return JSONResponse({"results": await answer(await request.json(), run_in_threadpool)})
+
+    app = Starlette(routes=[Route("/score", score, methods=["POST"])])
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    print(f"http://127.0.0.1:{listening.getsockname()[1]} serves {name}", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
 
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(Config, __doc__, argv)
     judge = Judge.load(config.model)
     if config.kind == "naive":
-        app = naive_app(judge)
+        serve(partial(naive, judge), config.kind)
     else:
-        app = padded_app(judge, load_transformers(judge_folder(config.model), torch.float32), config.batch_tok)
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    print(f"http://127.0.0.1:{listening.getsockname()[1]} serves {config.kind}", flush=True)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False)
-    uvicorn.Server(settings).run(sockets=[listening])
+        model = load_transformers(judge_folder(config.model), torch.float32)
+        serve(partial(padded, PaddedBatcher(model, judge, config.batch_tok)), config.kind)
 
 
 if __name__ == "__main__":

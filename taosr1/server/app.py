@@ -46,6 +46,7 @@ FORMATS = (
 )  # fmt: skip
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
+LARGE_BODY = 64 << 10  # bytes; longer ones are read and tokenised in a thread of their own, or small ones would wait
 LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
 JSON = "application/json"
 
@@ -66,7 +67,8 @@ class Server:
         self.warnings: list[str] = []
         self.draining, self.active, self.working = False, 0, 0
         self.hurry = asyncio.Event()  # set where draining takes too long: what still waits gets 503
-        self.bodies, self.encoders = Bodies(limits.max_body_bytes), ThreadPoolExecutor(2, "encode")
+        self.bodies = Bodies(limits.max_body_bytes)
+        self.encoders, self.large_encoder = ThreadPoolExecutor(2, "encode"), ThreadPoolExecutor(1, "encode large")
         self.forms = {path: form for form in FORMATS for path in form.paths}
         self.pages = _page_files()
         self.gets = {"/health": self.health, "/info": self.info, "/metrics": self.metrics_text}
@@ -182,7 +184,8 @@ class Server:
     async def _prepared(self, form: Format, exchange: Exchange, body: bytes) -> tuple[Ask, Served, list[list[int]]]:
         """What the request asks for, of which judge, and its prompts. Raises: Refused."""
         with self.queue.on_its_way():
-            ask, served, prompts = await self._encode(lambda: self._read(form, body, self.served))
+            large = len(body) > LARGE_BODY
+            ask, served, prompts = await self._encode(lambda: self._read(form, body, self.served), large=large)
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]
@@ -208,8 +211,8 @@ class Server:
         """What `work` returns, in a thread where it is about many results."""
         return await self._encode(work) if results > LARGE_REPLY else work()
 
-    def _encode(self, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self.encoders, work)
+    def _encode(self, work: Callable[[], T], *, large: bool = False) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self.large_encoder if large else self.encoders, work)
 
     # ---- What the server says about itself ---------------------------------------------------------------------------
     async def health(self) -> Response:

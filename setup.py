@@ -38,6 +38,7 @@ setup(
             "uvicorn>=0.40",
             "prometheus-client>=0.20",
             "playwright>=1.50",
+            "axe-playwright-python>=0.1.4",
             "gguf>=0.17",
         ],
     },

@@ -48,6 +48,7 @@ T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
 LARGE_BODY = 64 << 10  # bytes; longer ones are read and tokenised in a thread of their own, or small ones would wait
 LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
+SMALL_BODY = 1024  # bytes: read and tokenised in a fraction of a millisecond
 JSON = "application/json"
 
 
@@ -115,7 +116,7 @@ class Server:
         with self._place():
             ask, found = await self._in_time(self._score(form, exchange, body), exchange)
             begun = time.monotonic()
-            reply = await self._for(len(found.scores), lambda: _json(form.reply(ask, found)))
+            reply = await self._for(len(found.scores) > LARGE_REPLY, lambda: _json(form.reply(ask, found)))
         self.metrics.part("write", time.monotonic() - begun)
         return Response(reply, media_type=JSON)
 
@@ -165,7 +166,8 @@ class Server:
         ask, served, prompts = await self._prepared(form, exchange, body)
         judge, pairs = served.judge, list(ask.pairs)
         found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
-        scores = found if ask.prompts else await self._for(len(found), lambda: judge.with_outside(pairs, found))
+        large = len(found) > LARGE_REPLY
+        scores = found if ask.prompts else await self._for(large, lambda: judge.with_outside(pairs, found))
         self.metrics.scores(scores)
         explanations: list[Explanation] = []
         if ask.explain:
@@ -184,8 +186,8 @@ class Server:
     async def _prepared(self, form: Format, exchange: Exchange, body: bytes) -> tuple[Ask, Served, list[list[int]]]:
         """What the request asks for, of which judge, and its prompts. Raises: Refused."""
         with self.queue.on_its_way():
-            large = len(body) > LARGE_BODY
-            ask, served, prompts = await self._encode(lambda: self._read(form, body, self.served), large=large)
+            size, read = len(body), lambda: self._read(form, body, self.served)
+            ask, served, prompts = await self._for(size > SMALL_BODY, read, large=size > LARGE_BODY)
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]
@@ -207,9 +209,9 @@ class Server:
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts
 
-    async def _for(self, results: int, work: Callable[[], T]) -> T:
-        """What `work` returns, in a thread where it is about many results."""
-        return await self._encode(work) if results > LARGE_REPLY else work()
+    async def _for(self, long: bool, work: Callable[[], T], *, large: bool = False) -> T:
+        """What `work` returns, from a thread if it takes long: short work is done before a thread would begin."""
+        return await self._encode(work, large=large) if long else work()
 
     def _encode(self, work: Callable[[], T], *, large: bool = False) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self.large_encoder if large else self.encoders, work)

@@ -65,7 +65,7 @@ def test_a_small_request_does_not_wait_until_large_ones_are_tokenised(start_serv
         list(threads.map(lambda one: one.sendall(f"{head}\r\n\r\n".encode() + body), large))
     while 'taosr1_part_seconds_count{part="read"} 12.0' not in server.ask("/metrics")[1]:
         time.sleep(0.05)  # until all have arrived; a few may be tokenised by then
-    status, _ = server.ask("/score", {"query": "mug", "products": ["steel travel mug"]})
+    status, _ = server.ask("/score", {"query": "mug", "products": ["steel travel mug"] * 100})
     tokenised = server.log.read_text().count(" 429 ")
     for connection in large:
         connection.close()

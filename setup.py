@@ -40,6 +40,8 @@ setup(
             "playwright>=1.50",
             "axe-playwright-python>=0.1.4",
             "gguf>=0.17",
+            "cohere>=5.13",
+            "openai>=1.50",
         ],
     },
 )

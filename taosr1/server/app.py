@@ -219,7 +219,9 @@ class Server:
     # ---- What the server says about itself ---------------------------------------------------------------------------
     async def health(self) -> Response:
         """200 where requests are answered: after the self-test, until the server is asked to stop."""
-        state = "stopping" if self.draining else "loading" if self.served is None else "ready"
+        state = "loading" if self.served is None else "ready"
+        state = state if self.queue.alive else "broken: the model's thread has ended, start the server again"
+        state = "stopping" if self.draining else state
         facts = {} if self.served is None else {"model": self.served.name, "model_sha": self.served.model_sha}
         body = {"status": state, **facts, "warnings": self.warnings}
         headers = {} if state == "ready" else {"Retry-After": "5"}

@@ -50,7 +50,8 @@ const waitingWords = (seconds, words) => `${words}. Asking again in ${plural(sec
 
 async function loadInfo() {
   try {
-    state.info = await (await ask("info")).json();
+    const waiting = (left, words) => { find("summary").textContent = waitingWords(left, words); };
+    state.info = await (await ask("info", undefined, { waiting })).json();
   } catch (problem) {
     sayError(problem);
     return;
@@ -120,6 +121,7 @@ function showResults(replies, tookMs) {
   find("controls").hidden = find("table").hidden = state.rows.length === 0;
   order();
   retier();
+  if (matchMedia("(max-width: 65.99rem)").matches) find("results").scrollIntoView(); // they are below the form
 }
 
 function makeRow(product, place) {

@@ -65,6 +65,7 @@ KEY_VARIABLE = "TAOSR1_API_KEY"
 class Config(Limits):
     model: str = option("", MODEL_HELP)
     watch: str = option("", "run folder: serve its best checkpoint, and load every better one; in place of --model")
+    watch_s: float = option(5.0, "time between two looks at the run of --watch")
     compare: str = option("", "a second judge, asked with judge: compare; named as for --model")
     host: str = option("127.0.0.1", "address to listen on; others than this machine's need --api-key or --insecure")
     port: int = option(8000, "port to listen on (0: any free one)")
@@ -90,7 +91,7 @@ class Config(Limits):
             (not 0 <= self.port < 65536, f"--port is {self.port}, expected 0 to 65535"),
             *access_problems(self.key, self.cors),
             *limit_problems(self),
-            *at_least(self, max_new_tokens=1),
+            *at_least(self, max_new_tokens=1, watch_s=0.1),
         ])  # fmt: skip
 
     @property
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
 
     load = partial(load_tested, config, config.watch or config.model)
     load_second = partial(load_tested, config, config.compare) if config.compare else None
-    lifecycle.serve(server, Loads(load, load_second, config.watch), listening, announce)
+    lifecycle.serve(server, Loads(load, load_second, config.watch, config.watch_s), listening, announce)
 
 
 if __name__ == "__main__":

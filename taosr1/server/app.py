@@ -47,6 +47,7 @@ FORMATS = (
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
 LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
+SMALL_BODY = 1024  # bytes: read and tokenised in a fraction of a millisecond
 JSON = "application/json"
 
 
@@ -113,7 +114,7 @@ class Server:
         with self._place():
             ask, found = await self._in_time(self._score(form, exchange, body), exchange)
             begun = time.monotonic()
-            reply = await self._for(len(found.scores), lambda: _json(form.reply(ask, found)))
+            reply = await self._for(len(found.scores) > LARGE_REPLY, lambda: _json(form.reply(ask, found)))
         self.metrics.part("write", time.monotonic() - begun)
         return Response(reply, media_type=JSON)
 
@@ -163,7 +164,8 @@ class Server:
         ask, served, prompts = await self._prepared(form, exchange, body)
         judge, pairs = served.judge, list(ask.pairs)
         found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
-        scores = found if ask.prompts else await self._for(len(found), lambda: judge.with_outside(pairs, found))
+        large = len(found) > LARGE_REPLY
+        scores = found if ask.prompts else await self._for(large, lambda: judge.with_outside(pairs, found))
         self.metrics.scores(scores)
         explanations: list[Explanation] = []
         if ask.explain:
@@ -182,7 +184,8 @@ class Server:
     async def _prepared(self, form: Format, exchange: Exchange, body: bytes) -> tuple[Ask, Served, list[list[int]]]:
         """What the request asks for, of which judge, and its prompts. Raises: Refused."""
         with self.queue.on_its_way():
-            ask, served, prompts = await self._encode(lambda: self._read(form, body, self.served))
+            long = len(body) > SMALL_BODY
+            ask, served, prompts = await self._for(long, lambda: self._read(form, body, self.served))
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]
@@ -204,9 +207,9 @@ class Server:
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts
 
-    async def _for(self, results: int, work: Callable[[], T]) -> T:
-        """What `work` returns, in a thread where it is about many results."""
-        return await self._encode(work) if results > LARGE_REPLY else work()
+    async def _for(self, long: bool, work: Callable[[], T]) -> T:
+        """What `work` returns, from a thread if it takes long: short work is done before a thread would begin."""
+        return await self._encode(work) if long else work()
 
     def _encode(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self.encoders, work)

@@ -26,7 +26,7 @@ class Limits:
     max_streams: int = option(4, "explanations decoded at a time, a token of each in turn; others wait")
     max_wait_ms: float = option(3.0, "longest time an idle model waits for requests that are being read")
     batch_tok: int = option(16384, "most tokens scored together; changes memory and speed only")
-    batch_ms: float = option(100.0, "time they should take: fewer are scored together on a slow device. Less is fairer")
+    batch_ms: float = option(200.0, "time they should take: fewer on a slow device. Less is fairer, more is faster")
     drain_s: float = option(20.0, "after SIGTERM: time for the accepted requests to be answered")
 
 

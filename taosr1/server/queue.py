@@ -54,8 +54,9 @@ class ScoringQueue:
         self._tokens = 0  # of prompts that are not scored yet
         self._coming = 0
         self._closed = False
-        # Of the last micro-batches: tokens of their prompts, tokens that were computed for them, and seconds.
-        self._speed = (0.0, 0.0, 0.0)
+        # Of the last micro-batches: tokens of their prompts and seconds; tokens that were computed for them and seconds
+        # of this thread's processor time.
+        self._speed = (0.0, 0.0, 0.0, 0.0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -158,7 +159,7 @@ class ScoringQueue:
 
     def retry_after_s(self) -> float:
         """When to come again: what is queued now takes so long at the speed of the last micro-batches."""
-        tokens, _, seconds = self._speed
+        tokens, seconds, *_ = self._speed
         return min(MOST_RETRY_S, max(1.0, self._tokens * seconds / tokens if tokens else 1.0))
 
     def _admit(self, tokens: int) -> None:
@@ -216,16 +217,17 @@ class ScoringQueue:
         """Tokens of the next micro-batch: as many as take `batch_ms`, at least FEWEST_TOK, at most `batch_tok`.
 
         Choice: a GPU reaches `batch_tok` in less time. On a CPU it takes half a second or far more, and until then
-        nobody would be answered.
+        nobody would be answered. In processor time, so that a machine that is busy with other things does not make
+        smaller micro-batches, which take more time for each prompt.
         """
-        _, computed, seconds = self._speed
+        *_, computed, seconds = self._speed
         in_time = computed / seconds * self.limits.batch_ms / 1000 if seconds else FEWEST_TOK
         return int(min(self.limits.batch_tok, max(FEWEST_TOK, in_time)))
 
     def _score(self, turns: dict[Call, int], computed: int, budget: int) -> None:
         """Score the prompts that were taken from each call last, all together."""
         prompts = [prompt for call, count in turns.items() for prompt in call.prompts[call.taken - count : call.taken]]
-        begun = time.monotonic()
+        begun, cpu_begun = time.monotonic(), time.thread_time()
         for call in turns:
             call.taken_at = call.taken_at or begun
         try:
@@ -234,9 +236,10 @@ class ScoringQueue:
             self._score_alone(turns, budget, error)
             return
         seconds, tokens = time.monotonic() - begun, sum(map(len, prompts))
+        measured = (tokens, seconds, computed, time.thread_time() - cpu_begun)
         self.metrics.batch(len(prompts), tokens, computed, budget, seconds)
         with self._changed:
-            self._speed = tuple(FORGET * old + new for old, new in zip(self._speed, (tokens, computed, seconds)))
+            self._speed = tuple(FORGET * old + new for old, new in zip(self._speed, measured))
             answers = []
             for call, count in turns.items():
                 scores = [next(found) for _ in range(count)]

@@ -22,10 +22,14 @@ async def within(
     hurry: ends all waiting. receive: of a request whose body is read, to see its client leave.
     Raises: OutOfTime, ClientLeft, and what `work` raises.
     """
-    tasks: list[asyncio.Future] = [asyncio.ensure_future(work), asyncio.ensure_future(hurry.wait())]
-    if receive is not None:
-        tasks.append(asyncio.ensure_future(_left(receive)))
+    tasks: list[asyncio.Future] = [asyncio.ensure_future(work)]
     try:
+        await asyncio.sleep(0)
+        if tasks[0].done():  # as most bodies are: they came with the headers
+            return tasks[0].result()
+        tasks.append(asyncio.ensure_future(hurry.wait()))
+        if receive is not None:
+            tasks.append(asyncio.ensure_future(_left(receive)))
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             return tasks[0].result()
@@ -33,9 +37,11 @@ async def within(
             raise ClientLeft
         raise OutOfTime
     finally:
-        for task in tasks:
+        unfinished = [task for task in tasks if not task.done()]
+        for task in unfinished:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if unfinished:
+            await asyncio.wait(unfinished)
 
 
 async def _left(receive: Receive) -> None:

@@ -19,42 +19,42 @@ from taosr1.server.served import Served
 from taosr1.server.waiting import in_background
 from taosr1.serving.deployed import CALIBRATION_FILE, TIERING_FILE
 
-WATCH_S = 5.0  # between two looks at a run that is watched
 Load = Callable[[], tuple[Served, list[str]]]
 
 
 @dataclass(frozen=True)
 class Loads:
     """load: makes the judge that is served, tested, with warnings about it. second: the same for --compare.
-    watched: the run folder of --watch, "" for none."""
+    watched: the run folder of --watch, "" for none. every_s: the time between two looks at it."""
 
     load: Load
     second: Load | None = None
     watched: str = ""
+    every_s: float = 5.0
 
 
 class Weights:
     """Loads and exchanges the judge of a server."""
 
     def __init__(self, server: Server, loads: Loads) -> None:
-        self.server, self.load, self.second, self.watched = server, loads.load, loads.second, loads.watched
+        self.server, self.loads, self.watched = server, loads, loads.watched
         self.seen: object = None  # what was served last, or could not be
         self.swapping = asyncio.Lock()
 
     async def first(self) -> None:
         """Load what is served to start with. Raises: whatever loading or the self-test raise."""
         self.seen = self._fingerprint()
-        if self.second is not None:
-            self.server.compare, warnings = await in_background(self.second)
+        if self.loads.second is not None:
+            self.server.compare, warnings = await in_background(self.loads.second)
             self._warn(warnings)
-        self._serve(*await in_background(self.load))
+        self._serve(*await in_background(self.loads.load))
 
     async def exchange(self) -> None:
         """Load anew, and serve what was loaded; where that fails, say so and change nothing."""
         async with self.swapping:
             self.seen, server = self._fingerprint(), self.server
             try:
-                served, warnings = await in_background(self.load)
+                served, warnings = await in_background(self.loads.load)
             except Exception as error:  # whatever is wrong with new weights, the old ones go on serving
                 server.metrics.swap("failed")
                 say(f"new weights are not served, {server.served.name} goes on ({type(error).__name__}: {error})")
@@ -66,7 +66,7 @@ class Weights:
     async def watch(self) -> None:
         """Look at the watched run from time to time, and exchange the weights where its best checkpoint is another."""
         while self.watched:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(self.loads.every_s)
             if self._fingerprint() != self.seen:
                 await self.exchange()
 

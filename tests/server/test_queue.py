@@ -276,7 +276,7 @@ def test_retry_after_is_what_the_queue_takes_at_the_measured_speed(bundled):
         return said, time.monotonic() - begun
 
     said, took = in_queue(work)
-    assert took / 4 < said < 4 * took  # the machine may be busy with other things
+    assert took / 8 < said < max(8 * took, 1.1)  # the machine may be busy with other things; it is at least a second
 
 
 # ---- Left, failed, closed --------------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from __future__ import annotations
 import json
 import re
 import time
+from itertools import islice
 from typing import Any
 
+from taosr1.server.bodies import parse_json
 from taosr1.server.errors import Refused
 from taosr1.server.formats import rerank
 from taosr1.server.formats.fields import columns_of, flag_of, object_of, product_of, query_of, shown, whole_of
@@ -34,8 +36,10 @@ from taosr1.serving.explain import Explanation
 from taosr1.serving.scorer import Score
 from taosr1.task.grades import GOOD_TIER, GRADES, grade_name
 
-QUEPID = re.compile(r"\s*Query:[ \t]*(.*?)\n[ \t]*\n[ \t]*doc\d*:[ \t]*\n(.*)", re.DOTALL)
+# Linear in the text's length: nothing that may repeat stands before `.*?`, or 100 kB of spaces would take minutes.
+QUEPID = re.compile(r"\s*Query:(.*?)\n[ \t]*\n[ \t]*doc\d*:[ \t]*\n(.*)", re.DOTALL)
 HITS = re.compile(r"; Hits(?: -|:) (?=\[)")
+MOST_MARKERS = 100  # that are tried: each may cost a look at the whole text
 SEARCH_TEXT = re.compile(r"\s*SearchText(?: -|:) ")
 SCALE = re.compile(r"rating scale is: ")
 SCALE_VALUE = re.compile(r'(-?\d+(?:\.\d+)?)(?: \(labeled "(?:[^"\\]|\\.)*"\))?(, )?')
@@ -101,8 +105,8 @@ def _of_json(fields: Any) -> Any:
     """What a text holds that is a JSON object, else the same."""
     if isinstance(fields, str) and fields.lstrip().startswith("{"):
         try:
-            found = json.loads(fields)
-        except (ValueError, RecursionError):
+            found = parse_json(fields.encode())
+        except Refused:
             return fields
         return found if isinstance(found, dict) else fields
     return fields
@@ -137,11 +141,11 @@ def _scale(system: str) -> list[float]:
 
 def _workbench(user: str, system: str, body: dict, limits: Limits) -> Ask:
     start = SEARCH_TEXT.match(user).end()
-    for marker in HITS.finditer(user, start):
+    for marker in islice(HITS.finditer(user, start), MOST_MARKERS):
         # The hits are JSON up to the end, so text inside of a query or a hit that looks like this marker is not it.
         try:
-            hits = json.loads(user[marker.end() :])
-        except (ValueError, RecursionError):
+            hits = parse_json(user[marker.end() :].encode())
+        except Refused:
             continue
         break
     else:

@@ -38,7 +38,10 @@ setup(
             "uvicorn>=0.40",
             "prometheus-client>=0.20",
             "playwright>=1.50",
+            "axe-playwright-python>=0.1.4",
             "gguf>=0.17",
+            "cohere>=5.13",
+            "openai>=1.50",
         ],
     },
 )

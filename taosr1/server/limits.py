@@ -14,7 +14,7 @@ class Limits:
     max_body_bytes: int = option(2 << 20, "longest request body; a longer one gets 413")
     max_header_bytes: int = option(16 << 10, "longest request line with headers; longer ones get 431")
     max_products: int = option(1000, "most products (documents, texts, items) of a request; more get 422")
-    max_chars: int = option(20_000, "longest text of a product or query, before it is tokenised; a longer one gets 422")
+    max_chars: int = option(20_000, "longest query or product text, before tokenising; longer ones get 422 or are cut")
     max_queue_requests: int = option(512, "requests that may wait or be scored at a time; one more gets 429")
     max_queue_tok: int = option(2_000_000, "prompt tokens of all waiting requests; one more request gets 429")
     max_connections: int = option(1024, "open connections; one more gets 503 and is closed")

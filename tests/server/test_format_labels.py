@@ -102,6 +102,7 @@ def test_the_judges_temperature_scaling_is_taken_back(served, prompts, labels, f
         ({"label_token_ids": []}, "field 'label_token_ids' is a list of 0"),
         ({"label_token_ids": [5]}, "field 'label_token_ids' holds 5, expected some of this judge's label tokens"),
         ({"label_token_ids": [True]}, "field 'label_token_ids' holds True"),
+        ({"label_token_ids": [21.0]}, "field 'label_token_ids' holds 21.0"),
         ({"label_token_ids": ["4"]}, "field 'label_token_ids' holds '4'"),
         ({"label_token_ids": "twice"}, "field 'label_token_ids' holds a token twice"),
         ({"items": []}, "field 'items' is empty"),

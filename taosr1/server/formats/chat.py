@@ -156,7 +156,7 @@ def _workbench(user: str, system: str, body: dict, limits: Limits) -> Ask:
     found = []
     for place, hit in enumerate(hits):
         name = f"Hits[{place}]"
-        if not isinstance(hit, dict) or "id" not in hit or "source" not in hit:
+        if not isinstance(hit, dict) or type(hit.get("id")) not in (str, int) or "source" not in hit:
             raise Refused(422, f"{name!r} is {shown(hit)}, expected {{id, source}}")
         found.append(product_of(query, _document(_of_json(hit["source"]), name), name, limits, cut=True))
     schema = json.dumps(body.get("response_format"))
@@ -173,7 +173,8 @@ def _rating(system: str, schema: str) -> str:
 
 def reply(ask: Ask, answer: Answer) -> dict:
     content = _quepid_reply(ask, answer) if "scale" in ask.options else _workbench_reply(ask, answer)
-    message = {"role": "assistant", "content": json.dumps(content, ensure_ascii=False), "refusal": None}
+    # ASCII: an id of a hit may hold what no reply could hold otherwise, such as half of a surrogate pair.
+    message = {"role": "assistant", "content": json.dumps(content, allow_nan=False), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     usage = {"prompt_tokens": answer.tokens, "completion_tokens": 0, "total_tokens": answer.tokens}
     head = {"id": f"chatcmpl-{answer.id}", "object": "chat.completion", "created": int(time.time())}

@@ -72,7 +72,7 @@ def _labels(body: dict, served: Served) -> list[int]:
     if not isinstance(value, list) or not value:
         raise Refused(422, f"field 'label_token_ids' is {shown(value)}, {expected}")
     for number in value:
-        if isinstance(number, bool) or number not in known:
+        if type(number) is not int or number not in known:
             raise Refused(422, f"field 'label_token_ids' holds {shown(number)}, {expected}")
     if len(set(value)) < len(value):
         raise Refused(422, f"field 'label_token_ids' holds a token twice, {expected}")

@@ -50,7 +50,8 @@ const waitingWords = (seconds, words) => `${words}. Asking again in ${plural(sec
 
 async function loadInfo() {
   try {
-    state.info = await (await ask("info")).json();
+    const waiting = (left, words) => { find("summary").textContent = waitingWords(left, words); };
+    state.info = await (await ask("info", undefined, { waiting })).json();
   } catch (problem) {
     sayError(problem);
     return;
@@ -61,7 +62,8 @@ async function loadInfo() {
     [label, visible(String(judge.model))], ["SHA-256 of the model", judge.model_sha],
     ["rubric (hash of the prompt's wording)", judge.rubric], ["beta", judge.beta], ["temperature", judge.temperature],
   ];
-  fillFacts(find("facts"), [...facts(info, "model"), ...(other ? facts(other, "second model") : [])]);
+  const server = [["taosr1", info.version]];
+  fillFacts(find("facts"), [...facts(info, "model"), ...(other ? facts(other, "second model") : []), ...server]);
   if (info.fields) find("fields").textContent = `This judge reads: ${info.fields.join(", ")}.`;
   find("compare-part").hidden = !other;
   find("compare-how").hidden = Boolean(other);
@@ -119,6 +121,7 @@ function showResults(replies, tookMs) {
   find("controls").hidden = find("table").hidden = state.rows.length === 0;
   order();
   retier();
+  if (matchMedia("(max-width: 65.99rem)").matches) find("results").scrollIntoView(); // they are below the form
 }
 
 function makeRow(product, place) {
@@ -133,8 +136,9 @@ function makeRow(product, place) {
   if (rest) under.append(make("span", visible(rest), { className: "rest quiet", dir: "auto" }));
   under.append(why);
   name.append(under);
-  const verdicts = state.judges.map((one) => makeVerdict(one.results[place]));
-  tr.append(name, ...verdicts.map((verdict) => { const cell = make("td"); cell.append(verdict); return cell; }));
+  const cells = state.judges.map((one) => { const cell = make("td"); cell.append(makeVerdict(one.results[place])); return cell; });
+  const verdicts = cells.map((cell) => ({ tier: cell.querySelector(".tier"), line: cell.querySelector(".strip b") }));
+  tr.append(name, ...cells);
   const row = { place, product, tr, why, verdicts, panel: null, open: null };
   why.addEventListener("click", () => toggle(row));
   return row;
@@ -160,7 +164,7 @@ function makeVerdict(result) {
 
 function outsideNote(reason) {
   const note = make("div", "", { className: "outside" });
-  note.append(make("dt", "Outside"), make("dd", `Outside of what this judge has learned: ${visible(reason)}. The grade means little.`));
+  note.append(make("dt", "Outside"), make("dd", `Outside of what this judge has learned, so the grade means little (${visible(reason)}).`));
   return note;
 }
 
@@ -170,7 +174,7 @@ function makeBeta(one, number) {
   const part = copyOf("beta-part"), slider = part.querySelector("input"), reset = part.querySelector("button");
   slider.id = `beta-${number}`;
   part.querySelector("label").htmlFor = slider.id;
-  if (state.judges.length > 1) part.querySelector(".of").textContent = `of ${one.name}`;
+  if (state.judges.length > 1) part.querySelector(".of").textContent = `Beta of ${one.name}`;
   part.querySelector(".mark").style.left = `calc(var(--thumb) / 2 + (100% - var(--thumb)) * ${(one.served - 0.005) / 0.995})`;
   reset.textContent = `served ${one.served.toFixed(3)}`;
   reset.title = "Back to the beta that this server uses";
@@ -181,19 +185,19 @@ function makeBeta(one, number) {
   return part;
 }
 
-// Everything that depends on beta: called for each move of a slider, so it changes texts and one property a judge.
+// Everything that depends on beta: called for each move of a slider, so it touches little.
 function retier() {
   const counts = state.judges.map((one, number) => {
     const found = { Good: 0, Mid: 0, Bad: 0 };
     for (const row of state.rows) {
-      const tier = cumulativeTier(one.results[row.place].probs, one.beta), label = row.verdicts[number].querySelector(".tier");
+      const tier = cumulativeTier(one.results[row.place].probs, one.beta), { tier: label, line } = row.verdicts[number];
       found[tier] += 1;
+      line.style.left = percent(one.beta);
       if (label.textContent !== tier) {
         label.textContent = tier;
         label.className = `tier ${tier.toLowerCase()}`;
       }
     }
-    find("table").style.setProperty(`--beta-${number}`, percent(one.beta));
     const control = find("betas").children[number];
     control.querySelector("output").textContent = one.beta.toFixed(3);
     control.querySelector("input").setAttribute("aria-valuetext", `${one.beta.toFixed(3)}; served ${one.served.toFixed(3)}`);
@@ -202,7 +206,7 @@ function retier() {
   });
   let differ = 0;
   for (const row of state.rows) {
-    const tiers = new Set(row.verdicts.map((verdict) => verdict.querySelector(".tier").textContent));
+    const tiers = new Set(row.verdicts.map((verdict) => verdict.tier.textContent));
     row.tr.classList.toggle("differs", tiers.size > 1);
     differ += tiers.size > 1;
   }

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.server.errors import Refused
-from taosr1.server.formats.chat import CHAT
-from taosr1.server.formats.yaml_fields import read_yaml
-from taosr1.server.limits import Limits
+yaml = pytest.importorskip("yaml")
+from taosr1.server.errors import Refused  # noqa: E402
+from taosr1.server.formats.chat import CHAT  # noqa: E402
+from taosr1.server.formats.yaml_fields import read_yaml  # noqa: E402
+from taosr1.server.limits import Limits  # noqa: E402
 
 DOCUMENTS = json.loads((Path(__file__).parent / "data/ruby_yaml.json").read_text(encoding="utf-8"))
 QUERY, TITLE = "small camping shelter", "Kestro pro lightweight camping shelter cotton blue"
@@ -101,8 +102,27 @@ def test_the_yaml_that_ruby_writes_is_read_back(document):
     assert texts(read_yaml(document["yaml"])) == texts(document["fields"])
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: &x [lol]\nb: [*x, *x]\n", "an alias"),
+        ("a: &x 1\nb: *x\n", "an alias"),
+        ("a:\n" + "".join(" " * n + "b:\n" for n in range(1, 20)), "more than 8 fields in each other"),
+        ("[" * 5000, "more than 8 fields in each other"),
+        ("a: b: c", "mapping values are not allowed in this context in line 1"),
+    ],
+)
+def test_yaml_that_grows_or_is_none_is_refused(text, problem):
+    with pytest.raises(ValueError, match=problem):
+        read_yaml(text)
+
+
+def test_tags_have_no_effect_and_values_stay_texts():
+    read = read_yaml("a: !!python/object/apply:os.system ['true']\nb: 007\nc: no\nd: 2026-11-30\ne: null\n")
+    assert read == {"a": ["true"], "b": "007", "c": "no", "d": "2026-11-30", "e": ""}
+
+
 def test_the_yaml_that_python_writes_is_read_back():
-    yaml = pytest.importorskip("yaml")
     for document in (document for document in DOCUMENTS if isinstance(document["fields"], dict)):
         written = yaml.safe_dump(document["fields"], allow_unicode=True)
         assert texts(read_yaml(written)) == texts(document["fields"])
@@ -186,9 +206,9 @@ def test_query_and_hits_are_told_apart_whatever_is_in_them(text, query, source, 
         ({**quepid("q", "a: b"), "stream": True}, "field 'stream' is true, expected false"),
         ({**quepid("q", "a: b"), "n": 2}, "field 'n' is 2, expected 1"),
         (quepid(" ", "title: a"), "field 'Query' is empty"),
-        (quepid("q", "---\ntitle: a\nno field at all\n"), "'doc1' cannot be read as YAML: the line 'no field at all'"),
-        (quepid("q", "--- {}\n"), "'doc1' is empty"),
-        (quepid("q", "---\ntitle: ''\n"), "'doc1' is empty"),
+        (quepid("q", "---\ntitle: a\nno field at all\n"), "'doc1' cannot be read as YAML: could not find expected ':' in line"),
+        (quepid("q", "--- {}\n"), "'doc1' has no fields"),
+        (quepid("q", "---\ntitle: ''\n"), "'doc1' has no fields"),
         (quepid("q", "---\nproduct_name: a\nitem_name: b\n"), "could both be its title"),
         (workbench("q", [])["messages"][1]["content"], "the body is 'SearchText - q; Hits - []'"),
         (workbench(" ", [{"id": "1", "source": "a"}]), "field 'SearchText' is empty"),

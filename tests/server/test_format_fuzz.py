@@ -7,6 +7,7 @@ import json
 import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
+pytest.importorskip("yaml")
 from hypothesis import strategies as st  # noqa: E402
 
 from taosr1.server.bodies import parse_json  # noqa: E402

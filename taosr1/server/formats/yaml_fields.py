@@ -1,4 +1,4 @@
-"""Reads the fields of a document from YAML, which is untrusted: texts, lists and objects, nothing that runs or grows."""
+"""Reads the fields of a document from YAML, which is untrusted: texts, lists and objects, and nothing else."""
 
 from __future__ import annotations
 

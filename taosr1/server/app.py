@@ -46,6 +46,7 @@ FORMATS = (
 )  # fmt: skip
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
+LARGE_BODY = 64 << 10  # bytes; longer ones are read and tokenised in a thread of their own, or small ones would wait
 LARGE_REPLY = 64  # results; work on more is done in a thread: the words of 1,000 products take 40 ms
 SMALL_BODY = 1024  # bytes: read and tokenised in a fraction of a millisecond
 JSON = "application/json"
@@ -67,7 +68,8 @@ class Server:
         self.warnings: list[str] = []
         self.draining, self.active, self.working = False, 0, 0
         self.hurry = asyncio.Event()  # set where draining takes too long: what still waits gets 503
-        self.bodies, self.encoders = Bodies(limits.max_body_bytes), ThreadPoolExecutor(2, "encode")
+        self.bodies = Bodies(limits.max_body_bytes)
+        self.encoders, self.large_encoder = ThreadPoolExecutor(2, "encode"), ThreadPoolExecutor(1, "encode large")
         self.forms = {path: form for form in FORMATS for path in form.paths}
         self.pages = _page_files()
         self.gets = {"/health": self.health, "/info": self.info, "/metrics": self.metrics_text}
@@ -184,8 +186,8 @@ class Server:
     async def _prepared(self, form: Format, exchange: Exchange, body: bytes) -> tuple[Ask, Served, list[list[int]]]:
         """What the request asks for, of which judge, and its prompts. Raises: Refused."""
         with self.queue.on_its_way():
-            long = len(body) > SMALL_BODY
-            ask, served, prompts = await self._for(long, lambda: self._read(form, body, self.served))
+            size, read = len(body), lambda: self._read(form, body, self.served)
+            ask, served, prompts = await self._for(size > SMALL_BODY, read, large=size > LARGE_BODY)
         exchange.products, exchange.tokens = len(prompts), sum(map(len, prompts))
         if self.log_text:
             exchange.texts = [*dict.fromkeys(pair.query for pair in ask.pairs), *(pair.title for pair in ask.pairs)]
@@ -207,17 +209,19 @@ class Server:
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts
 
-    async def _for(self, long: bool, work: Callable[[], T]) -> T:
+    async def _for(self, long: bool, work: Callable[[], T], *, large: bool = False) -> T:
         """What `work` returns, from a thread if it takes long: short work is done before a thread would begin."""
-        return await self._encode(work) if long else work()
+        return await self._encode(work, large=large) if long else work()
 
-    def _encode(self, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self.encoders, work)
+    def _encode(self, work: Callable[[], T], *, large: bool = False) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self.large_encoder if large else self.encoders, work)
 
     # ---- What the server says about itself ---------------------------------------------------------------------------
     async def health(self) -> Response:
         """200 where requests are answered: after the self-test, until the server is asked to stop."""
-        state = "stopping" if self.draining else "loading" if self.served is None else "ready"
+        state = "loading" if self.served is None else "ready"
+        state = state if self.queue.alive else "broken: the model's thread has ended, start the server again"
+        state = "stopping" if self.draining else state
         facts = {} if self.served is None else {"model": self.served.name, "model_sha": self.served.model_sha}
         body = {"status": state, **facts, "warnings": self.warnings}
         headers = {} if state == "ready" else {"Retry-After": "5"}

@@ -20,6 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from taosr1.server.limits import Limits
 from taosr1.server.metrics import Metrics
 
+AT_A_TIME = 16 << 10  # bytes, of which h11 makes events without a look at anything else
+MOST_FRAMING = 32 << 10  # bytes of chunk sizes and line ends, beside a tenth of the body
 LINGER_S = 1.0  # how long a connection is still read from after its last reply, so that the client can read the reply
 _WHAT_IS_WRONG = {
     400: "this is no valid HTTP request",
@@ -38,6 +40,7 @@ class Connection(H11Protocol):
         super().__init__(**given)
         self.limits, self.metrics, self.log = limits, metrics, log
         self.refused = False
+        self.body_bytes = self.framing_bytes = 0  # of the body that is being read: its own, and those of its chunks
         self.timer: asyncio.TimerHandle | None = None  # of the headers, while they are awaited
 
     # ---- uvicorn calls these -----------------------------------------------------------------------------------------
@@ -61,8 +64,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.refused:
             return  # read and forgotten until the connection is closed
-        with suppress(h11.LocalProtocolError):  # the connection was closed while its last bytes were read
-            super().data_received(data)
+        for start in range(0, len(data), AT_A_TIME):
+            self._read(data[start : start + AT_A_TIME])
         if self.conn.their_state is not h11.IDLE:
             self._stop_timer()  # the headers are complete
         elif self.timer is None and not self.transport.is_closing():
@@ -90,6 +93,24 @@ class Connection(H11Protocol):
         self._refuse(getattr(error, "error_status_hint", 400))
 
     # ---- our own -----------------------------------------------------------------------------------------------------
+    def _read(self, data: bytes) -> None:
+        """Hand some bytes to h11, and refuse a body whose chunks are so small that reading them is an attack.
+
+        h11 takes 40 microseconds a chunk: 6 MB of chunks of one byte would keep everybody waiting for half a minute.
+        """
+        cycle, before = self.cycle, len(self.cycle.body) if self.cycle else 0
+        within_body = self.conn.their_state is h11.SEND_BODY
+        with suppress(h11.LocalProtocolError):  # the connection was closed while its last bytes were read
+            super().data_received(data)
+        if self.refused or not (within_body and self.conn.their_state is h11.SEND_BODY and self.cycle is cycle):
+            self.body_bytes = self.framing_bytes = 0
+            return
+        grown = len(cycle.body) - before
+        self.body_bytes += grown
+        self.framing_bytes += len(data) - grown
+        if self.framing_bytes > MOST_FRAMING + self.body_bytes / 10:
+            self._refuse(400)
+
     def _start_timer(self) -> None:
         self.timer = self.loop.call_later(self.limits.header_timeout_s, self._refuse, 408)
 

@@ -130,8 +130,9 @@ class Front:
     def _note(self, exchange: Exchange, status: int) -> None:
         seconds = time.monotonic() - exchange.begun
         self.inside.metrics.request(self.inside.known_path(exchange.path), status, seconds)
+        path = visible(exchange.path)[:200].replace(" ", "%20")  # or a path could look like the fields behind it
         line = (
-            f"{exchange.id} {visible(exchange.method)[:20]} {visible(exchange.path)[:200]} {status} "
+            f"{exchange.id} {visible(exchange.method)[:20]} {path} {status} "
             f"products={exchange.products} tokens={exchange.tokens} ms={1000 * seconds:.1f}"
         )
         if self.inside.log_text and exchange.texts:

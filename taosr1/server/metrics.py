@@ -5,6 +5,7 @@ Names end as Prometheus adds to them: counters in `_total`, histograms in `_buck
 
 from __future__ import annotations
 
+from collections import Counter as Counted
 from collections.abc import Sequence
 
 from prometheus_client import (
@@ -106,8 +107,9 @@ class Metrics:
     def scores(self, scores: Sequence[Score]) -> None:
         """The scores of one request: grades, tiers, and what shows drift."""
         self._products.observe(len(scores))
+        for (grade, tier), number in Counted((score.grade, score.tier) for score in scores).items():
+            self._served.labels(str(grade), tier).inc(number)
         for score in scores:
-            self._served.labels(str(score.grade), score.tier).inc()
             self._mass.observe(score.label_mass)
             if score.outside:
                 reason = LOW_MASS_REASON if score.outside == LOW_MASS_REASON else "unknown words"

@@ -121,14 +121,20 @@ CHROMIUM_FLAGS = (
 )  # fmt: skip
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium_path() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     """A real Chromium, that of the system: playwright's own would be a download."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install .[dev])")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
+    path = chromium_path()
     if path is None:
-        pytest.skip(f"no browser found, expected one of {', '.join(names)} (Debian: apt install chromium)")
+        pytest.skip(f"no browser found, expected one of {', '.join(BROWSERS)} (Debian: apt install chromium)")
     with playwright.sync_playwright() as started:
         found = started.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
         yield found

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from taosr1.data.columns import KNOWN
 from taosr1.serving.tiering import cumulative_tier
 
 # What a shell, Python or JSON would read as something else, where a snippet quotes it wrongly.
@@ -100,6 +101,40 @@ def test_pasted_products_are_read_as_lines_csv_or_json(pasted, products, tab):
 def test_products_that_cannot_be_read_are_refused_with_their_place(pasted, words, tab):
     with pytest.raises(Exception, match=re.escape(words)):
         call(tab, "readProducts", pasted)
+
+
+def test_the_names_of_a_title_are_those_that_the_server_reads(tab):
+    found = tab.evaluate("import('/texts.js').then((module) => [...module.TITLES])")
+    assert set(found) == {name for name, ours in KNOWN.items() if ours == "title"}
+
+
+# --- Server-sent events -----------------------------------------------------------------------------------------------
+
+COLLECT = """async ([bytes, size, breaks]) => {
+    const { events } = await import('/server.js'), found = [];
+    const stream = new ReadableStream({ start(controller) {
+        for (let at = 0; at < bytes.length; at += size) controller.enqueue(new Uint8Array(bytes.slice(at, at + size)));
+        if (breaks) controller.error(new TypeError('network error')); else controller.close();
+    } });
+    try {
+        for await (const event of events(new Response(stream))) found.push(event);
+    } catch (problem) { found.push(problem.message); }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_events_are_read_however_the_network_cuts_them(size, end, tab):
+    """Source: HTML standard, section 9.2: lines "field: value", ": comment", and a blank line that ends an event."""
+    token, torn = ["event: token", 'data: {"text": "靴 👩🏽‍🚀\\n"}', ""], ["event: torn", 'data: {"x"']
+    sent = end.join([": keep alive", "", *token, "data: 1", "", *torn]).encode()
+    assert tab.evaluate(COLLECT, [list(sent), size, False]) == [["token", {"text": "靴 👩🏽‍🚀\n"}], ["message", 1]]
+
+
+def test_a_stream_that_breaks_off_is_said(tab):
+    found = tab.evaluate(COLLECT, [list(b"data: 1\n\nda"), 1000, True])
+    assert found[-1] == "The connection broke off before the answer was complete."
 
 
 # --- Snippets ---------------------------------------------------------------------------------------------------------

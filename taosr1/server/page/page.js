@@ -32,7 +32,8 @@ function fillFacts(list, facts) {
 // --- Errors, waiting, the key -----------------------------------------------------------------------------------------
 
 function sayError(problem) {
-  find("error-text").textContent = visible(problem.message);
+  const key = hasKey() ? "The server does not take this API key." : "This server needs its API key: write it into the field above the examples.";
+  find("error-text").textContent = problem.status === 401 ? key : visible(problem.message);
   find("error").hidden = false;
   find("again").hidden = !(problem instanceof Failed) || problem.status === 401 || (problem.status >= 400 && problem.status < 429);
   if (problem.status === 401) askForKey();
@@ -50,7 +51,8 @@ const waitingWords = (seconds, words) => `${words}. Asking again in ${plural(sec
 
 async function loadInfo() {
   try {
-    state.info = await (await ask("info")).json();
+    const waiting = (left, words) => { find("summary").textContent = waitingWords(left, words); };
+    state.info = await (await ask("info", undefined, { waiting })).json();
   } catch (problem) {
     sayError(problem);
     return;
@@ -120,6 +122,7 @@ function showResults(replies, tookMs) {
   find("controls").hidden = find("table").hidden = state.rows.length === 0;
   order();
   retier();
+  if (matchMedia("(max-width: 65.99rem)").matches) find("results").scrollIntoView(); // they are below the form
 }
 
 function makeRow(product, place) {

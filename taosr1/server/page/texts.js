@@ -22,7 +22,7 @@ export const visible = (text) => text.replace(UNSEEN, escaped);
 // --- Products -------------------------------------------------------------------------------------------------------
 
 // Names of the title in the files that taosr1 reads; one of them in the first line makes it a header.
-const TITLES = new Set(["title", "product_title", "product_name", "item_title", "item_name", "productname", "name"]);
+export const TITLES = new Set(["title", "product_title", "product_name", "item_title", "item_name", "productname", "name"]);
 const plainName = (text) => text.replace(/^\ufeff/, "").trim().toLowerCase().replace(/[\s-]+/g, "_");
 
 // Products as /score takes them. Throws an Error that names the line.

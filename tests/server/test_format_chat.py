@@ -15,8 +15,10 @@ import pytest
 
 from taosr1.server.errors import Refused
 from taosr1.server.formats.chat import CHAT
+from taosr1.server.formats.format import Answer
 from taosr1.server.formats.yaml_fields import read_yaml
 from taosr1.server.limits import Limits
+from taosr1.serving.scorer import Score
 
 DOCUMENTS = json.loads((Path(__file__).parent / "data/ruby_yaml.json").read_text(encoding="utf-8"))
 QUERY, TITLE = "small camping shelter", "Kestro pro lightweight camping shelter cotton blue"
@@ -87,6 +89,23 @@ def test_the_judgment_is_on_the_scale_that_quepid_states(described, values, answ
     assert found[TITLE] > found["steel mug"]
 
 
+@pytest.mark.parametrize(
+    ("described", "score", "judgment"),
+    [
+        ("0, 1", Score(4, "Mid", (0.0, 0.49, 0.0, 0.51), 1.0), 0),  # the tier decides, not the grade
+        ("0, 1", Score(2, "Good", (0.0, 0.4, 0.3, 0.3), 1.0), 1),
+        ("10, 5, 0", Score(3, "Good", (0.0, 0.2, 0.7, 0.1), 1.0), 5),  # lowest first, whatever the order
+        ("5, 10", Score(1, "Bad", (1.0, 0.0, 0.0, 0.0), 1.0), 5),
+        ("3, 2, 1, 0", Score(4, "Good", (0.0, 0.0, 0.0, 1.0), 1.0), 3),
+        ("0, 0.5, 1", Score(3, "Good", (0.0, 0.4, 0.6, 0.0), 1.0), 0.5),
+    ],
+)
+def test_a_scale_of_two_takes_the_tier_and_others_the_nearest_step(described, score, judgment, served):
+    system = f"Rate it. IMPORTANT: This book's rating scale is: {described}. The quoted labels are descriptive."
+    ask = CHAT.read(quepid(QUERY, f"---\ntitle: {TITLE}\n", system), served, Limits())
+    assert content(CHAT.reply(ask, Answer([score], (), served, 1, "x")))["judgment"] == judgment
+
+
 def texts(value: object) -> object:
     """What a document's fields are as texts."""
     if isinstance(value, dict):
@@ -99,6 +118,12 @@ def texts(value: object) -> object:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=range(len(DOCUMENTS)))
 def test_the_yaml_that_ruby_writes_is_read_back(document):
     assert texts(read_yaml(document["yaml"])) == texts(document["fields"])
+
+
+def test_a_backslash_at_a_lines_end_joins_lines_in_double_quotes_alone():
+    assert read_yaml('a: one \\\n  two\nb: "one\\\n  two"\nc: "one \\\\\n  two"\n') == {
+        "a": "one \\ two", "b": "onetwo", "c": "one \\ two"
+    }  # fmt: skip
 
 
 def test_the_yaml_that_python_writes_is_read_back():

@@ -6,7 +6,7 @@
 4. `Server.answer`: the body is read (`bodies.py`) and parsed; the format's `read` makes an `Ask` of it, whose prompts
    are encoded in a thread; `queue.py` scores them together with other clients' prompts; the format's `reply` words it.
    While it waits, a client that leaves, or a limit that is passed, cancels its work.
-5. `Reply` in `front.py` adds the headers that all replies have, and sends it.
+5. `_Reply` in `front.py` adds the headers that all replies have, and sends it.
 
 `lifecycle.py` starts and stops all this; `weights.py` loads the judge and exchanges it.
 """

@@ -56,9 +56,7 @@ def test_with_the_key_everything_is_answered_and_without_it_the_page_and_health(
     assert reply(guarded, "GET", "/")[0] == reply(guarded, "GET", "/health")[0] == 200
 
 
-def test_the_key_is_compared_whole_and_is_never_shown(guarded):
-    (comparison,) = re.findall(r".*==.*key.*|hmac\.compare_digest.*", (ROOT / "taosr1/server/security.py").read_text())
-    assert comparison.startswith("hmac.compare_digest(given.strip().encode(), self.key.encode())")
+def test_the_key_is_never_shown(guarded):
     assert KEY not in guarded.log.read_text() and KEY not in repr(access_problems("short", ""))
     with pytest.raises(Refused) as refused:
         Access(KEY).check_key({"authorization": f"Bearer {KEY[:-1]}"})
@@ -145,7 +143,7 @@ def test_with_log_text_the_texts_are_in_the_line_and_cannot_begin_one(guarded):
         (["--model", "no/such/run/here"], "no/such/run/here"),
         (["--model", "bundled-thinker"], "reasons before it answers (pre-cot)"),
         (["--model", "bundled", "--watch", "runs/x"], "--watch and --model are given"),
-        (["--watch", "no/such/run"], "no/such/run"),
+        (["--watch", "no/such/run"], "--watch no/such/run: not a run folder"),
         (["--beta", "2"], "--beta is 2.0"),
     ],
 )

@@ -166,7 +166,7 @@ class Server:
         ask, served, prompts = await self._prepared(form, exchange, body)
         judge, pairs = served.judge, list(ask.pairs)
         found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
-        large = len(found) > LARGE_REPLY
+        large = len(found) > LARGE_REPLY or len(body) > LARGE_BODY
         scores = found if ask.prompts else await self._for(large, lambda: judge.with_outside(pairs, found))
         self.metrics.scores(scores)
         explanations: list[Explanation] = []

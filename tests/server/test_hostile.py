@@ -79,3 +79,13 @@ def test_a_path_cannot_look_like_the_fields_of_the_log(start_server):
     assert server.stop() == 0
     (line,) = [line for line in server.log.read_text().splitlines() if "all" in line]
     assert " 404 products=0 " in line and line.split()[3].startswith("/score%20200") and len(line.split()) == 8
+
+
+@pytest.mark.parametrize("query", ["x" * 19_999, "?" * 19_999, "\u9ea6" * 6_000, "qx " * 6_000])
+def test_a_reply_is_not_many_times_as_long_as_its_request(query, server):
+    """The reason why a pair is outside named the query's one word of 20,000 letters for every product: 20 MB."""
+    body = {"query": query, "products": ["steel mug"] * 200}
+    status, reply = server.ask("/score", body)
+    assert status == 200 and all(one["outside"].startswith("unknown words: ") for one in reply["results"])
+    assert max(len(one["outside"]) for one in reply["results"]) < 300
+    assert len(json.dumps(reply)) < 200 * 1000

@@ -271,6 +271,8 @@ async function explain(row, one, part, signal) {
   } catch (problem) {
     if (problem.name === "AbortError") return;
     say(visible(problem.message));
+    const begun = part.querySelector(".reply pre").textContent !== "";
+    for (const empty of part.querySelectorAll(".steps, details")) empty.hidden = !begun;
     if (problem.status === 401) askForKey();
   } finally {
     steps.removeAttribute("aria-busy");

@@ -29,6 +29,8 @@ self-test are said, and the old ones go on serving.
 The log on stderr has one line a request: time, id (X-Request-Id), method, path, status, products, tokens, ms. Texts of
 queries and products are in it with --log-text alone.
 
+One process serves one model on one device. Several of them go behind an HTTP balancer: examples/serving/nginx.conf.
+
 Deviations from the paper: it says how the judge is deployed, not its server; beta and temperature are those of
 infer/score.py.
 """

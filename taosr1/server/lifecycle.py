@@ -154,9 +154,13 @@ def allow_open_files(connections: int) -> None:
     except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8 * connections + 256  # those that are refused stay open for a second, too
-    most = wanted if hard == resource.RLIM_INFINITY else hard
-    if most < connections + 256:
+    soft, most = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard))
+    wanted, least = 8 * connections + 256, connections + 256  # those that are refused stay open for a second, too
+    if most < least:
         raise ValueError(f"--max-connections {connections} needs more open files than the {hard} of 'ulimit -n -H'")
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, most), hard))
+    if soft < min(wanted, most):
+        with contextlib.suppress(ValueError, OSError):  # a service manager may forbid it, and sets the limit itself
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(wanted, most)), hard))
+            return
+    if soft < least:
+        raise ValueError(f"--max-connections {connections} needs more open files than the {soft} of 'ulimit -n'")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -28,6 +29,7 @@ RELOADS = getattr(signal, "SIGHUP", None)  # Windows has none
 HURRY_FRAC, END_FRAC = 0.7, 0.9
 BACKLOG = 4096  # connections that wait to be accepted; the system may allow fewer
 CLOSING_S = 1  # for connections to take their last bytes
+OWN_ADDRESS = "expected one of its own, such as 127.0.0.1, or 0.0.0.0 for all of them"
 
 
 class Lifecycle(uvicorn.Server):
@@ -139,10 +141,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except socket.gaierror as error:
-        raise OSError(f"--host {host}: {error.strerror.lower()}; expected an address of this machine") from error
+        raise OSError(f"--host {host}: {error.strerror.lower()}; {OWN_ADDRESS}") from error
     except PermissionError as error:
         raise OSError(f"--port {port}: ports below 1024 are for root, choose a higher one") from error
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(f"--host {host} is not an address of this machine: {OWN_ADDRESS}") from error
         way_out = "choose another --port, 0 takes any"
         raise OSError(f"--port {port} on {host} is not free ({os.strerror(error.errno)}): {way_out}") from error
 

@@ -1,7 +1,7 @@
 """Which weights are served: loaded and tested in the background, then exchanged in one assignment.
 
-Requests go on with the judge they began with, and every reply names its judge (`model_sha`). A checkpoint that cannot
-be loaded, or fails the self-test, is said, and the judge before it stays.
+Requests go on with the judge they began with, and every reply names its judge (`model_sha`). If a checkpoint cannot be
+loaded or fails the self-test, the log says why, and the judge before it stays.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Weights:
     def __init__(self, server: Server, loads: Loads) -> None:
         self.server, self.loads, self.watched = server, loads, loads.watched
         self.seen: object = None  # what was served last, or could not be
+        self.of_second: list[str] = []  # warnings about the judge of --compare
         self.swapping = asyncio.Lock()
 
     async def first(self) -> None:
         """Load what is served to start with. Raises: whatever loading or the self-test raise."""
         self.seen = self._fingerprint()
         if self.loads.second is not None:
-            self.server.compare, warnings = await in_background(self.loads.second)
-            self._warn(warnings)
+            self.server.compare, self.of_second = await in_background(self.loads.second)
         self._serve(*await in_background(self.loads.load))
 
     async def exchange(self) -> None:
@@ -71,14 +71,11 @@ class Weights:
                 await self.exchange()
 
     def _serve(self, served: Served, warnings: list[str]) -> None:
-        self._warn(warnings)
+        self.server.warnings = [*warnings, *self.of_second]
+        for warning in self.server.warnings:
+            say(f"warning: {warning}")
         self.server.served = served
         self.server.metrics.ready(served)
-
-    def _warn(self, warnings: list[str]) -> None:
-        for warning in warnings:
-            say(f"warning: {warning}")
-        self.server.warnings = warnings
 
     def _fingerprint(self) -> object:
         """Differs where the watched run has another best checkpoint, or other numbers beside it."""
@@ -89,4 +86,4 @@ class Weights:
             files = [folder / name for name in (MANIFEST_FILE, CALIBRATION_FILE, TIERING_FILE)]
             return str(folder), [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
         except (OSError, ValueError) as error:
-            return str(error)  # tried once, so that it is said
+            return str(error)  # tried once, so that the log says it once

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -160,7 +161,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def announce(ready: Server) -> None:
         beside = f" beside {ready.compare.name}" if ready.compare else ""
-        print(f"{shown} serves {ready.served.name}{beside}", flush=True)
+        with suppress(OSError):  # nobody reads it
+            print(f"{shown} serves {ready.served.name}{beside}", flush=True)
 
     load = partial(load_tested, config, config.watch or config.model)
     load_second = partial(load_tested, config, config.compare) if config.compare else None

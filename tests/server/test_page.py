@@ -293,5 +293,3 @@ def test_a_snippet_is_copied_as_it_is_shown(open_page, server):
         page.tab.locator("#copied", has_text="Copied.").wait_for()
         copied = page.tab.evaluate("navigator.clipboard.readText()")
         assert copied == page.tab.locator("#snippet").text_content() and words in copied and QUERY in copied
-
-

@@ -40,6 +40,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -167,7 +168,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def announce(ready: Server) -> None:
         beside = f" beside {ready.compare.name}" if ready.compare else ""
-        print(f"{shown} serves {ready.served.name}{beside}", flush=True)
+        with suppress(OSError):  # nobody reads it
+            print(f"{shown} serves {ready.served.name}{beside}", flush=True)
 
     load = partial(load_tested, config, config.watch or config.model, "--watch" if config.watch else "--model")
     load_second = partial(load_tested, config, config.compare, "--compare") if config.compare else None

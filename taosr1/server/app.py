@@ -114,7 +114,7 @@ class Server:
     # ---- Scoring -----------------------------------------------------------------------------------------------------
     async def answer(self, form: Format, exchange: Exchange) -> Response:
         body = await self._body(exchange)
-        with self._place():
+        with self._place(len(body)):
             ask, found = await self._in_time(self._score(form, exchange, body), exchange)
             begun = time.monotonic()
             reply = await self._for(len(found.scores) > LARGE_REPLY, lambda: _json(form.reply(ask, found)))
@@ -124,7 +124,7 @@ class Server:
     async def explain(self, exchange: Exchange) -> Response:
         """POST /explain: one product, whose explanation is streamed as it is decoded (`events.py`)."""
         body = await self._body(exchange)
-        with self._place():
+        with self._place(len(body)):
             told = await self._in_time(self._begin(exchange, body), exchange)
         return told.response(self.limits.request_timeout_s, self.hurry)
 
@@ -139,19 +139,25 @@ class Server:
         try:
             body = await within(self.bodies.read(exchange.headers, exchange.receive), timeout, self.hurry)
         except OutOfTime:
+            if self.hurry.is_set():
+                raise Refused(503, "the server is stopping, ask another one", retry_after_s=5) from None
             raise Refused(408, f"the body took longer than {timeout:g} s (--body-timeout-s)") from None
         self.metrics.part("read", time.monotonic() - begun)
         return body
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        """A place among those that are worked on. Raises: Refused with 429, before any work is done for the request."""
+    def _place(self, size: int) -> Iterator[None]:
+        """A place among those that are worked on, for a request whose body is so long.
+
+        Raises: Refused with 429, before any work is done for the request.
+        """
         if self.working >= self.limits.max_queue_requests:
             wait_s = self.queue.retry_after_s()
             raise Refused(429, "too many requests are waiting (--max-queue-requests)", retry_after_s=wait_s)
         self.working += 1
         try:
-            yield
+            with self.bodies.holding(size):
+                yield
         finally:
             self.working -= 1
 

@@ -19,6 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from taosr1.server.errors import LEFT
 from taosr1.server.served import Served
 from taosr1.serving.outside import LOW_MASS_REASON
 from taosr1.serving.scorer import Score
@@ -77,7 +78,7 @@ class Metrics:
         """One request was answered, or left by its client. path: one of ours, or "other"."""
         self._requests.labels(path, str(status)).inc()
         self._parts.labels("total").observe(seconds)
-        if status >= 400:
+        if status >= 400 and status != LEFT:
             self.rejected(status)
 
     def rejected(self, status: int) -> None:

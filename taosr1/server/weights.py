@@ -39,19 +39,24 @@ class Weights:
     def __init__(self, server: Server, loads: Loads) -> None:
         self.server, self.loads, self.watched = server, loads, loads.watched
         self.seen: object = None  # what was served last, or could not be
-        self.of_second: list[str] = []  # warnings about the judge of --compare
-        self.swapping = asyncio.Lock()
+        self.swapping, self.asked = asyncio.Lock(), False  # asked: an exchange waits for the one that is going on
+        self.beside: list[str] = []  # warnings about the judge of --compare
 
     async def first(self) -> None:
         """Load what is served to start with. Raises: whatever loading or the self-test raise."""
         self.seen = self._fingerprint()
         if self.loads.second is not None:
-            self.server.compare, self.of_second = await in_background(self.loads.second)
+            self.server.compare, self.beside = await in_background(self.loads.second)
+            self._warn(self.beside)
         self._serve(*await in_background(self.loads.load))
 
     async def exchange(self) -> None:
         """Load anew, and serve what was loaded; where that fails, say so and change nothing."""
+        if self.asked:
+            return  # the one that waits will load what is there then
+        self.asked = True
         async with self.swapping:
+            self.asked = False
             self.seen, server = self._fingerprint(), self.server
             try:
                 served, warnings = await in_background(self.loads.load)
@@ -71,11 +76,14 @@ class Weights:
                 await self.exchange()
 
     def _serve(self, served: Served, warnings: list[str]) -> None:
-        self.server.warnings = [*warnings, *self.of_second]
-        for warning in self.server.warnings:
-            say(f"warning: {warning}")
+        self._warn(warnings)
+        self.server.warnings = self.beside + warnings
         self.server.served = served
         self.server.metrics.ready(served)
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            say(f"warning: {warning}")
 
     def _fingerprint(self) -> object:
         """Differs where the watched run has another best checkpoint, or other numbers beside it."""
@@ -85,5 +93,5 @@ class Weights:
             folder = Path(model_folder(self.watched))
             files = [folder / name for name in (MANIFEST_FILE, CALIBRATION_FILE, TIERING_FILE)]
             return str(folder), [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of whatever kind: the next look may find the run in order
             return str(error)  # tried once, so that the log says it once

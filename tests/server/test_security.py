@@ -66,7 +66,8 @@ def test_the_key_is_never_shown(guarded):
 
 @pytest.mark.parametrize(
     ("host", "allowed"),
-    [("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:1", True), ("127.8.8.8", True), ("[::1]:80", True),
+    [("localhost", True), ("LOCALHOST:8000", True), ("localhost.:8000", True), ("127.0.0.1:1", True),
+     ("127.8.8.8", True), ("[::1]:80", True),
      ("evil.example", False), ("localhost.evil.example", False), ("127.0.0.1.evil.example", False),
      ("192.168.1.7:8000", False), ("localhost:80:80", False), ("", True)],
 )  # fmt: skip

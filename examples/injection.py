@@ -1,6 +1,6 @@
 """How often untrusted text talks a judge into "Good", and what defences are worth: attacks on pairs graded 1 and 2.
 
-    python examples/injection.py --out injection.json                    # the bundled student: about a minute
+    python examples/injection.py --out injection.json                    # the bundled student: a few minutes
     python examples/injection.py --defences --rows 200                   # and what each defence gains and costs
     python examples/injection.py --model runs/mine --data rows.csv --split test
     python examples/injection.py --augment attacked.jsonl --data synthetic:explained    # rows to train with
@@ -228,12 +228,12 @@ def _percent(interval: dict) -> str:
 
 def render(kinds: dict[str, dict], before: dict) -> str:
     """The table of kinds, all shares and scores x 100."""
-    head = f"{'kind':29} texts  {'lifted to Good':20}  by any text  {'rise in score':20}  of the lifted, called outside"
+    head = f"{'kind':35} texts  {'lifted to Good':20}  by any text  {'rise in score':20}  of the lifted, called outside"
     lines = [f"in tier Good without an attack: {_percent(before)}", "", head]
     for kind, found in kinds.items():
         outside = "-" if found["called_outside"] is None else f"{100 * found['called_outside']:.0f}"
         lifted, by_any = _percent(found["lifted"]), 100 * found["lifted_by_any"]["value"]
-        lines.append(f"{kind:29} {found['texts']:5}  {lifted}  {by_any:11.1f}  {_percent(found['rise'])}  {outside:>5}")
+        lines.append(f"{kind:35} {found['texts']:5}  {lifted}  {by_any:11.1f}  {_percent(found['rise'])}  {outside:>5}")
     return "\n".join(lines)
 
 
@@ -272,9 +272,10 @@ def main(argv: list[str] | None = None) -> dict:
     kinds = {kind: attacked.report(chosen, config.seed) for kind, chosen in groups_of(attacks).items()}
     print(f"{len(pairs)} pairs graded 1 or 2 of {len(set(attacked.queries))} queries, {len(attacks)} texts; x 100,")
     print("[95 % intervals over queries]; " + render(kinds, before))
+    texts = [attack._asdict() | {"lifted": float(row.mean())} for attack, row in zip(attacks, attacked.lifted)]
     report = {
         "settings": asdict(config), "machine": machine(), "judge": judge.name, "pairs": len(pairs),
-        "queries": len(set(attacked.queries)), "good_before": before, "kinds": kinds,
+        "queries": len(set(attacked.queries)), "good_before": before, "kinds": kinds, "texts": texts,
     }  # fmt: skip
     if config.defences:
         clean = rows[: config.clean or None]

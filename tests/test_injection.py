@@ -16,7 +16,7 @@ import pytest
 from examples import attacks as attacks_module
 from examples.attacks import CONTROL, Attack, attacked_copies, attacks_on, halves, is_lie
 from examples.defences import TEXT_DEFENCES, no_invisible, plain_letters, warned
-from examples.injection import Attacked, groups_of, main, mean_over_queries
+from examples.injection import GROUPS, Attacked, groups_of, main, mean_over_queries
 from taosr1.data.sources import load_rows
 from taosr1.judge import Judge
 from taosr1.judge_model import BUNDLED_FOLDER
@@ -96,9 +96,9 @@ def written(attack: Attack, row: Judgement) -> tuple[str, str]:
     return attack.field, getattr(attack.on(row), attack.field)
 
 
-def test_the_attacks_on_a_few_pairs_are_more_than_two_hundred_texts_of_every_kind():
-    rows = load_rows("synthetic:test", limit=3)
-    assert len({written(attack, row) for attack in ALL for row in rows}) >= 200
+def test_more_than_two_hundred_texts_of_every_kind_attack_a_judge_of_titles_and_prices():
+    assert len({written(attack, ROW) for attack in attacks_on(("title", "price"))}) >= 200
+    assert len(set(attacks_on(("title",)))) >= 200
     kinds = {attack.kind for attack in ALL}
     assert {f"instruction, {language}" for language in ("English", "German", "Spanish", "Chinese", "French")} <= kinds
     assert {f"{field}: instruction" for field in ITEM_FIELDS if field != "title"} <= kinds
@@ -148,7 +148,8 @@ def test_lifted_pairs_are_those_that_the_judge_itself_calls_good_only_with_the_t
     report = found.report(range(len(attacks)), seed=0)
     assert report["lifted"]["value"] == found.lifted.mean() > 0
     assert report["lifted_by_any"]["value"] == found.lifted.any(0).mean() >= report["lifted"]["value"]
-    assert groups_of(attacks) == {"query pasted in": list(range(8)), "all lies": list(range(8))}
+    every = list(range(len(attacks)))
+    assert groups_of(attacks) == {"query pasted in": every, "all lies": every}
 
 
 def test_the_script_measures_writes_and_prints_the_same_numbers(tmp_path, capsys):
@@ -157,8 +158,11 @@ def test_the_script_measures_writes_and_prints_the_same_numbers(tmp_path, capsys
     assert json.loads(out.read_text()) == json.loads(json.dumps(report))
     shown = capsys.readouterr().out
     for kind, found in report["kinds"].items():
-        (line,) = [line for line in shown.splitlines() if line.startswith(f"{kind:29}")]
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{kind:35}")]
         assert f"{100 * found['lifted']['value']:5.1f}" in line and 0 <= found["lifted"]["value"] <= 1
+    for kind in set(report["kinds"]) - set(GROUPS):  # a kind's share is the mean of its texts'
+        shares = [one["lifted"] for one in report["texts"] if one["kind"] == kind]
+        assert np.mean(shares) == pytest.approx(report["kinds"][kind]["lifted"]["value"])
     assert report["pairs"] == 6 and report["kinds"]["all injections"]["texts"] > 30
 
 

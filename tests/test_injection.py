@@ -144,9 +144,10 @@ def test_lifted_pairs_are_those_that_the_judge_itself_calls_good_only_with_the_t
         for column, row in enumerate(pairs):
             before, after = judge.score([row, attack.on(row)])
             assert found.lifted[place, column] == (after.tier == "Good" and before.tier != "Good")
-            assert found.score[place, column] == pytest.approx(after.score, abs=1e-6)
+            # Beside other pairs float32 sums have another order: 3e-8 apart at the median, 1.2e-6 at most.
+            assert found.score[place, column] == pytest.approx(after.score, abs=3e-6)
     report = found.report(range(len(attacks)), seed=0)
-    assert report["lifted"]["value"] == found.lifted.mean() > 0
+    assert report["lifted"]["value"] == pytest.approx(found.lifted.mean()) and found.lifted.any()
     assert report["lifted_by_any"]["value"] == found.lifted.any(0).mean() >= report["lifted"]["value"]
     every = list(range(len(attacks)))
     assert groups_of(attacks) == {"query pasted in": every, "all lies": every}

@@ -72,8 +72,9 @@ class Server:
         self.encoders, self.large_encoder = ThreadPoolExecutor(2, "encode"), ThreadPoolExecutor(1, "encode large")
         self.forms = {path: form for form in FORMATS for path in form.paths}
         self.pages = _page_files()
-        self.gets = {"/health": self.health, "/info": self.info, "/metrics": self.metrics_text}
-        self.gets |= {"/v1/models": self.models}
+        self.gets = {
+            "/health": self.health, "/info": self.info, "/metrics": self.metrics_text, "/v1/models": self.models
+        }  # fmt: skip
 
     # ---- Which way a request goes ------------------------------------------------------------------------------------
     async def respond(self, exchange: Exchange) -> Response:
@@ -205,12 +206,15 @@ class Server:
         ask = form.read(parse_json(body), served, self.limits)
         if ask.judge:
             if self.compare is None:
-                raise Refused(422, "field 'judge' asks for a second judge, which this server does not have (--compare)")
+                ways = "leave the field out, or start the server with --compare MODEL"
+                raise Refused(422, f"field 'judge' asks for a second judge, which this server does not have: {ways}")
             served = self.compare
         if ask.rubric not in ("", served.rubric_sha):
-            raise Refused(409, f"field 'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}")
+            ways = "leave the field out to take any"
+            raise Refused(409, f"'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}: {ways}")
         if ask.explain and served.judge.order == "label":
-            raise Refused(422, "this judge was trained to answer with the grade alone: it gives no reasons")
+            ways = "ask POST /score without 'explain', or serve a judge with reasons (train/sft.py --order post-cot)"
+            raise Refused(422, f"this judge answers with the grade alone and gives no reasons: {ways}")
         prompts = [*ask.prompts] or served.judge.model.prompts([*ask.pairs])
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ HURRY_FRAC, END_FRAC = 0.7, 0.9
 BACKLOG = 4096  # connections that wait to be accepted; the system may allow fewer
 LATE_S = 2  # beyond --drain-s, after which something hangs
 CLOSING_S = 1  # for connections to take their last bytes
+OWN_ADDRESS = "expected one of its own, such as 127.0.0.1, or 0.0.0.0 for all of them"
 
 
 class Lifecycle(uvicorn.Server):
@@ -65,6 +67,7 @@ class Lifecycle(uvicorn.Server):
         self.tasks.append(loop.create_task(self._get_ready()))
 
     async def _get_ready(self) -> None:
+        say("listening, and loading the judge: until it is ready, everybody gets 503")
         try:
             await self.weights.first()
         except Exception as problem:  # is raised again by `serve`, in the main thread
@@ -155,10 +158,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except socket.gaierror as error:
-        raise OSError(f"--host {host}: {error.strerror.lower()}; expected an address of this machine") from error
+        raise OSError(f"--host {host}: {error.strerror.lower()}; {OWN_ADDRESS}") from error
     except PermissionError as error:
         raise OSError(f"--port {port}: ports below 1024 are for root, choose a higher one") from error
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(f"--host {host} is not an address of this machine: {OWN_ADDRESS}") from error
         way_out = "choose another --port, 0 takes any"
         raise OSError(f"--port {port} on {host} is not free ({os.strerror(error.errno)}): {way_out}") from error
 

@@ -1,7 +1,7 @@
 """Which weights are served: loaded and tested in the background, then exchanged in one assignment.
 
-Requests go on with the judge they began with, and every reply names its judge (`model_sha`). A checkpoint that cannot
-be loaded, or fails the self-test, is said, and the judge before it stays.
+Requests go on with the judge they began with, and every reply names its judge (`model_sha`). If a checkpoint cannot be
+loaded or fails the self-test, the log says why, and the judge before it stays.
 """
 
 from __future__ import annotations
@@ -94,4 +94,4 @@ class Weights:
             files = [folder / name for name in (MANIFEST_FILE, CALIBRATION_FILE, TIERING_FILE)]
             return str(folder), [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
         except Exception as error:  # of whatever kind: the next look may find the run in order
-            return str(error)  # tried once, so that it is said
+            return str(error)  # tried once, so that the log says it once

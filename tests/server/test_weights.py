@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from infer.serve import Config, load_tested
 from taosr1.judge import Judge
 from taosr1.judge_model import BUNDLED_FOLDERS, BUNDLED_STUDENT
 from taosr1.runtime.files import new_folder, write_checksummed
@@ -134,6 +135,13 @@ def test_broken_checkpoints_are_said_and_counted_and_the_old_judge_goes_on(start
     choose(tmp_path, 50)
     wait_for(server, "now serving")
     assert scored(server) != pytest.approx(before, abs=1e-3)
+
+
+def test_a_run_that_has_saved_nothing_yet_cannot_be_watched_and_the_message_says_when_it_can(tmp_path):
+    pytest.importorskip("uvicorn")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"^--watch {tmp_path}: no complete checkpoint yet; start again when"):
+        load_tested(Config(watch=str(tmp_path)), str(tmp_path), "--watch")
 
 
 def test_a_signal_loads_the_model_again_and_a_second_judge_is_asked_by_name(start_server, tmp_path):

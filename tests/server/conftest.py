@@ -128,11 +128,7 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-<<<<<<< HEAD
 @pytest.fixture(scope="module")
-=======
-@pytest.fixture(scope="module")  # playwright's event loop counts as running until it ends: no test could start another
->>>>>>> main
 def browser() -> Iterator:
     """A real Chromium, that of the system: playwright's own would be a download.
 

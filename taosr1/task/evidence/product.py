@@ -35,8 +35,10 @@ EQUAL, NEXT_STEP = 1.02, 1.25  # ratios of two amounts
 YES, NO = ("yes", "true", "y", "ja", "oui"), ("no", "false", "n", "none", "nein", "non")
 _FIELD_NAMES = {
     "colour": ("colour", "color", "farbe", "couleur"), "material": ("material", "materiau", "matière", "fabric"),
-    "size": ("size", "größe", "taille", "shoe size"),
+    "size": ("size", "größe", "taille"),
 }  # fmt: skip
+# Words before such a name that leave it the colour of the whole product: a "backlight colour" is not.
+_WHOLE = frozenset("product main item primary body housing case cable printing outer shell frame shoe fabric".split())
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,14 @@ class Product:
     def values(self, name: str) -> Iterator[Text]:
         """The short values of the fields of a name (colour, material, size)."""
         for field, value in self.fields:
-            if field in _FIELD_NAMES[name] or any(field.endswith(f" {other}") for other in _FIELD_NAMES[name]):
-                if len(value) <= SHORT_VALUE:
-                    yield Text.of(value)
+            if is_field_of(name, field) and len(value) <= SHORT_VALUE:
+                yield Text.of(value)
+
+
+def is_field_of(name: str, field: str) -> bool:
+    """Whether a field of this name says the colour, material or size of the whole product."""
+    before, _, last = field.rpartition(" ")
+    return last in _FIELD_NAMES[name] and (not before or before in _WHOLE)
 
 
 def look(product: Product, demand: Demand) -> Finding:

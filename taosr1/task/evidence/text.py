@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from taosr1.task.evidence.words import NEGATIONS, UNITS
 
@@ -54,7 +55,14 @@ def singular(word: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in the singular; numbers as they are, "1,5" as "1.5" and "1,000" as "1000"."""
-    return [_number_word(word) if word[0].isdigit() else singular(word) for word in _WORD.findall(normal(text))]
+    return list(_words(text))
+
+
+@lru_cache(maxsize=2**16)  # names of fields and short values come again and again
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(
+        _number_word(word) if word[0].isdigit() else singular(word) for word in _WORD.findall(normal(text))
+    )
 
 
 def _number_word(word: str) -> str:

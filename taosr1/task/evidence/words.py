@@ -213,7 +213,7 @@ STOP_WORDS = frozenset(
 )
 # Things that belong to another one: "phone case", "lid for mug".
 ACCESSORY_WORDS = frozenset(
-    "case cover sleeve pouch strap band charger adapter adaptor mount holder stand bracket filter refill "
+    "case cover sleeve pouch strap band charger cable cord adapter adaptor mount holder stand bracket filter refill "
     "replacement lid cap protector skin kit part bulb shade lace insole bag tip battery cartridge toner cleaner "
     "brush tray rack hook clip liner wax polish dock hub pad attachment accessory".split()
 )

@@ -23,7 +23,7 @@ from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.messages import counted
 from taosr1.synthetic.from_catalogue.pools import POOLS, make_pool
 from taosr1.synthetic.from_catalogue.shop import Shop
-from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES
+from taosr1.synthetic.shop import POOL_SIZES
 from taosr1.task.judgement import Judgement
 
 FIELDS = ("title", "brand", "attributes", "category", "description", "price", "item_id")
@@ -58,7 +58,8 @@ def read_catalogue_pool(
         raise ValueError(f"catalogue:{spec}:{pool}: no such pool of a catalogue, {expected}")
     files = tuple((str(path), *_stamp(path)) for path in data_files(spec))
     shop = _shop(str(spec), files, read)
-    return make_pool(shop, pool, POOL_SIZES["labelled" if pool == EXPLAINED else pool] if size is None else size, seed)
+    usual = POOL_SIZES.get(pool, POOL_SIZES["labelled"])  # of "explained" and "titles", too
+    return make_pool(shop, pool, usual if size is None else size, seed)
 
 
 @lru_cache(maxsize=2)
@@ -90,7 +91,7 @@ def _products(spec: str, files: tuple[tuple, ...], read: ReadFlags) -> tuple[Jud
         rows += of_file
     names.check_found(spec)
     twice = rows - len(found)
-    said = f"; {counted(twice, 'product')} that are there twice left out" if twice else ""
+    said = f"; {counted(twice, 'duplicate')} left out" if twice else ""
     print(f"{spec}: {counted(len(found), 'product')}, {_shares(list(found.values()))}{said}", file=sys.stderr)
     return tuple(found.values())
 

@@ -10,6 +10,7 @@ from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import judgement_to_dict, read_judgements, read_parsed
 from taosr1.data.queries import say_between_files
 from taosr1.data.rows import split_spec
+from taosr1.data.varied import VARIED, with_variants
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
@@ -28,6 +29,7 @@ def load_rows(
 
     A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size, and
     "catalogue:products.jsonl:labelled*500" does so in a world that is made from this file of products.
+    "varied:rows.jsonl" is a file with variants of its rows (`taosr1/data/varied.py`).
     `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
     stand beside its own grades, and a query_id that means another query in another file is said. `needs` are
     `need_grade`, `need_gold` and `need_cot` of `read_judgements`. `flag` is the option that errors name.
@@ -38,6 +40,8 @@ def load_rows(
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
 
     def from_files(part: str) -> list[Judgement]:
+        if part.startswith(VARIED):
+            return _load_varied(part, read, seed=seed, split=split, flag=flag, **needs)
         return read_judgements(part, read, split=split, flag=flag, **needs)
 
     def from_pool(name: str) -> list[Judgement]:
@@ -72,7 +76,7 @@ def _from_sources(
     Raises: ValueError for a split of pools alone.
     """
     parts = split_spec(spec)
-    if not any(map(is_made, parts)):
+    if not any(map(is_made, parts)) and not any(part.startswith(VARIED) for part in parts):
         return from_files(spec)
     if split and all(map(is_made, parts)):
         raise ValueError(f"{flag} {spec}: pools have no splits, so none is {split!r}: leave it out")
@@ -96,6 +100,13 @@ def same_world(spec: str, pool: str) -> str:
         return ""
     own = next((part for part in parts if part.startswith(CATALOGUE)), "")
     return f"{own.rpartition(':')[0]}:{pool}" if own else SYNTHETIC + pool
+
+
+def _load_varied(source: str, read: ReadFlags, *, seed: int, need_gold: bool = False, **needs) -> list[Judgement]:
+    """`load_rows` for "varied:FILE". Raises: ValueError where gold is needed: the grades of variants are none."""
+    if need_gold:
+        raise ValueError(f"{source}: variants are graded by a rule, which is no gold grade: measure on the file itself")
+    return with_variants(read_judgements(source.removeprefix(VARIED), read, **needs), seed)
 
 
 def _load_pool(

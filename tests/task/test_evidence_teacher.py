@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from taosr1.task.rules import implied_grade, load_rules
 from taosr1.task.teacher import MAX_STEP_CHARS, read_reply
 
 RULES = load_rules()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def explained(query: str, title: str, grade: int = 4, **fields: str):
@@ -116,6 +118,11 @@ def test_a_grade_that_the_words_do_not_lead_to_is_said_in_a_fixed_form():
         "Attributes: none; judged lower than 4-Excellent: by something that is not shown",
         "Decision: 1-Irrelevant",
     ]
+
+
+def test_the_example_of_the_guide_is_what_the_teacher_writes():
+    found = explained("red wallet not leather", "Orlo red wallet faux leather", category="Bags > Wallets")
+    assert found.cot in (ROOT / "examples/guide/data.md").read_text(encoding="utf-8") and found.agrees(4)
 
 
 AWKWARD = [

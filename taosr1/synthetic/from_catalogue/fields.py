@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taosr1.task.evidence.demands import Demand
-from taosr1.task.evidence.product import NO, YES, Finding, Product, is_field_of, look
+from taosr1.task.evidence.product import NO, YES, Finding, Product, is_field_of, look, named_in
 from taosr1.task.evidence.text import number_of, quantities, words_of
 from taosr1.task.evidence.words import COLOURS, MATERIALS, STOP_WORDS, UNITS
 
@@ -22,13 +22,14 @@ MAX_VALUES = 80  # different values of a field of words
 MAX_VALUE_WORDS = 3
 UNIT_IN_TITLES = 0.35  # share of the products with a number whose title has it with its commonest unit
 IN_TITLES = 0.15  # share of the products with a field whose title has its value: else nobody would ask for it
-MAX_PARTS = 3  # of a colour or material: a longer list ("printing colours") is not what the product looks like
-SAME = 1.02  # ratio of two amounts that are one
+MAX_PARTS = 2  # of a colour or material: a longer list ("printing colours") is not what the product looks like
+SAME, ROUNDED = 1.01, 1.02  # ratios of two amounts that are one; of one that a title rounds (39.6 cm, 15.6 inch)
 _LOGISTIC = re.compile(
     r"pack|pallet|carton|master|layer|shipping|harmoni|country|origin|certif|code|ean|gtin|upc|sku|\bid\b|url|image|"
     r"link|date|change|status|warranty|compliance|segment|weight|quantity|number of|rating|review|stock|version|"
     r"humidity|plating|latency|temperature|operating|storage|altitude|imperial|brand|\btype\b|\bname\b|title"
 )
+_NO_VALUE = frozenset(("not available", "n/a", "na", "none", "unspecified", "not specified", "unknown", "other", "no"))
 _USE = re.compile(r"compatib|suitable|recommended|intended|\bfor\b|einsatz|geeignet|\buse\b|usage")
 
 
@@ -54,7 +55,12 @@ class Field:
         table = {"colour": COLOURS, "material": MATERIALS}.get(self.demand)
         if table is not None and words not in table:
             return None
-        if not 0 < len(words) <= MAX_VALUE_WORDS or not any(word.isalpha() for word in words) or "," in words:
+        if (
+            value.casefold() in _NO_VALUE
+            or not 0 < len(words) <= MAX_VALUE_WORDS
+            or not any(word.isalpha() for word in words)
+            or "," in words
+        ):
             return None
         name = self.demand if not excluded or self.demand in ("colour", "material") else "feature"
         return Demand(name, words, (table or {}).get(words, ""), excluded)
@@ -116,8 +122,14 @@ def outcome(
     """
     value = values.get(field.name, "")
     if demand.name in ("colour", "material"):
-        many = any(len(text.raw.split(",")) > MAX_PARTS for text in product.values(demand.name))
-        return None if many else look(product, demand)
+        values = list(product.values(demand.name))
+        if any(len(text.raw.split(",")) > MAX_PARTS for text in values):
+            return None
+        table = COLOURS if demand.name == "colour" else MATERIALS
+        titled, fielded = named_in(product.title, table), {name for text in values for name in named_in(text, table)}
+        if titled and fielded and (demand.value in titled) != (demand.value in fielded):
+            return None  # "Cyan drum", and its colour is black
+        return look(product, demand)
     said = [text.says(demand.words) for text in product.texts]
     if not value:
         silent = not any(said) and look(product, demand).outcome == "unknown"
@@ -149,7 +161,7 @@ def _step(product: Product, value: str, demand: Demand, steps: Sequence[float]) 
         not found
         or not wanted
         or not any(
-            kind == what and much and 1 / SAME <= found * factor / much <= SAME
+            kind == what and much and 1 / ROUNDED <= found * factor / much <= ROUNDED
             for _, _, kind, much in quantities(product.title.words)
         )
     ):

@@ -37,7 +37,8 @@ MAX_WORDS = 3
 MOSTLY_LOWER = 0.25  # share of a phrase's occurrences in lower case, in titles of mixed case; of one word twice that
 AT_THE_END = 0.6  # share of occurrences that end their run: "premium" does not, "cable" does
 AFTER_NUMBER = 0.3  # share behind a number from which on a word is a unit ("1500 sheets")
-UNLIKE = 0.2  # cosine of the fields of two kinds: below it they serve different purposes
+# Cosines of the fields of two kinds: from the first on they can be siblings, below the second one is no other for it.
+ALIKE, UNLIKE = 0.06, 0.1
 _RUN = re.compile(r"[^\W\d_]+(?:[- ][^\W\d_]+)*")
 _VALUES = {word for table in (COLOURS, MATERIALS, AUDIENCES) for phrase in table for word in phrase}
 _NO_KIND = (
@@ -72,7 +73,7 @@ class Kinds:
     of_product: list[Kind]
     products: dict[Kind, list[int]]
     paths: dict[Kind, tuple[str, ...]] = field(default_factory=dict)  # the category above each kind, if there is one
-    fields: dict[Kind, Counter] = field(default_factory=dict, repr=False)  # how often each field has a value
+    fields: dict[Kind, dict[str, float]] = field(default_factory=dict, repr=False)  # weights, as `_field_weights`
     from_titles: bool = False
 
     def relation(self, wanted: Kind, kind: Kind) -> str:
@@ -98,15 +99,13 @@ class Kinds:
                 else ""
             )
         if wanted[-1] == kind[-1]:
-            return "sibling" if self.likeness(wanted, kind) >= UNLIKE else ""
+            return "sibling" if self.likeness(wanted, kind) >= ALIKE else ""
         return "different" if not set(wanted) & set(kind) and self.likeness(wanted, kind) < UNLIKE else ""
 
     def likeness(self, one: Kind, other: Kind) -> float:
         """The cosine of the fields of two kinds, 0 to 1; 0 where one of them has none."""
-        mine, theirs = self.fields.get(one, Counter()), self.fields.get(other, Counter())
-        dot = sum(count * theirs[name] for name, count in mine.items())
-        norm = math.sqrt(sum(n * n for n in mine.values()) * sum(n * n for n in theirs.values()))
-        return dot / norm if norm else 0.0
+        mine, theirs = self.fields.get(one, {}), self.fields.get(other, {})
+        return sum(weight * theirs.get(name, 0.0) for name, weight in mine.items())
 
 
 def find_kinds(products: Sequence[Judgement], fields: Sequence[Mapping[str, str]]) -> Kinds:
@@ -127,7 +126,20 @@ def find_kinds(products: Sequence[Judgement], fields: Sequence[Mapping[str, str]
         if kind:
             grouped[kind].append(number)
             used[kind].update(fields[number].keys())
-    return Kinds(of_product, {kind: grouped[kind] for kind in sorted(grouped)}, paths, dict(used), from_titles)
+    return Kinds(
+        of_product, {kind: grouped[kind] for kind in sorted(grouped)}, paths, _field_weights(used), from_titles
+    )
+
+
+def _field_weights(used: Mapping[Kind, Counter]) -> dict[Kind, dict[str, float]]:
+    """Of each kind a vector of length 1 over its fields: how often it has them, times how few kinds do (tf-idf)."""
+    kinds_with = Counter(name for counts in used.values() for name in counts)
+    found = {}
+    for kind, counts in used.items():
+        raw = {name: count * math.log1p(len(used) / kinds_with[name] - 1) for name, count in counts.items()}
+        norm = math.sqrt(sum(weight * weight for weight in raw.values()))
+        found[kind] = {name: weight / norm for name, weight in raw.items()} if norm else {}
+    return found
 
 
 def _of_categories(products: Sequence[Judgement], paths: dict[Kind, tuple[str, ...]]) -> list[Kind]:

@@ -59,6 +59,8 @@ def draw_query(rng: random.Random, shop: Shop, number: int, kind: str, held_out:
     )
     if kind == "question" and not asked:
         return None
+    if special and any(set(one.demand.words) & set(special.demand.words) for one in asked):
+        return None  # "usb cable without usb"
     template = rng.choice(TEMPLATES[shop.language][form][1 if held_out else 0])
     behind = template.find("{d}") > template.find("{t}")  # "red mug by orlo", "orlo red mug"
     before = (lambda options: options[-1]) if kind == "question" else rng.choice  # "which mug should i buy in red"
@@ -101,6 +103,8 @@ def _positive(
         one = _asked(rng, shop, number, found, value)
         if one is None or {one.demand.name, found.name if found else "brand"} & taken:
             continue
+        if found and set(one.demand.words) <= {*shop.looked[number].brand.words, *shop.kinds.of_product[number]}:
+            continue  # "intel" of an Intel processor: said already
         taken = taken | {one.demand.name if one.demand.name != "feature" else found.name}
         asked.append(one)
         texts.append(_words(rng, shop.language, one, value))

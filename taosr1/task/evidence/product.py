@@ -121,7 +121,7 @@ def _is_fitted(text: Text, words: tuple[str, ...]) -> bool:
     return all(text.words[max(place - 1, 0) : place] in (("for",), ("with",)) for place in text.find(words))
 
 
-def _named(text: Text, table: Mapping[tuple[str, ...], str]) -> dict[str, tuple[str, ...]]:
+def named_in(text: Text, table: Mapping[tuple[str, ...], str]) -> dict[str, tuple[str, ...]]:
     """The names of a table that a text has, each with its words, the longest phrase at every place."""
     found: dict[str, tuple[str, ...]] = {}
     place = 0
@@ -137,7 +137,7 @@ def _named(text: Text, table: Mapping[tuple[str, ...], str]) -> dict[str, tuple[
 def _of_table(product: Product, demand: Demand, table: dict, families: tuple, name: str) -> Finding:
     stated: dict[str, tuple[str, ...]] = {}
     for text in (*product.values(name), product.title):
-        stated = {**_named(text, table), **stated}
+        stated = {**named_in(text, table), **stated}
     if demand.value in stated:
         denied = product.title.says(stated[demand.value]) == "no"
         return _inverted(Finding("missed" if denied else "met", " ".join(stated[demand.value])), demand)
@@ -147,9 +147,9 @@ def _of_table(product: Product, demand: Demand, table: dict, families: tuple, na
     if near:
         return Finding("near", words)
     long_texts = (product.attributes, product.description)
-    in_text = next((text for text in long_texts if demand.value in _named(text, table)), None)
+    in_text = next((text for text in long_texts if demand.value in named_in(text, table)), None)
     if in_text and not stated:
-        said = _named(in_text, table)[demand.value]
+        said = named_in(in_text, table)[demand.value]
         return _inverted(Finding("met", " ".join(said)), demand) if in_text.says(said) == "yes" else UNKNOWN
     return _inverted(Finding("missed", words), demand) if stated else UNKNOWN
 
@@ -182,7 +182,7 @@ def _size(product: Product, demand: Demand) -> Finding:
         return _said(product, demand.words)
     stated: dict[str, tuple[str, ...]] = {}
     for text in (*values, product.title):
-        found = _named(text, SIZES)
+        found = named_in(text, SIZES)
         if text is product.title:  # where a lone letter may mean anything
             found = {name: words for name, words in found.items() if len(" ".join(words)) > 1}
         stated |= found

@@ -53,9 +53,7 @@ class Explained:
         return self.implied == grade
 
 
-def explain(
-    row: Judgement, vocabulary: Vocabulary | None = None, rules: Sequence[Rule] | None = None
-) -> Explained:
+def explain(row: Judgement, vocabulary: Vocabulary | None = None, rules: Sequence[Rule] | None = None) -> Explained:
     """The five steps of a graded row. `vocabulary` is that of all rows of the file, which tells brands and typos.
 
     Raises: ValueError for a row without a grade.

@@ -14,9 +14,7 @@ from taosr1.task.evidence.words import NEGATIONS, UNITS
 
 # Scripts that are written without spaces: a run of them is one word, and is found anywhere inside a text.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(
-    rf"\d+/\d+|\d+(?:[.,]\d+)*|[{_UNSPACED}]+|[^\W\d_{_UNSPACED}]+(?:'[^\W\d_{_UNSPACED}]+)?|[$€£°,|]"
-)
+_WORD = re.compile(rf"\d+/\d+|\d+(?:[.,]\d+)*|[{_UNSPACED}]+|[^\W\d_{_UNSPACED}]+(?:'[^\W\d_{_UNSPACED}]+)?|[$€£°,|]")
 _TAG = re.compile(r"</?[a-z][^<>]*>|<!--[^<>]*-->")
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "″": '"', "′": "'", "®": " ", "™": " "})
 _SPELLINGS = (
@@ -28,8 +26,7 @@ _SPELLINGS = (
 _JAPANESE_WITHOUT = re.compile(rf"([{_UNSPACED}]+?)(?:なし|無し|不要)")
 _CHINESE_WITHOUT = re.compile(rf"(?:不含|不带|没有)([{_UNSPACED}]+)")
 _NOT_PLURAL = frozenset(
-    "gas lens less plus jeans pants this series atlas canvas iris basis asus sans texas "
-    "wireless cordless".split()
+    "gas lens less plus jeans pants this series atlas canvas iris basis asus sans texas wireless cordless".split()
 )
 
 
@@ -60,9 +57,7 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=2**16)  # names of fields and short values come again and again
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(
-        _number_word(word) if word[0].isdigit() else singular(word) for word in _WORD.findall(normal(text))
-    )
+    return tuple(_number_word(word) if word[0].isdigit() else singular(word) for word in _WORD.findall(normal(text)))
 
 
 def _number_word(word: str) -> str:

@@ -215,7 +215,7 @@ STOP_WORDS = frozenset(
 ACCESSORY_WORDS = frozenset(
     "case cover sleeve pouch strap band charger cable cord adapter adaptor mount holder stand bracket filter refill "
     "replacement lid cap protector skin kit part bulb shade lace insole bag tip battery cartridge toner cleaner "
-    "brush tray rack hook clip liner wax polish dock hub pad attachment accessory".split()
+    "brush tray rack hook clip liner wax polish dock hub pad attachment accessory fan screw".split()
 )
 # The last word of what is asked for, which says nothing about its kind: "drill bit set", "nail kit".
 VAGUE_KINDS = frozenset(

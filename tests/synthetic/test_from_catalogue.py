@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from taosr1.data.catalogue import read_catalogue
+from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import check_cot
 from taosr1.synthetic.from_catalogue.kinds import find_kinds
 from taosr1.synthetic.from_catalogue.pools import POOLS, make_pool
@@ -127,6 +129,26 @@ def test_a_catalogue_of_titles_alone_and_a_messy_one_still_make_a_world(tmp_path
         assert len(made) == 60 and len({row.grade for row in made}) >= 3, name
         assert all(row.title and "<b>" not in row.title and "&amp;" not in row.title for row in made)
     assert "duplicates left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_catalogue_holds_it_is_skipped_by_row_or_makes_rows_that_can_be_learned_from(tmp_path, seed):
+    rng, rows = random.Random(seed), messy(seed)
+    odd = "lamp LED <b>x</b> &amp; ; : , \u202e 赤い 靴 ö 1/0 00 1,000.00 -5 % n/a None @ \x00 $5 'quoted'".split(" ")
+    for row in rows:
+        for name in row.keys() - {"title"}:
+            if rng.random() < 0.15:
+                row[name] = rng.choice(
+                    [None, "", 3, True, 2.5, {"a": {"b": [1, "x"]}}, ["x"], " ".join(rng.choices(odd, k=6))]
+                )
+        if rng.random() < 0.1:
+            row["title"] = " ".join(rng.choices(odd, k=rng.randint(1, 200)))
+    products = read_catalogue(write_jsonl(tmp_path / "odd.jsonl", rows), ReadFlags(max_bad_rows=300))
+    made = make_pool(Shop.of(products), "reasoned", 40)
+    assert len(made) == 40
+    for row in made:
+        check_cot(row.cot)
+        assert implied_grade(parse_reply(row.cot, "pre-cot"), RULES) == row.grade
 
 
 def test_a_used_up_catalogue_gives_fewer_rows_and_says_so(tmp_path, capsys):

@@ -106,6 +106,11 @@ def test_the_relation_of_the_categories_says_what_shows_it(query, title, grade, 
     assert explained(query, title, grade).cot.split("\n")[2] == f"Category: {category}"
 
 
+def test_a_thing_that_no_word_names_is_the_same_where_people_call_it_excellent_whatever_it_lacks():
+    found = explained("blue sneakers", "Canvas trainers", 4)
+    assert found.implied == 3 and found.cot.split("\n")[2] == "Category: same, not named"
+
+
 def test_a_grade_that_the_words_do_not_lead_to_is_said_in_a_fixed_form():
     higher = explained("blue jacket", "Rain jacket orange", 4)
     assert higher.implied == 2 and not higher.agrees(4)

@@ -40,8 +40,6 @@ def draw_query(rng: random.Random, shop: Shop, number: int, kind: str, held_out:
     """A query that the product `number` meets, or None where this product has nothing to ask for of that kind."""
     thing = shop.kinds.of_product[number]
     words = {"t": " ".join(thing)}
-    if shop.language == "en" and rng.random() < PLURAL:
-        words["t"] = plural(words["t"])
     special, form = None, kind
     if kind == "negation":
         special = _excluded(rng, shop, number, words)
@@ -62,6 +60,8 @@ def draw_query(rng: random.Random, shop: Shop, number: int, kind: str, held_out:
     if special and any(set(one.demand.words) & set(special.demand.words) for one in asked):
         return None  # "usb cable without usb"
     template = rng.choice(TEMPLATES[shop.language][form][1 if held_out else 0])
+    if shop.language == "en" and rng.random() < PLURAL and " a " not in template:
+        words["t"] = plural(words["t"])
     behind = template.find("{d}") > template.find("{t}")  # "red mug by orlo", "orlo red mug"
     before = (lambda options: options[-1]) if kind == "question" else rng.choice  # "which mug should i buy in red"
     words["d"] = " ".join(before(options) + text if behind else text for options, text in texts)

@@ -76,6 +76,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=2)  # a training reads one catalogue for --data, --dev and --test
 def _products(spec: str, files: tuple[tuple, ...], read: ReadFlags) -> tuple[Judgement, ...]:
     names, found, rows = ColumnNames(read.columns), {}, 0
+    # A catalogue has no grades: those names are of the judgements that the same command reads.
+    names.wanted = {name: ours for name, ours in names.wanted.items() if ours in FIELDS}
     for path, *_ in files:
         bad_rows, of_file = BadRows(path, read.max_bad_rows), 0
         for line, raw in read_rows(path, bad_rows, read):

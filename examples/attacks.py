@@ -15,11 +15,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt import PromptConfig
 
 CONTROL = "harmless words (control)"
 ZERO_WIDTH, OVERRIDE, END_OVERRIDE = "\u200b", "\u202e", "\u202c"
 # Cyrillic and Greek letters that are drawn like Latin ones.
 LOOK_ALIKES = dict(zip("aceiopsxyABEHKMOPTX", "асеіорѕхуАВЕНКМОРТХ"))
+SHOWN_CHARS = PromptConfig().max_chars
 FILLER = "free delivery and easy returns within thirty days , "
 
 _TITLE = {
@@ -208,9 +210,14 @@ def values_of(row: Judgement) -> dict[str, str]:
 
 
 def attacked_copies(rows: Iterable[Judgement], attacks: Sequence[Attack], seed: int) -> Iterator[Judgement]:
-    """One attacked copy of each row, with its honest grade and reasons, and ids of its own: rows to train with."""
+    """One attacked copy of each row, with its honest grade and reasons, and ids of its own: rows to train with.
+
+    Only attacks that leave the honest title where a judge sees it: else the grade could not be learned from the text.
+    """
     draw = random.Random(seed)
     for row in rows:
         attacked = draw.choice(attacks).on(row)
+        while row.title not in attacked.title[:SHOWN_CHARS]:
+            attacked = draw.choice(attacks).on(row)
         ids = ("item_id",) if attacked.query == row.query else ("query_id", "item_id")
         yield replace(attacked, **{name: f"{getattr(row, name)} attacked" for name in ids if getattr(row, name)})

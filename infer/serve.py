@@ -29,6 +29,8 @@ self-test are said, and the old ones go on serving.
 The log on stderr has one line a request: time, id (X-Request-Id), method, path, status, products, tokens, ms. Texts of
 queries and products are in it with --log-text alone.
 
+One process serves one model on one device. Several of them go behind an HTTP balancer: examples/serving/nginx.conf.
+
 Deviations from the paper: it says how the judge is deployed, not its server; beta and temperature are those of
 infer/score.py.
 """
@@ -47,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
-from taosr1.model.io.model_folder import model_folder
+from taosr1.runtime.checkpoint import best_checkpoint
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import verify
 from taosr1.runtime.signals import run_main
@@ -99,6 +101,21 @@ class Config(Limits):
         return self.api_key or os.environ.get(KEY_VARIABLE, "")
 
 
+def best_of(run: str) -> str:
+    """The best checkpoint of --watch, its files checked: the run may be going on.
+
+    Raises: FileNotFoundError and ValueError naming what is missing or damaged.
+    """
+    try:
+        found = best_checkpoint(run)
+        if found is None:
+            raise FileNotFoundError(f"--watch {run}: not a run folder, expected one with checkpoints/")
+        verify(found)
+        return str(found)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace("--model", "--watch", 1)) from error
+
+
 def load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
     """The judge behind a --model, with warnings about it.
 
@@ -108,8 +125,7 @@ def load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
     from taosr1.server.served import Served
 
     if config.watch and spec == config.watch:
-        spec = model_folder(spec)
-        verify(Path(spec))  # a run that is going on: what is read must be what was written
+        spec = best_of(spec)
     name, model = open_judge(spec, orders=ANSWERS_FIRST, dtype=config.dtype, device=config.device)
     if model.prompt.order == "pre-cot":
         raise ValueError(

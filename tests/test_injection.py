@@ -169,7 +169,9 @@ def test_rows_to_train_with_keep_their_honest_grades(tmp_path):
     assert [row.grade for row in rows] == 2 * [row.grade for row in honest]
     assert [row.cot for row in rows] == 2 * [row.cot for row in honest]
     assert [row.title for row in rows[:20]] == [row.title for row in honest]
-    assert all((a.title, a.query, a.price) != (b.title, b.query, b.price) for a, b in zip(rows[20:], honest))
+    for attacked, row in zip(rows[20:], honest):
+        assert (attacked.title, attacked.query, attacked.price) != (row.title, row.query, row.price)
+        assert row.title in attacked.title[:600]  # or the grade could not be learned
 
 
 def test_a_file_without_low_grades_is_refused(tmp_path):

@@ -6,7 +6,7 @@
 4. `Server.answer`: the body is read (`bodies.py`) and parsed; the format's `read` makes an `Ask` of it, whose prompts
    are encoded in a thread; `queue.py` scores them together with other clients' prompts; the format's `reply` words it.
    While it waits, a client that leaves, or a limit that is passed, cancels its work.
-5. `Reply` in `front.py` adds the headers that all replies have, and sends it.
+5. `_Reply` in `front.py` adds the headers that all replies have, and sends it.
 
 `lifecycle.py` starts and stops all this; `weights.py` loads the judge and exchanges it.
 """
@@ -166,7 +166,7 @@ class Server:
         ask, served, prompts = await self._prepared(form, exchange, body)
         judge, pairs = served.judge, list(ask.pairs)
         found = await self.queue.score(judge, prompts, pairs[0].query if pairs else None)
-        large = len(found) > LARGE_REPLY
+        large = len(found) > LARGE_REPLY or len(body) > LARGE_BODY
         scores = found if ask.prompts else await self._for(large, lambda: judge.with_outside(pairs, found))
         self.metrics.scores(scores)
         explanations: list[Explanation] = []

@@ -143,6 +143,7 @@ class Connection(H11Protocol):
             f"Content-Length: {len(body)}\r\n{retry}X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
+        self.metrics.rejected(status)
         self.log("connection", status)
         if self.transport.can_write_eof():
             self.transport.write_eof()  # closing now would reset what the client has not read yet

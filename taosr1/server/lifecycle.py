@@ -26,6 +26,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 RELOADS = getattr(signal, "SIGHUP", None)  # Windows has none
 # Shares of --drain-s: when requests that still wait get 503, and when the server ends whatever happens.
 HURRY_FRAC, END_FRAC = 0.7, 0.9
+BACKLOG = 4096  # connections that wait to be accepted; the system may allow fewer
 CLOSING_S = 1  # for connections to take their last bytes
 
 
@@ -42,7 +43,7 @@ class Lifecycle(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 Front(server), http=connect, ws="none", lifespan="off", log_config=None, log_level="critical",
-                access_log=False, server_header=False, proxy_headers=False, backlog=4096,
+                access_log=False, server_header=False, proxy_headers=False, backlog=BACKLOG,
                 timeout_keep_alive=limits.keep_alive_s, timeout_graceful_shutdown=CLOSING_S,
                 h11_max_incomplete_event_size=limits.max_header_bytes,
             )
@@ -123,8 +124,9 @@ def serve(
     problem = asyncio.run(run())
     if problem is not None:
         raise problem
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(0)  # a load or a forward pass that was given up may still run in its thread
 
 
@@ -132,7 +134,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises: OSError saying what to change."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=4096)
+        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        # asyncio does it for sockets that it opens. Without it the body of each reply waits 40 ms for the client's ACK.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except socket.gaierror as error:
         raise OSError(f"--host {host}: {error.strerror.lower()}; expected an address of this machine") from error
     except PermissionError as error:
@@ -149,7 +154,13 @@ def allow_open_files(connections: int) -> None:
     except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < connections + 256:
+    soft, most = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard))
+    wanted, least = 8 * connections + 256, connections + 256  # those that are refused stay open for a second, too
+    if most < least:
         raise ValueError(f"--max-connections {connections} needs more open files than the {hard} of 'ulimit -n -H'")
+    if soft < min(wanted, most):
+        with contextlib.suppress(ValueError, OSError):  # a service manager may forbid it, and sets the limit itself
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(wanted, most)), hard))
+            return
+    if soft < least:
+        raise ValueError(f"--max-connections {connections} needs more open files than the {soft} of 'ulimit -n'")

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from taosr1.server.errors import Refused
-from taosr1.server.formats.chat import CHAT
-from taosr1.server.formats.yaml_fields import read_yaml
-from taosr1.server.limits import Limits
+yaml = pytest.importorskip("yaml")
+from taosr1.server.errors import Refused  # noqa: E402
+from taosr1.server.formats.chat import CHAT  # noqa: E402
+from taosr1.server.formats.format import Answer  # noqa: E402
+from taosr1.server.formats.yaml_fields import read_yaml  # noqa: E402
+from taosr1.server.limits import Limits  # noqa: E402
+from taosr1.serving.scorer import Score  # noqa: E402
 
 DOCUMENTS = json.loads((Path(__file__).parent / "data/ruby_yaml.json").read_text(encoding="utf-8"))
 QUERY, TITLE = "small camping shelter", "Kestro pro lightweight camping shelter cotton blue"
@@ -87,6 +90,23 @@ def test_the_judgment_is_on_the_scale_that_quepid_states(described, values, answ
     assert found[TITLE] > found["steel mug"]
 
 
+@pytest.mark.parametrize(
+    ("described", "score", "judgment"),
+    [
+        ("0, 1", Score(4, "Mid", (0.0, 0.49, 0.0, 0.51), 1.0), 0),  # the tier decides, not the grade
+        ("0, 1", Score(2, "Good", (0.0, 0.4, 0.3, 0.3), 1.0), 1),
+        ("10, 5, 0", Score(3, "Good", (0.0, 0.2, 0.7, 0.1), 1.0), 5),  # lowest first, whatever the order
+        ("5, 10", Score(1, "Bad", (1.0, 0.0, 0.0, 0.0), 1.0), 5),
+        ("3, 2, 1, 0", Score(4, "Good", (0.0, 0.0, 0.0, 1.0), 1.0), 3),
+        ("0, 0.5, 1", Score(3, "Good", (0.0, 0.4, 0.6, 0.0), 1.0), 0.5),
+    ],
+)
+def test_a_scale_of_two_takes_the_tier_and_others_the_nearest_step(described, score, judgment, served):
+    system = f"Rate it. IMPORTANT: This book's rating scale is: {described}. The quoted labels are descriptive."
+    ask = CHAT.read(quepid(QUERY, f"---\ntitle: {TITLE}\n", system), served, Limits())
+    assert content(CHAT.reply(ask, Answer([score], (), served, 1, "x")))["judgment"] == judgment
+
+
 def texts(value: object) -> object:
     """What a document's fields are as texts."""
     if isinstance(value, dict):
@@ -101,8 +121,33 @@ def test_the_yaml_that_ruby_writes_is_read_back(document):
     assert texts(read_yaml(document["yaml"])) == texts(document["fields"])
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: &x [lol]\nb: [*x, *x]\n", "an alias"),
+        ("a: &x 1\nb: *x\n", "an alias"),
+        ("a:\n" + "".join(" " * n + "b:\n" for n in range(1, 20)), "more than 8 fields in each other"),
+        ("[" * 5000, "more than 8 fields in each other|nesting depth"),
+        ("a: b: c", "mapping values are not allowed in this context in line 1"),
+    ],
+)
+def test_yaml_that_grows_or_is_none_is_refused(text, problem):
+    with pytest.raises(ValueError, match=problem):
+        read_yaml(text)
+
+
+def test_tags_have_no_effect_and_values_stay_texts():
+    read = read_yaml("a: !!python/object/apply:os.system ['true']\nb: 007\nc: no\nd: 2026-11-30\ne: null\n")
+    assert read == {"a": ["true"], "b": "007", "c": "no", "d": "2026-11-30", "e": ""}
+
+
+def test_a_backslash_at_a_lines_end_joins_lines_in_double_quotes_alone():
+    assert read_yaml('a: one \\\n  two\nb: "one\\\n  two"\nc: "one \\\\\n  two"\n') == {
+        "a": "one \\ two", "b": "onetwo", "c": "one \\ two"
+    }  # fmt: skip
+
+
 def test_the_yaml_that_python_writes_is_read_back():
-    yaml = pytest.importorskip("yaml")
     for document in (document for document in DOCUMENTS if isinstance(document["fields"], dict)):
         written = yaml.safe_dump(document["fields"], allow_unicode=True)
         assert texts(read_yaml(written)) == texts(document["fields"])
@@ -186,8 +231,8 @@ def test_query_and_hits_are_told_apart_whatever_is_in_them(text, query, source, 
         ({**quepid("q", "a: b"), "stream": True}, "field 'stream' is true, expected false"),
         ({**quepid("q", "a: b"), "n": 2}, "field 'n' is 2, expected 1"),
         (quepid(" ", "title: a"), "field 'Query' is empty"),
-        (quepid("q", "---\ntitle: a\nno field at all\n"), "'doc1' cannot be read as YAML: the line 'no field at all'"),
-        (quepid("q", "--- {}\n"), "'doc1' is empty"),
+        (quepid("q", "---\ntitle: a\nno field\n"), "'doc1' cannot be read as YAML: could not find expected ':'"),
+        (quepid("q", "--- {}\n"), "'doc1' has no fields"),
         (quepid("q", "---\ntitle: ''\n"), "'doc1' is empty"),
         (quepid("q", "---\nproduct_name: a\nitem_name: b\n"), "could both be its title"),
         (workbench("q", [])["messages"][1]["content"], "the body is 'SearchText - q; Hits - []'"),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
+pytest.importorskip("yaml")
 from hypothesis import strategies as st  # noqa: E402
 
 from taosr1.server.bodies import parse_json  # noqa: E402
@@ -71,7 +72,7 @@ def bodies(draw, name: str):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 def test_a_body_is_read_or_refused(form, data, served):
     body = data.draw(bodies(form.name))
     try:

@@ -12,8 +12,11 @@ import pytest
 pytest.importorskip("starlette")
 
 from taosr1.server.errors import Refused
+from taosr1.server.formats import ours
 from taosr1.server.formats.chat import CHAT
 from taosr1.server.limits import Limits
+from taosr1.serving.inputs import judgements_of
+from taosr1.task.prompt import ITEM_FIELDS
 
 
 def chat_of(user: str, **fields: object) -> dict:
@@ -79,3 +82,26 @@ def test_a_path_cannot_look_like_the_fields_of_the_log(start_server):
     assert server.stop() == 0
     (line,) = [line for line in server.log.read_text().splitlines() if "all" in line]
     assert " 404 products=0 " in line and line.split()[3].startswith("/score%20200") and len(line.split()) == 8
+
+
+@pytest.mark.parametrize("query", ["x" * 19_999, "?" * 19_999, "\u9ea6" * 6_000, "qx " * 6_000])
+def test_a_reply_is_not_many_times_as_long_as_its_request(query, server):
+    """The reason why a pair is outside named the query's one word of 20,000 letters for every product: 20 MB."""
+    body = {"query": query, "products": ["steel mug"] * 200}
+    status, reply = server.ask("/score", body)
+    assert status == 200 and all(one["outside"].startswith("unknown words: ") for one in reply["results"])
+    assert max(len(one["outside"]) for one in reply["results"]) < 300
+    assert len(json.dumps(reply)) < 200 * 1000
+
+
+@pytest.mark.parametrize(
+    "product",
+    [{"title": "mug", "product_features": "colour : red|size:8"},
+     {"product_title": "mug &amp; lid", "product_color": "red", "product_brand": "M", "product_bullet_point": "a\nb"},
+     {"product_title": "mug", "product_description": "<p>keeps tea <b>warm</b></p>", "brand": "M", "esci_label": "E"},
+     {"product_title": "mug", "attributes": "size: 8", "product_color": "red", "price": 3.5}],
+)  # fmt: skip
+def test_a_product_is_read_as_infer_score_reads_the_same_columns_of_a_file(product, served):
+    (asked,) = ours.SCORE.read({"query": "mug", "products": [product]}, served, Limits()).pairs
+    ((read,), _) = judgements_of("mug", [product])
+    assert [getattr(asked, name) for name in ITEM_FIELDS] == [getattr(read, name) for name in ITEM_FIELDS]

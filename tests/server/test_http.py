@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from http.client import HTTPConnection
 
 import pytest
 
@@ -208,6 +209,17 @@ def memory(server) -> float:
     with open(f"/proc/{server.process.pid}/status") as file:
         (line,) = (line for line in file if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
+
+
+def test_a_reply_never_waits_for_the_clients_acknowledgement_of_its_first_half(server):
+    """40 ms on Linux where Nagle's algorithm is left on."""
+    connection, seconds = HTTPConnection(server.host, server.port, timeout=30), []
+    for _ in range(30):
+        begun = time.monotonic()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        seconds.append(time.monotonic() - begun)
+    assert min(seconds[5:]) < 0.02
 
 
 def test_a_client_that_expects_to_be_asked_for_its_body_is_asked_only_where_it_is_wanted(server):

@@ -94,6 +94,7 @@ def test_one_connection_too_many_gets_503_and_is_closed_and_a_free_place_is_take
     time.sleep(0.3)
     text = small.ask("/metrics")[1]
     assert "taosr1_refused_connections_total 1.0" in text and "taosr1_connections 1.0" in text
+    assert 'taosr1_rejected_total{status="503"} 1.0' in text
 
 
 def test_the_limits_of_a_request_are_those_of_the_flags(small):

@@ -238,11 +238,12 @@ def test_a_server_with_a_key_asks_for_it_keeps_it_in_memory_and_compares_two_jud
     page = open_page(guarded)
     page.tab.wait_for_selector("#key-part:not([hidden])")
     assert page.tab.evaluate("document.activeElement.id") == "key"
+    assert "This server needs its API key" in page.tab.inner_text("#error-text")
     page.tab.fill("#query", QUERY)
     page.tab.fill("#products", PASTED)
     page.tab.fill("#key", "another-key-than-it-has")
     page.tab.click("#judge")
-    page.tab.locator("#error-text", has_text="not the server").wait_for()
+    page.tab.locator("#error-text", has_text="does not take this API key").wait_for()
     page.tab.fill("#key", KEY)
     page.tab.keyboard.press("Enter")
     page.tab.wait_for_selector(TIER)

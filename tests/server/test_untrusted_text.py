@@ -32,6 +32,7 @@ def hit_of(row: Judgement) -> str:
 # A body of each format with one query and its products as text, and with columns where the format knows them.
 BODIES = {
     "score": lambda row: {"query": row.query, "products": [row.title, {"title": row.title, "price": row.price}]},
+    "explain": lambda row: {"query": row.query, "product": {"title": row.title, "price": row.price}},
     "rerank": lambda row: {"query": row.query, "documents": [row.title, {"text": row.title, "price": row.price}]},
     "tei": lambda row: {"query": row.query, "texts": [row.title]},
     "generative_scoring": lambda row: {"query": row.query, "items": [row.title], "label_token_ids": LABELS},

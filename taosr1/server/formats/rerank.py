@@ -101,19 +101,21 @@ def error(refused: Refused) -> dict:
 
 def cut_to_tokens(pair: Judgement, served: Served, most: int) -> Judgement:
     """The pair with its product's shown fields cut to so many tokens in all, first fields first."""
-    model, left, texts = served.judge.model, most, {}
-    for name in model.prompt.fields:
-        # The prompt shows no more than max_chars of a field, so no more is tokenised.
-        text = getattr(pair, name).strip()[: model.prompt.max_chars]
-        texts[name] = first_tokens(model.tokenizer, text, left)
-        left -= _tokens(model.tokenizer, texts[name])
-    return replace(pair, **texts)
+    model, left, cut = served.judge.model, most, {}
+    # The prompt shows no more than max_chars of a field, so no more is tokenised.
+    texts = {name: getattr(pair, name).strip()[: model.prompt.max_chars] for name in model.prompt.fields}
+    # A token has a byte or more, so most documents need not be tokenised to be found short enough.
+    if sum(len(text.encode()) + 1 for text in texts.values()) <= most:
+        return pair
+    for name, text in texts.items():
+        cut[name] = first_tokens(model.tokenizer, text, left)
+        left -= _tokens(model.tokenizer, cut[name])
+    return replace(pair, **cut)
 
 
 def first_tokens(tokenizer, text: str, most: int) -> str:
     """The longest beginning of a text that is at most so many tokens, in a prompt, where a space is before it."""
-    # No byte has more than one token, so most texts need not be tokenised for this.
-    if len(text.encode()) < most or _tokens(tokenizer, text) <= most:
+    if _tokens(tokenizer, text) <= most:
         return text
     fits, too_long = 0, len(text)  # characters; found by halving, as a longer beginning hardly ever has fewer tokens
     while too_long - fits > 1:

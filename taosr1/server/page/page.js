@@ -32,7 +32,8 @@ function fillFacts(list, facts) {
 // --- Errors, waiting, the key -----------------------------------------------------------------------------------------
 
 function sayError(problem) {
-  find("error-text").textContent = visible(problem.message);
+  const key = hasKey() ? "The server does not take this API key." : "This server needs its API key: write it into the field above the examples.";
+  find("error-text").textContent = problem.status === 401 ? key : visible(problem.message);
   find("error").hidden = false;
   find("again").hidden = !(problem instanceof Failed) || problem.status === 401 || (problem.status >= 400 && problem.status < 429);
   if (problem.status === 401) askForKey();
@@ -270,6 +271,8 @@ async function explain(row, one, part, signal) {
   } catch (problem) {
     if (problem.name === "AbortError") return;
     say(visible(problem.message));
+    const begun = part.querySelector(".reply pre").textContent !== "";
+    for (const empty of part.querySelectorAll(".steps, details")) empty.hidden = !begun;
     if (problem.status === 401) askForKey();
   } finally {
     steps.removeAttribute("aria-busy");

@@ -12,12 +12,15 @@ import pytest
 from taosr1.data.catalogue import read_catalogue
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import check_cot
+from taosr1.synthetic.from_catalogue.fields import Field
+from taosr1.synthetic.from_catalogue.fields import outcome as field_outcome
 from taosr1.synthetic.from_catalogue.kinds import find_kinds
 from taosr1.synthetic.from_catalogue.pools import POOLS, make_pool
 from taosr1.synthetic.from_catalogue.queries import plural
 from taosr1.synthetic.from_catalogue.shop import Shop
 from taosr1.synthetic.from_catalogue.wordings import BEFORE, KINDS, PRICE_FORMS, TEMPLATES, language_of
 from taosr1.synthetic.shop import GRADE_SHARES, KIND_SHARES
+from taosr1.task.evidence.product import Product
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import implied_grade, load_rules
@@ -216,3 +219,42 @@ def test_a_real_catalogue_of_electronics_without_categories_makes_a_world(tmp_pa
     made = make_pool(shop, "reasoned", 200)
     assert len(made) == 200 and {row.grade for row in made} == {1, 2, 3, 4}
     assert {row.query_kind for row in made} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("title", "value", "outcome"),
+    [
+        ("Flash drive 16 GB", "16", "met"),
+        ("Flash drive 32 GB", "32", "near"),
+        ("Flash drive 64 GB", "64", "missed"),  # 32 lies between
+        ("Flash drive 4 GB", "4", "missed"),  # nothing lies between, but it is far away
+        ("Flash drive 16384 MB", "16384", None),  # the field has no unit, and the title has another one
+        ("Flash drive", "16", None),  # nobody can see what the 16 are
+        ("Flash drive", "", "unknown"),
+        ("Flash drive 16 GB", "", None),  # the title says more than the field
+    ],
+)
+def test_a_number_is_met_near_or_missed_by_the_steps_of_its_kind_and_nothing_where_its_unit_is_not_shown(
+    title, value, outcome
+):
+    field = Field("capacity", "size", "number", "gb")
+    product = Product(Judgement("", title, attributes=f"capacity: {value}" if value else ""))
+    found = field_outcome(product, {"capacity": value} if value else {}, field, field.demand_of("16"), [8, 16, 32, 64])
+    assert (found and found.outcome) == outcome
+
+
+@pytest.mark.parametrize(
+    ("title", "attributes", "outcome"),
+    [
+        ("Drum cyan", "colour: cyan", "met"),
+        ("Drum", "colour: cyan", "met"),
+        ("Drum black", "colour: black", "missed"),
+        ("Drum black", "colour: cyan", None),  # title and field contradict each other
+        ("Printer", "printing colour: black, cyan, magenta", None),  # not what the printer looks like
+    ],
+)
+def test_a_colour_that_title_and_field_do_not_agree_on_makes_no_pair(title, attributes, outcome):
+    field = Field("colour", "colour", "words")
+    product = Product(Judgement("", title, attributes=attributes))
+    found = field_outcome(product, dict(product.fields), field, field.demand_of("cyan"), [])
+    assert (found and found.outcome) == outcome

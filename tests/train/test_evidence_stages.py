@@ -51,6 +51,7 @@ def rows(request, tmp_path) -> str:
     return str(path)
 
 
+@pytest.mark.long
 def test_every_stage_runs_on_rows_that_the_bundled_teacher_explained(rows, base, tmp_path, capsys):
     reasoned, run, pairs = str(tmp_path / "reasoned.jsonl"), tmp_path / "sft", str(tmp_path / "pairs.jsonl")
     assert teacher(["evidence", "--data", rows, "--out", reasoned]) == 0
@@ -86,6 +87,7 @@ def test_disputed_rows_are_left_out_on_demand_and_counted(tmp_path, capsys):
     assert "no row has a grade" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_catalogue_trains_a_thinker_whose_next_stages_are_named_with_its_other_pools(base, tmp_path, capsys):
     """From a file of products alone: no judgement of anybody is read."""
     world = f"catalogue:{write_jsonl(tmp_path / 'products.jsonl', tidy())}"

@@ -24,6 +24,7 @@ UNIT_IN_TITLES = 0.35  # share of the products with a number whose title has it 
 IN_TITLES = 0.15  # share of the products with a field whose title has its value: else nobody would ask for it
 MAX_PARTS = 2  # of a colour or material: a longer list ("printing colours") is not what the product looks like
 SAME, ROUNDED = 1.01, 1.02  # ratios of two amounts that are one; of one that a title rounds (39.6 cm, 15.6 inch)
+NEXT = 2.0  # ratio beyond which an amount is not the next step, whatever lies between: 16 and 32 GB, but not 3 and 15 m
 _LOGISTIC = re.compile(
     r"pack|pallet|carton|master|layer|shipping|harmoni|country|origin|certif|code|ean|gtin|upc|sku|\bid\b|url|image|"
     r"link|date|change|status|warranty|compliance|segment|weight|quantity|number of|rating|review|stock|version|"
@@ -150,7 +151,7 @@ def outcome(
 
 
 def _step(product: Product, value: str, demand: Demand, steps: Sequence[float]) -> Finding | None:
-    """A number: met if equal, near if no other number of the kind lies between, else missed.
+    """A number: met if equal, near if it is the next step (no other number of the kind lies between), else missed.
 
     None where the title does not show it with a unit: catalogues mix units in one field (8 and 2048 of memory).
     """
@@ -170,5 +171,5 @@ def _step(product: Product, value: str, demand: Demand, steps: Sequence[float]) 
     if max(found, wanted) / min(found, wanted) <= SAME:
         return Finding("met", shown)
     low, high = sorted((found, wanted))
-    between = any(low * SAME < step < high / SAME for step in steps)
-    return Finding("missed" if between else "near", shown)
+    far = high > NEXT * low or any(low * SAME < step < high / SAME for step in steps)
+    return Finding("missed" if far else "near", shown)

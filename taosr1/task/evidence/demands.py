@@ -15,6 +15,8 @@ from taosr1.task.evidence.vocabulary import Vocabulary
 from taosr1.task.evidence.words import (
     AUDIENCES,
     BARE_SIZES,
+    BED_SIZES,
+    BEDDING,
     BREAKS,
     CARRIERS,
     CHEAP,
@@ -26,10 +28,12 @@ from taosr1.task.evidence.words import (
     LIMITS,
     MATERIALS,
     NEGATIONS,
+    NO_DEMANDS,
     NO_NEGATION,
     ORIGINS,
     SIZES,
     STOP_WORDS,
+    THINGS_TOO,
     UNITS,
     USE_WORDS,
 )
@@ -182,6 +186,8 @@ class _Reader:
             return Demand("size", tuple(words[place:behind]), amount=(kind, much)), behind
         for size in (3, 2, 1):
             phrase = tuple(words[place : place + size])
+            if size == 1 and self._is_thing(place):
+                return None
             if len(phrase) < size or phrase[0] in BARE_SIZES and size == 1 and words[place - 1 : place] != ["size"]:
                 continue
             for name, table in (("colour", COLOURS), ("material", MATERIALS), ("size", SIZES), ("use", AUDIENCES)):
@@ -190,6 +196,19 @@ class _Reader:
             if phrase in FEATURES:
                 return Demand("feature", phrase), place + size
         return None
+
+    def _is_thing(self, place: int) -> bool:
+        """Whether a word of the tables is no demand here: a part of a thing's name, or a thing itself."""
+        words, word = self.words, self.words[place]
+        behind = (words[place + 1 :] or [""])[0]
+        if (word, behind) in NO_DEMANDS or tuple(words[max(place - 1, 0) : place + 1]) in NO_DEMANDS:
+            return True
+        if (word,) in AUDIENCES and number_of(behind) is not None:  # "cat 6 cable"
+            return True
+        if word in BED_SIZES and not BEDDING & {*words} or word == "plus" and not any((w,) in AUDIENCES for w in words):
+            return True
+        last = not behind or behind in BREAKS | NEGATIONS | {","}
+        return word in THINGS_TOO and last and bool(self.wanted.thing) and not self.after_break
 
     def _other(self, place: int) -> int:
         words, word = self.words, self.words[place]

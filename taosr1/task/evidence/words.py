@@ -126,6 +126,18 @@ SAME_FEATURE = {("wireless",): (("bluetooth",), ("cordless",), ("wi", "fi")), ("
                 ("noise", "cancelling"): (("noise", "canceling"),)}  # fmt: skip
 NEAR_FEATURE = {("waterproof",): (("water", "resistant"), ("water", "repellent"))}
 
+# Words of these tables that are things behind another word, at the end of a phrase: "hand cream", "wine glass".
+THINGS_TOO = frozenset(
+    "cream mint sage rose olive orange lavender gold silver glass iron paper linen wood rubber".split()
+)
+NO_DEMANDS = frozenset(
+    tuple(phrase.split())
+    for phrase in (
+        "olive oil; orange juice; rose water; mint tea; lavender oil; gold fish; iron man; spider man; "
+        "super man; bat man; game boy; glass bead; paper towel; toilet paper; silver fish; black berry; blue ray; red bull"
+    ).split("; ")
+)
+
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 SIZE_STEPS = ("xs", "s", "m", "l", "xl", "xxl", "xxxl")  # of clothes: the next step is near
 SIZES = _by_word(
@@ -148,6 +160,8 @@ full: full size
 mini: miniature
 """)
 )
+BED_SIZES = frozenset(("king", "queen", "twin", "full"))  # alone only beside these words
+BEDDING = frozenset("bed mattress sheet comforter quilt blanket duvet frame futon topper pillow headboard".split())
 BARE_SIZES = frozenset(("s", "m", "l"))  # a lone letter is a size only behind the word "size"
 # Of each unit: what is measured, and how much of its base unit (mm, g, ml, GB, W, V, mAh, Hz, pieces) it is.
 UNITS = {
@@ -203,12 +217,12 @@ CURRENCIES = ("$", "€", "£", "dollar", "dollars", "usd", "euro", "euros", "eu
 
 # --- Words without a meaning of their own -----------------------------------------------------------------------------
 USE_WORDS = frozenset(("for", "für", "pour", "para", "per", "voor"))
-BREAKS = USE_WORDS | frozenset("with mit avec con met in by from to on at von de of under".split())
+BREAKS = USE_WORDS | frozenset("with mit avec con in by from to on at von de of under".split())
 STOP_WORDS = frozenset(
     "a an the and or of my your our his her i me we you it is are be am do does did can could should would will need "
     "want wants looking look find buy buying get some any that this these those which what whats who how where when "
-    "please best good great top new nice really very just but also as so if than then there here one ones like "
-    "size sized set made im id der die das ein eine und oder le la les un une et el los las y o il e percent "
+    "please best good great new nice really very just but also as so if than then there here ones like "
+    "size sized made der die das ein eine und oder le la les un une et el los las y o il e percent "
     "help helps something thing things stuff product products item items color colour".split()
 )
 # Things that belong to another one: "phone case", "lid for mug".

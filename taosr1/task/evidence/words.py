@@ -134,7 +134,7 @@ NO_DEMANDS = frozenset(
     tuple(phrase.split())
     for phrase in (
         "olive oil; orange juice; rose water; mint tea; lavender oil; gold fish; iron man; spider man; "
-        "super man; bat man; game boy; glass bead; paper towel; toilet paper; silver fish; black berry; blue ray; red bull"
+        "super man; bat man; game boy; glass bead; paper towel; toilet paper; silver fish; black berry; red bull"
     ).split("; ")
 )
 

@@ -59,6 +59,7 @@ def test_the_five_steps_of_a_pair_whose_words_show_everything():
         ("shirts without collars", "Collarless shirt", {}, "feature not collar: collarless met"),
         ("shirts without collars", "Shirt with button collar", {}, "feature not collar: collar missed"),
         ("shirts without collars", "Shirt", {"description": "Goes well with a collar."}, "feature not collar: unknown"),
+        ("futon without mattress", "Futon, mattress sold separately", {}, "feature not mattress: no mattress met"),
         ("gluten free bread", "Bread, gluten-free", {}, "feature not gluten: no gluten met"),
         ("wireless mouse", "Mouse with bluetooth", {}, "feature wireless: bluetooth met"),
         ("wireless mouse", "Mouse", {"attributes": "wireless: no"}, "feature wireless: wireless no missed"),

@@ -139,5 +139,5 @@ class Text:
         before = [word for word in self.words[max(first - 3, 0) : first] if word not in ("any", "a", "the", "of")]
         after = self.words[behind : behind + 2]
         free_of = before[-1:] == ["free"] and "of" in self.words[max(first - 3, 0) : first]
-        denied_behind = after[:1] == ("free",) or after == ("not", "included")
+        denied_behind = after[:1] == ("free",) or after in (("not", "included"), ("sold", "separately"))
         return bool(before and before[-1] in NEGATIONS) or free_of or denied_behind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from taosr1.synthetic.from_catalogue.fields import outcome as field_outcome
 from taosr1.synthetic.from_catalogue.kinds import find_kinds
 from taosr1.synthetic.from_catalogue.pools import POOLS, make_pool
 from taosr1.synthetic.from_catalogue.queries import plural
-from taosr1.synthetic.from_catalogue.shop import Shop
+from taosr1.synthetic.from_catalogue.shop import Asked, Shop
 from taosr1.synthetic.from_catalogue.wordings import BEFORE, KINDS, PRICE_FORMS, TEMPLATES, language_of
 from taosr1.synthetic.shop import GRADE_SHARES, KIND_SHARES
+from taosr1.task.evidence.demands import Demand
 from taosr1.task.evidence.product import Product
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import parse_reply
@@ -119,6 +121,20 @@ def test_pools_are_the_same_for_the_same_seed_and_share_no_query(shop):
     ]
 
 
+def test_a_pool_does_not_depend_on_what_was_drawn_before(shop):
+    make_pool(shop, "labelled", 300)
+    fresh = Shop.of([replace(row, attributes=row.attributes) for row in shop.rows])
+    assert make_pool(shop, "reasoned", 120) == make_pool(fresh, "reasoned", 120)
+
+
+def test_a_price_is_low_for_its_own_kind_and_not_for_the_one_that_was_asked_about_before(tmp_path):
+    cheap = [{"title": f"Orlo pen {n}", "category": "Office > Pens", "price": 1 + n} for n in range(10)]
+    dear = [{"title": f"Orlo desk {n}", "category": "Office > Desks", "price": 100 + n} for n in range(10)]
+    shop = Shop.of(read_catalogue(write_jsonl(tmp_path / "office.jsonl", cheap + dear)))
+    low = Asked(Demand("price", ("low",)))
+    assert [shop.finding(9, kind, low).outcome for kind in (("desk",), ("pen",))] == ["met", "missed"]
+
+
 def test_a_large_catalogue_also_has_no_product_in_training_and_measuring(tmp_path):
     large = Shop.of(read_catalogue(write_jsonl(tmp_path / "products.jsonl", tidy(2100))))
     titles = {pool: {row.title for row in make_pool(large, pool, 200)} for pool in ("labelled", "dev", "test")}
@@ -184,7 +200,7 @@ def test_every_language_has_two_lists_of_templates_for_every_kind_and_none_is_in
         assert set(table) == {kind for kind in KINDS if kind != "affordable"} | set(PRICE_FORMS) and language in BEFORE
         for training, held_out in table.values():
             assert training and held_out and not set(training) & set(held_out)
-            assert all("{t}" in template for template in training + held_out)
+            assert all("{t}" in template and "{d}" in template for template in training + held_out)
 
 
 def test_plurals_are_those_of_english():

@@ -45,7 +45,7 @@ class Shop:
     fields: dict[str, Field]
     language: str
     prices: list[float | None]
-    _found: dict[tuple[int, Demand], Finding | None] = field(default_factory=dict, repr=False)
+    _found: dict[tuple[int, Kind, Asked], Finding | None] = field(default_factory=dict, repr=False)
     _related: dict[Kind, dict[str, list[Kind]]] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -115,7 +115,7 @@ class Shop:
     # --- Outcomes -----------------------------------------------------------------------------------------------------
     def finding(self, number: int, kind: Kind, asked: Asked) -> Finding | None:
         """The outcome of a demand for a product; None where field and text disagree, or say too little to judge."""
-        key = (number, asked.demand)
+        key = (number, kind, asked)  # a price is low for one kind of thing, and not for another
         if key not in self._found:
             self._found[key] = self._look(number, kind, asked)
         return self._found[key]

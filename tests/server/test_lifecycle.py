@@ -193,5 +193,5 @@ def test_killed_and_started_again_on_the_same_port_clients_that_retry_get_every_
     ended.set()
     assert killed_with < len(answers) == 40 * 15
     for (number, _), score in answers.items():
-        assert score == pytest.approx(expected["results"][number]["score"], abs=1e-6)
+        assert score == pytest.approx(expected["results"][number]["score"], abs=3e-6)
     assert server.stop() == 0

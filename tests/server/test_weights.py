@@ -179,6 +179,7 @@ def test_a_beta_that_is_stored_beside_a_watched_checkpoint_is_served(start_serve
 
 
 def test_many_signals_load_once_more_and_warnings_about_the_second_judge_stay(served):
+    pytest.importorskip("starlette")
     from taosr1.server.app import Server
     from taosr1.server.limits import Limits
     from taosr1.server.security import Access

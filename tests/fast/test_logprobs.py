@@ -26,9 +26,10 @@ class Bigram(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.as_tensor(table))
         self.rows_at_head = []
-        self.config = SimpleNamespace(vocab_size=len(self.table))
+        self.config = SimpleNamespace(vocab_size=len(self.table), num_attention_heads=1, sliding_window=None)
 
-    def hidden(self, ids, **_):
+    def hidden(self, ids, *, keep, **_):
+        ids = ids.gather(1, keep)
         return nn.functional.one_hot(ids, len(self.table)).to(self.table.dtype)  # (B, T, C = V)
 
     def head(self, hidden):

@@ -251,3 +251,52 @@ def test_attention_by_tiles_has_the_gradient_of_its_formula(monkeypatch):
     query, key, value = (torch.randn(8, h, 3, dtype=torch.float64, generator=generator) for h in (4, 2, 2))
     inputs = [x.requires_grad_() for x in (query, key, value)]
     assert torch.autograd.gradcheck(lambda *x: tree_attention.tree_attention(*x, made), inputs)
+
+
+def test_any_rows_give_the_log_probs_and_gradients_of_the_plain_program(make_model):
+    """Of three tokens, so that rows begin alike, continue and repeat one another; with any tiles and windows."""
+    hypothesis = pytest.importorskip("hypothesis")
+    given, strategies = hypothesis.given, hypothesis.strategies
+    rows = strategies.lists(
+        strategies.tuples(
+            strategies.lists(strategies.integers(1, 3), min_size=1, max_size=8),
+            strategies.lists(strategies.integers(1, 3), min_size=1, max_size=4),
+        ),
+        min_size=1,
+        max_size=7,
+    )
+    models = {family: sides(make_model, family, torch.float64) for family in ("llama", "mistral")}
+    sizes = strategies.integers(1, 5), strategies.sampled_from([9, 2**20])
+
+    @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+    @given(rows, strategies.sampled_from(sorted(models)), *sizes)
+    def check(rows, family, queries, numbers):
+        batch, found = collate([Example(prompt, reply) for prompt, reply in rows]), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tree_attention, "TILE_QUERIES", queries)
+            patch.setattr(tree_attention, "NUMBERS_AT_ONCE", numbers)
+            for model, function in models[family]:
+                model.zero_grad()
+                found.append([x.clone() for x in found_with(function, model, batch)])
+        for expected, got in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+    check()
+
+
+def test_every_token_of_any_rows_is_computed_once():
+    hypothesis = pytest.importorskip("hypothesis")
+    tokens = hypothesis.strategies.lists(hypothesis.strategies.integers(0, 2), min_size=2, max_size=9)
+    config = SimpleNamespace(num_attention_heads=1, sliding_window=None)
+
+    @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+    @hypothesis.given(hypothesis.strategies.lists(tokens, min_size=1, max_size=8))
+    def check(rows):
+        batch = collate([Example(row[:1], row[1:]) for row in rows])
+        tree = make_tree(batch.ids, batch.mask, config)
+        beginnings = {tuple(row[:end]) for row in rows for end in range(1, len(row))}
+        assert tree.ids.shape == tree.positions.shape == (1, len(beginnings))
+        assert sorted(tree.positions[0].tolist()) == sorted(len(beginning) - 1 for beginning in beginnings)
+        assert tree.source.shape == (sum(len(row) - 1 for row in rows),)
+
+    check()

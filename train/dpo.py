@@ -78,7 +78,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     steps: int = option(48, "optimizer steps")
     batch_size: int = option(32, "pairs per optimizer step")
     micro_batch_tok: int = option(
-        4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)"
+        4096, "tokens per forward pass, what prompts share counted once (memory; changes no result)"
     )
     lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")

@@ -67,13 +67,13 @@ def make_tiles(rows: Tensor, columns: Tensor, token_at: Tensor, heads: int, wind
             blocks[-1].append(run)
         else:
             blocks.append([run])
-    place_of, place = rows.new_empty(len(rows)), 0
+    place_of, place = torch.empty(len(rows), dtype=torch.int64), 0
     for block in blocks:
         longest = len(block[0].columns)
         for run in block:
             place_of[run.start : run.start + len(run.columns)] = torch.arange(place, place + len(run.columns))
             place += longest
-    return Tiles([_tile(block, token_at, window) for block in blocks], place_of)
+    return Tiles([_tile(block, token_at, window) for block in blocks], place_of.to(token_at.device))
 
 
 @dataclass(frozen=True)

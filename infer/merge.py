@@ -29,7 +29,7 @@ from taosr1.task.prompt import PROMPT_FILE
 
 @dataclass(frozen=True)
 class Config:
-    model: str = option("", "run folder, folder of adapters, Hugging Face folder or hub id")
+    model: str = option("", "run folder, folder of adapters, Hugging Face folder, GGUF file or hub id")
     out: str = option("", "folder to write; it must not exist")
     dtype: str = option("float32", "type of the weights written", tuple(DTYPES))
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.runtime.cli import Parser
 from taosr1.runtime.files import read_json
+from taosr1.runtime.messages import install
 from taosr1.runtime.out_paths import check_out
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def figure_of(runs: Sequence[RunCurves], smooth: int = 1, metrics: Sequence[str]
         from matplotlib.figure import Figure  # not pyplot: it opens windows and keeps global state
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise ModuleNotFoundError('plots need matplotlib: pip install -c constraints.txt -e ".[plot]"') from error
+        raise ModuleNotFoundError(f"plots need matplotlib: {install('plot')}") from error
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height, font = (6.4, 2.8, 9) if len(panels) == 1 else (3.4, 2.4, 7)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import completion_logp
-from taosr1.sampling.generate import generate
+from taosr1.sampling.generate import decode, generate
 from taosr1.sampling.label_probs import label_probabilities
 
 
@@ -24,6 +24,7 @@ class Engine:
     """What an engine computes; signatures are those of the plain functions.
 
     generate: sampled replies (`sampling/generate.py`). label_probabilities: one prefill (`sampling/label_probs.py`).
+    decode: one greedy reply, token by token (`sampling/generate.py`).
     completion_logp: log-probs of given replies, differentiable (`model/logprobs.py`).
     prepare: (model) -> model, once after a model is made or gets adapters: gives its modules the engine's classes.
     prepack: (model, decodes=False) -> model for inference only, with its weights in the layout that is fastest;
@@ -34,6 +35,7 @@ class Engine:
     name: str
     generate: Callable = generate
     label_probabilities: Callable = label_probabilities
+    decode: Callable = decode
     completion_logp: Callable = completion_logp
     prepare: Callable[[Decoder], Decoder] = unchanged
     prepack: Callable[..., Decoder] = unchanged

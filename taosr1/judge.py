@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -29,6 +29,7 @@ from taosr1.serving.inputs import Pair, Product, is_product, judgements_of, list
 from taosr1.serving.outside import World
 from taosr1.serving.samples import Sample, parsed, sample_replies
 from taosr1.serving.scorer import Score, score_prompts
+from taosr1.serving.stream import Event, Explained, Scored, stream_explanation
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.judgement import Judgement
 
@@ -176,8 +177,7 @@ class Judge:
         with progress_bar(total=len(rows), desc="score", unit="pair", disable=not progress) as bar:
             for start in range(0, len(rows), ROWS_AT_A_TIME):
                 chunk = list(rows[start : start + ROWS_AT_A_TIME])
-                found = self.score_prompts(self.model.prompts(chunk))
-                scores += [replace(score, outside=self._outside(row, score)) for row, score in zip(chunk, found)]
+                scores += self.with_outside(chunk, self.score_prompts(self.model.prompts(chunk)))
                 bar.update(len(scores) - start)
         return scores
 
@@ -187,6 +187,10 @@ class Judge:
         served = {"beta": self.beta, "temperature": self.temperature}
         with self._lock:
             return score_prompts(self.model, prompts, **served, max_tokens_per_batch=self.max_tokens_per_batch)
+
+    def with_outside(self, rows: Sequence[Judgement], scores: Sequence[Score]) -> list[Score]:
+        """The scores of these rows' prompts, with `outside` filled in: `score_prompts` does not know the words."""
+        return [replace(score, outside=self._outside(row, score)) for row, score in zip(rows, scores, strict=True)]
 
     def predict(
         self, pairs: Any, batch_size: int | None = None, show_progress_bar: bool | None = None, *,
@@ -242,6 +246,27 @@ class Judge:
         with self._lock:
             found = explain(self.model, row, beta=self.beta, temperature=self.temperature, **limits)
         return replace(found, outside=self._outside(row, found))
+
+    def explain_stream(self, query_or_pair: Any, product: Any = None, *, max_new_tokens: int = 128) -> Iterator[Event]:
+        """`explain` as events, each computed when it is asked for (`taosr1/serving/stream.py`).
+
+        `Scored` comes after the prefill, then a `Token` at a time, a `Step` as its line is complete, and `Explained`.
+        The model is free for other calls between two of them.
+        """
+        row = self._one(query_or_pair, product, "explain")
+        limits = {"max_new_tokens": _positive(max_new_tokens, "max_new_tokens")}
+        events = stream_explanation(self.model, row, beta=self.beta, temperature=self.temperature, **limits)
+        while True:
+            with self._lock:
+                event = next(events, None)
+            if event is None:
+                return
+            if isinstance(event, Scored):
+                event = Scored(replace(event.score, outside=self._outside(row, event.score)))
+            elif isinstance(event, Explained):
+                found = event.explanation
+                event = Explained(replace(found, outside=self._outside(row, found)))
+            yield event
 
     def sample(
         self, query_or_pair: Any, product: Any = None, *, n: int = 5, temperature: float = 1.0, top_k: int = 0,

@@ -14,7 +14,7 @@ from taosr1.engine import PLAIN, Engine
 from taosr1.fast.quantize import quantize
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
-from taosr1.model.io.folders import model_folder
+from taosr1.model.io.model_folder import model_folder
 from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
@@ -42,7 +42,7 @@ SERVING_DTYPE_HELP = (
 
 
 def judge_folder(spec: str) -> str:
-    """The folder (or hub id) of the weights behind `--model`: a bundled judge's, a run's best checkpoint, or `spec`."""
+    """The folder (or hub id) of the weights behind `--model`: a bundled judge's, else as `model_folder`."""
     return model_folder(BUNDLED_FOLDERS.get(spec, spec))
 
 
@@ -102,7 +102,7 @@ def load_judge(
     """The judge behind `--model`.
 
     spec: "tiny" (fresh weights), "bundled" (a trained tiny thinker), "bundled-student" (its student, which answers
-        first), a run folder, a Hugging Face folder, or a hub id.
+        first), a run folder, a Hugging Face folder, a GGUF file, "smollm2" (a packaged one), or a hub id.
     A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt. `order` overrides
     the order of the reply: an SFT stage may teach a thinker to answer first.
     `plain` leaves the fast engine out: every function is the plain program's.

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [path.relative_to(ROOT).as_posix() for folder in ("infer", "train") for path in ROOT.glob(f"{folder}/*.py")]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
 OF_ALL = {"--help", "--standalone", "--nproc_per_node", "--always", "--dirty", "--headless", "--convert-to"}
+OF_ALL |= {"--no-deps"}
 # Reached by name but never in this script: the caller asks for it under a condition that the script never meets.
 NEVER = {
     "infer/merge.py": {"load_judge", "check_device", "read_jsonl", "BadRows", "check_file", "damage_in",

@@ -32,11 +32,12 @@ MAY_IMPORT = {
     "evaluation": {"task", "data", "model", "sampling", "engine", "judge_model"},
     "serving": {"task", "data", "model", "sampling", "engine", "judge_model"},
     "judge": {"task", "data", "judge_model", "serving"},
-    "server": {"task", "data", "model", "judge_model", "serving", "judge"},
+    "server": {"task", "data", "synthetic", "model", "judge_model", "serving", "judge"},
     "moved": set(),
 }
 CORE = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
-SERVE = {"starlette", "uvicorn", "prometheus_client"}  # the [serve] extra, which only taosr1/server imports
+# The [serve] extra, which only taosr1/server imports; h11 comes with uvicorn.
+SERVE = {"starlette", "uvicorn", "prometheus_client", "h11"}
 RUN_WHAT_THEY_READ = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "os.system"}
 

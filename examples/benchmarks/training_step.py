@@ -26,11 +26,13 @@ before its model was loaded.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
@@ -106,12 +108,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         return []
     print(f"{config.threads} thread(s), median of {config.repeats} (least to most); {common.machine()}")
     rows = []
-    for trains in config.trains.split(","):
-        for stage in config.stages.split(","):
-            for prompts in config.prompts.split(","):
-                case = {"stage": stage, "prompts": prompts, "trains": trains}
-                found = measure(case, config)
-                rows += [{**case, **row} for row in found]
+    for words in product(config.stages.split(","), config.prompts.split(","), config.trains.split(",")):
+        case = dict(zip(("stages", "prompts", "trains"), words))
+        rows += [{**case, **row} for row in measure(case, config)]
     if config.out:
         report = {"machine": common.machine(), "config": asdict(config), "rows": rows}
         Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
@@ -153,7 +152,7 @@ def measure(case: dict[str, str], config: Config) -> list[dict]:
 def make_items(case: dict[str, str], config: Config) -> list[Example] | list[PreferencePair]:
     """The examples or pairs of the step that is repeated."""
     tokenizer = Tokenizer(config.model)
-    pairs = case["stage"] == "dpo"
+    pairs = case["stages"] == "dpo"
     count = config.rows // 2 if pairs else config.rows
     cut = {} if config.data else {"max_chars": 10_000}  # the lengths that are drawn are those of fields that were cut
     prompt = PromptConfig("label", "full", FIELDS[case["prompts"]], **cut)
@@ -273,10 +272,7 @@ class Transformers:
         dtype = torch.bfloat16 if lora else torch.float32
         self.causal = transformers.AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
         self.causal.get_input_embeddings().padding_idx = None  # it would give that token no gradient
-        self.model = self.causal
-        if lora:
-            self.model = with_peft(self.causal)
-        self.model.train()
+        self.model = (with_peft(self.causal) if lora else self.causal).train()
         self.batches = [type(part[0]).collate(part) for part in their_parts(items, config.micro_batch_tok)]
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
@@ -338,18 +334,13 @@ def compare(ours: Ours, theirs: Transformers) -> dict[str, float]:
 
 def named(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     """Parameters by the names that ours have, sorted."""
-    cut = (("base_model.model.", ""), (".default", ""), (".base_layer", ""))
-    found = []
-    for name, parameter in model.named_parameters():
-        for part, instead in cut:
-            name = name.replace(part, instead)
-        found.append((name, parameter))
-    return sorted(found, key=lambda pair: pair[0])
+    parts = re.compile(r"^base_model\.model\.|\.default|\.base_layer")  # PEFT's
+    return sorted(((parts.sub("", name), p) for name, p in model.named_parameters()), key=lambda pair: pair[0])
 
 
 def peak_alone(config: Config) -> float:
     """Peak MiB of two steps of one side: the first makes AdamW's moments, the second has them from its start."""
-    case = {"stage": config.stages, "prompts": config.prompts, "trains": config.trains}
+    case = {"stages": config.stages, "prompts": config.prompts, "trains": config.trains}
     items = make_items(case, config)
     base = common.forget_peak()
     side = (Transformers if config.one == "transformers" else Ours)(case, items, config)

@@ -92,7 +92,7 @@ class ColumnNames:
         for name, ours in plan.items():
             if ours == "attributes":
                 own = KNOWN.get(_spelling(name)) == ours
-                shown.append(_features(name, row[name]) if own else {name.strip(): row[name]})
+                shown.append(as_attributes(name, row[name]) if own else {name.strip(): row[name]})
             elif ours:
                 renamed[ours] = row[name]
             elif (known := KNOWN.get(_spelling(name))) and (known == name or known not in row):
@@ -243,7 +243,7 @@ def _check_no_prediction(plan: dict[str, str], names: Iterable[str]) -> None:
             raise GradesError(f'--columns has "{name}=grade", but column {name!r} is the answer of a judge, never gold')
 
 
-def _features(name: str, value: Any) -> Any:
+def as_attributes(name: str, value: Any) -> Any:
     """A cell of WANDS' product_features, "colour : red|size:8", as a list of attributes; any other value as it is."""
     if _spelling(name) != "product_features" or not isinstance(value, str):
         return value

@@ -27,6 +27,7 @@ from typing import Any
 from taosr1.data.queries import plain, split_of
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import clean_text, clean_value
+from taosr1.runtime.messages import install
 from taosr1.task.judgement import Judgement
 
 ESCI_COLUMNS = (
@@ -183,7 +184,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f'reading {path.name} needs pyarrow: pip install "taosr1[data]"') from None
+        raise ModuleNotFoundError(f"{path}: reading it needs pyarrow: {install('data')}") from None
     try:
         yield parquet.ParquetFile(path)
     except (ValueError, OSError, TypeError, KeyError) as problem:

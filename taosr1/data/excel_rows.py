@@ -20,7 +20,7 @@ from taosr1.data.columns import known_names
 from taosr1.data.headers import LOOKED_AT, Line, header_problem
 from taosr1.runtime.bad_rows import BadRows, shorten
 from taosr1.runtime.jsonl import clean_text
-from taosr1.runtime.messages import counted
+from taosr1.runtime.messages import counted, install
 from taosr1.runtime.text_lines import DamagedFile, check_file
 
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*ref="([A-Z]+\d+:[A-Z]+\d+)"')
@@ -215,7 +215,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import openpyxl
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f'reading {path.name} needs openpyxl: pip install "taosr1[data]"') from None
+        raise ModuleNotFoundError(f"{path}: reading it needs openpyxl: {install('data')}") from None
     damage = (ValueError, KeyError, TypeError, AttributeError, SyntaxError, EOFError, zipfile.BadZipFile)
     with ExitStack() as stack:
         try:

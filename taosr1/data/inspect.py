@@ -25,7 +25,7 @@ from taosr1.data.queries import pair_key, plain, query_keys, say_overlap, split_
 from taosr1.data.scales import GradesError
 from taosr1.data.sources import load_rows
 from taosr1.data.summary import describe
-from taosr1.model.io.folders import model_folder
+from taosr1.model.io.model_folder import model_folder
 from taosr1.model.io.weights import load_pretrained
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.cli import check, option, parse_config

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from taosr1.engine import Engine
 from taosr1.fast.decoder import use_fast_modules
-from taosr1.fast.generate import generate
+from taosr1.fast.generate import decode, generate
 from taosr1.fast.label_probs import label_probabilities
 from taosr1.fast.logprobs import completion_logp
 from taosr1.fast.malloc import keep_freed_memory
@@ -16,7 +16,7 @@ from taosr1.fast.prepack import prepack
 JudgeT = TypeVar("JudgeT")  # a taosr1.judge_model.JudgeModel, which is above this package
 
 FAST = Engine(
-    "fast", generate, label_probabilities, completion_logp, use_fast_modules, prepack, shares_prefixes=True
+    "fast", generate, label_probabilities, decode, completion_logp, use_fast_modules, prepack, shares_prefixes=True
 )
 
 

@@ -7,7 +7,7 @@ tokens so far share one row until they diverge. Finished replies leave the batch
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -110,6 +110,25 @@ def generate(
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _Sampling(model, prompts, samples, uniform.to(device), first_tokens, stops, settings, rollouts).run(max_rows)
     return rollouts.checked()
+
+
+@torch.no_grad()
+def decode(model: Decoder, prompt: Sequence[int], max_new_tokens: int) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """`taosr1.sampling.generate.decode` with this engine's caches: the numbers of `generate`, one reply at a time."""
+    model.check_positions(1 + max_new_tokens)
+    check_settings([prompt], 1, max_new_tokens, 0, 0, 1.0, None)
+    copies = copies_prompts(model.config, len(prompt) + max_new_tokens)
+    first, cache = prefill(model, [prompt], max_new_tokens if copies else 0)
+    row = torch.zeros(1, dtype=torch.int64, device=first.device)
+    cache = DecodeBatch.start(cache, row, row, row, row == 0, max_new_tokens).cache
+
+    @torch.no_grad()
+    def step(token: int) -> Tensor:
+        hidden = model.hidden(row.new_tensor([[token]]), cache=cache)  # (1, 1, C)
+        cache.advance(1)
+        return model.head(hidden[:, 0])[0].float()  # (V,)
+
+    return first[0], step
 
 
 @dataclass(frozen=True)

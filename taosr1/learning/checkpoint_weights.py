@@ -19,8 +19,9 @@ from taosr1.judge_model import load_judge
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.adapters import load_adapters, read_adapter_config
-from taosr1.model.io.folders import ADAPTER_CONFIG, model_folder, weights_fingerprint
+from taosr1.model.io.folders import ADAPTER_CONFIG, weights_fingerprint
 from taosr1.model.io.hf_config import from_hf_config
+from taosr1.model.io.model_folder import model_folder
 from taosr1.model.io.weights import load_weights, save_config_and_tokenizer, save_pretrained, save_weights_sharded
 from taosr1.model.lora import adapters, adapters_off
 from taosr1.model.tokenizer import Tokenizer

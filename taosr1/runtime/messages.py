@@ -32,3 +32,8 @@ def visible(text: str) -> str:
         escape = control and character != ZERO_WIDTH_JOINER
         shown.append(character.encode("unicode_escape").decode() if escape else character)
     return "".join(shown)
+
+
+def install(extra: str) -> str:
+    """The command that installs an optional part of the package, at the versions that the tests run with."""
+    return f'pip install -c constraints.txt -e ".[{extra}]"'

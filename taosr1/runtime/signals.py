@@ -82,6 +82,11 @@ def run_main(main: Callable[[], object], config: type | None = None) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {who}{error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is not None:  # raised by Python itself: an installation that lacks a core package
+            raise
+        print(f"error: {who}{error}", file=sys.stderr)  # an optional package, with the command that installs it
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{who}stopped by Ctrl-C; {CONTINUES} what is saved", file=sys.stderr)
         sys.exit(130)

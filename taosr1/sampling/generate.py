@@ -6,7 +6,7 @@ same replies faster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,6 +87,27 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: in
     cache.lengths += lengths
     last = hidden[torch.arange(len(prompts), device=weight.device), lengths - 1]  # (P, C)
     return model.head(last).float(), cache
+
+
+@torch.no_grad()
+def decode(model: Decoder, prompt: Sequence[int], max_new_tokens: int) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """Run a prompt once, to be continued token by token: the replies that greedy `generate` gives.
+
+    Returns: the logits (V,) float32 of the first reply token, and a function that takes the token that was chosen and
+        gives the logits of the next one. It may be called `max_new_tokens` - 1 times.
+    Raises: ValueError as `generate`.
+    """
+    model.check_positions(1 + max_new_tokens)
+    check_settings([prompt], 1, max_new_tokens, 0, 0, 1.0, None)
+    first, cache = prefill(model, [prompt], max_new_tokens)
+
+    @torch.no_grad()
+    def step(token: int) -> Tensor:
+        logits = model(torch.tensor([[token]], device=first.device), cache=cache)[0, -1].float()  # (V,)
+        cache.lengths += 1
+        return logits
+
+    return first[0], step
 
 
 def check_settings(prompts, samples, max_new_tokens, temperature, top_k, top_p, first_tokens) -> None:

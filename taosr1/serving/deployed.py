@@ -17,7 +17,7 @@ TIERING_FILE = "tiering.json"
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURE_SCALING = ("stored", "off")  # what `--temperature-scaling` may be
 RUNS = Path("runs")  # where the scripts write unless --out says otherwise
-MODEL_HELP = "run folder, Hugging Face folder, hub id, or bundled; none: the newest finished run, else the bundled one"
+MODEL_HELP = "run, Hugging Face folder, GGUF file, hub id or bundled; none: the newest finished run, else the bundled"
 ANSWERS_FIRST = ("label", "post-cot")  # orders of a reply whose first token is the label
 
 

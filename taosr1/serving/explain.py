@@ -9,7 +9,7 @@ import torch
 from taosr1.judge_model import JudgeModel
 from taosr1.runtime.messages import visible
 from taosr1.serving.outside import LOW_MASS, LOW_MASS_REASON
-from taosr1.serving.scorer import score_prompts
+from taosr1.serving.scorer import Score, score_prompts
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, grade_name
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS, Reply, parse_reply
@@ -69,26 +69,35 @@ def explain(
 
     A thinker reasons first, so its grade is in its reply.
     """
-    prompt = judge.prompts([row])[0]
-    found, first_token = Explanation(row, judge.prompt.order, beta), None
+    prompt, score, first_token = judge.prompts([row])[0], None, None
     if judge.prompt.order != "pre-cot":
         score = score_prompts(judge, [prompt], beta=beta, temperature=temperature)[0]
-        found = replace(found, **vars(score))
         # The reply is made to begin with the grade that is shown, also where a token that is no label is more probable.
         first_token = torch.tensor([judge.tokenizer.label_ids[score.grade - GRADES[0]]])
     if judge.prompt.order == "label":
-        return found
+        return explanation_of(judge, row, beta=beta, score=score)
     rollouts = judge.engine.generate(
         judge.model, [prompt], max_new_tokens=max_new_tokens, temperature=0, stop_ids=judge.tokenizer.eos_ids,
         first_tokens=first_token,
     )  # fmt: skip
-    text = judge.reply_text(rollouts.replies()[0])
-    reply = parse_reply(text, judge.prompt.order)
-    if judge.prompt.order == "pre-cot" and reply.grade is not None:
+    ids, finished = rollouts.replies()[0], bool(rollouts.finished[0])
+    return explanation_of(judge, row, beta=beta, score=score, ids=ids, finished=finished)
+
+
+def explanation_of(
+    judge: JudgeModel, row: Judgement, *, beta: float, score: Score | None = None, ids: list[int] | None = None,
+    finished: bool = True,
+) -> Explanation:  # fmt: skip
+    """What a score (None: a thinker's) and the token ids of a reply (None: of a judge of labels alone) say."""
+    order = judge.prompt.order
+    found = Explanation(row, order, beta, **vars(score) if score else {}, finished=finished)
+    if ids is None:
+        return found
+    text = judge.reply_text(ids)
+    reply = parse_reply(text, order)
+    if order == "pre-cot" and reply.grade is not None:
         found = replace(found, grade=reply.grade, tier=TIER_OF_GRADE[reply.grade])
-    implied = implied_grade(reply, load_rules())
-    finished = bool(rollouts.finished[0])
-    return replace(found, **steps_of(reply), implied_grade=implied, reply=text, finished=finished)
+    return replace(found, **steps_of(reply), implied_grade=implied_grade(reply, load_rules()), reply=text)
 
 
 def steps_of(reply: Reply) -> dict:

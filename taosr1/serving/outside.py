@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taosr1.runtime.bad_rows import shorten
 from taosr1.task.judgement import Judgement
 
 WORDS_FILE = "known_words.txt"
 MAX_UNKNOWN_FRAC = 0.25  # of a text's words. Choice: one misspelt word of four is still inside
 LOW_MASS = 0.5  # label mass below which a judge rarely answers with a label at all
 LOW_MASS_REASON = "low label mass"
-SHOWN_WORDS = 5
+SHOWN_WORDS, SHOWN_CHARS = 5, 40  # in a message: how many, and of each
 # Units ("30l", "5 cm"), the s of a possessive and other words of one or two letters say nothing about a world.
 _WORD = re.compile(r"(?<![^\W_])[^\W\d_]{3,}(?![^\W_])|[^\x00-\x7f\W\d_]+")
 _ENDINGS = ("", "s", "es")
@@ -46,7 +47,9 @@ class World:
     def reason(self, row: Judgement, fields: Sequence[str], label_mass: float | None = None) -> str:
         """Why this pair is outside, "" where it is not: its words, or a label mass below `LOW_MASS`."""
         if unknown := self.unknown_words(row, fields):
-            shown = ", ".join(unknown[:SHOWN_WORDS]) + (", ..." if len(unknown) > SHOWN_WORDS else "")
+            # One "word" may be 20,000 letters of a query, and a reply names it once for each of 1,000 products.
+            shown = ", ".join(shorten(word, SHOWN_CHARS) for word in unknown[:SHOWN_WORDS])
+            shown += ", ..." if len(unknown) > SHOWN_WORDS else ""
             return f"unknown words: {shown}"
         return LOW_MASS_REASON if label_mass is not None and label_mass < LOW_MASS else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from taosr1.judge_model import JudgeModel
+from taosr1.sampling.label_probs import LabelProbs
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.grades import GRADES
@@ -59,6 +60,11 @@ def score_prompts(
     found = judge.engine.label_probabilities(
         judge.model, judge.tokenizer, prompts, max_tokens_per_batch=max_tokens_per_batch, progress=progress
     )
+    return scores_of(found, beta=beta, temperature=temperature)
+
+
+def scores_of(found: LabelProbs, *, beta: float, temperature: float) -> list[Score]:
+    """What label probabilities mean under a beta and a temperature, as `score_prompts` says."""
     grades = (found.probs.argmax(-1) + GRADES[0]).tolist()
     probs = found.probs if temperature == 1 else apply_temperature(found.probs, temperature)
     columns = (grades, cumulative_tier(probs, beta), probs.tolist(), found.label_mass.tolist())

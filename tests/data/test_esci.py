@@ -288,7 +288,7 @@ def test_a_product_that_is_there_twice_has_to_be_the_same(write_parquet, tmp_pat
 def test_without_pyarrow_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ModuleNotFoundError, match=r"reading data.parquet needs pyarrow: pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"data.parquet: reading it needs pyarrow: pip install"):
         read_judgements(tmp_path / "data.parquet")
 
 

@@ -116,7 +116,7 @@ def test_a_missing_package_is_one_line_with_the_command(tmp_path, monkeypatch, n
     path = tmp_path / name
     path.write_bytes(b"PAR1")
     monkeypatch.setattr(builtins, "__import__", without)
-    assert refusal(path) == f'reading {name} needs {package}: pip install "taosr1[data]"'
+    assert refusal(path) == f'{path}: reading it needs {package}: pip install -c constraints.txt -e ".[data]"'
 
 
 def test_parquet_rows_of_every_kind_are_read(tmp_path):

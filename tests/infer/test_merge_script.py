@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from infer.merge import main as merge
-from taosr1.model.io.folders import model_folder
+from taosr1.model.io.model_folder import model_folder
 from taosr1.serving.deployed import store_beta, stored_beta
 
 

@@ -12,7 +12,7 @@ import torch
 from taosr1.learning import checkpoint_weights
 from taosr1.learning.checkpoint_weights import read_weights, write_weights
 from taosr1.learning.optimizers import make_optimizers
-from taosr1.model.io.folders import model_folder
+from taosr1.model.io.model_folder import model_folder
 from taosr1.model.io.weights import load_pretrained
 from taosr1.runtime import checkpoint, files
 from taosr1.runtime.checkpoint import (

@@ -164,7 +164,8 @@ def test_check_collects_every_message_and_passes_where_none_holds():
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, FloatingPointError]
+    "error",
+    [ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, FloatingPointError, ModuleNotFoundError],
 )
 def test_wrong_input_ends_a_script_with_its_message_and_not_with_a_traceback(capsys, error):
     def main():
@@ -208,6 +209,8 @@ def test_ctrl_c_says_how_to_go_on_and_a_bug_keeps_its_traceback(capsys):
     assert caught.value.code == 130 and "the same command continues" in capsys.readouterr().err
     with pytest.raises(TypeError):
         run_main(bug)
+    with pytest.raises(ModuleNotFoundError):
+        run_main(lambda: importlib.import_module("no_such_package"))
 
 
 def test_progress_writes_plain_lines_where_nobody_watches(capsys):

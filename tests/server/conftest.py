@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -112,3 +113,76 @@ def start_server(tmp_path_factory) -> Iterator[Callable[..., RunningServer]]:
 def server(start_server) -> RunningServer:
     """The bundled student, served with default settings."""
     return start_server("--model", "bundled")
+
+
+CHROMIUM_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium_path() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A real Chromium, that of the system: playwright's own would be a download."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install .[dev])")
+    path = chromium_path()
+    if path is None:
+        pytest.skip(f"no browser found, expected one of {', '.join(BROWSERS)} (Debian: apt install chromium)")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        yield found
+        found.close()
+
+
+class OpenPage:
+    """A tab with the page of a server. `asked` are the addresses it requested, `said` what its console said."""
+
+    def __init__(self, browser, server: RunningServer, **settings) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        self.tab, self.server = self.context.new_page(), server
+        self.tab.set_default_timeout(10_000)
+        self.asked: list[str] = []
+        self.said: list[str] = []
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.on("console", lambda message: self.said.append(message.text))
+        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
+        self.tab.goto(server.url)
+        self.tab.wait_for_selector("#examples button")
+
+    def judge(self, query: str, products: str) -> None:
+        """Type both, press the button and wait for the reply."""
+        self.tab.fill("#query", query)
+        self.tab.fill("#products", products)
+        self.tab.click("#judge")
+        self.tab.wait_for_selector("#results:not([aria-busy]) #table:not([hidden])")
+
+    def texts(self, selector: str) -> list[str]:
+        return self.tab.locator(selector).all_inner_texts()
+
+    def check(self) -> None:
+        """Nothing was asked of another origin, and nothing went wrong but what the server refused."""
+        outside = [url for url in self.asked if not url.startswith((self.server.url + "/", "data:"))]
+        assert not outside
+        assert not [text for text in self.said if not text.startswith("Failed to load resource")]
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Callable[..., OpenPage]]:
+    """Opens the page of a server; every opened one is checked at the end."""
+    opened: list[OpenPage] = []
+
+    def start(server: RunningServer, **settings) -> OpenPage:
+        opened.append(OpenPage(browser, server, **settings))
+        return opened[-1]
+
+    yield start
+    for page in opened:
+        page.check()
+        page.context.close()

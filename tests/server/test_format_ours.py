@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from taosr1.judge import Judge
 from taosr1.server.errors import Refused
 from taosr1.server.formats import ours
 from taosr1.server.limits import Limits
@@ -93,7 +92,6 @@ def test_columns_become_the_text_that_a_data_file_gives(served):
         ({"products": ["a"] * 4, "explain": True}, 422, "has 4 products, expected at most 3 with 'explain': true"),
         ({"explain": "yes"}, 422, "field 'explain' is 'yes', expected true or false"),
         ({"explain": 1}, 422, "field 'explain' is 1, expected true or false"),
-        ({"rubric": "0" * 16}, 409, "field 'rubric' is '0000000000000000', but this judge has"),
         ({"rubric": 7}, 422, "field 'rubric' is 7, expected text"),
         ({"judge": "another"}, 422, "field 'judge' is 'another', expected 'compare'"),
         ({"judge": []}, 422, "field 'judge' is a list of 0, expected text"),
@@ -118,17 +116,11 @@ def test_a_missing_field_is_named(name, refusal):
     )  # fmt: skip
 
 
-def test_the_second_judge_is_asked_for_whatever_the_first_ones_rubric_is(served):
+def test_judge_and_rubric_are_handed_on(served):
     ask = ours.SCORE.read({**GOOD, "judge": "compare", "rubric": "1" * 16}, served, Limits())
     assert (ask.judge, ask.rubric) == ("compare", "1" * 16)
-    assert ours.SCORE.read({**GOOD, "rubric": served.rubric_sha}, served, Limits()).rubric == served.rubric_sha
-
-
-def test_a_judge_without_reasons_is_not_asked_for_them(served):
-    model = replace(served.judge.model, prompt=replace(served.judge.model.prompt, order="label"))
-    labels_only = replace(served, judge=Judge(model))
-    with pytest.raises(Refused, match="trained to answer with the grade alone"):
-        ours.SCORE.read({**GOOD, "explain": True}, labels_only, Limits())
+    ask = ours.SCORE.read({**GOOD, "judge": None, "rubric": None}, served, Limits())
+    assert (ask.judge, ask.rubric) == ("", "")
 
 
 def test_a_request_for_reasons_has_one_product(served):

@@ -1,4 +1,4 @@
-"""Paths of a model's files, and the folder that a `--model` argument stands for."""
+"""Paths of a model's files in its folder, and of a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,20 +10,11 @@ from typing import Any
 import safetensors
 
 from taosr1.model.tokenizer_files import TOKENIZER_FILES
-from taosr1.runtime.checkpoint import best_checkpoint
 from taosr1.runtime.files import MANIFEST_FILE, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-
-def model_folder(path: str | Path) -> str:
-    """What to load for `--model`: of a run folder its best checkpoint; any other path or a hub id unchanged.
-
-    Raises: as `runtime.checkpoint.best_checkpoint`.
-    """
-    return str(best_checkpoint(path) or path)
 
 
 def weights_fingerprint(source: str) -> str:
@@ -83,8 +74,10 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: set()}
     if not (folder / INDEX).is_file():
-        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         hint = f"; {', '.join(other)} cannot be read: convert to safetensors first" if other else ""
+        if packed := next(folder.glob("*.gguf"), None):
+            hint += f"; for the GGUF file give --model {packed}"
         raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}{hint}")
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):

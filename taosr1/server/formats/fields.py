@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from taosr1.data.columns import OTHER_NAMES
+from taosr1.data.columns import OTHER_NAMES, as_attributes
+from taosr1.data.esci import esci_row, is_esci
 from taosr1.data.flatten import is_blank, is_missing, to_text
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.jsonl import clean_text, clean_value
@@ -117,6 +118,8 @@ def product_of(query: str, value: Any, name: str, limits: Limits, *, cut: bool =
     Raises: Refused naming the place and the field.
     """
     columns = columns_of(value, name) if isinstance(value, dict) else {"title": value}
+    if isinstance(value, dict) and is_esci(value):
+        columns = {**columns, **_esci_columns(value, columns, name)}
     texts = {}
     for ours, found in columns.items():
         if isinstance(value, dict):
@@ -162,7 +165,20 @@ def columns_of(product: dict, name: str) -> dict[str, Any]:
     if not found:
         names = shorten(", ".join(map(repr, product)), 100) or "no fields"
         raise Refused(422, f"{name!r} has {names}, expected some of {', '.join(ITEM_FIELDS)}")
-    return {ours: product[key] for ours, key in found.items()}
+    return {ours: as_attributes(key, product[key]) for ours, key in found.items()}
+
+
+def _esci_columns(product: dict, columns: dict, name: str) -> dict[str, str]:
+    """ESCI's columns as its reader gives them: entities and tags made plain, colour and bullet points as attributes."""
+    known = {key: value for key, value in product.items() if key.startswith("product_")}
+    if "product_title" not in known:
+        return {}
+    try:
+        row = esci_row(clean_value(known))
+    except ValueError as problem:
+        raise Refused(422, f"{name!r}: {problem}") from None
+    found = {ours: row[ours] for ours in ("title", "brand", "description") if ours not in product}
+    return found | ({} if "attributes" in columns else {"attributes": row["attributes"]})
 
 
 def _spelling(name: str) -> str:

@@ -32,7 +32,7 @@ COMPARE = "compare"  # the second judge
 
 
 def read(body: Any, served: Served, limits: Limits) -> Ask:
-    """POST /score. served: the first judge."""
+    """POST /score. Whether `judge` is there and has this `rubric` is checked where it is chosen."""
     body = object_of(body, "query and products")
     refuse_unknown(body, ("query", "products", "explain", "rubric", "judge"))
     query = query_of(body, limits)
@@ -41,10 +41,7 @@ def read(body: Any, served: Served, limits: Limits) -> Ask:
     if explain and len(products) > limits.max_explained:
         limit = f"expected at most {limits.max_explained} with 'explain': true"
         raise Refused(422, f"field 'products' has {len(products)} products, {limit}: send several requests")
-    ask = Ask(products_of(query, products, "products", limits), explain=explain, **_judge(body))
-    if not ask.judge:
-        check_judge(ask, served)
-    return ask
+    return Ask(products_of(query, products, "products", limits), explain=explain, **_judge(body))
 
 
 def read_explain(body: Any, served: Served, limits: Limits) -> Ask:
@@ -57,10 +54,7 @@ def read_explain(body: Any, served: Served, limits: Limits) -> Ask:
     pair = product_of(query, body["product"], "product", limits)
     if pair is None:
         raise Refused(422, "field 'product' is empty, expected a title as text, or an object with a title")
-    ask = Ask([pair], explain=True, **_judge(body))
-    if not ask.judge:
-        check_judge(ask, served)
-    return ask
+    return Ask([pair], explain=True, **_judge(body))
 
 
 def _judge(body: dict) -> dict[str, str]:
@@ -68,17 +62,6 @@ def _judge(body: dict) -> dict[str, str]:
     if judge not in ("", COMPARE):
         raise Refused(422, f"field 'judge' is {judge[:60]!r}, expected {COMPARE!r} for the second judge, or none")
     return {"judge": judge, "rubric": word_of(body, "rubric")}
-
-
-def check_judge(ask: Ask, served: Served) -> None:
-    """Whether the judge that is asked can answer; of the second judge, whoever holds it checks.
-
-    Raises: Refused with 409 for another rubric than it has, 422 where it gives no reasons.
-    """
-    if ask.rubric not in ("", served.rubric_sha):
-        raise Refused(409, f"field 'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}")
-    if ask.explain and served.judge.order == "label":
-        raise Refused(422, "this judge was trained to answer with the grade alone: it gives no reasons")
 
 
 def reply(ask: Ask, answer: Answer) -> dict:

@@ -101,28 +101,34 @@ def error(refused: Refused) -> dict:
 
 def cut_to_tokens(pair: Judgement, served: Served, most: int) -> Judgement:
     """The pair with its product's shown fields cut to so many tokens in all, first fields first."""
-    model, left, texts = served.judge.model, most, {}
-    for name in model.prompt.fields:
-        # The prompt shows no more than max_chars of a field, so no more is tokenised.
-        text = getattr(pair, name).strip()[: model.prompt.max_chars]
-        texts[name] = first_tokens(model.tokenizer, text, left)
-        left -= len(model.tokenizer.encode_text(" " + texts[name])) if texts[name] else 0
-    return replace(pair, **texts)
+    model, left, cut = served.judge.model, most, {}
+    # The prompt shows no more than max_chars of a field, so no more is tokenised.
+    texts = {name: getattr(pair, name).strip()[: model.prompt.max_chars] for name in model.prompt.fields}
+    # A token has a byte or more, so most documents need not be tokenised to be found short enough.
+    if sum(len(text.encode()) + 1 for text in texts.values()) <= most:
+        return pair
+    for name, text in texts.items():
+        cut[name] = first_tokens(model.tokenizer, text, left)
+        left -= _tokens(model.tokenizer, cut[name])
+    return replace(pair, **cut)
 
 
 def first_tokens(tokenizer, text: str, most: int) -> str:
     """The longest beginning of a text that is at most so many tokens, in a prompt, where a space is before it."""
-    if most < 1:
-        return ""
-    ids = tokenizer.encode_text(" " + text)
-    if len(ids) <= most:
+    if _tokens(tokenizer, text) <= most:
         return text
-    # A beginning that ends inside a character is decoded with U+FFFD, and a shorter text may have other tokens.
-    for count in range(most, 0, -1):
-        cut = tokenizer.decode(ids[:count]).rstrip("\ufffd").strip()
-        if text.startswith(cut) and len(tokenizer.encode_text(" " + cut)) <= most:
-            return cut
-    return ""
+    fits, too_long = 0, len(text)  # characters; found by halving, as a longer beginning hardly ever has fewer tokens
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if _tokens(tokenizer, text[:middle]) <= most:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits].strip()
+
+
+def _tokens(tokenizer, text: str) -> int:
+    return len(tokenizer.encode_text(" " + text)) if text else 0
 
 
 def _refuse_what_would_be_wrong(body: dict) -> None:

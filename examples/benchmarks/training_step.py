@@ -29,7 +29,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -130,11 +130,8 @@ def measure(case: dict[str, str], config: Config) -> list[dict]:
     sides = {"ours": Ours(case, items, config), "transformers": Transformers(case, items, config)}
     print(f"{' '.join(case.values())}: {describe(items)}")
     apart = compare(*sides.values())
-    steps: dict[str, Callable[[], None]] = {
-        "ours": sides["ours"].step,
-        "ours, their batches": partial(sides["ours"].step, their_batches=True),
-        "transformers": sides["transformers"].step,
-    }
+    ours, theirs = sides["ours"].step, sides["transformers"].step
+    steps = dict(zip(SIDES, (ours, partial(ours, their_batches=True), theirs)))
     common.by_turns(steps, 1)
     rate, clock = partial(common.gemm_flops, torch.bfloat16, clock=CLOCKS[config.clock]), CLOCKS[config.clock]
     rate()
@@ -196,8 +193,7 @@ def examples_in(items: Sequence) -> list[Example]:
 
 def describe(items: Sequence) -> str:
     lengths = [len(item.beginning) for item in items]
-    mean = sum(lengths) / len(lengths)
-    tokens = f"{min(lengths)} to {max(lengths)} tokens, mean {mean:.0f}"
+    tokens = f"{min(lengths)} to {max(lengths)} tokens, mean {sum(lengths) / len(lengths):.0f}"
     return f"{len(items)} prompts of {tokens}; all share {common_tok(items)}"
 
 
@@ -266,7 +262,6 @@ class Transformers:
     def __init__(self, case: dict[str, str], items: Sequence, config: Config) -> None:
         import transformers
 
-        transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         lora = case["trains"] == "lora"
         dtype = torch.bfloat16 if lora else torch.float32

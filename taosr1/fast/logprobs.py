@@ -29,12 +29,12 @@ def completion_logp(
     check_inputs(ids, mask, temperature)
     if chunk_tok is not None and chunk_tok < 1:
         raise ValueError(f"chunk_tok must be at least 1 or None, got {chunk_tok}")
-    tree, vocab = make_tree(ids, mask, model.config), model.config.vocab_size
+    tree, base = make_tree(ids, mask, model.config), int(ids.max()) + 1
     hidden = model.hidden(tree.ids, positions=tree.positions, attend=tree, keep=tree.keep)[0]  # (M, C)
     # Each token after each beginning, once: (n,), and for each of the N masked tokens which of these it is.
-    pairs, pair_of = (tree.source * vocab + ids[mask]).unique(return_inverse=True)
-    hidden, tokens = hidden.index_select(0, pairs // vocab), pairs % vocab  # (n, C), (n,)
-    chunk_tok = chunk_tok or max(1, LOGITS_AT_ONCE // vocab)
+    pairs, pair_of = (tree.source * base + ids[mask]).unique(return_inverse=True)
+    hidden, tokens = hidden.index_select(0, pairs // base), pairs % base  # (n, C), (n,)
+    chunk_tok = chunk_tok or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     if len(tokens) <= chunk_tok:
         chunks = [_token_logp(model, hidden, tokens, temperature, with_entropy)]
     else:

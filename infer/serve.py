@@ -8,11 +8,11 @@
     TAOSR1_API_KEY=... python infer/serve.py --host 0.0.0.0               # for other machines, with a key
 
     curl localhost:8000/score -H 'Content-Type: application/json' \\
-        -d '{"query": "desk lamp", "products": ["LED desk lamp", "Steel mug"]}'
+        -d '{"query": "travel mug but not steel", "products": ["red wood travel mug", "steel travel mug"]}'
 
 The first line of the standard output says where it listens, once it is ready. Open that address for the page.
 POST /score, /explain (streamed), and the formats of other systems, which GET /info lists; GET /health is 200 when
-requests are answered, else 503; GET /metrics is for Prometheus. examples/guide/serving.md goes on from there.
+requests are answered, else 503; GET /metrics is for Prometheus. examples/guide/serving.md explains the replies.
 
 Who may ask: this machine alone, unless --host says otherwise; other machines need a key (--api-key, or better the
 environment variable TAOSR1_API_KEY, which no list of processes shows), or --insecure. Pages of other origins may not
@@ -23,8 +23,8 @@ large, 415 another content type, 422 what cannot be used, 429 the queue is full,
 stopping, out of time or too many connections. 429 and 503 come with Retry-After. Every bound is a flag below.
 
 Signals: SIGTERM or Ctrl-C answers what was accepted and ends with exit code 0, within --drain-s; a second one ends at
-once. SIGHUP loads --model again (or the best checkpoint of --watch); new weights that cannot be loaded or fail the
-self-test are said, and the old ones go on serving.
+once. SIGHUP loads --model again (or the best checkpoint of --watch). If the new weights cannot be loaded or fail the
+self-test, the log says why, and the old ones go on serving.
 
 The log on stderr has one line a request: time, id (X-Request-Id), method, path, status, products, tokens, ms. Texts of
 queries and products are in it with --log-text alone.
@@ -38,7 +38,9 @@ infer/score.py.
 from __future__ import annotations
 
 import os
+import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -49,7 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
-from taosr1.runtime.checkpoint import best_checkpoint
+from taosr1.runtime.checkpoint import best_checkpoint, checkpoints
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import verify
 from taosr1.runtime.signals import run_main
@@ -106,31 +108,37 @@ def best_of(run: str) -> str:
 
     Raises: FileNotFoundError and ValueError naming what is missing or damaged.
     """
-    try:
-        found = best_checkpoint(run)
-        if found is None:
-            raise FileNotFoundError(f"--watch {run}: not a run folder, expected one with checkpoints/")
-        verify(found)
-        return str(found)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(str(error).replace("--model", "--watch", 1)) from error
+    folder = Path(run) / "checkpoints"
+    if folder.is_dir() and not checkpoints(folder):
+        raise FileNotFoundError(f"--watch {run}: no complete checkpoint yet; start again when the run has saved one")
+    found = best_checkpoint(run)
+    if found is None:
+        raise FileNotFoundError(f"--watch {run}: not a run folder, expected one with checkpoints/")
+    verify(found)
+    return str(found)
 
 
-def load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
-    """The judge behind a --model, with warnings about it.
+def load_tested(config: Config, spec: str, flag: str = "--model") -> tuple[Served, list[str]]:
+    """The judge that a flag names (--model, --watch or --compare), with warnings about it.
 
-    Raises: FileNotFoundError and ValueError where it cannot be loaded, reasons first, or fails the self-test.
+    Raises: FileNotFoundError and ValueError, which name the flag, where the judge cannot be loaded, reasons before it
+        answers, or fails the self-test.
     """
+    try:
+        return _load_tested(config, best_of(spec) if flag == "--watch" else spec)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(re.sub("^--model", flag, str(error))) from error
+
+
+def _load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
     from taosr1.server.self_test import self_test
     from taosr1.server.served import Served
 
-    if config.watch and spec == config.watch:
-        spec = best_of(spec)
     name, model = open_judge(spec, orders=ANSWERS_FIRST, dtype=config.dtype, device=config.device)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot): each product would take a whole reply. Serve one "
-            "that answers first: made with train/label_pool.py, then train/sft.py --order post-cot; or --model bundled"
+            "that answers first: 'bundled', or one made with train/label_pool.py, then train/sft.py --order post-cot"
         )
     served = {"beta": config.beta, "temperature": chosen_temperature(name, config.temperature_scaling)}
     found = Served.of(Judge.serving(name, model, **served, max_tokens_per_batch=config.batch_tok))
@@ -160,10 +168,11 @@ def main(argv: list[str] | None = None) -> None:
 
     def announce(ready: Server) -> None:
         beside = f" beside {ready.compare.name}" if ready.compare else ""
-        print(f"{shown} serves {ready.served.name}{beside}", flush=True)
+        with suppress(OSError):  # nobody reads it
+            print(f"{shown} serves {ready.served.name}{beside}", flush=True)
 
-    load = partial(load_tested, config, config.watch or config.model)
-    load_second = partial(load_tested, config, config.compare) if config.compare else None
+    load = partial(load_tested, config, config.watch or config.model, "--watch" if config.watch else "--model")
+    load_second = partial(load_tested, config, config.compare, "--compare") if config.compare else None
     lifecycle.serve(server, Loads(load, load_second, config.watch, config.watch_s), listening, announce)
 
 

@@ -72,8 +72,9 @@ class Server:
         self.encoders, self.large_encoder = ThreadPoolExecutor(2, "encode"), ThreadPoolExecutor(1, "encode large")
         self.forms = {path: form for form in FORMATS for path in form.paths}
         self.pages = _page_files()
-        self.gets = {"/health": self.health, "/info": self.info, "/metrics": self.metrics_text}
-        self.gets |= {"/v1/models": self.models}
+        self.gets = {
+            "/health": self.health, "/info": self.info, "/metrics": self.metrics_text, "/v1/models": self.models
+        }  # fmt: skip
 
     # ---- Which way a request goes ------------------------------------------------------------------------------------
     async def respond(self, exchange: Exchange) -> Response:
@@ -113,7 +114,7 @@ class Server:
     # ---- Scoring -----------------------------------------------------------------------------------------------------
     async def answer(self, form: Format, exchange: Exchange) -> Response:
         body = await self._body(exchange)
-        with self._place():
+        with self._place(len(body)):
             ask, found = await self._in_time(self._score(form, exchange, body), exchange)
             begun = time.monotonic()
             reply = await self._for(len(found.scores) > LARGE_REPLY, lambda: _json(form.reply(ask, found)))
@@ -123,7 +124,7 @@ class Server:
     async def explain(self, exchange: Exchange) -> Response:
         """POST /explain: one product, whose explanation is streamed as it is decoded (`events.py`)."""
         body = await self._body(exchange)
-        with self._place():
+        with self._place(len(body)):
             told = await self._in_time(self._begin(exchange, body), exchange)
         return told.response(self.limits.request_timeout_s, self.hurry)
 
@@ -138,19 +139,25 @@ class Server:
         try:
             body = await within(self.bodies.read(exchange.headers, exchange.receive), timeout, self.hurry)
         except OutOfTime:
+            if self.hurry.is_set():
+                raise Refused(503, "the server is stopping, ask another one", retry_after_s=5) from None
             raise Refused(408, f"the body took longer than {timeout:g} s (--body-timeout-s)") from None
         self.metrics.part("read", time.monotonic() - begun)
         return body
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        """A place among those that are worked on. Raises: Refused with 429, before any work is done for the request."""
+    def _place(self, size: int) -> Iterator[None]:
+        """A place among those that are worked on, for a request whose body is so long.
+
+        Raises: Refused with 429, before any work is done for the request.
+        """
         if self.working >= self.limits.max_queue_requests:
             wait_s = self.queue.retry_after_s()
             raise Refused(429, "too many requests are waiting (--max-queue-requests)", retry_after_s=wait_s)
         self.working += 1
         try:
-            yield
+            with self.bodies.holding(size):
+                yield
         finally:
             self.working -= 1
 
@@ -199,12 +206,15 @@ class Server:
         ask = form.read(parse_json(body), served, self.limits)
         if ask.judge:
             if self.compare is None:
-                raise Refused(422, "field 'judge' asks for a second judge, which this server does not have (--compare)")
+                ways = "leave the field out, or start the server with --compare MODEL"
+                raise Refused(422, f"field 'judge' asks for a second judge, which this server does not have: {ways}")
             served = self.compare
         if ask.rubric not in ("", served.rubric_sha):
-            raise Refused(409, f"field 'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}")
+            ways = "leave the field out to take any"
+            raise Refused(409, f"'rubric' is {ask.rubric[:60]!r}, but this judge has {served.rubric_sha!r}: {ways}")
         if ask.explain and served.judge.order == "label":
-            raise Refused(422, "this judge was trained to answer with the grade alone: it gives no reasons")
+            ways = "ask POST /score without 'explain', or serve a judge with reasons (train/sft.py --order post-cot)"
+            raise Refused(422, f"this judge answers with the grade alone and gives no reasons: {ways}")
         prompts = [*ask.prompts] or served.judge.model.prompts([*ask.pairs])
         self.metrics.part("tokenise", time.monotonic() - begun)
         return ask, served, prompts

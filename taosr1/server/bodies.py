@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from taosr1.runtime.jsonl import clean_value
 from taosr1.server.errors import ClientLeft, Refused
 
-BODIES_AT_A_TIME = 64  # of the longest length: what all clients together may be sending
+BODIES_AT_A_TIME = 64  # of the longest length: what all clients together may be sending, or wait for an answer to
+SMALL = 64 << 10  # bytes of a body that is always read, or a few clients with large ones could shut all others out
 MAX_DIGITS = 100  # of a whole number; beyond 308 it would be no float
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -32,7 +34,7 @@ def check_content_type(headers: Mapping[str, str]) -> None:
 
 
 class Bodies:
-    """Reads bodies; knows how many bytes of bodies are held by all requests together."""
+    """Reads bodies; knows how many bytes of bodies are held by all requests together, until they are answered."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
@@ -61,11 +63,21 @@ class Bodies:
         finally:
             self.held -= size
 
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """While a body that was read is in memory."""
+        self.held += size
+        try:
+            yield
+        finally:
+            self.held -= size
+
     def _check(self, size: int) -> None:
         if size > self.most:
             raise Refused(413, f"the body is longer than {self.most:,} bytes: send fewer products, or --max-body-bytes")
-        if self.held > BODIES_AT_A_TIME * self.most:
-            raise Refused(503, "too many large bodies are being sent, try again", retry_after_s=1)
+        if size > SMALL and self.held > BODIES_AT_A_TIME * self.most:
+            what = "too many large bodies are being sent or answered"
+            raise Refused(503, f"{what}: try again, or send fewer products", retry_after_s=1)
 
 
 def parse_json(body: bytes) -> Any:

@@ -42,6 +42,7 @@ class Connection(H11Protocol):
         self.refused = False
         self.body_bytes = self.framing_bytes = 0  # of the body that is being read: its own, and those of its chunks
         self.timer: asyncio.TimerHandle | None = None  # of the headers, while they are awaited
+        self.unread: asyncio.TimerHandle | None = None  # of a reply, while the client has not read it
 
     # ---- uvicorn calls these -----------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,6 +58,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_timer()
+        self._was_read()
         if self.flow is not None:  # it was one of the open connections
             super().connection_lost(error)
             self.metrics.connections(len(self.connections))
@@ -75,7 +77,15 @@ class Connection(H11Protocol):
         with suppress(h11.LocalProtocolError):
             super().on_response_complete()
         if self.transport.get_write_buffer_size():
-            self.loop.call_later(self.limits.body_timeout_s, self._abort_unread)
+            self._wait_for_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._was_read()
 
     def timeout_keep_alive_handler(self) -> None:
         with suppress(h11.LocalProtocolError):
@@ -148,6 +158,15 @@ class Connection(H11Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()  # closing now would reset what the client has not read yet
         self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _wait_for_reader(self) -> None:
+        self._was_read()
+        self.unread = self.loop.call_later(self.limits.body_timeout_s, self._abort_unread)
+
+    def _was_read(self) -> None:
+        if self.unread is not None:
+            self.unread.cancel()
+            self.unread = None
 
     def _abort_unread(self) -> None:
         if self.transport.get_write_buffer_size():

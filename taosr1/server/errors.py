@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LEFT = 499  # what nginx writes into its log for a client that did not wait
+
 
 class Refused(Exception):
     """Raised wherever a request cannot be answered; `front.py` answers with it in the words of the request's format.

@@ -24,10 +24,9 @@ from starlette.responses import Response
 
 from taosr1.runtime.messages import visible
 from taosr1.server.connections import LINGER_S
-from taosr1.server.errors import ClientLeft, Refused
+from taosr1.server.errors import LEFT, ClientLeft, Refused
 from taosr1.server.security import PROTECTION
 
-LEFT = 499  # what nginx writes into its log for a client that did not wait
 _GIVEN_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 

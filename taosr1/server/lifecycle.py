@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +29,9 @@ RELOADS = getattr(signal, "SIGHUP", None)  # Windows has none
 # Shares of --drain-s: when requests that still wait get 503, and when the server ends whatever happens.
 HURRY_FRAC, END_FRAC = 0.7, 0.9
 BACKLOG = 4096  # connections that wait to be accepted; the system may allow fewer
+LATE_S = 2  # beyond --drain-s, after which something hangs
 CLOSING_S = 1  # for connections to take their last bytes
+OWN_ADDRESS = "expected one of its own, such as 127.0.0.1, or 0.0.0.0 for all of them"
 
 
 class Lifecycle(uvicorn.Server):
@@ -72,7 +76,8 @@ class Lifecycle(uvicorn.Server):
         await self.weights.watch()
 
     def _reload(self) -> None:
-        if self.inside.served is not None:
+        if self.inside.served is not None and not self.inside.draining:
+            self.tasks = [task for task in self.tasks if not task.done()]
             self.tasks.append(asyncio.get_running_loop().create_task(self.weights.exchange()))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -83,13 +88,17 @@ class Lifecycle(uvicorn.Server):
         inside.metrics.ready(None)
         for task in self.tasks:
             task.cancel()
-        while inside.active and loop.time() < begun + END_FRAC * drain_s:
+        while (inside.active or self._unread_bytes()) and loop.time() < begun + END_FRAC * drain_s:
             if loop.time() > begun + HURRY_FRAC * drain_s:
                 inside.hurry.set()
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(inside.queue.close(), max(0.1, begun + drain_s - loop.time()))
+
+    def _unread_bytes(self) -> int:
+        """Bytes of replies that clients have not read yet: they would be lost with the process."""
+        return sum(connection.transport.get_write_buffer_size() for connection in self.server_state.connections)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -104,11 +113,20 @@ class Lifecycle(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         name = "Ctrl-C" if sig == signal.SIGINT else signal.Signals(sig).name
         if self.should_exit:
+            _end_after(0.5, 128 + sig)
             say(f"a second signal ({name}): ended at once")
             os._exit(128 + sig)
+        _end_after(self.inside.limits.drain_s + LATE_S, 1)
         self.should_exit = self.inside.draining = True
         waiting, drain_s = counted(self.inside.active, "request"), self.inside.limits.drain_s
         say(f"stopping ({name}): {waiting} to be answered, at most {drain_s:g} s; a second signal ends at once")
+
+
+def _end_after(seconds: float, code: int) -> None:
+    """End the process even where its main thread hangs, as it does in a log whose reader stands still."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def serve(
@@ -139,10 +157,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except socket.gaierror as error:
-        raise OSError(f"--host {host}: {error.strerror.lower()}; expected an address of this machine") from error
+        raise OSError(f"--host {host}: {error.strerror.lower()}; {OWN_ADDRESS}") from error
     except PermissionError as error:
         raise OSError(f"--port {port}: ports below 1024 are for root, choose a higher one") from error
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(f"--host {host} is not an address of this machine: {OWN_ADDRESS}") from error
         way_out = "choose another --port, 0 takes any"
         raise OSError(f"--port {port} on {host} is not free ({os.strerror(error.errno)}): {way_out}") from error
 

@@ -15,9 +15,11 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
+from taosr1.server.errors import LEFT
 from taosr1.server.served import Served
 from taosr1.serving.outside import LOW_MASS_REASON
 from taosr1.serving.scorer import Score
@@ -26,6 +28,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 PARTS = ("read", "tokenise", "wait", "score", "explain", "write", "total")
 PRODUCTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+disable_created_metrics()  # a second series for each counter: when it began, which Prometheus sees for itself
 
 
 class Metrics:
@@ -75,7 +78,7 @@ class Metrics:
         """One request was answered, or left by its client. path: one of ours, or "other"."""
         self._requests.labels(path, str(status)).inc()
         self._parts.labels("total").observe(seconds)
-        if status >= 400:
+        if status >= 400 and status != LEFT:
             self.rejected(status)
 
     def rejected(self, status: int) -> None:

@@ -188,22 +188,31 @@ class ScoringQueue:
 
     # ---- The model's thread ------------------------------------------------------------------------------------------
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                idle = not self._waiting and not self._streams
-                while not self._waiting and not self._streams:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                if idle and not self._streams:
-                    self._wait_for_others()
-                budget = self._budget()
-                turns, computed = share_out(self._waiting, budget)
-                streams = list(self._streams)[: self.limits.max_streams]
-            if turns:
-                self._score(turns, computed, budget)
-            for stream in streams:
-                self._advance(stream)
+        while self._run_once():
+            pass
+
+    def _run_once(self) -> bool:
+        """Wait for work, then one micro-batch and a step of each stream. Returns: False once the queue is closed.
+
+        Its variables end with it: while the thread waits, nothing here keeps a judge that was exchanged, or the keys
+        and values of a stream that ended, in memory.
+        """
+        with self._changed:
+            idle = not self._waiting and not self._streams
+            while not self._waiting and not self._streams:
+                if self._closed:
+                    return False
+                self._changed.wait()
+            if idle and not self._streams:
+                self._wait_for_others()
+            budget = self._budget()
+            turns, computed = share_out(self._waiting, budget)
+            streams = list(self._streams)[: self.limits.max_streams]
+        if turns:
+            self._score(turns, computed, budget)
+        for stream in streams:
+            self._advance(stream)
+        return True
 
     def _wait_for_others(self) -> None:
         """Up to `max_wait_ms`, while requests are on their way that would fit into the micro-batch."""

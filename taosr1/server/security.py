@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from taosr1.server.errors import Refused
 
-_LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+_LOCAL_HOST = re.compile(r"(localhost\.?|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 _KEY = re.compile(r"[!-~]{8,}")
 # Of every reply. Nothing but the page's own files runs in the page, and no other page may frame it.

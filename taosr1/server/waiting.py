@@ -42,6 +42,8 @@ async def within(
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
+        # An error knows this frame, and a task its error: the circle would keep the request's texts in memory.
+        tasks.clear()
 
 
 async def _left(receive: Receive) -> None:

@@ -1,7 +1,7 @@
 """Which weights are served: loaded and tested in the background, then exchanged in one assignment.
 
-Requests go on with the judge they began with, and every reply names its judge (`model_sha`). A checkpoint that cannot
-be loaded, or fails the self-test, is said, and the judge before it stays.
+Requests go on with the judge they began with, and every reply names its judge (`model_sha`). If a checkpoint cannot be
+loaded or fails the self-test, the log says why, and the judge before it stays.
 """
 
 from __future__ import annotations
@@ -39,19 +39,24 @@ class Weights:
     def __init__(self, server: Server, loads: Loads) -> None:
         self.server, self.loads, self.watched = server, loads, loads.watched
         self.seen: object = None  # what was served last, or could not be
-        self.swapping = asyncio.Lock()
+        self.swapping, self.asked = asyncio.Lock(), False  # asked: an exchange waits for the one that is going on
+        self.beside: list[str] = []  # warnings about the judge of --compare
 
     async def first(self) -> None:
         """Load what is served to start with. Raises: whatever loading or the self-test raise."""
         self.seen = self._fingerprint()
         if self.loads.second is not None:
-            self.server.compare, warnings = await in_background(self.loads.second)
-            self._warn(warnings)
+            self.server.compare, self.beside = await in_background(self.loads.second)
+            self._warn(self.beside)
         self._serve(*await in_background(self.loads.load))
 
     async def exchange(self) -> None:
         """Load anew, and serve what was loaded; where that fails, say so and change nothing."""
+        if self.asked:
+            return  # the one that waits will load what is there then
+        self.asked = True
         async with self.swapping:
+            self.asked = False
             self.seen, server = self._fingerprint(), self.server
             try:
                 served, warnings = await in_background(self.loads.load)
@@ -72,13 +77,13 @@ class Weights:
 
     def _serve(self, served: Served, warnings: list[str]) -> None:
         self._warn(warnings)
+        self.server.warnings = self.beside + warnings
         self.server.served = served
         self.server.metrics.ready(served)
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             say(f"warning: {warning}")
-        self.server.warnings = warnings
 
     def _fingerprint(self) -> object:
         """Differs where the watched run has another best checkpoint, or other numbers beside it."""
@@ -88,5 +93,5 @@ class Weights:
             folder = Path(model_folder(self.watched))
             files = [folder / name for name in (MANIFEST_FILE, CALIBRATION_FILE, TIERING_FILE)]
             return str(folder), [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
-        except (OSError, ValueError) as error:
-            return str(error)  # tried once, so that it is said
+        except Exception as error:  # of whatever kind: the next look may find the run in order
+            return str(error)  # tried once, so that the log says it once

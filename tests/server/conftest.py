@@ -128,7 +128,7 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright's event loop counts as running until it ends: no test could start another
 def browser() -> Iterator:
     """A real Chromium, that of the system: playwright's own would be a download."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install .[dev])")

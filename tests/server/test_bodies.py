@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from taosr1.server.bodies import BODIES_AT_A_TIME, Bodies, parse_json
+from taosr1.server.bodies import BODIES_AT_A_TIME, SMALL, Bodies, parse_json
 from taosr1.server.errors import ClientLeft, Refused
 
 
 def test_all_bodies_together_are_bounded_and_what_was_held_is_given_back():
-    bodies = Bodies(1000)
+    bodies = Bodies(2 * SMALL)
 
     async def half_a_body() -> bytes:
-        sent = iter([b"x" * 1000])
+        sent = iter([b"x" * (2 * SMALL)])
 
         async def receive() -> dict:
             if (part := next(sent, None)) is None:
@@ -26,7 +26,7 @@ def test_all_bodies_together_are_bounded_and_what_was_held_is_given_back():
     async def run() -> list[object]:
         clients = [asyncio.ensure_future(half_a_body()) for _ in range(BODIES_AT_A_TIME + 5)]
         await asyncio.sleep(0.1)
-        assert bodies.held == 1000 * BODIES_AT_A_TIME
+        assert bodies.held == 2 * SMALL * BODIES_AT_A_TIME
         for client in clients:
             client.cancel()
         return await asyncio.gather(*clients, return_exceptions=True)

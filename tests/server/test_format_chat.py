@@ -221,7 +221,7 @@ def test_query_and_hits_are_told_apart_whatever_is_in_them(text, query, source, 
     ("body", "says"),
     [
         ([], "the body is a list of 0, expected an object with messages"),
-        ({}, "field 'messages' is null, expected a list of {role, content}"),
+        ({}, "field 'messages' is missing, expected a list of {role, content}"),
         ({"messages": ["hello"]}, "field 'messages' is a list of 1, expected a list of {role, content}"),
         ({"messages": []}, "field 'messages' has no message of the user: Quepid's judge"),
         ({"messages": [{"role": "system", "content": "x"}]}, "has no message of the user"),

@@ -94,6 +94,17 @@ def test_a_reply_is_not_many_times_as_long_as_its_request(query, server):
     assert len(json.dumps(reply)) < 200 * 1000
 
 
+def test_a_long_query_is_looked_at_once_and_not_for_each_of_a_thousand_products(served):
+    """24 kB took 2.2 s of processor time after scoring, and other requests waited meanwhile."""
+    words = " ".join("abc" + "".join(chr(97 + int(digit)) for digit in str(i)) for i in range(2400))
+    pairs = ours.SCORE.read({"query": words, "products": ["a"] * 1000}, served, Limits()).pairs
+    score = served.judge.score_prompts(served.judge.model.prompts(pairs[:1]))[0]
+    begun = time.thread_time()
+    found = served.judge.with_outside(pairs, [score] * len(pairs))
+    assert time.thread_time() - begun < 1 and len({one.outside for one in found}) == 1
+    assert found[0].outside.startswith("unknown words: abca, abcb, abcc, abcd, abce, ...")
+
+
 @pytest.mark.parametrize(
     "product",
     [{"title": "mug", "product_features": "colour : red|size:8"},

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from taosr1.judge_model import BUNDLED_FOLDERS, BUNDLED_STUDENT
 from taosr1.serving.tiering import cumulative_tier
 
+ROOT = Path(__file__).resolve().parents[2]
 QUERY = "hiking boots not leather"
 KEY = "a-secret-key-of-the-test"
 STRICT_BETA = 0.95
@@ -187,7 +192,7 @@ def test_a_request_that_cannot_be_used_is_said_in_the_servers_words(open_page, s
     page.tab.click("#judge")
     page.tab.wait_for_selector("#error:not([hidden])")
     words = server.ask("/score", {"query": "   ", "products": ["mug"]})[1]["error"]
-    assert page.tab.inner_text("#error-text") == f"{words} (status 422)"
+    assert page.tab.inner_text("#error-text") == f"{words[0].upper()}{words[1:]} (status 422)"
     assert page.tab.locator("#again").is_hidden() and page.tab.locator("#table").is_hidden()
     page.judge("mug", "mug")
     assert page.tab.locator("#error").is_hidden()
@@ -229,6 +234,46 @@ def test_a_server_that_was_stopped_is_said_and_one_press_asks_again(open_page, n
     page.tab.get_by_role("button", name="Try again").click()
     page.tab.wait_for_selector("#error:not([hidden])")
     assert len(page.asked) == asked + 1 and page.tab.locator("#error").is_visible()
+
+
+SLOW_LOAD = """
+import time
+from functools import partial
+from infer.serve import Config, load_tested
+from taosr1.server.app import Server
+from taosr1.server.lifecycle import listen, serve
+from taosr1.server.security import Access
+from taosr1.server.weights import Loads
+config, listening = Config(model="bundled"), listen("127.0.0.1", 0)
+print("http://127.0.0.1:%d" % listening.getsockname()[1], flush=True)
+def load():
+    time.sleep(4)
+    return load_tested(config, config.model)
+serve(lambda: Server(config, Access()), Loads(load), listening, print)
+"""
+
+
+def test_while_the_judge_is_loaded_the_page_waits_and_then_it_is_ready(open_page):
+    with subprocess.Popen([sys.executable, "-c", SLOW_LOAD], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
+        try:
+            page = open_page(SimpleNamespace(url=process.stdout.readline().strip()))
+            page.tab.locator("#summary", has_text="The judge is being loaded (status 503). Asking again in").wait_for()
+            page.tab.locator("#summary", has_text="Choose an example").wait_for()
+            assert page.tab.inner_text("#model-name") == BUNDLED_STUDENT
+        finally:
+            process.kill()
+
+
+def test_a_judge_without_reasons_says_so_and_where_to_get_one_with(open_page, start_server, tmp_path):
+    shutil.copytree(BUNDLED_FOLDERS[BUNDLED_STUDENT], tmp_path / "judge")
+    stored = json.loads((tmp_path / "judge/prompt.json").read_text())
+    (tmp_path / "judge/prompt.json").write_text(json.dumps({**stored, "order": "label"}))
+    page = open_page(start_server("--model", str(tmp_path / "judge")))
+    page.judge(QUERY, ONE)
+    page.tab.get_by_role("button", name="Reasons").click()
+    says = "This judge answers with the grade alone and gives no reasons: ask POST /score without 'explain', or serve"
+    page.tab.locator(".reasons .state", has_text=says).wait_for()
+    assert page.tab.locator(".steps").is_hidden() and page.tab.locator(".four").is_visible()
 
 
 # --- A key, and two judges --------------------------------------------------------------------------------------------
@@ -293,5 +338,3 @@ def test_a_snippet_is_copied_as_it_is_shown(open_page, server):
         page.tab.locator("#copied", has_text="Copied.").wait_for()
         copied = page.tab.evaluate("navigator.clipboard.readText()")
         assert copied == page.tab.locator("#snippet").text_content() and words in copied and QUERY in copied
-
-

@@ -66,7 +66,8 @@ def test_the_key_is_never_shown(guarded):
 
 @pytest.mark.parametrize(
     ("host", "allowed"),
-    [("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:1", True), ("127.8.8.8", True), ("[::1]:80", True),
+    [("localhost", True), ("LOCALHOST:8000", True), ("localhost.:8000", True), ("127.0.0.1:1", True),
+     ("127.8.8.8", True), ("[::1]:80", True),
      ("evil.example", False), ("localhost.evil.example", False), ("127.0.0.1.evil.example", False),
      ("192.168.1.7:8000", False), ("localhost:80:80", False), ("", True)],
 )  # fmt: skip
@@ -147,12 +148,14 @@ def test_with_log_text_the_texts_are_in_the_line_and_cannot_begin_one(guarded):
         (["--cors", "*"], "--cors is '*', expected one origin"),
         (["--cors", "https://shop.example/path"], "expected one origin"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
-        (["--host", "203.0.113.7"], "203.0.113.7"),
+        (["--host", "203.0.113.7"], "--host 203.0.113.7 is not an address of this machine"),
         (["--port", "70000"], "--port is 70000, expected 0 to 65535"),
         (["--max-connections", "0", "--drain-s", "0"], "--max-connections is 0, expected at least 1; --drain-s is 0"),
         (["--max-connections", "9999999"], "ulimit -n"),
         (["--model", "no/such/run/here"], "no/such/run/here"),
-        (["--model", "bundled-thinker"], "reasons before it answers (pre-cot)"),
+        (["--model", "bundled-thinker"], "--model bundled-thinker reasons before it answers (pre-cot)"),
+        (["--model", "bundled", "--compare", "bundled-thinker"], "--compare bundled-thinker reasons before it answers"),
+        (["--model", "bundled", "--compare", "runs/gone"], "--compare runs/gone: no such run here"),
         (["--model", "bundled", "--watch", "runs/x"], "--watch and --model are given"),
         (["--watch", "no/such/run"], "--watch no/such/run: not a run folder"),
         (["--beta", "2"], "--beta is 2.0"),

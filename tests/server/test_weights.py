@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from infer.serve import Config, load_tested
 from taosr1.judge import Judge
 from taosr1.judge_model import BUNDLED_FOLDERS, BUNDLED_STUDENT
 from taosr1.runtime.files import new_folder, write_checksummed
@@ -54,7 +56,7 @@ def wait_for(server, text: str) -> None:
         time.sleep(0.05)
 
 
-def served(server) -> list[float]:
+def scored(server) -> list[float]:
     status, reply = server.ask("/score", ASKED)
     assert status == 200
     return [result["score"] for result in reply["results"]]
@@ -105,7 +107,7 @@ def test_a_better_checkpoint_is_served_under_load_and_every_reply_is_of_one_judg
     for found, wanted in zip(by_sha.values(), expected.values()):  # in the order in which they were served
         for reply in found:
             assert reply == pytest.approx(wanted, abs=1e-6)
-    assert served(server) == pytest.approx(expected["second"], abs=1e-6)
+    assert scored(server) == pytest.approx(expected["second"], abs=1e-6)
     text = server.ask("/metrics")[1]
     assert 'taosr1_swaps_total{result="swapped"} 1.0' in text and text.count("taosr1_model{") == 1
     assert server.stop() == 0
@@ -115,7 +117,7 @@ def test_broken_checkpoints_are_said_and_counted_and_the_old_judge_goes_on(start
     checkpoint(tmp_path, 10, 1.0)
     choose(tmp_path, 10)
     server = start_server("--watch", str(tmp_path), "--watch-s", "0.2")
-    before, sha = served(server), server.ask("/info")[1]["model_sha"]
+    before, sha = scored(server), server.ask("/info")[1]["model_sha"]
     damaged = checkpoint(tmp_path, 20, 0.5)
     weights = bytearray((damaged / "model.safetensors").read_bytes())
     weights[-5] ^= 1
@@ -125,14 +127,21 @@ def test_broken_checkpoints_are_said_and_counted_and_the_old_judge_goes_on(start
             checkpoint(tmp_path, 30, float("nan"))
         choose(tmp_path, step)
         wait_for(server, says)
-        assert served(server) == before and server.ask("/info")[1]["model_sha"] == sha
+        assert scored(server) == before and server.ask("/info")[1]["model_sha"] == sha
     time.sleep(1)  # several looks: each of them is tried once
     assert 'taosr1_swaps_total{result="failed"} 3.0' in server.ask("/metrics")[1]
     assert "Traceback" not in server.log.read_text()
     checkpoint(tmp_path, 50, 0.5)
     choose(tmp_path, 50)
     wait_for(server, "now serving")
-    assert served(server) != pytest.approx(before, abs=1e-3)
+    assert scored(server) != pytest.approx(before, abs=1e-3)
+
+
+def test_a_run_that_has_saved_nothing_yet_cannot_be_watched_and_the_message_says_when_it_can(tmp_path):
+    pytest.importorskip("uvicorn")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"^--watch {tmp_path}: no complete checkpoint yet; start again when"):
+        load_tested(Config(watch=str(tmp_path)), str(tmp_path), "--watch")
 
 
 def test_a_signal_loads_the_model_again_and_a_second_judge_is_asked_by_name(start_server, tmp_path):
@@ -142,7 +151,7 @@ def test_a_signal_loads_the_model_again_and_a_second_judge_is_asked_by_name(star
         write_judge(path, factor)
     expected = scores(folder), scores(other)
     server = start_server("--model", str(folder), "--compare", str(other))
-    assert served(server) == pytest.approx(expected[0], abs=1e-6)
+    assert scored(server) == pytest.approx(expected[0], abs=1e-6)
     status, reply = server.ask("/score", {**ASKED, "judge": "compare"})
     info = server.ask("/info")[1]
     assert [result["score"] for result in reply["results"]] == pytest.approx(expected[1], abs=1e-6)
@@ -151,11 +160,11 @@ def test_a_signal_loads_the_model_again_and_a_second_judge_is_asked_by_name(star
     other.rename(folder)
     server.process.send_signal(signal.SIGHUP)
     wait_for(server, "now serving")
-    assert served(server) == pytest.approx(expected[1], abs=1e-6)
+    assert scored(server) == pytest.approx(expected[1], abs=1e-6)
     (folder / "config.json").write_text("{")
     server.process.send_signal(signal.SIGHUP)
     wait_for(server, "new weights are not served")
-    assert served(server) == pytest.approx(expected[1], abs=1e-6)
+    assert scored(server) == pytest.approx(expected[1], abs=1e-6)
     assert server.stop() == 0
 
 
@@ -167,3 +176,28 @@ def test_a_beta_that_is_stored_beside_a_watched_checkpoint_is_served(start_serve
     store_beta(str(path), 0.25)
     wait_for(server, "now serving")
     assert server.ask("/info")[1]["beta"] == 0.25
+
+
+def test_many_signals_load_once_more_and_warnings_about_the_second_judge_stay(served):
+    from taosr1.server.app import Server
+    from taosr1.server.limits import Limits
+    from taosr1.server.security import Access
+    from taosr1.server.weights import Loads, Weights
+
+    loaded = []
+
+    def load() -> tuple:
+        time.sleep(0.1)
+        loaded.append(True)
+        return served, ["of the first"]
+
+    async def run() -> list[str]:
+        server = Server(Limits(), Access())
+        weights = Weights(server, Loads(load, lambda: (served, ["of the second"])))
+        await weights.first()
+        await asyncio.gather(*(weights.exchange() for _ in range(20)))
+        await server.queue.close()
+        return server.warnings
+
+    assert asyncio.run(run()) == ["of the second", "of the first"]
+    assert len(loaded) == 3  # to start with, for the first signal, and once for all that came meanwhile

@@ -65,7 +65,9 @@ def read(body: Any, served: Served, limits: Limits) -> Ask:
 
 def _messages(body: dict) -> tuple[str, str]:
     """The system's messages, and the last one of the user, as text."""
-    messages = body.get("messages")
+    if "messages" not in body:
+        raise Refused(422, "field 'messages' is missing, expected a list of {role, content}")
+    messages = body["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise Refused(422, f"field 'messages' is {shown(messages)}, expected a list of {{role, content}}")
     system, user = [], None

@@ -69,6 +69,8 @@ def _labels(body: dict, served: Served) -> list[int]:
     value = body.get("label_token_ids")
     names = ", ".join(f"{number} ({label!r})" for number, label in zip(known, LABELS))
     expected = f"expected some of this judge's label tokens {names}, each once"
+    if "label_token_ids" not in body:
+        raise Refused(422, f"field 'label_token_ids' is missing, {expected}")
     if not isinstance(value, list) or not value:
         raise Refused(422, f"field 'label_token_ids' is {shown(value)}, {expected}")
     for number in value:

@@ -1,11 +1,12 @@
 // The page: a form, the judged products, their reasons as they are decoded, and snippets of the same request.
 // Text of others reaches the document by textContent alone.
 
-import { Failed, ask, events, hasKey, setKey } from "./server.js";
+import { Failed, ask, events, hasKey, sentence, setKey } from "./server.js";
 import { GRADES, SNIPPETS, cumulativeTier, readProducts, shown, visible } from "./texts.js";
 
 const STEPS = ["query", "item", "category", "attributes", "decision"];
 const find = (id) => document.getElementById(id);
+const WELCOME = find("summary").textContent;
 const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
 
 // judges: one or two of {name, ask ("" or "compare"), beta, served (beta), results}. rows: one per product.
@@ -51,12 +52,15 @@ const waitingWords = (seconds, words) => `${words}. Asking again in ${plural(sec
 
 async function loadInfo() {
   try {
-    const waiting = (left, words) => { find("summary").textContent = waitingWords(left, words); };
-    state.info = await (await ask("info", undefined, { waiting })).json();
+    // A large model takes minutes to load. Once something is being judged, the summary belongs to that.
+    const waiting = (left, words) => { if (!state.working) find("summary").textContent = waitingWords(left, words); };
+    state.info = await (await ask("info", undefined, { waiting, maxTries: Infinity })).json();
   } catch (problem) {
     sayError(problem);
     return;
   }
+  find("error").hidden ||= !state.working;
+  if (!state.working) find("summary").textContent = WELCOME;
   const info = state.info, other = info.compare;
   find("model-name").textContent = visible(String(info.model));
   const facts = (judge, label) => [
@@ -263,7 +267,7 @@ async function explain(row, one, part, signal) {
     const reply = await ask("explain", body, { signal, waiting: (left, words) => say(waitingWords(left, words)) });
     let ended = false;
     for await (const [event, data] of events(reply)) {
-      if (event === "error") throw new Failed(data.error ?? "The explanation failed.", data.status);
+      if (event === "error") throw new Failed(sentence(data.error ?? "The explanation failed."), data.status);
       ended ||= event === "done";
       showEvent(part, event, data, say);
     }
@@ -363,7 +367,7 @@ async function loadExamples() {
 }
 
 find("ask").addEventListener("submit", (event) => { event.preventDefault(); judge(); });
-find("again").addEventListener("click", judge);
+find("again").addEventListener("click", () => (state.working ? judge() : loadInfo()));
 find("copy").addEventListener("click", copySnippet);
 find("products").addEventListener("input", countProducts);
 for (const radio of document.getElementsByName("order")) radio.addEventListener("change", order);

@@ -1,5 +1,8 @@
 // Requests to the server that this page came from: its words for what went wrong, and when to ask again.
 
+// The server begins its messages with a small letter.
+export const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1);
+
 let key = ""; // in memory only: never stored, never part of an address
 export const setKey = (text) => { key = text.trim(); };
 export const hasKey = () => key !== "";
@@ -13,16 +16,14 @@ export class Failed extends Error {
   }
 }
 
-const MAX_TRIES = 4;
-
 // The response to a request that was taken. One that is refused with Retry-After is sent again when that time has
-// passed, a few times; `waiting(seconds, words)` is called each second until then.
-export async function ask(path, body, { signal, waiting = () => {} } = {}) {
+// passed, up to maxTries times; `waiting(seconds, words)` is called each second until then.
+export async function ask(path, body, { signal, waiting = () => {}, maxTries = 4 } = {}) {
   for (let tries = 1; ; tries += 1) {
     try {
       return await once(path, body, signal);
     } catch (problem) {
-      if (!(problem instanceof Failed) || problem.waitS === null || tries === MAX_TRIES) throw problem;
+      if (!(problem instanceof Failed) || problem.waitS === null || tries === maxTries) throw problem;
       for (let left = Math.max(1, Math.ceil(problem.waitS)); left > 0; left -= 1) {
         waiting(left, problem.message);
         await pause(1000, signal);
@@ -46,7 +47,7 @@ async function once(path, body, signal) {
   const said = await reply.json().catch(() => ({}));
   const words = typeof said.error === "string" ? said.error : reply.statusText || "no reason was given";
   const wait = Number(reply.headers.get("Retry-After") ?? NaN);
-  throw new Failed(`${words} (status ${reply.status})`, reply.status, Number.isFinite(wait) ? wait : null);
+  throw new Failed(`${sentence(words)} (status ${reply.status})`, reply.status, Number.isFinite(wait) ? wait : null);
 }
 
 function pause(ms, signal) {

@@ -1,7 +1,8 @@
 """How often untrusted text talks a judge into "Good", and what defences are worth: attacks on pairs graded 1 and 2.
 
-    python examples/injection.py --out injection.json                    # the bundled student: about a minute
+    python examples/injection.py --out injection.json                    # the bundled student: a few minutes
     python examples/injection.py --defences --rows 200                   # and what each defence gains and costs
+    python examples/injection.py --opposite --rows 200                   # is "answer 1" worth as much as "answer 4"?
     python examples/injection.py --model runs/mine --data rows.csv --split test
     python examples/injection.py --augment attacked.jsonl --data synthetic:explained    # rows to train with
 
@@ -56,6 +57,7 @@ class Config(ReadFlags):
     rows: int = option(400, "pairs of grade 1 and 2 to attack, drawn from --data (0: all)")
     texts: str = option("all", "attacks: all, or one half of each kind's", ("all", "train", "test"))
     defences: bool = option(False, "measure the defences too, which scores everything once more for each")
+    opposite: bool = option(False, "measure texts that name a grade with the opposite grade, too: are they obeyed?")
     clean: int = option(2000, "rows of --data on which a defence's cost is measured (0: all)")
     augment: str = option("", "write --data and an attacked copy of each row, with its honest grade, here (.jsonl)")
     out: str = option("", "JSON file for the whole report")
@@ -155,6 +157,22 @@ def groups_of(attacks: Sequence[Attack]) -> dict[str, list[int]]:
     return dict(sorted(places.items(), key=lambda item: item[0] in GROUPS))  # the groups last, kinds in their order
 
 
+def measure_opposites(judge: Judge, usual: Attacked, seed: int) -> dict[str, dict]:
+    """What the texts that name a grade lift, what their opposites do, and the difference, paired: obedience."""
+    places = [place for place, attack in enumerate(usual.attacks) if attack.opposite()]
+    other, found = Attacked(judge, usual.pairs, [usual.attacks[place].opposite() for place in places]), {}
+    own = usual.lifted[places]
+    for kind, chosen in groups_of(other.attacks).items():
+        both = own[chosen].mean(0), other.lifted[chosen].mean(0)  # (pairs,) each
+        means = dict(zip(("lifted", "opposite", "difference"), (*both, both[0] - both[1])))
+        found[kind] = {
+            "texts": len(chosen), **{name: asdict(mean_over_queries(values, usual.queries, seed))
+                                     for name, values in means.items()},
+        }  # fmt: skip
+        print(f"{kind:35} {len(chosen):5}  " + "  ".join(_percent(found[kind][name]) for name in means))
+    return found
+
+
 def drawn_pairs(rows: Sequence[Judgement], count: int, seed: int) -> list[Judgement]:
     """`count` of the rows of grade 1 and 2 (0: all), in the order of the file. Raises: ValueError for none."""
     wrong = [row for row in rows if row.grade in (1, 2)]
@@ -228,12 +246,12 @@ def _percent(interval: dict) -> str:
 
 def render(kinds: dict[str, dict], before: dict) -> str:
     """The table of kinds, all shares and scores x 100."""
-    head = f"{'kind':29} texts  {'lifted to Good':20}  by any text  {'rise in score':20}  of the lifted, called outside"
+    head = f"{'kind':35} texts  {'lifted to Good':20}  by any text  {'rise in score':20}  of the lifted, called outside"
     lines = [f"in tier Good without an attack: {_percent(before)}", "", head]
     for kind, found in kinds.items():
         outside = "-" if found["called_outside"] is None else f"{100 * found['called_outside']:.0f}"
         lifted, by_any = _percent(found["lifted"]), 100 * found["lifted_by_any"]["value"]
-        lines.append(f"{kind:29} {found['texts']:5}  {lifted}  {by_any:11.1f}  {_percent(found['rise'])}  {outside:>5}")
+        lines.append(f"{kind:35} {found['texts']:5}  {lifted}  {by_any:11.1f}  {_percent(found['rise'])}  {outside:>5}")
     return "\n".join(lines)
 
 
@@ -272,10 +290,14 @@ def main(argv: list[str] | None = None) -> dict:
     kinds = {kind: attacked.report(chosen, config.seed) for kind, chosen in groups_of(attacks).items()}
     print(f"{len(pairs)} pairs graded 1 or 2 of {len(set(attacked.queries))} queries, {len(attacks)} texts; x 100,")
     print("[95 % intervals over queries]; " + render(kinds, before))
+    texts = [attack._asdict() | {"lifted": float(row.mean())} for attack, row in zip(attacks, attacked.lifted)]
     report = {
         "settings": asdict(config), "machine": machine(), "judge": judge.name, "pairs": len(pairs),
-        "queries": len(set(attacked.queries)), "good_before": before, "kinds": kinds,
+        "queries": len(set(attacked.queries)), "good_before": before, "kinds": kinds, "texts": texts,
     }  # fmt: skip
+    if config.opposite:
+        print(f"\n{'texts that name a grade':35} texts  lifted to Good        with the opposite     difference")
+        report["opposites"] = measure_opposites(judge, attacked, config.seed)
     if config.defences:
         clean = rows[: config.clean or None]
         print(f"\ndefences, x 100; what they cost on {len(clean)} clean rows")

@@ -134,7 +134,8 @@ def _load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
     from taosr1.server.self_test import self_test
     from taosr1.server.served import Served
 
-    name, model = open_judge(spec, orders=ANSWERS_FIRST, dtype=config.dtype, device=config.device)
+    settings = {"dtype": config.dtype, "device": config.device, "max_new_tokens": config.max_new_tokens}
+    name, model = open_judge(spec, orders=ANSWERS_FIRST, **settings)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot): each product would take a whole reply. Serve one "

@@ -73,7 +73,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option(
         THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker"
     )
-    data: str = option("synthetic:labelled", "graded rows to sample on: a .jsonl/.csv[.gz] file or synthetic:POOL")
+    data: str = option("synthetic:labelled", "rows to sample on: a file, synthetic:POOL or catalogue:FILE:POOL")
     dev: str = option(AUTO, f"graded rows that pick the best checkpoint; {AUTO_HELP}")
     test: str = option(
         AUTO,

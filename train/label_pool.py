@@ -60,7 +60,7 @@ class Config(OutFlags, ReadFlags):
     model: str = option(
         "runs/thinker-grpo", "folder of the judge that grades; where the default is missing, the bundled thinker"
     )
-    data: str = option("synthetic:unlabelled", "rows to grade: a .jsonl/.csv[.gz] file or synthetic:POOL")
+    data: str = option("synthetic:unlabelled", "rows to grade: a file, synthetic:POOL or catalogue:FILE:POOL")
     out: str = option("runs/pool.jsonl", "graded rows")
     keep_frac: float = option(1.0, "keep this share of the rows, the most confident ones")
     only_right: bool = option(False, "the rows have a grade: keep only replies that give it")

@@ -61,7 +61,7 @@ class Config(OutFlags, ReadFlags):
         "runs/post-sft", "folder of the model that is to improve; where the default is missing, the bundled student"
     )
     data: str = option(
-        "synthetic:reasoned,synthetic:labelled", "graded rows to sample on: files or synthetic:POOL, comma-separated"
+        "synthetic:reasoned,synthetic:labelled", "rows to sample on: files, synthetic:POOL or catalogue:FILE:POOL"
     )
     out: str = option("runs/post-pairs.jsonl", "preference pairs")
     prompts: int = option(2400, "rows sampled, drawn by --grade-power (0: every row once)")

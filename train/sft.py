@@ -46,7 +46,7 @@ from taosr1.task.prompt import ORDERS
 @dataclass(frozen=True)
 class Config(ReadFlags, MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run, a Hugging Face folder, a GGUF file or a hub id")
-    data: str = option("synthetic:reasoned", "graded rows to learn: a .jsonl/.csv[.gz] file or synthetic:POOL")
+    data: str = option("synthetic:reasoned", "graded rows to learn: a file, synthetic:POOL or catalogue:FILE:POOL")
     dev: str = option(AUTO, f"graded rows that pick the best checkpoint; {AUTO_HELP}")
     out: str = option("runs/thinker-sft", "run folder")
     order: str = option(

@@ -1,8 +1,13 @@
-"""Exports prompts to an outside LLM that explains graded rows, and imports its replies as chains of thought.
+"""Writes chains of thought for graded rows: by the bundled evidence teacher, or by an outside LLM.
+
+    python train/teacher.py evidence --data graded.jsonl --out reasoned.jsonl
 
     python train/teacher.py export --data graded.jsonl --out prompts.jsonl
     (send each line's "messages" to an LLM, write {"id": ..., "reply": ...} lines to replies.jsonl)
     python train/teacher.py import --data graded.jsonl --replies replies.jsonl --out reasoned.jsonl
+
+The bundled teacher needs no service, and finds no more than the words of query and product that its tables know; an
+LLM's reasons are better ones.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from taosr1.runtime.cli import Parser, add_flags
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.out_paths import check_out
 from taosr1.runtime.outputs import refuse_overwriting
+from taosr1.task.evidence import Vocabulary, explain
 from taosr1.task.rules import Rule, load_rules
 from taosr1.task.teacher import read_reply, teacher_messages
 
@@ -147,14 +153,37 @@ def _id_and_text(line: dict) -> tuple[str, str]:
     return name, text
 
 
+def explain_rows(
+    rows: Sequence[Judgement], rules: Sequence[Rule], *, drop_disputed: bool = False
+) -> tuple[list[Judgement], int]:
+    """Add the evidence teacher's chain of thought to every row that has a grade.
+
+    Returns: (the rows; how many are disputed: the rule book makes another grade of the steps than people gave).
+    Raises: ValueError if no row has a grade.
+    """
+    graded = [row for row in rows if row.grade is not None]
+    if not graded:
+        raise ValueError("no row has a grade: there is nothing for a teacher to explain")
+    vocabulary = Vocabulary.of(rows)
+    explained = [(row, explain(row, vocabulary, rules)) for row in graded]
+    disputed = sum(not found.agrees(row.grade) for row, found in explained)
+    kept = (pair for pair in explained if not drop_disputed or pair[1].agrees(pair[0].grade))
+    return [replace(row, cot=found.cot) for row, found in kept], disputed
+
+
 # --- Command line -----------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python train/teacher.py",
-        description="Let any outside LLM explain your graded rows: export prompts, send them, import the replies.",
-        epilog="The rows that `import` writes have a 'cot' column: train on them with python train/sft.py --data.",
+        description="Explain your graded rows: by the bundled evidence teacher, or by any outside LLM (export prompts, "
+        "send them, import the replies).",
+        epilog="The rows that `evidence` and `import` write have a 'cot' column: train on them with python "
+        "train/sft.py --data.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    evidence = commands.add_parser("evidence", help="explain the rows by the words they have, without any service")
+    dropped = "leave rows out whose steps lead to another grade than people gave (their steps say so)"
+    evidence.add_argument("--drop-disputed", action="store_true", help=dropped)
     export = commands.add_parser("export", help="write one chat prompt per graded row")
     export.add_argument("--k", type=int, default=8, help="rules of the rule book shown with each row (default: 8)")
     export.add_argument("--skip-ungraded", action="store_true", help="leave rows without a grade out, do not stop")
@@ -162,14 +191,22 @@ def _parser() -> argparse.ArgumentParser:
     importing = commands.add_parser("import", help="attach the replies to their rows")
     replies = 'JSONL of {"id": ..., "reply": ...}, or OpenAI batch output'
     importing.add_argument("--replies", required=True, help=replies)
-    data = "graded rows: JSONL, CSV or parquet, ours or ESCI's; the same for both commands"
-    for command in (export, importing):
+    data = "graded rows: JSONL, CSV or parquet, ours or ESCI's; the same for `export` and `import`"
+    for command in (evidence, export, importing):
         command.add_argument("--data", required=True, help=data)
         command.add_argument("--out", required=True, help="file to write (.jsonl or .jsonl.gz)")
         command.add_argument("--overwrite", action="store_true", help="replace --out where it exists already")
         command.add_argument("--rules", help="rule book (default: the bundled rules.jsonl)")
         add_flags(command, ReadFlags)
     return parser
+
+
+def _of_evidence(rows: int, explained: int, disputed: int, dropped: bool) -> str:
+    graded = explained + disputed * dropped
+    said = f"{graded} rows explained" if graded == rows else f"{graded} of {rows} rows have a grade, and were explained"
+    said += f"; the steps of {disputed} ({100 * disputed / graded:.1f} %) lead to another grade than people gave: "
+    hint = "kept, and said in their Attributes step (--drop-disputed leaves them out)"
+    return said + ("left out" if dropped else hint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,7 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = vars(args).keys() & {field.name for field in fields(ReadFlags)}
         read = ReadFlags(**{name: getattr(args, name) for name in given})
         rows = read_judgements(args.data, read)
-        if args.command == "export":
+        if args.command == "evidence":
+            explained, disputed = explain_rows(rows, rules, drop_disputed=args.drop_disputed)
+            print(_of_evidence(len(rows), len(explained), disputed, args.drop_disputed))
+            if not explained:
+                raise ValueError(f"the steps of no row lead to its grade, so {args.out} was not written")
+            print(f"{write_judgements(args.out, explained)} rows with a chain of thought -> {args.out}")
+        elif args.command == "export":
             settings = {"skip_ungraded": args.skip_ungraded, "openai_model": args.openai_batch}
             count = export_prompts(rows, rules, args.k, args.out, **settings)
             print(f"{count} prompts -> {args.out}")

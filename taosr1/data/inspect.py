@@ -42,7 +42,7 @@ SHOWN_NAMES = 20
 
 @dataclass(frozen=True)
 class Config(ReadFlags):
-    data: str = option("", "file to look at, several separated by commas, or synthetic:POOL", positional=True)
+    data: str = option("", "file to look at, several separated by commas, or a pool", positional=True)
     other: str = option("", "another file, whose queries and pairs should not be in this one")
     model: str = option(STUDENT, "the judge whose prompt and tokens are shown: a run folder or Hugging Face folder")
     split: str = option("", "look only at the rows whose 'split' column says this")

@@ -1,20 +1,24 @@
-"""`--data`: a file of judgements, or a pool of the synthetic shop ("synthetic:labelled")."""
+"""`--data`: a file of judgements, or a pool: of the synthetic shop ("synthetic:labelled") or of one's own catalogue."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
+from taosr1.data.catalogue import read_catalogue_pool
 from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.judgements import judgement_to_dict, read_judgements, read_parsed
 from taosr1.data.queries import say_between_files
 from taosr1.data.rows import split_spec
+from taosr1.data.varied import VARIED, with_variants
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
 T = TypeVar("T")
 SYNTHETIC = "synthetic:"
+CATALOGUE = "catalogue:"  # a world made from a file of products: "catalogue:products.jsonl:labelled"
 OLD_SPELLING = "world:"  # until version 0.1; commands and stored settings of that time keep working
+_SHOP = (SYNTHETIC[:-1], OLD_SPELLING[:-1])
 
 
 def load_rows(
@@ -23,7 +27,9 @@ def load_rows(
 ) -> list[Judgement]:  # fmt: skip
     """The judgements of `--data`: one source, or several separated by commas. `limit` > 0 keeps the first rows.
 
-    A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size.
+    A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size, and
+    "catalogue:products.jsonl:labelled*500" does so in a world that is made from this file of products.
+    "varied:rows.jsonl" is a file with variants of its rows (`taosr1/data/varied.py`).
     `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
     stand beside its own grades, and a query_id that means another query in another file is said. `needs` are
     `need_grade`, `need_gold` and `need_cot` of `read_judgements`. `flag` is the option that errors name.
@@ -34,10 +40,12 @@ def load_rows(
         raise ValueError(f"{spec}: {limit} rows asked for, expected 0 (all) or more")
 
     def from_files(part: str) -> list[Judgement]:
+        if part.startswith(VARIED):
+            return _load_varied(part, read, seed=seed, split=split, flag=flag, **needs)
         return read_judgements(part, read, split=split, flag=flag, **needs)
 
     def from_pool(name: str) -> list[Judgement]:
-        return _load_pool(name, seed=seed, **needs)
+        return _load_pool(name, read, seed=seed, **needs)
 
     rows = _from_sources(spec, from_files, from_pool, split, flag)
     say_between_files(rows)
@@ -55,7 +63,7 @@ def load_pairs(
         return [(row, judgement) for judgement, row in read_parsed(part, lambda raw, _: raw, read, **limits, **needs)]
 
     def from_pool(name: str) -> list[tuple[dict, Judgement]]:
-        return [(judgement_to_dict(row), row) for row in _load_pool(name, seed=seed, **needs)]
+        return [(judgement_to_dict(row), row) for row in _load_pool(name, read, seed=seed, **needs)]
 
     return _from_sources(spec, from_files, from_pool, split, flag)[: limit or None]
 
@@ -68,11 +76,11 @@ def _from_sources(
     Raises: ValueError for a split of pools alone.
     """
     parts = split_spec(spec)
-    if not any(map(is_pool, parts)):
+    if not any(map(is_made, parts)) and not any(part.startswith(VARIED) for part in parts):
         return from_files(spec)
-    if split and all(map(is_pool, parts)):
-        raise ValueError(f"{flag} {spec}: the embedded shop has no splits, so none is {split!r}: leave it out")
-    return [row for part in parts for row in (from_pool(part.partition(":")[2]) if is_pool(part) else from_files(part))]
+    if split and all(map(is_made, parts)):
+        raise ValueError(f"{flag} {spec}: pools have no splits, so none is {split!r}: leave it out")
+    return [row for part in parts for row in (from_pool(part) if is_made(part) else from_files(part))]
 
 
 def is_pool(source: str) -> bool:
@@ -80,22 +88,53 @@ def is_pool(source: str) -> bool:
     return source.startswith((SYNTHETIC, OLD_SPELLING))
 
 
+def is_made(source: str) -> bool:
+    """Whether a source is a pool, of the synthetic shop or of a catalogue, rather than a file of judgements."""
+    return is_pool(source) or source.startswith(CATALOGUE)
+
+
+def same_world(spec: str, pool: str) -> str:
+    """The source of another pool of the world that all sources of a spec are pools of; "" where some are files."""
+    parts = split_spec(spec)
+    if not all(map(is_made, parts)):
+        return ""
+    own = next((part for part in parts if part.startswith(CATALOGUE)), "")
+    return f"{own.rpartition(':')[0]}:{pool}" if own else SYNTHETIC + pool
+
+
+def _load_varied(source: str, read: ReadFlags, *, seed: int, need_gold: bool = False, **needs) -> list[Judgement]:
+    """`load_rows` for "varied:FILE". Raises: ValueError where gold is needed: the grades of variants are none."""
+    if need_gold:
+        raise ValueError(f"{source}: variants are graded by a rule, which is no gold grade: measure on the file itself")
+    return with_variants(read_judgements(source.removeprefix(VARIED), read, **needs), seed)
+
+
 def _load_pool(
-    name: str, *, seed: int, need_grade: bool | None = None, need_gold: bool = False, need_cot: bool = False
-) -> list[Judgement]:
-    """`load_rows` for a pool of the synthetic shop: "labelled", or "labelled*500" for another size."""
-    spec, pools = SYNTHETIC + name, (*POOL_SIZES, EXPLAINED)
+    source: str, read: ReadFlags, *, seed: int, need_grade: bool | None = None, need_gold: bool = False,
+    need_cot: bool = False,
+) -> list[Judgement]:  # fmt: skip
+    """`load_rows` for a pool: "synthetic:labelled", or "synthetic:labelled*500" for another size."""
+    world, _, name = source.rpartition(":")
     pool, _, size = name.partition("*")
-    if pool not in pools or (size and not size.isdigit()):
-        expected = f"expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools)}"
-        raise ValueError(f"{spec}: no such pool of the synthetic shop, {expected}")
-    rows = read_pool(pool, int(size) if size else None, seed)
+    count = int(size) if size.isdigit() else None
+    if source.startswith(CATALOGUE) and world != CATALOGUE[:-1] and (count is not None or not size):
+        rows, spec = read_catalogue_pool(world.removeprefix(CATALOGUE), pool, count, seed, read), source
+    elif source.startswith(CATALOGUE):
+        expected = "expected catalogue:FILE:NAME or catalogue:FILE:NAME*SIZE, such as catalogue:products.csv:labelled"
+        raise ValueError(f"{source}: names no file and pool, {expected}")
+    else:
+        spec = SYNTHETIC + source.partition(":")[2]
+        if pool not in (pools := (*POOL_SIZES, EXPLAINED)) or (size and count is None) or world not in _SHOP:
+            expected = f"expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools)}"
+            raise ValueError(f"{spec}: no such pool of the synthetic shop, {expected}")
+        rows = read_pool(pool, count, seed)
+    world = spec.rpartition(":")[0]
     if not rows:
         raise ValueError(f"{spec}: no rows")
     if (need_grade or need_gold) and rows[0].grade is None:
-        hint = "use synthetic:labelled or synthetic:reasoned, or grade them with train/label_pool.py"
+        hint = f"use {world}:labelled or {world}:reasoned, or grade them with train/label_pool.py"
         raise ValueError(f"{spec}: its pairs have no grade; {hint}")
     if need_cot and not rows[0].cot:
-        hint = "use synthetic:reasoned or synthetic:explained, or write them with train/label_pool.py"
+        hint = f"use {world}:reasoned or {world}:explained, or write them with train/label_pool.py"
         raise ValueError(f"{spec}: field 'cot' is missing; {hint}")
     return rows

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, say_overlap, split_of
 from taosr1.data.rows import split_spec
-from taosr1.data.sources import is_pool, load_rows
+from taosr1.data.sources import is_made, load_rows, same_world
 from taosr1.data.summary import grade_shares
 from taosr1.runtime.files import read_json
 from taosr1.runtime.messages import counted
 from taosr1.task.judgement import Judgement
 
 AUTO = "auto"  # of --dev and --test
-AUTO_HELP = "auto: synthetic:dev where --data is the embedded shop, else a fifth of the queries of --data"
+AUTO_HELP = "auto: the dev pool where --data is pools of one shop, else a fifth of the queries of --data"
 DEV_FRAC = 0.2
 T = TypeVar("T")
 
@@ -38,15 +38,15 @@ class Rows(NamedTuple):
 
 
 def resolved(config: T) -> T:
-    """The config with what "auto" means where --data is the embedded shop's: that is what a run stores.
+    """The config with what "auto" means where --data is pools (the embedded shop's, a catalogue's): what a run stores.
 
     config: a dataclass with `data`, `dev` and perhaps `test`.
     """
     if config.dev == "":
         config = replace(config, dev=AUTO)
     changes = {}
-    if all(map(is_pool, split_spec(config.data))):
-        changes = {name: f"synthetic:{name}" for name in ("dev", "test") if getattr(config, name, "") == AUTO}
+    if same_world(config.data, "dev"):
+        changes = {name: same_world(config.data, name) for name in ("dev", "test") if getattr(config, name, "") == AUTO}
     elif getattr(config, "test", "") == AUTO:
         changes = {"test": ""}
     return replace(config, **changes) if changes else config
@@ -55,18 +55,18 @@ def resolved(config: T) -> T:
 def resolved_of_pairs(config: T) -> T:
     """`resolved` for preference pairs, which hold no graded rows.
 
-    Those mined from the embedded shop (FILE.counts.json of train/mine_pairs.py says so) take its dev pool. Any others
+    Those mined from pools (FILE.counts.json of train/mine_pairs.py says so) take the dev pool of the same shop. Others
     train without evaluation, with a note: no rows can be set aside, and the embedded shop must not judge them.
     """
     if config.dev not in ("", AUTO):
         return config
     counts = Path(f"{config.data}.counts.json")
     mined_from = str(read_json(counts).get("config", {}).get("data", "")) if counts.is_file() else ""
-    if not (mined_from and all(map(is_pool, split_spec(mined_from)))):
+    if not (mined_from and same_world(mined_from, "dev")):
         hint = "--dev FILE would pick the best one: graded rows that the pairs were not mined from"
         print(f"no --dev: pairs hold no graded rows, so the last checkpoint is the result; {hint}", file=sys.stderr)
         return replace(config, dev="")
-    return replace(config, dev="synthetic:dev")
+    return replace(config, dev=same_world(mined_from, "dev"))
 
 
 def load_splits(config: Any, *, need_cot: bool = False) -> Rows:
@@ -118,7 +118,7 @@ def say_trained_on(model: str, spec: str, split: str) -> None:
 
 
 def _files(spec: str) -> set[Path]:
-    parts = (part for part in split_spec(spec) if part and not is_pool(part))
+    parts = (part for part in split_spec(spec) if part and not is_made(part))
     return {Path(file).resolve() for part in parts for file in glob.glob(part, recursive=True) or [part]}
 
 

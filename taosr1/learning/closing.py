@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from taosr1.data.flags import ReadFlags
 from taosr1.data.rows import split_spec
-from taosr1.data.sources import is_pool
+from taosr1.data.sources import is_pool, same_world
 from taosr1.data.splits import AUTO
 from taosr1.judge_model import JudgeModel
 from taosr1.runtime.checkpoint import checkpoints, read_best
@@ -55,6 +55,9 @@ def next_commands(stage: str, order: str, config) -> list[str]:
     base = out.removesuffix(f"-{stage}")
     dev = {"dev": config.dev, "dev_split": config.dev_split} if _is_own(config.dev) else {}
     rows = {"data": config.data, "split": getattr(config, "split", ""), "seed": config.seed}
+    world = _is_own(config.data) and same_world(config.data, "labelled")  # a catalogue's: its other pools are fresh
+    if world and stage == "sft":
+        rows["data"] = world
     if not _is_own(config.data):
         rows = {}
     commands = []
@@ -66,8 +69,9 @@ def next_commands(stage: str, order: str, config) -> list[str]:
         more = {} if is_pool(config.dev) else {"data": GRADED_ROWS, **dev}
         more |= {} if order == "pre-cot" else {"difficulty": "prefill"}
         commands += [_command("train/grpo.py", config, out=f"{base}-grpo", **more)]
-    elif stage == "grpo" and order == "pre-cot" and not rows:
-        commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl")]
+    elif stage == "grpo" and order == "pre-cot" and (world or not rows):
+        pool = {"data": same_world(config.data, "unlabelled"), "seed": config.seed} if world else {}
+        commands += [_command("train/label_pool.py", config, out=f"{base}-pool.jsonl", **pool)]
     return [*commands, _use(order, config)]
 
 

@@ -67,6 +67,7 @@ class Lifecycle(uvicorn.Server):
         self.tasks.append(loop.create_task(self._get_ready()))
 
     async def _get_ready(self) -> None:
+        say("listening, and loading the judge: until it is ready, everybody gets 503")
         try:
             await self.weights.first()
         except Exception as problem:  # is raised again by `serve`, in the main thread

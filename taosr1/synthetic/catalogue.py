@@ -117,8 +117,10 @@ CONCEPTS: tuple[tuple[tuple[str, ...], tuple[str, str, bool]], ...] = (
     (("in the shade of ripe tomatoes", "in fire engine paint", "in stop sign tones"), ("colour", "red", False)),
     (("in the shade of the deep sea", "in sailor uniform tones", "like the midnight sky"), ("colour", "navy", False)),
     (("that will not show coffee stains", "hiding every smudge", "safe near mud"), ("colour", "white", True)),
-    (("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"),
-     ("material", "steel", False)),
+    (
+        ("of the metal cutlery is made of", "of the alloy that never rusts", "from knife metal"),
+        ("material", "steel", False),
+    ),
 )
 
 # Query templates by kind. {t} is the type, {d} a positive demand (may be empty), {x} the excluded value, {b} the brand

@@ -106,6 +106,11 @@ def _untrusted_texts(judgement: Judgement, names: tuple[str, ...], config: Promp
     return [" " + text for text in texts]  # the space: a word is the same token wherever it stands
 
 
+def count_tokens(tokenizer, text: str) -> int:
+    """Tokens that an untrusted text takes in a prompt."""
+    return len(tokenizer.encode_text(" " + text)) if text else 0
+
+
 def _user_message(texts: list[str], names: tuple[str, ...], config: PromptConfig) -> str:
     """The user's message around these texts (or placeholders): the query's first, then those of the shown fields."""
     query, *values = texts

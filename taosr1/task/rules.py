@@ -39,6 +39,8 @@ EXCLUSIONS = ("no-brand", "no-colour", "no-material", "no-feature")
 FACT_VALUES = {"category": CATEGORY_FACTS, **{demand: OUTCOMES for demand in DEMANDS + EXCLUSIONS}}
 # If one demand is listed twice, the worse outcome counts: every rule grades it no higher.
 _WORST_FIRST = ("missed", "near", "unknown", "met")
+# How the last entry of an Attributes line begins where people judged otherwise than the steps show.
+JUDGED_OTHERWISE = ("judged higher than ", "judged lower than ")
 
 # Words in a shop's category path that mean a group of the rule book, beside the group's own name.
 GROUP_WORDS = {
@@ -161,6 +163,11 @@ def decide(facts: dict[str, str], rules: Iterable[Rule]) -> tuple[int, tuple[str
     return min([4, *(rule.grade for rule in matching)]), tuple(rule.id for rule in matching)
 
 
+def worst(*outcomes: str) -> str:
+    """The outcome that counts where one demand has several."""
+    return min(outcomes, key=_WORST_FIRST.index)
+
+
 # --- The facts in a chain of thought ----------------------------------------------------------------------------------
 
 _CATEGORY = re.compile(r"(same|different|related\s+(?:substitute|accessory|sibling))\b", re.IGNORECASE)
@@ -178,13 +185,15 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
     if category is None or not attributes:
         return None
     facts = {"category": category.group(1).lower().split()[-1]}
-    if attributes.lower() == "none":
+    if attributes.lower().split(";")[0].strip() == "none":
         return facts
     excluded_in_query: dict[str, list[bool]] = {}  # of each demand, in the order of its entries
     for entry in reply.query.split(";")[1:]:
         name, *value = entry.lower().split() or [""]
         excluded_in_query.setdefault(name, []).append(value[:1] == ["not"])
     for entry in filter(None, (text.strip() for text in attributes.split(";"))):
+        if entry.lower().startswith(JUDGED_OTHERWISE):  # no demand: the bundled teacher's note on the grade
+            continue
         *words, outcome = entry.lower().replace(":", " ").split() or [""]
         if not words or outcome not in OUTCOMES:
             return None
@@ -194,7 +203,7 @@ def facts_from_cot(reply: Reply) -> dict[str, str] | None:
         of_query = excluded_in_query.get(name)
         excluded = of_query.pop(0) if of_query else words[0].startswith("no-")
         key = f"no-{demand}" if excluded and f"no-{demand}" in EXCLUSIONS else demand
-        facts[key] = min(outcome, facts.get(key, outcome), key=_WORST_FIRST.index)
+        facts[key] = worst(outcome, facts.get(key, outcome))
     return facts
 
 

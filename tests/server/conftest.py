@@ -128,9 +128,12 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-@pytest.fixture(scope="module")  # playwright's event loop counts as running until it ends: no test could start another
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """A real Chromium, that of the system: playwright's own would be a download."""
+    """A real Chromium, that of the system: playwright's own would be a download.
+
+    Of a module: while it is open, playwright's event loop runs in this thread, and no test could start one of its own.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install .[dev])")
     path = chromium_path()
     if path is None:

@@ -81,7 +81,7 @@ async def client(server, number: int, expected: dict[str, float], storm: Storm) 
         results = json.loads(answer.partition(b"\r\n\r\n")[2])["results"]
         right = [result["index"] for result in results] == list(range(len(titles)))
         gaps = [abs(result["score"] - expected[title]) for result, title in zip(results, titles, strict=True)]
-        if not right or max(gaps) > 1e-6:
+        if not right or max(gaps) > 3e-6:
             storm.wrong.append(f"{titles} got {results}")
     elif status == 0 or (status == 200) or status not in ANSWERED:
         storm.wrong.append(f"{kind}: status {status}, {answer[:200]!r}")

@@ -46,12 +46,12 @@ def test_sglang_gets_every_labels_probability_in_the_order_asked(answered, promp
     split = len(prompts[0]) // 2
     body = {"query": [], "items": prompts, "label_token_ids": labels[::-1], "model": "any"}
     reply = answered(LABEL_SCORE, body)
-    assert torch.tensor(reply["scores"]).double() == pytest.approx(first_token[:, labels[::-1]], abs=1e-6)
+    assert torch.tensor(reply["scores"]).double() == pytest.approx(first_token[:, labels[::-1]], abs=3e-6)
     assert (reply["object"], reply["usage"]["prompt_tokens"]) == ("scoring", sum(map(len, prompts)))
     one = answered(LABEL_SCORE, {**body, "query": prompts[0][:split], "items": [prompts[0][split:]]})
-    assert one["scores"][0] == pytest.approx(reply["scores"][0], abs=1e-6)
+    assert one["scores"][0] == pytest.approx(reply["scores"][0], abs=3e-6)
     first = {"query": prompts[0][split:], "items": [prompts[0][:split]], "item_first": True}
-    assert answered(LABEL_SCORE, {**body, **first})["scores"][0] == pytest.approx(reply["scores"][0], abs=1e-6)
+    assert answered(LABEL_SCORE, {**body, **first})["scores"][0] == pytest.approx(reply["scores"][0], abs=3e-6)
 
 
 @pytest.mark.parametrize("some", [[0, 1, 2, 3], [3], [2, 0]])
@@ -59,7 +59,7 @@ def test_with_softmax_the_labels_asked_for_share_all(some, answered, prompts, la
     asked = [labels[place] for place in some]
     reply = answered(LABEL_SCORE, {"query": [], "items": prompts, "label_token_ids": asked, "apply_softmax": True})
     expected = first_token[:, asked] / first_token[:, asked].sum(-1, keepdim=True)
-    assert torch.tensor(reply["scores"]).double() == pytest.approx(expected, abs=1e-6)
+    assert torch.tensor(reply["scores"]).double() == pytest.approx(expected, abs=3e-6)
 
 
 @pytest.mark.parametrize("softmax", [None, True, False])
@@ -74,7 +74,7 @@ def test_four_calls_of_vllm_with_rotated_labels_give_all_four_probabilities(
         found.append([item["score"] for item in reply["data"]])
     all_four = first_token[:, labels]
     expected = all_four if softmax is False else all_four / all_four.sum(-1, keepdim=True)
-    assert torch.tensor(found).T.double() == pytest.approx(expected, abs=1e-6)
+    assert torch.tensor(found).T.double() == pytest.approx(expected, abs=3e-6)
 
 
 def test_texts_are_judged_as_query_and_products(answered, prompts, labels):
@@ -83,7 +83,7 @@ def test_texts_are_judged_as_query_and_products(answered, prompts, labels):
     by_tokens = answered(LABEL_SCORE, {"query": [], "items": prompts, **asked})
     assert by_text["scores"] == by_tokens["scores"]
     assert answered(LABEL_SCORE, {"query": QUERY, "items": ITEMS[0], **asked})["scores"][0] == pytest.approx(
-        by_text["scores"][0], abs=1e-6
+        by_text["scores"][0], abs=3e-6
     )
 
 

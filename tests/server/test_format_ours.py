@@ -21,8 +21,8 @@ def test_every_product_has_what_the_judge_says_about_it(answered, served):
     for place, (result, product) in enumerate(zip(reply["results"], PRODUCTS, strict=True)):
         alone = served.judge.score("desk lamp", product)
         assert result["index"] == place and result["grade"] == alone.grade and result["tier"] == alone.tier
-        assert result["score"] == pytest.approx(alone.score, abs=1e-6)
-        assert result["probs"] == pytest.approx(alone.probs, abs=1e-6)
+        assert result["score"] == pytest.approx(alone.score, abs=3e-6)
+        assert result["probs"] == pytest.approx(alone.probs, abs=3e-6)
         assert set(result) == {"index", "grade", "tier", "score", "probs", "label_mass", "outside"}
     assert (reply["model"], reply["rubric"]) == (served.name, served.rubric_sha)
 

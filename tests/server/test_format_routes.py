@@ -23,14 +23,14 @@ def test_every_path_answers_in_its_own_format(server, served):
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
         status, reply = server.ask(path, RERANK)
         assert status == 200 and [result["index"] for result in reply["results"]] == [1, 0, 2]
-        assert reply["results"][0]["relevance_score"] == pytest.approx(scores[1], abs=1e-6)
+        assert reply["results"][0]["relevance_score"] == pytest.approx(scores[1], abs=3e-6)
     status, ranks = server.ask("/rerank", {"query": QUERY, "texts": TEXTS})
     assert status == 200 and [rank["index"] for rank in ranks] == [1, 0, 2]
     status, reply = server.ask("/v1/score", by_text)
-    assert status == 200 and sum(reply["scores"][0]) == pytest.approx(score["results"][0]["label_mass"], abs=1e-6)
+    assert status == 200 and sum(reply["scores"][0]) == pytest.approx(score["results"][0]["label_mass"], abs=3e-6)
     status, first = server.ask("/generative_scoring", by_text)
     share = reply["scores"][1][0] / sum(reply["scores"][1])  # of the first label among the four
-    assert status == 200 and first["data"][1]["score"] == pytest.approx(share, abs=1e-6)
+    assert status == 200 and first["data"][1]["score"] == pytest.approx(share, abs=3e-6)
     status, reply = server.ask("/v1/chat/completions", CHAT)
     judgment = json.loads(reply["choices"][0]["message"]["content"])
     alone = served.judge.score(QUERY, {"title": TEXTS[1], "price": "$39"})
@@ -46,7 +46,7 @@ def test_prompts_as_token_ids_are_scored_as_they_are(server, served):
     unscaled = Judge(served.judge.model, temperature=1).score_prompts(prompts)
     assert status == 200
     for found, score in zip(reply["scores"], unscaled, strict=True):
-        assert found == pytest.approx(list(score.probs), abs=1e-6)
+        assert found == pytest.approx(list(score.probs), abs=3e-6)
 
 
 def test_a_ranking_of_nothing_to_see_is_answered_without_the_judge(server):

@@ -106,25 +106,33 @@ def test_the_limits_of_a_request_are_those_of_the_flags(small):
     assert small.ask("/score", b" " * 50_000)[0] == 400 and small.ask("/score", b" " * 50_001)[0] == 413
 
 
-def test_a_reply_that_nobody_reads_is_given_up(start_server):
-    server = start_server("--model", "bundled", *SLOW)
-    with connect(server) as connection:
+@pytest.fixture(scope="module")
+def waits(start_server):
+    """A server that gives a client three seconds to read its reply."""
+    return start_server("--model", "bundled", "--max-body-bytes", "20000000", "--body-timeout-s", "3")
+
+
+def large_reply() -> bytes:
+    """A body whose reply is longer than what the system keeps for a socket."""
+    document = {"title": "mug", "blob": "x" * 12_000_000}
+    return json.dumps({"query": "mug", "documents": [document], "return_documents": True}).encode()
+
+
+def test_a_reply_that_nobody_reads_is_given_up(waits):
+    with connect(waits) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        body = json.dumps({"query": "mug", "texts": ["mug" + "g" * 1900] * 1000, "return_text": True}).encode()
-        connection.sendall(request(body, "/rerank", Connection="keep-alive") * 4)
+        connection.sendall(request(large_reply(), "/v1/rerank", Connection="keep-alive") + 2 * request())
         deadline = time.monotonic() + 20
-        while "taosr1_connections 1.0" not in server.ask("/metrics")[1]:  # the one that asks
+        while "taosr1_connections 1.0" not in waits.ask("/metrics")[1]:  # the one that asks
             assert time.monotonic() < deadline
             time.sleep(0.5)
 
 
-def test_a_slow_client_is_not_given_up_for_a_reply_that_it_has_read(start_server):
+def test_a_slow_client_is_not_given_up_for_a_reply_that_it_has_read(waits):
     """The time for a reply that was read long ago once ended the connection in the middle of a later one."""
-    server = start_server("--model", "bundled", "--max-body-bytes", "20000000", "--body-timeout-s", "3")
-    document = {"title": "mug", "blob": "x" * 12_000_000}  # more than the system keeps for a socket
-    body = json.dumps({"query": "mug", "documents": [document], "return_documents": True}).encode()
+    body = large_reply()
     begun = 0.0
-    with connect(server) as connection:
+    with connect(waits) as connection:
         for starts_after_s, reads_after_s in ((0, 0), (1.5, 3.5)):  # since the first reply
             time.sleep(starts_after_s)
             connection.sendall(request(body, "/v1/rerank", Connection="keep-alive"))

@@ -106,4 +106,4 @@ def test_one_of_two_servers_is_killed_under_load_and_no_client_sees_an_error(pro
     assert len(replies) > before > 50
     assert {status for status, _, _ in replies} == {200}, log.read_text()
     for _, places, scores in replies:
-        assert scores == pytest.approx([expected[place] for place in places], abs=1e-6)
+        assert scores == pytest.approx([expected[place] for place in places], abs=3e-6)

@@ -320,6 +320,12 @@ def test_a_server_with_a_key_asks_for_it_keeps_it_in_memory_and_compares_two_jud
     left, right = (one.bounding_box() for one in page.tab.locator(".reasons").all())
     assert left["y"] == right["y"] and left["x"] < right["x"]
 
+    # On a phone the table has no head, so each cell names its judge.
+    page.tab.set_viewport_size({"width": 390, "height": 800})
+    named = "all => all.map(one => getComputedStyle(one, '::before').content)"
+    cells = page.tab.eval_on_selector_all("#rows tr:not(.panel) td", named)
+    assert cells == [json.dumps(reply["model"]) for _ in SHOP for reply in replies]
+
 
 def test_without_a_second_judge_the_page_says_how_to_start_one(open_page, server):
     page = open_page(server)

@@ -154,6 +154,7 @@ def test_with_log_text_the_texts_are_in_the_line_and_cannot_begin_one(guarded):
         (["--max-connections", "9999999"], "ulimit -n"),
         (["--model", "no/such/run/here"], "no/such/run/here"),
         (["--model", "bundled-thinker"], "--model bundled-thinker reasons before it answers (pre-cot)"),
+        (["--model", "bundled", "--max-new-tokens", "513"], "half of them for the prompt: give at most"),
         (["--model", "bundled", "--compare", "bundled-thinker"], "--compare bundled-thinker reasons before it answers"),
         (["--model", "bundled", "--compare", "runs/gone"], "--compare runs/gone: no such run here"),
         (["--model", "bundled", "--watch", "runs/x"], "--watch and --model are given"),

@@ -106,8 +106,8 @@ def test_a_better_checkpoint_is_served_under_load_and_every_reply_is_of_one_judg
     assert len(by_sha) == 2
     for found, wanted in zip(by_sha.values(), expected.values()):  # in the order in which they were served
         for reply in found:
-            assert reply == pytest.approx(wanted, abs=1e-6)
-    assert scored(server) == pytest.approx(expected["second"], abs=1e-6)
+            assert reply == pytest.approx(wanted, abs=3e-6)
+    assert scored(server) == pytest.approx(expected["second"], abs=3e-6)
     text = server.ask("/metrics")[1]
     assert 'taosr1_swaps_total{result="swapped"} 1.0' in text and text.count("taosr1_model{") == 1
     assert server.stop() == 0
@@ -151,20 +151,20 @@ def test_a_signal_loads_the_model_again_and_a_second_judge_is_asked_by_name(star
         write_judge(path, factor)
     expected = scores(folder), scores(other)
     server = start_server("--model", str(folder), "--compare", str(other))
-    assert scored(server) == pytest.approx(expected[0], abs=1e-6)
+    assert scored(server) == pytest.approx(expected[0], abs=3e-6)
     status, reply = server.ask("/score", {**ASKED, "judge": "compare"})
     info = server.ask("/info")[1]
-    assert [result["score"] for result in reply["results"]] == pytest.approx(expected[1], abs=1e-6)
+    assert [result["score"] for result in reply["results"]] == pytest.approx(expected[1], abs=3e-6)
     assert reply["model_sha"] == info["compare"]["model_sha"] != info["model_sha"]
     folder.rename(tmp_path / "old")
     other.rename(folder)
     server.process.send_signal(signal.SIGHUP)
     wait_for(server, "now serving")
-    assert scored(server) == pytest.approx(expected[1], abs=1e-6)
+    assert scored(server) == pytest.approx(expected[1], abs=3e-6)
     (folder / "config.json").write_text("{")
     server.process.send_signal(signal.SIGHUP)
     wait_for(server, "new weights are not served")
-    assert scored(server) == pytest.approx(expected[1], abs=1e-6)
+    assert scored(server) == pytest.approx(expected[1], abs=3e-6)
     assert server.stop() == 0
 
 
@@ -179,6 +179,7 @@ def test_a_beta_that_is_stored_beside_a_watched_checkpoint_is_served(start_serve
 
 
 def test_many_signals_load_once_more_and_warnings_about_the_second_judge_stay(served):
+    pytest.importorskip("starlette")
     from taosr1.server.app import Server
     from taosr1.server.limits import Limits
     from taosr1.server.security import Access

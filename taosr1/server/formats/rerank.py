@@ -37,6 +37,7 @@ from taosr1.server.formats.format import Answer, Ask, Format
 from taosr1.server.limits import Limits
 from taosr1.server.served import Served
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt import count_tokens
 
 MAX_TOKENS_PER_DOC = 4096  # Cohere's default
 
@@ -109,26 +110,22 @@ def cut_to_tokens(pair: Judgement, served: Served, most: int) -> Judgement:
         return pair
     for name, text in texts.items():
         cut[name] = first_tokens(model.tokenizer, text, left)
-        left -= _tokens(model.tokenizer, cut[name])
+        left -= count_tokens(model.tokenizer, cut[name])
     return replace(pair, **cut)
 
 
 def first_tokens(tokenizer, text: str, most: int) -> str:
     """The longest beginning of a text that is at most so many tokens, in a prompt, where a space is before it."""
-    if _tokens(tokenizer, text) <= most:
+    if count_tokens(tokenizer, text) <= most:
         return text
     fits, too_long = 0, len(text)  # characters; found by halving, as a longer beginning hardly ever has fewer tokens
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if _tokens(tokenizer, text[:middle]) <= most:
+        if count_tokens(tokenizer, text[:middle]) <= most:
             fits = middle
         else:
             too_long = middle
     return text[:fits].strip()
-
-
-def _tokens(tokenizer, text: str) -> int:
-    return len(tokenizer.encode_text(" " + text)) if text else 0
 
 
 def _refuse_what_would_be_wrong(body: dict) -> None:

@@ -141,7 +141,12 @@ function makeRow(product, place) {
   if (rest) under.append(make("span", visible(rest), { className: "rest quiet", dir: "auto" }));
   under.append(why);
   name.append(under);
-  const cells = state.judges.map((one) => { const cell = make("td"); cell.append(makeVerdict(one.results[place])); return cell; });
+  const cells = state.judges.map((one) => {
+    const cell = make("td");
+    cell.dataset.judge = one.name; // shown where the table's head is not
+    cell.append(makeVerdict(one.results[place]));
+    return cell;
+  });
   const verdicts = cells.map((cell) => ({ tier: cell.querySelector(".tier"), line: cell.querySelector(".strip b") }));
   tr.append(name, ...cells);
   const row = { place, product, tr, why, verdicts, panel: null, open: null };

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taosr1.fast.fused_ops import NUMBERS_AT_ONCE
 from taosr1.fast.prefix_tree import make_tree
+from taosr1.model import logprobs as plain
 from taosr1.model.logprobs import as_float32, check_inputs, scatter
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 220 tokens of Qwen3, and more than any micro-batch of a tiny vocabulary
@@ -29,6 +30,8 @@ def completion_logp(
     check_inputs(ids, mask, temperature)
     if chunk_tok is not None and chunk_tok < 1:
         raise ValueError(f"chunk_tok must be at least 1 or None, got {chunk_tok}")
+    if not bool(mask.any()):  # nothing to share, perhaps no row
+        return plain.completion_logp(model, ids, mask, temperature=temperature, with_entropy=with_entropy)
     tree, base = make_tree(ids, mask, model.config), int(ids.max()) + 1
     hidden = model.hidden(tree.ids, positions=tree.positions, attend=tree, keep=tree.keep)[0]  # (M, C)
     # Each token after each beginning, once: (n,), and for each of the N masked tokens which of these it is.

@@ -29,6 +29,7 @@ class Engine:
     prepare: (model) -> model, once after a model is made or gets adapters: gives its modules the engine's classes.
     prepack: (model, decodes=False) -> model for inference only, with its weights in the layout that is fastest;
         decodes: it will generate many tokens.
+    shares_prefixes: whether `completion_logp` computes once what rows of a batch begin with alike.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Engine:
     completion_logp: Callable = completion_logp
     prepare: Callable[[Decoder], Decoder] = unchanged
     prepack: Callable[..., Decoder] = unchanged
+    shares_prefixes: bool = False
 
 
 PLAIN = Engine("plain")

@@ -78,7 +78,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     steps: int = option(48, "optimizer steps")
     batch_size: int = option(32, "pairs per optimizer step")
     micro_batch_tok: int = option(
-        4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)"
+        4096, "tokens per forward pass, what prompts share counted once (memory; changes no result)"
     )
     lr: float = option(2e-4, "peak learning rate; use about 5e-7 for a pre-trained model")
     eval_every: int = option(12, "steps between dev evaluations, each with a checkpoint")
@@ -123,6 +123,10 @@ class PreferencePair(Item):
     def length_tok(self) -> int:
         return len(self.chosen.prompt) + len(self.chosen.reply) + len(self.rejected.reply)
 
+    @property
+    def beginning(self) -> list[int]:
+        return self.chosen.prompt
+
     @staticmethod
     def collate(items: Sequence[PreferencePair], device: torch.device | str = "cpu") -> PairBatch:
         batch = collate([example for pair in items for example in (pair.chosen, pair.rejected)], device)
@@ -161,9 +165,10 @@ def with_reference(
     of_replies: Callable[[Tensor, PairBatch], ReplyLogp],
 ) -> list[PreferencePair]:
     """The pairs with the reference's log-probs: each rank measures micro-batches of them, then every rank gets all."""
-    parts = micro_batches(pairs, max_tokens)
+    shared_tok = reference.shared_tok(pairs)
+    parts = micro_batches(pairs, max_tokens, shared_tok=shared_tok)
     measured = {}
-    for number in reference.share(range(len(parts)), lambda number: padded_tok(parts[number])):
+    for number in reference.share(range(len(parts)), lambda number: padded_tok(parts[number], shared_tok)):
         batch = None if number is None else PreferencePair.collate(parts[number], reference.device)
         logp = reference_logp(reference, batch)
         if batch is not None:

@@ -136,7 +136,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     lr: float = option(1.5e-4, "peak learning rate; use about 1e-6 for a pre-trained model")
     final_lr_frac: float = option(0.1, "learning rate at the end, as a fraction of the peak")
     micro_batch_tok: int = option(
-        4096, "tokens per forward pass, a prompt counted once for its replies (memory; changes no result)"
+        4096, "tokens per forward pass, what prompts share counted once (memory; changes no result)"
     )
     eval_every: int = option(25, "steps between dev evaluations, each with a checkpoint")
     dev_rows: int = option(1000, "dev rows used (the first ones; 0: all)")

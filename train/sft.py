@@ -57,7 +57,9 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     )
     steps: int = option(500, "optimizer steps")
     batch_size: int = option(64, "examples per optimizer step")
-    micro_batch_tok: int = option(2048, "padded tokens per forward pass (memory; changes no result)")
+    micro_batch_tok: int = option(
+        2048, "padded tokens per forward pass, what all prompts share counted once (memory; changes no result)"
+    )
     lr: float = option(3e-3, "peak learning rate; use about 1e-5 for a pre-trained model")
     optimizer: str = option(
         "auto", "muon, adamw, or auto: Muon for fresh weights, AdamW for trained ones", ("auto", "muon", "adamw")

@@ -3,9 +3,7 @@
     python examples/benchmarks/shared_prompts.py --threads 1
 
 The same weights and tokens, by turns, median of seven; values are compared first. "apart" computes every row by itself,
-with everything else that is fast. On a CPU "shared" is the layout of `varlen_prompts`; elsewhere, or if its scores do
-not fit, that of `shared_prompts`. The last column is what `worthwhile` decides for the latter from the number of
-multiplications alone.
+with everything else that is fast; "shared" is the layout of `prefix_tree.py`. The last column counts their tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -23,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 
 from examples.benchmarks.common import SHAPES, machine
-from taosr1.fast import shared_prompts
+from taosr1.fast import prefix_tree
 from taosr1.fast.decoder import use_fast_modules
 from taosr1.fast.logprobs import completion_logp
 from taosr1.judge_model import BUNDLED, load_judge
@@ -56,7 +54,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     tiny = Decoder(DecoderConfig(**SHAPES["tiny"])).init_weights(torch.Generator().manual_seed(0))
     models = {"thinker": load_judge(BUNDLED).model, "tiny": use_fast_modules(tiny)}
     print(f"{config.threads} thread(s), median of {config.repeats}; {machine()}")
-    print("model    prompt reply replies prompts  apart s  shared s  ratio  worthwhile")
+    print("model    prompt reply replies prompts  apart s  shared s  ratio  tokens")
     rows = []
     for name, cases in CASES.items():
         model = models[name].to(config.device)
@@ -64,7 +62,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             row = {"model": name, "case": case, **compare(model, *case, config)}
             prompt, reply, replies, prompts = case
             seconds = f"{row['apart']:7.3f}  {row['shared']:8.3f}  {row['shared'] / row['apart']:5.2f}"
-            print(f"{name:8} {prompt:6} {reply:5} {replies:7} {prompts:7}  {seconds}  {row['worthwhile']}", flush=True)
+            print(f"{name:8} {prompt:6} {reply:5} {replies:7} {prompts:7}  {seconds}  {row['tokens']:6.2f}", flush=True)
             rows.append(row)
     return rows
 
@@ -73,8 +71,7 @@ def compare(model: Decoder, prompt: int, reply: int, replies: int, prompts: int,
     generator = torch.Generator().manual_seed(0)
     examples = [example for _ in range(prompts) for example in group(model, prompt, reply, replies, generator)]
     batch = collate(examples, config.device)
-    rows, shared = (len(batch.ids), batch.ids.shape[1] - 1), (prompts, prompt + replies * (reply - 1))
-    worthwhile = shared_prompts.worthwhile(model.config, rows, shared)
+    tokens = (prompts * (prompt + replies * (reply - 1))) / (prompts * replies * (prompt + reply - 1))
     seconds, values = {"apart": [], "shared": []}, []
     for side in seconds:
         with sharing(side == "shared"), torch.no_grad():
@@ -84,16 +81,13 @@ def compare(model: Decoder, prompt: int, reply: int, replies: int, prompts: int,
         for side, found in seconds.items():
             with sharing(side == "shared"):
                 found.append(one_pass(model, batch))
-    return {side: statistics.median(found) for side, found in seconds.items()} | {"worthwhile": worthwhile}
+    return {side: statistics.median(found) for side, found in seconds.items()} | {"tokens": tokens}
 
 
-def sharing(on: bool) -> ExitStack:
-    """Inside, prompts are shared whatever would be chosen, or not at all."""
-    stack = ExitStack()
-    stack.enter_context(mock.patch.object(shared_prompts, "worthwhile", lambda *_: on))
-    if not on:
-        stack.enter_context(mock.patch.object(shared_prompts, "supported", lambda *_: False))
-    return stack
+def sharing(on: bool) -> AbstractContextManager:
+    """Inside, rows share what they begin with, or nothing."""
+    apart = mock.patch.object(prefix_tree, "shared_tok", lambda rows: rows.new_zeros(len(rows)))
+    return nullcontext() if on else apart
 
 
 def group(model: Decoder, prompt: int, reply: int, replies: int, generator: torch.Generator) -> list[Example]:

@@ -34,7 +34,7 @@ import torch
 
 from examples.benchmarks.common import SHAPES, by_turns, machine
 from taosr1.engine import PLAIN, Engine
-from taosr1.fast import FAST, decode_batch, label_probs, onednn_linear, shared_prompts
+from taosr1.fast import FAST, decode_batch, label_probs, onednn_linear, prefix_tree
 from taosr1.fast.decoder import FastDecoder, take
 from taosr1.fast.prefix_groups import PrefixGroup
 from taosr1.judge_model import BUNDLED, load_judge
@@ -167,8 +167,7 @@ TRICKS: dict[str, list[tuple[object, str, object]]] = {
     "without shared prefixes": [
         (decode_batch, "copies_prompts", lambda *_: True),
         (label_probs, "group_by_prefix", groups_of_one),
-        (shared_prompts, "supported", lambda *_: False),
-        (shared_prompts, "worthwhile", lambda *_: False),
+        (prefix_tree, "shared_tok", lambda rows: rows.new_zeros(len(rows))),
     ],
     "without rows for several": [(decode_batch, "rows_can_fork", lambda _: False)],
     "without keeping columns": [(FastDecoder, "hidden", hidden_everywhere)],

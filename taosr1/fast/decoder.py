@@ -60,6 +60,13 @@ def take(x: Tensor, columns: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], columns]
 
 
+def in_compute_type(x: Tensor) -> Tensor:
+    """x in the type of autocast, where that is on: several products would each make, and keep, a copy of their own."""
+    kind = x.device.type
+    narrow = x.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if narrow else x
+
+
 class FastRMSNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x.to(self.weight.dtype), self.weight, self.eps)
@@ -69,6 +76,7 @@ class FastAttention(Attention):
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """Shapes: x (B, T, C) -> (B, T', C): every position gives a key, the kept ones give queries."""
         rows, length, _ = x.shape
+        x = in_compute_type(x)
         queries = x if context.keep is None else take(x, context.keep)  # (B, T', C)
         query = self.q_proj(queries).view(rows, -1, self.heads, self.head_dim)  # (B, T', H, D)
         key = self.k_proj(x).view(rows, length, self.kv_heads, self.head_dim)  # (B, T, K, D)
@@ -88,6 +96,7 @@ def _norm_and_rotate(x: Tensor, norm: RMSNorm | None, cos_sin: tuple[Tensor, Ten
 
 class FastMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
+        x = in_compute_type(x)
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 

@@ -15,7 +15,9 @@ from taosr1.fast.prepack import prepack
 
 JudgeT = TypeVar("JudgeT")  # a taosr1.judge_model.JudgeModel, which is above this package
 
-FAST = Engine("fast", generate, label_probabilities, decode, completion_logp, use_fast_modules, prepack)
+FAST = Engine(
+    "fast", generate, label_probabilities, decode, completion_logp, use_fast_modules, prepack, shares_prefixes=True
+)
 
 
 def enable(judge: JudgeT) -> JudgeT:

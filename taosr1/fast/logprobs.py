@@ -8,7 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from taosr1.fast.fused_ops import NUMBERS_AT_ONCE
-from taosr1.fast.shared_prompts import reply_hidden
+from taosr1.fast.prefix_tree import make_tree
+from taosr1.model import logprobs as plain
 from taosr1.model.logprobs import as_float32, check_inputs, scatter
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 220 tokens of Qwen3, and more than any micro-batch of a tiny vocabulary
@@ -20,9 +21,8 @@ def completion_logp(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`taosr1.model.logprobs.completion_logp` with less work and memory; arguments, results and errors are those.
 
-    Equal rows are computed once (of a GRPO group that is kept, two in three), and neighbouring rows with the same
-    prompt (a group, a DPO pair) share its computation if that saves any (`shared_prompts`). What is computed once has
-    one mask of LoRA dropout.
+    What rows begin with alike is computed once (`prefix_tree.py`), and so are equal rows (of a GRPO group that is kept,
+    two in three). What is computed once has one mask of LoRA dropout.
 
     chunk_tok: reply tokens whose logits are in memory at once (None: LOGITS_AT_ONCE numbers). Each chunk's logits are
         discarded and computed again in the backward pass: the same values for one more matrix product.
@@ -30,32 +30,13 @@ def completion_logp(
     check_inputs(ids, mask, temperature)
     if chunk_tok is not None and chunk_tok < 1:
         raise ValueError(f"chunk_tok must be at least 1 or None, got {chunk_tok}")
-    distinct_ids, distinct_mask, row_of = _distinct_rows(ids, mask)
-    logp, entropy = _completion_logp(model, distinct_ids, distinct_mask, temperature, with_entropy, chunk_tok)
-    if row_of is not None:
-        logp = logp.index_select(0, row_of)
-        entropy = entropy.index_select(0, row_of) if with_entropy else None
-    return (logp, entropy) if with_entropy else logp
-
-
-def _distinct_rows(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The different rows, ids and mask (B', T), and the index of each row among them (B,); None: all are different."""
-    if len(ids) < 2:
-        return ids, mask, None
-    least = ids.min()  # padding in the last column may be negative
-    both = torch.where(mask, ids - least, ~(ids - least))  # prompts below zero, replies from zero on
-    distinct, row_of = both.unique(dim=0, return_inverse=True)  # sorted, so that replies to one prompt stay neighbours
-    if len(distinct) == len(ids):
-        return ids, mask, None
-    mask = distinct >= 0
-    return torch.where(mask, distinct, ~distinct) + least, mask, row_of
-
-
-def _completion_logp(
-    model, ids: Tensor, mask: Tensor, temperature: float, with_entropy: bool, chunk_tok: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs (B, T) and entropies (B, T) or None, of different rows."""
-    hidden, tokens = reply_hidden(model, ids, mask), ids[mask]  # (N, C), (N,)
+    if not bool(mask.any()):  # nothing to share, perhaps no row
+        return plain.completion_logp(model, ids, mask, temperature=temperature, with_entropy=with_entropy)
+    tree, base = make_tree(ids, mask, model.config), int(ids.max()) + 1
+    hidden = model.hidden(tree.ids, positions=tree.positions, attend=tree, keep=tree.keep)[0]  # (M, C)
+    # Each token after each beginning, once: (n,), and for each of the N masked tokens which of these it is.
+    pairs, pair_of = (tree.source * base + ids[mask]).unique(return_inverse=True)
+    hidden, tokens = hidden.index_select(0, pairs // base), pairs % base  # (n, C), (n,)
     chunk_tok = chunk_tok or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     if len(tokens) <= chunk_tok:
         chunks = [_token_logp(model, hidden, tokens, temperature, with_entropy)]
@@ -68,8 +49,8 @@ def _completion_logp(
             )
             for chunk in zip(hidden.split(chunk_tok), tokens.split(chunk_tok))
         ]
-    found = [scatter(torch.cat(parts), mask) for parts in zip(*chunks)]  # (B, T) each
-    return found[0], found[1] if with_entropy else None
+    found = [scatter(torch.cat(parts).index_select(0, pair_of), mask) for parts in zip(*chunks)]  # (B, T) each
+    return (found[0], found[1]) if with_entropy else found[0]
 
 
 def _token_logp(model, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,6 +26,11 @@ class Item(ABC):
     @abstractmethod
     def length_tok(self) -> int:
         """Tokens that it takes in a batch; a prompt that its replies share counts once."""
+
+    @property
+    def beginning(self) -> Sequence[int]:
+        """Tokens that its rows begin with: its prompt. Items whose rows share nothing have none."""
+        return ()
 
     def cut(self, max_tokens: int) -> list[Item]:
         """Itself, or pieces of at most `max_tokens` where it can be cut and is longer."""
@@ -50,6 +56,10 @@ class Example(Item):
     def length_tok(self) -> int:
         return len(self.prompt) + len(self.reply)
 
+    @property
+    def beginning(self) -> list[int]:
+        return self.prompt
+
     @staticmethod
     def collate(items: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
         return collate(items, device)
@@ -66,25 +76,34 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     return Batch(ids.to(device), mask.to(device))
 
 
-def micro_batches(items: Sequence[ItemT], max_tokens: int) -> list[list[ItemT]]:
+def micro_batches(items: Sequence[ItemT], max_tokens: int, *, shared_tok: int = 0) -> list[list[ItemT]]:
     """One step's items as micro-batches of at most `max_tokens` padded tokens, each of items of similar length.
 
     Sorting by length first is what saves the padding; it changes no gradient, because the loop adds sums. A single item
     longer than the budget, which cannot be cut, makes a micro-batch of its own.
+    shared_tok: tokens that every item begins with, where a micro-batch takes them once.
     """
     pieces = [piece for item in items for piece in item.cut(max_tokens)]
     batches: list[list[ItemT]] = []
     for piece in sorted(pieces, key=lambda piece: piece.length_tok):
-        if batches and (len(batches[-1]) + 1) * piece.length_tok <= max_tokens:
+        if batches and shared_tok + (len(batches[-1]) + 1) * (piece.length_tok - shared_tok) <= max_tokens:
             batches[-1].append(piece)
         else:
             batches.append([piece])
     return batches
 
 
-def padded_tok(items: Sequence[Item]) -> int:
-    """What a micro-batch costs: the number of its items times the longest, padding included."""
-    return len(items) * max(item.length_tok for item in items)
+def padded_tok(items: Sequence[Item], shared_tok: int = 0) -> int:
+    """What a micro-batch costs: the number of its items times the longest, padding included, shared tokens once."""
+    return shared_tok + len(items) * (max(item.length_tok for item in items) - shared_tok)
+
+
+def common_tok(items: Sequence[Item]) -> int:
+    """How many tokens all items begin with."""
+    if not items:
+        return 0
+    first, last = min(item.beginning for item in items), max(item.beginning for item in items)
+    return len(os.path.commonprefix([first, last]))
 
 
 def label_token_weights(mask: torch.Tensor, weight: float, order: str) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import ceil
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from taosr1.engine import PLAIN, Engine
 from taosr1.judge_model import fast_dtype
-from taosr1.learning.batches import Batch, Item, micro_batches, padded_tok
+from taosr1.learning.batches import Batch, Item, common_tok, micro_batches, padded_tok
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters
@@ -82,11 +83,17 @@ class DistributedModel:
         With several ranks a micro-batch is no larger than one rank's fair share, or some would have nothing to do. None
         stands for a dummy pass of a sharded model.
         """
+        shared = self.shared_tok(items)
         if self.ranks.world > 1:
-            fair = -(-sum(item.length_tok for item in items) // self.ranks.world)
+            fair = shared + ceil(sum(item.length_tok - shared for item in items) / self.ranks.world)
             max_tokens = max(1, min(max_tokens, fair))
-        mine = self.share(micro_batches(items, max_tokens), padded_tok)
+        parts = micro_batches(items, max_tokens, shared_tok=shared)
+        mine = self.share(parts, lambda part: padded_tok(part, shared))
         return [part and type(part[0]).collate(part, self.device) for part in mine]
+
+    def shared_tok(self, items: Sequence[Item]) -> int:
+        """Tokens that all items begin with, which a micro-batch of this engine takes once: of the plain one none."""
+        return common_tok(items) if self.engine.shares_prefixes else 0
 
     def share(self, parts: Sequence[T], cost: Callable[[T], float] = lambda part: 1.0) -> list[T | None]:
         """This rank's share of a list that every rank has; for a sharded model filled up with None to equal length."""

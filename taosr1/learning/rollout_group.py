@@ -73,6 +73,10 @@ class Group(Item):
     def length_tok(self) -> int:
         return len(self.prompt) + sum(len(reply.ids) for reply in self.replies)
 
+    @property
+    def beginning(self) -> list[int]:
+        return self.prompt
+
     def cut(self, max_tokens: int) -> list[Group]:
         """The group in pieces of at most `max_tokens`, each with the prompt, in the order of its replies."""
         pieces: list[Group] = []

@@ -26,9 +26,10 @@ class Bigram(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.as_tensor(table))
         self.rows_at_head = []
-        self.config = SimpleNamespace(vocab_size=len(self.table))
+        self.config = SimpleNamespace(vocab_size=len(self.table), num_attention_heads=1, sliding_window=None)
 
-    def hidden(self, ids, **_):
+    def hidden(self, ids, *, keep, **_):
+        ids = ids.gather(1, keep)
         return nn.functional.one_hot(ids, len(self.table)).to(self.table.dtype)  # (B, T, C = V)
 
     def head(self, hidden):
@@ -165,3 +166,10 @@ def test_the_gradient_written_out_is_autograds():
 def test_a_chunk_size_below_one_is_refused(decoder):
     with pytest.raises(ValueError, match="chunk_tok must be at least 1 or None, got 0"):
         completion_logp(decoder, *ragged(), chunk_tok=0)
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_also_where_it_is_only_predicted(decoder):
+    ids, mask = ragged()
+    ids[1, 5] = 23  # a reply's last token, which no layer sees
+    with pytest.raises((IndexError, RuntimeError), match="out of (range|bounds)"):
+        completion_logp(decoder, ids, mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taosr1.learning.batches import Example, collate, label_token_weights, micro_batches
+from taosr1.learning.batches import Example, collate, common_tok, label_token_weights, micro_batches, padded_tok
 from taosr1.learning.rollout_group import Group, read_rollout
 
 EXAMPLES = [Example([5, 6], [7, 8, 9]), Example([4], [0, 3]), Example([1, 2, 3], [0])]
@@ -33,6 +33,18 @@ def test_every_item_is_in_one_micro_batch_and_each_respects_the_budget(budget):
     lengths = [item.length_tok for part in parts for item in part]
     assert lengths == sorted(lengths)  # alike in length, so little is padded
     assert len(micro_batches(items, 10_000)) == 1 and micro_batches([], 5) == []
+
+
+def test_tokens_that_all_items_begin_with_count_once_in_a_micro_batch():
+    """Prompts of 10 shared tokens and 1 to 4 of their own, with replies of 2."""
+    items = [Example([7] * 10 + [n] * (1 + n % 4), [5, 6]) for n in range(8)]
+    assert common_tok(items) == 10 and common_tok(items[:1]) == 11 and common_tok([]) == 0
+    assert common_tok([*items, Example([7, 8], [9])]) == 1 and common_tok([*items, Example([], [9])]) == 0
+    parts = micro_batches(items, 28, shared_tok=10)
+    assert [len(part) for part in parts] == [4, 3, 1]
+    assert [padded_tok(part, 10) for part in parts] == [10 + 4 * 4, 10 + 3 * 6, 10 + 6]
+    assert [len(part) for part in micro_batches(items, 28)] == [2, 2, 1, 1, 1, 1]
+    assert sorted(map(id, sum(parts, []))) == sorted(map(id, items))
 
 
 def test_items_of_equal_length_keep_their_order():

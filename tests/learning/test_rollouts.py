@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from taosr1.fast.shared_prompts import share_prompts
+from taosr1.fast.prefix_tree import make_tree
 from taosr1.judge_model import DTYPES, JudgeModel
 from taosr1.learning import rollouts
 from taosr1.learning.difficulty import grade_share_cv
@@ -294,8 +294,8 @@ def test_batches_hold_every_kept_reply_with_its_own_log_probs_and_advantages_of_
     batches, records = sampler.collect(0, {})
     assert len(batches) > 1 and sum(len(batch.ids) for batch in batches) == 4 * sampler.metrics["kept_groups"]
     for batch in batches:
-        shared = share_prompts(batch.ids, batch.mask)  # replies of a group: their prompt counts once in the budget
-        assert shared.ids.numel() <= 200 and len(shared.ids) <= math.ceil(len(batch.ids) / 2)
+        tree = make_tree(batch.ids, batch.mask, judge.model.config)  # what rows share counts once in the budget
+        assert tree.ids.numel() <= min(200, batch.ids.numel() / 2)
         with torch.no_grad():
             scores = [
                 completion_logp(model, batch.ids, batch.mask, temperature=0.8) for model in (judge.model, reference)

@@ -26,7 +26,7 @@ class Bigram(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.as_tensor(table))
         self.rows_at_head = []
-        self.config = SimpleNamespace(vocab_size=len(self.table))
+        self.config = SimpleNamespace(vocab_size=len(self.table), num_attention_heads=1, sliding_window=None)
 
     def hidden(self, ids, **_):
         return nn.functional.one_hot(ids, len(self.table)).to(self.table.dtype)  # (B, T, C = V)

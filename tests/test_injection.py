@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import unicodedata
@@ -23,6 +22,7 @@ from taosr1.judge_model import BUNDLED_FOLDER
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS, STYLES, PromptConfig, encode_prompt, prompt_pieces
+from tests.model import test_family_prompts as FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = attacks_on(ITEM_FIELDS)
@@ -30,17 +30,6 @@ ROW = Judgement(
     "travel mug not steel", "Hollin steel travel mug", "Hollin", "material: steel", "kitchen > drinkware > travel mug",
     "Keeps tea warm.", "$16", grade=2,
 )  # fmt: skip
-
-
-def family_tests():
-    """The file that knows how each family of tokenizers is built (test folders are no packages)."""
-    spec = importlib.util.spec_from_file_location("family_prompts", ROOT / "tests" / "model" / "test_family_prompts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FAMILIES = family_tests()
 
 
 def write_normalizing_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import itertools
 import json
 import re
@@ -34,6 +33,7 @@ from taosr1.task.prompt import (
 )
 from taosr1.task.rules import facts_from_cot, load_rules, retrieve
 from taosr1.task.teacher import MAX_FIELD_CHARS, teacher_messages
+from tests.model import test_family_prompts as FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 NEED_HYPOTHESIS = "property tests need the [dev] extra: pip install -e '.[dev]'"
@@ -44,17 +44,6 @@ Attributes: material met
 Decision: 4-Excellent"""
 CONTROL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 MIB = "steel mug, 麂皮 <|end|> " * 2**16  # more than a mebibyte
-
-
-def family_tests():
-    """The file that knows how each family of tokenizers is built (test folders are no packages)."""
-    spec = importlib.util.spec_from_file_location("family_prompts", ROOT / "tests" / "model" / "test_family_prompts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FAMILIES = family_tests()
 
 
 def write_scattered_folder(folder: Path) -> None:

@@ -54,6 +54,7 @@ from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.runtime.checkpoint import best_checkpoint, checkpoints
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import verify
+from taosr1.runtime.messages import install
 from taosr1.runtime.signals import run_main
 from taosr1.server.limits import Limits, limit_problems
 from taosr1.server.security import Access, access_problems
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         from taosr1.server.app import Server
         from taosr1.server.weights import Loads
     except ModuleNotFoundError as error:
-        raise ValueError(f'{error.name} is not installed: pip install -c constraints.txt -e ".[serve]"') from error
+        raise ValueError(f"{error.name} is not installed: {install('serve')}") from error
     lifecycle.allow_open_files(config.max_connections)
     listening = lifecycle.listen(config.host, config.port)
     address, port = listening.getsockname()[:2]

@@ -155,7 +155,8 @@ def test_a_row_takes_what_another_made_and_is_left_out_where_data_are_missing(tm
 
 
 def test_a_judge_that_is_not_trained_has_one_run_and_dev_rows_of_each_data_set(tmp_path):
-    files = {**FILES, **{name.replace("esci", "chorus"): path.replace("esci", "chorus") for name, path in FILES.items()}}
+    other = {name.replace("esci", "chorus"): path.replace("esci", "chorus") for name, path in FILES.items()}
+    files = {**FILES, **other}
     (row,) = (row for row in ROWS if row.name == "zero-shot")
     (run,), left_out = plan_runs(ROWS, [row], files, tmp_path, 2, {"model": "m", "dtype": "float32"}, quick=False)
     assert run.name == "zero-shot-none-0" and left_out == {} and run.needs == ()

@@ -13,6 +13,7 @@ from examples.real.rows import Row
 from taosr1.runtime.files import read_json, write_json
 
 DATA_SETS = ("esci", "chorus")
+RESERVED = ("fit", "dev", "out", "seed", "data", "scores")  # placeholders
 SMALL = {"steps": 3, "eval-every": 3, "dev-rows": 8, "batch-size": 8, "prompts": 8, "limit": 8, "groups": 4,
          "epochs": 1, "settings": 1}  # fmt: skip
 
@@ -90,6 +91,8 @@ def plan_runs(
     Raises: ValueError for a placeholder that does not exist.
     """
     by_name = {row.name: row for row in rows}
+    if clash := by_name.keys() & {*RESERVED, *values, *files}:
+        raise ValueError(f"rows are called {sorted(clash)}, which are placeholders: rename them (examples/real/rows.py)")
     needed = {name: _needs(row, by_name) for name, row in by_name.items()}
     names = {row.name for row in wanted}
     while more := {need for name in names for need in needed[name]} - names:

@@ -65,7 +65,7 @@ ROWS = (
     _rival("boosted-cosine", "gradient boosting with that cosine"),
     _rival("boosted-cosine-balanced", "the same, balanced classes"),
     Row(
-        "minilm",
+        "cross-encoder",
         "MiniLM cross-encoder, fine-tuned",
         (MINILM + " --fit {fit} --dev {dev} --seed {seed} --out {out}/best.safetensors",),
         MINILM + " --weights {out}/best.safetensors --data {data} --out {scores}",

@@ -168,6 +168,8 @@ def test_commands_that_cannot_be_planned_are_refused(tmp_path):
     with pytest.raises(ValueError, match="row odd: no placeholder is called 'fitt'"):
         plan_runs([odd := Row("odd", "", ("a.py --data {fitt} --out {out}/x",), SCORE)], [odd], FILES, tmp_path, 1, {},
                   quick=False)  # fmt: skip
+    with pytest.raises(ValueError, match="called .'out'., which are placeholders"):
+        plan_runs([odd := Row("out", "", (), SCORE)], [odd], FILES, tmp_path, 1, {}, quick=False)
     with pytest.raises(ValueError, match="a command needs --out"):
         results_of(["train/sft.py", "--steps", "3"])
 
@@ -213,7 +215,7 @@ def write_tiny_bert(folder) -> str:
 
 @pytest.mark.long
 def test_the_table_has_both_data_sets_and_what_failed_and_people(tmp_path, capsys):
-    flags = [*write_data(tmp_path), "--quick", "--seeds", "1", "--only", "word-share,minilm"]
+    flags = [*write_data(tmp_path), "--quick", "--seeds", "1", "--only", "word-share,cross-encoder"]
     table = main([*flags, "--minilm", str(tmp_path / "nothing")])
     by_name = {(row["name"], row["trained"]): row["tests"] for row in table["rows"]}
     assert by_name.keys() == {("word-share", "esci"), ("word-share", "chorus")}
@@ -221,10 +223,10 @@ def test_the_table_has_both_data_sets_and_what_failed_and_people(tmp_path, capsy
     assert share["esci"]["auc"]["value"] == share["chorus"]["auc"]["value"] == 1
     assert set(share["esci"]["by_kind"]) == {"negations", "other"}
     assert set(table["ceiling"]) == {"chorus"} and table["to_come"] == [] and table["differences"] == []
-    assert table["left_out"].keys() == {"minilm-esci-0", "minilm-chorus-0"}
+    assert table["left_out"].keys() == {"cross-encoder-esci-0", "cross-encoder-chorus-0"}
     shown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "people: one rater against another" in shown and "by kind of query" in shown and "assumption" in shown
-    assert "- minilm-esci-0: minilm.py: " in shown
+    assert "- cross-encoder-esci-0: minilm.py: " in shown
     dev = {json.loads(line)["query_id"] for line in (tmp_path / "out/data/esci-dev.jsonl").open()}
     fit = {json.loads(line)["query_id"] for line in (tmp_path / "out/data/esci-fit.jsonl").open()}
     assert len(dev) == 2 and not dev & fit
@@ -250,12 +252,12 @@ def test_the_quick_form_trains_a_judge_and_a_second_start_repeats_nothing(tmp_pa
 def test_minilm_is_trained_and_scored_and_its_cosine_is_a_feature(tmp_path):
     pytest.importorskip("sklearn")
     minilm = write_tiny_bert(tmp_path / "bert")
-    flags = [*write_data(tmp_path), "--quick", "--seeds", "1", "--only", "boosted-cosine,minilm", "--chorus="]
+    flags = [*write_data(tmp_path), "--quick", "--seeds", "1", "--only", "boosted-cosine,cross-encoder", "--chorus="]
     table = main([*flags, "--minilm", minilm])
-    assert table["left_out"].keys() == {"boosted-cosine-chorus-0", "minilm-chorus-0"}
-    assert [row["name"] for row in table["rows"]] == ["boosted-cosine", "minilm"]
+    assert table["left_out"].keys() == {"boosted-cosine-chorus-0", "cross-encoder-chorus-0"}
+    assert [row["name"] for row in table["rows"]] == ["boosted-cosine", "cross-encoder"]
     assert all(row["ms_a_pair"] > 0 for row in table["rows"])
-    assert os.path.exists(tmp_path / "out/minilm/esci-0/best.safetensors.tried.json")
+    assert os.path.exists(tmp_path / "out/cross-encoder/esci-0/best.safetensors.tried.json")
 
 
 def test_a_run_that_takes_too_long_is_stopped(tmp_path):

@@ -92,7 +92,7 @@ def plan_runs(
     """
     by_name = {row.name: row for row in rows}
     if clash := by_name.keys() & {*RESERVED, *values, *files}:
-        raise ValueError(f"rows are called {sorted(clash)}, which are placeholders: rename them (examples/real/rows.py)")
+        raise ValueError(f"rows are called {sorted(clash)}, which are placeholders (examples/real/rows.py)")
     needed = {name: _needs(row, by_name) for name, row in by_name.items()}
     names = {row.name for row in wanted}
     while more := {need for name in names for need in needed[name]} - names:

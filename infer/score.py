@@ -74,12 +74,13 @@ from taosr1.serving.rows import columns_of, predicted_row
 from taosr1.serving.scorer import Score
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge reads it
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     model: str = option("", MODEL_HELP)
     data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, synthetic:POOL, or - (stdin)")
     out: str = option("", "file to write: .jsonl, .csv, .run, .qrels (each also .gz), any with --format, or - (stdout)")
@@ -110,6 +111,7 @@ class Config(OutFlags, ReadFlags):
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
             *out_problems(self.out, required=False, standard=True),
+            *prompt_problems(self),
             *at_least(self, limit=0, batch_tok=1),
         ])  # fmt: skip
         format_of(self.out, self.format)
@@ -155,7 +157,7 @@ def open_label_first_judge(config: Config) -> Judge:
     """Raises: ValueError for a judge whose first token is not its answer."""
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
-    name, model = open_judge(config.model, orders=ANSWERS_FIRST, **settings)
+    name, model = open_judge(config.model, orders=ANSWERS_FIRST, asked=config, **settings)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot), so one prefill does not give the grade. Read its "

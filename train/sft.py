@@ -43,10 +43,11 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import ORDERS
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags, MemoryFlags, RunFlags):
+class Config(ReadFlags, PromptFlags, MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run, a Hugging Face folder, a GGUF file or a hub id")
     data: str = option("synthetic:reasoned", "graded rows to learn: a file, synthetic:POOL or catalogue:FILE:POOL")
     dev: str = option(AUTO, f"graded rows that pick the best checkpoint; {AUTO_HELP}")
@@ -98,6 +99,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
             (self.optimizer == "muon" and self.fsdp,
              "--optimizer muon moves whole matrices, which no rank has with --fsdp; use adamw"),
             *memory_problems(self, self.lora_dropout),
+            *prompt_problems(self),
             (self.soft_labels > 0 and self.order == "pre-cot",
              "--soft-labels needs the label first: --order label or post-cot; in pre-cot it follows from the reasons"),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),

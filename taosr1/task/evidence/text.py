@@ -38,6 +38,7 @@ def normal(text: str) -> str:
     return _CHINESE_WITHOUT.sub(r" without \1 ", _JAPANESE_WITHOUT.sub(r" without \1 ", text))
 
 
+@lru_cache(maxsize=2**16)
 def singular(word: str) -> str:
     """A word without its plural "s" or possessive; the same for both forms, and no more than that."""
     word = word.removesuffix("'s").removesuffix("'")

@@ -14,7 +14,8 @@ Writes one row for each row of the input, in its order, with every input column 
     label_mass  probability that the reply begins with a label at all; near 0 the others mean nothing
     score       one number to sort by: the expected grade brought to 0..1, (sum of g * P(g) - 1) / 3
     outside     why the pair is outside of what the judge has learned, "" where it is not
-    prompt_sha  identifies the wording of the prompt (wording_sha256 of taosr1/task/prompt.py)
+    prompt_sha  version of the rubric: the hash of the prompt's wording (wording_sha256 in prompt.json), which the
+                server sends as `rubric`
 An input column that has one of these names is kept as input_NAME, unless an earlier scoring wrote it.
 pred_grade and tier may differ: CumPT adds up P(4), P(3), ... until beta is reached, and serves that grade's tier, so
 that probability on the other grades counts too.

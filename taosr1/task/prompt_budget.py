@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LEAST_TEXT_TOK = 48  # of the query and the title: with less, hardly a title would be whole
-_CHARACTER_TOK = 3  # a character of four bytes may be four tokens: so many can be left of one that is cut
+_CHARACTER_TOK = 4  # of a character of four bytes, at most
 
 
 def fair_shares(lengths: Sequence[int], room: int) -> list[int]:
@@ -36,7 +36,7 @@ def cut_to_room(tokenizer, texts: Sequence[list[int]], room: int) -> list[list[i
 def _first_tokens(tokenizer, ids: list[int], most: int) -> list[int]:
     if len(ids) <= most:
         return ids
-    for fewer in range(most, max(most - _CHARACTER_TOK, 0), -1):
+    for fewer in range(most, max(most - _CHARACTER_TOK, -1), -1):
         if not tokenizer.decode(ids[:fewer]).endswith("\ufffd"):  # what a half character is decoded to
             return ids[:fewer]
     return ids[:most]  # the text holds that character itself

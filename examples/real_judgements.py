@@ -55,6 +55,7 @@ class Config:
     esci: str = option("", "ESCI's rows with product text")
     chorus: str = option("", "Chorus's rows with ratings 0-3 and three raters")
     esci_kinds: str = option("", "CSV with query_id and source, the kind of each ESCI query")
+    catalogue: str = option("", "products of a shop, for the cold start: any file of products (Chorus's catalogue)")
     out: str = option("runs/real-judgements", "folder for everything")
     seeds: int = option(2, "runs of every row that depends on a seed")
     jobs: int = option(2, "runs side by side, one thread each")
@@ -231,7 +232,7 @@ def main(argv: list[str] | None = None) -> dict:
     files = write_splits(config, out / "data")
     wanted = [row for row in ROWS if not config.only or row.name in config.only.split(",")]
     model = "bundled-student" if config.quick else config.model
-    values = {"model": model, "dtype": fast_dtype(), "minilm": config.minilm}
+    values = {"model": model, "dtype": fast_dtype(), "minilm": config.minilm, "catalogue": config.catalogue}
     runs, left_out = plan_runs(ROWS, wanted, files, out, config.seeds, values, config.quick)
     memory: dict = {}
 

@@ -102,8 +102,8 @@ def plan_runs(
         for row in (row for row in rows if row.name in names):
             if seed and not row.seeded:
                 continue
-            for trained in DATA_SETS if row.trained else ("",):
-                name, missing = run_name(row.name, trained, seed), _missing_data(row, trained, files)
+            for trained in [name for name in DATA_SETS if name in row.on] if row.trained else ("",):
+                name, missing = run_name(row.name, trained, seed), _missing_data(row, trained, files, values)
                 if missing:
                     left_out[name] = missing
                     continue
@@ -125,9 +125,11 @@ def _needs(row: Row, by_name: dict[str, Row]) -> tuple[str, ...]:
     return tuple(name for name in sorted(_fields(row)) if name in by_name)
 
 
-def _missing_data(row: Row, trained: str, files: dict[str, Path]) -> str:
+def _missing_data(row: Row, trained: str, files: dict[str, Path], values: dict[str, str]) -> str:
     if trained and f"{trained}_fit" not in files:
         return f"--{trained} is not given"
+    if "catalogue" in _fields(row) and not values.get("catalogue"):
+        return "--catalogue is not given"
     known = {f"{name}_{part}" for name in DATA_SETS for part in ("fit", "dev", "test")}
     missing = sorted((_fields(row) & known) - files.keys())
     return f"--{missing[0].partition('_')[0]} is not given" if missing else ""

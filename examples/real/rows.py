@@ -5,15 +5,17 @@ Placeholders in a command:
     {esci_fit} {esci_dev} {esci_test} {chorus_fit} {chorus_dev} {chorus_test}   those of a data set by name
     {out}            the folder of this run: one row, one data set, one seed
     {NAME}           the folder of another row's run with the same data set and seed, which is then run before
-    {seed} {model} {dtype} {minilm}   as the study's flags say (`dtype`: bfloat16 where the CPU is fast at it)
+    {seed} {model} {dtype} {minilm} {catalogue}   as the study's flags say (`dtype`: bfloat16 where that is fast)
     {data} {scores}  in `score` only: the file to score, and the file to write (of several, with commas: `together`)
 What a command makes is its --out, or for a stage of train/ with --steps that folder's last checkpoint; a command whose
-result exists is not repeated. A row that needs a data set which is not given is left out by name.
+result exists is not repeated. A row that needs a data set or a catalogue which is not given is left out by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+BOTH = ("esci", "chorus")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Row:
     what: how the table calls it. commands: run in this order. score: the command that scores one file; it is run on the
     dev rows that settings, decision weights and temperature come from, and once on each test set. cost: a command whose
     report has the speed, where scoring itself does not say it. ours: one of our judges, otherwise a rival.
-    trained: on one data set at a time; otherwise (zero-shot) one run is tested on both.
+    trained: on one data set at a time, those of `on`; otherwise (zero-shot) one run is tested on both.
     seeded: differs by seed; otherwise one seed is enough. together: one command scores all files.
     """
 
@@ -34,6 +36,7 @@ class Row:
     cost: str = ""
     ours: bool = False
     trained: bool = True
+    on: tuple[str, ...] = BOTH
     seeded: bool = True
     together: bool = False
 
@@ -44,17 +47,30 @@ def _rival(name: str, what: str) -> Row:
     return Row(name, what, (), f"examples/real/rivals.py --rival {name} {flags}", seeded=False, together=True)
 
 
-def _judge(name: str, what: str, *commands: str, stage: str = "sft", trained: bool = True) -> Row:
+def _judge(
+    name: str, what: str, *commands: str, stage: str = "sft", trained: bool = True, on: tuple[str, ...] = BOTH,
+    seeded: bool = False,
+) -> Row:  # fmt: skip
     """A language model of ours; `stage` is the folder in {out} of the run that is scored, "" the model itself."""
-    model = f"--model {{out}}/{stage}" if stage else "--model {model}"
+    model = f"--model {{out}}/{stage}" if stage else f"--model {{model}} --order label {TITLE}"
     score = f"infer/score.py {model} --data {{data}} --out {{scores}} --dtype {{dtype}}"
     report = "--data {dev} --limit 128 --bootstrap 0 --dtype {dtype} --out {out}/cost.json"
     cost = f"infer/evaluate.py {model} {report}"
-    return Row(name, what, commands, score, cost, ours=True, trained=trained, seeded=trained)
+    return Row(name, what, commands, score, cost, ours=True, trained=trained, on=on, seeded=seeded)
 
 
 MINILM = "examples/real/minilm.py --minilm={minilm}"
-SFT = "train/sft.py --data {fit} --dev {dev} --seed {seed} --dtype {dtype} --out {out}/sft"
+# Every language model here has its settings from dev, and a laptop's budget: 40 updates with 32 rows each.
+TITLE, EVIDENCE = "--fields title,brand --max-chars 80", "--fields title,evidence --max-chars 80"
+LORA, ALL = "--lora-rank 16 --lr 5e-4", "--lr 5e-5"
+GENTLE = "--lora-rank 16 --lr 2e-4"  # from a judge that is one already
+ON_DEV = "--dev {dev} --eval-every 0 --seed {seed} --dtype {dtype}"
+SFT = f"train/sft.py --order label --steps 40 --batch-size 32 {ON_DEV} --out {{out}}/sft"
+JUDGED = "--data {fit}"
+COLD = "--data catalogue:{catalogue}:labelled"
+GRPO = f"train/grpo.py --data {{fit}} --steps 16 --groups 32 --max-new-tokens 2 --lr 3e-4 --lora-rank 16 {ON_DEV}"
+PLAIN = "--difficulty none --balance none --adv-std none --normalise constant --kl-beta 0"
+BEST = "--model {cold-sft}/sft"  # the start of what comes after SFT
 
 ROWS = (
     _rival("majority", "grade shares of train"),
@@ -72,5 +88,36 @@ ROWS = (
         together=True,
     ),
     _judge("zero-shot", "language model, zero-shot", stage="", trained=False),
-    _judge("label-sft", "label SFT", SFT + " --model {model} --order label --lr 1e-4 --steps 100 --batch-size 32"),
+    _judge(
+        "cold-start", "cold start from a catalogue alone",
+        f"{SFT.replace('steps 40', 'steps 80')} --model {{model}} {COLD} {EVIDENCE} {LORA}", trained=False,
+    ),
+    _judge("label-sft", "label SFT, title and brand", f"{SFT} --model {{model}} {JUDGED} {TITLE} {LORA}"),
+    _judge("evidence-sft", "label SFT, title and evidence", f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {LORA}"),
+    _judge(
+        "cold-sft", "cold start, then label SFT", f"{SFT} --model {{cold-start}}/sft {JUDGED} {GENTLE}", seeded=True,
+    ),
+    _judge(
+        "cold-soft", "the same with soft ordinal labels",
+        f"{SFT} --model {{cold-start}}/sft {JUDGED} {GENTLE} --soft-labels 0.5",
+    ),
+    _judge(
+        "cold-grpo", "... + GRPO, difficulty-based sampling, class balance",
+        f"{GRPO} {BEST} --difficulty prefill --balance class --out {{out}}/grpo", stage="grpo",
+    ),
+    _judge(
+        "cold-reinforce", "... + plain REINFORCE", f"{GRPO} {BEST} {PLAIN} --out {{out}}/grpo", stage="grpo",
+        on=("esci",),
+    ),
+    _judge(
+        "cold-dpo", "... + DPO",
+        f"train/mine_pairs.py {BEST} --data {{fit}} --prompts 1000 --samples 5 --max-new-tokens 2 --seed {{seed}} "
+        "--dtype {dtype} --out {out}/pairs.jsonl",
+        f"train/dpo.py {BEST} --data {{out}}/pairs.jsonl --steps 16 --lora-rank 16 {ON_DEV} --out {{out}}/dpo",
+        stage="dpo", on=("esci",),
+    ),
+    _judge(
+        "all-weights", "label SFT, title and evidence, all weights",
+        f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {ALL}", on=("esci",),
+    ),
 )  # fmt: skip

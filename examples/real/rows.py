@@ -52,7 +52,7 @@ def _judge(
     seeded: bool = False,
 ) -> Row:  # fmt: skip
     """A language model of ours; `stage` is the folder in {out} of the run that is scored, "" the model itself."""
-    model = f"--model {{out}}/{stage}" if stage else f"--model {{model}} --order label {TITLE}"
+    model = f"--model {{out}}/{stage}" if stage else f"--model {{model}} {TITLE}"
     score = f"infer/score.py {model} --data {{data}} --out {{scores}} --dtype {{dtype}}"
     report = "--data {dev} --limit 128 --bootstrap 0 --dtype {dtype} --out {out}/cost.json"
     cost = f"infer/evaluate.py {model} {report}"

@@ -103,8 +103,8 @@ def plan_runs(
             if seed and not row.seeded:
                 continue
             for trained in DATA_SETS if row.trained else ("",):
-                name, missing = run_name(row.name, trained, seed), _missing_data(row, trained, files)
-                if missing:
+                name = run_name(row.name, trained, seed)
+                if missing := _missing_data(row, trained, {*files, *values}):
                     left_out[name] = missing
                     continue
                 run = _run(row, trained, seed, needed[row.name], by_name, files, out, values, quick)
@@ -125,11 +125,11 @@ def _needs(row: Row, by_name: dict[str, Row]) -> tuple[str, ...]:
     return tuple(name for name in sorted(_fields(row)) if name in by_name)
 
 
-def _missing_data(row: Row, trained: str, files: dict[str, Path]) -> str:
-    if trained and f"{trained}_fit" not in files:
+def _missing_data(row: Row, trained: str, given: set[str]) -> str:
+    if trained and f"{trained}_fit" not in given:
         return f"--{trained} is not given"
-    known = {f"{name}_{part}" for name in DATA_SETS for part in ("fit", "dev", "test")}
-    missing = sorted((_fields(row) & known) - files.keys())
+    known = {"catalogue", *(f"{name}_{part}" for name in DATA_SETS for part in ("fit", "dev", "test"))}
+    missing = sorted((_fields(row) & known) - given)
     return f"--{missing[0].partition('_')[0]} is not given" if missing else ""
 
 
@@ -145,7 +145,7 @@ def _run(
     known = {**values, **files, **own, **folders}
     # Dev of the data set that it was trained on; a judge that was not trained has dev rows of each.
     parts = [name for name in files if name.endswith("_test") or (name.endswith("_dev") and trained in (name[:-4], ""))]
-    scores = {name: folder / f"scores-{name}.jsonl" for name in parts}
+    scores = {name: folder / f"scores-{name}.jsonl" for name in (parts if row.score else [])}
 
     def command(text: str, **more: object) -> Command:
         try:
@@ -156,7 +156,7 @@ def _run(
         return Command(words, results_of(words))
 
     made = [command(text) for text in row.commands]
-    if row.together:
+    if row.together and scores:
         both = {"data": [files[name] for name in scores], "scores": scores.values()}
         made.append(command(row.score, **{name: ",".join(map(str, paths)) for name, paths in both.items()}))
     else:

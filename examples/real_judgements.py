@@ -55,7 +55,6 @@ class Config:
     esci: str = option("", "ESCI's rows with product text")
     chorus: str = option("", "Chorus's rows with ratings 0-3 and three raters")
     esci_kinds: str = option("", "CSV with query_id and source, the kind of each ESCI query")
-    catalogue: str = option("", "products without judgements, for the rows that start from them")
     out: str = option("runs/real-judgements", "folder for everything")
     seeds: int = option(2, "runs of every row that depends on a seed")
     jobs: int = option(2, "runs side by side, one thread each")
@@ -233,7 +232,6 @@ def main(argv: list[str] | None = None) -> dict:
     wanted = [row for row in ROWS if not config.only or row.name in config.only.split(",")]
     model = "bundled-student" if config.quick else config.model
     values = {"model": model, "dtype": fast_dtype(), "minilm": config.minilm}
-    values |= {"catalogue": str(Path(config.catalogue).resolve())} if config.catalogue else {}
     runs, left_out = plan_runs(ROWS, wanted, files, out, config.seeds, values, config.quick)
     memory: dict = {}
 

@@ -38,7 +38,8 @@ class Command:
 class Run:
     """One row, trained on one data set ("" for none), with one seed.
 
-    needs: names of runs that are made before. scores: {"esci_dev": file, ...}.
+    needs: names of runs that are made before. scores: {"esci_dev": file, ...}; none for a row whose `score` is "",
+    which others build on and which has no line of its own (a thinker, say).
     """
 
     row: Row
@@ -103,8 +104,8 @@ def plan_runs(
             if seed and not row.seeded:
                 continue
             for trained in DATA_SETS if row.trained else ("",):
-                name = run_name(row.name, trained, seed)
-                if missing := _missing_data(row, trained, {*files, *values}):
+                name, missing = run_name(row.name, trained, seed), _missing_data(row, trained, files)
+                if missing:
                     left_out[name] = missing
                     continue
                 run = _run(row, trained, seed, needed[row.name], by_name, files, out, values, quick)
@@ -125,11 +126,11 @@ def _needs(row: Row, by_name: dict[str, Row]) -> tuple[str, ...]:
     return tuple(name for name in sorted(_fields(row)) if name in by_name)
 
 
-def _missing_data(row: Row, trained: str, given: set[str]) -> str:
-    if trained and f"{trained}_fit" not in given:
+def _missing_data(row: Row, trained: str, files: dict[str, Path]) -> str:
+    if trained and f"{trained}_fit" not in files:
         return f"--{trained} is not given"
-    known = {"catalogue", *(f"{name}_{part}" for name in DATA_SETS for part in ("fit", "dev", "test"))}
-    missing = sorted((_fields(row) & known) - given)
+    known = {f"{name}_{part}" for name in DATA_SETS for part in ("fit", "dev", "test")}
+    missing = sorted((_fields(row) & known) - files.keys())
     return f"--{missing[0].partition('_')[0]} is not given" if missing else ""
 
 

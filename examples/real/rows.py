@@ -4,12 +4,11 @@ Placeholders in a command:
     {fit} {dev}      files of the data set that the row is trained on: 4/5 and 1/5 of its train queries
     {esci_fit} {esci_dev} {esci_test} {chorus_fit} {chorus_dev} {chorus_test}   those of a data set by name
     {out}            the folder of this run: one row, one data set, one seed
-    {catalogue}      the products of --catalogue
     {NAME}           the folder of another row's run with the same data set and seed, which is then run before
     {seed} {model} {dtype} {minilm}   as the study's flags say (`dtype`: bfloat16 where the CPU is fast at it)
     {data} {scores}  in `score` only: the file to score, and the file to write (of several, with commas: `together`)
 What a command makes is its --out, or for a stage of train/ with --steps that folder's last checkpoint; a command whose
-result exists is not repeated. A row that needs data which are not given is left out by name.
+result exists is not repeated. A row that needs a data set which is not given is left out by name.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ class Row:
     """One line of the table.
 
     what: how the table calls it. commands: run in this order. score: the command that scores one file; it is run on the
-    dev rows that settings, decision weights and temperature come from, and once on each test set; "" for a row that
-    others build on and that has no line of its own, such as a thinker. cost: a command whose
+    dev rows that settings, decision weights and temperature come from, and once on each test set. cost: a command whose
     report has the speed, where scoring itself does not say it. ours: one of our judges, otherwise a rival.
     trained: on one data set at a time; otherwise (zero-shot) one run is tested on both.
     seeded: differs by seed; otherwise one seed is enough. together: one command scores all files.

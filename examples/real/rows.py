@@ -66,10 +66,13 @@ LORA, ALL = "--lora-rank 16 --lr 5e-4", "--lr 5e-5"
 GENTLE = "--lora-rank 16 --lr 2e-4"  # from a judge that is one already
 ON_DEV = "--dev {dev} --eval-every 0 --seed {seed} --dtype {dtype}"
 SFT = f"train/sft.py --order label --steps 40 --batch-size 32 {ON_DEV} --out {{out}}/sft"
+LONG = SFT.replace("--steps 40", "--steps 80")
 JUDGED = "--data {fit}"
 COLD = "--data catalogue:{catalogue}:labelled"
 GRPO = f"train/grpo.py --data {{fit}} --steps 16 --groups 32 --max-new-tokens 2 --lr 3e-4 --lora-rank 16 {ON_DEV}"
 PLAIN = "--difficulty none --balance none --adv-std none --normalise constant --kl-beta 0"
+TEACHER = "train/teacher.py evidence --data {fit} --out {out}/reasoned.jsonl"
+COT = f"train/sft.py --data {{out}}/reasoned.jsonl --steps 40 --batch-size 32 {ON_DEV} {GENTLE}"
 BEST = "--model {cold-sft}/sft"  # the start of what comes after SFT
 
 ROWS = (
@@ -90,7 +93,7 @@ ROWS = (
     _judge("zero-shot", "language model, zero-shot", stage="", trained=False),
     _judge(
         "cold-start", "cold start from a catalogue alone",
-        f"{SFT.replace('steps 40', 'steps 80')} --model {{model}} {COLD} {EVIDENCE} {LORA}", trained=False,
+        f"{LONG} --model {{model}} {COLD} {EVIDENCE} {LORA}", trained=False,
     ),
     _judge("label-sft", "label SFT, title and brand", f"{SFT} --model {{model}} {JUDGED} {TITLE} {LORA}"),
     _judge("evidence-sft", "label SFT, title and evidence", f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {LORA}"),
@@ -119,5 +122,37 @@ ROWS = (
     _judge(
         "all-weights", "label SFT, title and evidence, all weights",
         f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {ALL}", on=("esci",),
+    ),
+    _judge(
+        "post-cot", "cold start, then post-CoT SFT (evidence teacher)", TEACHER,
+        f"{COT} --model {{cold-start}}/sft --order post-cot --out {{out}}/sft", on=("esci",),
+    ),
+    _judge(
+        "titles-start", "titles against other titles alone",
+        f"{LONG} --model {{model}} --data catalogue:{{catalogue}}:titles {EVIDENCE} {LORA}",
+        trained=False,
+    ),
+    _judge(
+        "titles-sft", "titles against other titles, then label SFT",
+        f"{SFT} --model {{titles-start}}/sft {JUDGED} {GENTLE}", on=("esci",),
+    ),
+    _judge(
+        "pretrained-sft", "continued pre-training on product text, then label SFT",
+        "train/pretrain.py --model {model} --data {catalogue} --steps 40 --batch-size 32 --max-tok 64 --eval-every 0 "
+        "--seed {seed} --dtype {dtype} --out {out}/text",
+        f"{SFT} --model {{out}}/text {JUDGED} {EVIDENCE} {LORA}", on=("esci",),
+    ),
+    _judge(
+        "varied-sft", "label SFT, queries with a demand less or a brand more",
+        f"{SFT} --model {{model}} --data varied:{{fit}} {EVIDENCE} {LORA}", on=("esci",),
+    ),
+    _judge(
+        "student", "a thinker (pre-CoT) teaches the one-prefill student", TEACHER,
+        f"{COT} --model {{cold-start}}/sft --order pre-cot --out {{out}}/thinker",
+        "train/label_pool.py --model {out}/thinker --data catalogue:{catalogue}:unlabelled*1500 --max-new-tokens 96 "
+        "--dtype {dtype} --out {out}/pool.jsonl",
+        f"{SFT} --model {{cold-sft}}/sft --data {{out}}/pool.jsonl,{{fit}} {GENTLE}",
+        "infer/evaluate.py --model {out}/thinker --data {esci_test} --max-new-tokens 96 --dtype {dtype} "
+        "--out {out}/thinker-on-test.json", on=("esci",),
     ),
 )  # fmt: skip

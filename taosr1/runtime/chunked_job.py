@@ -226,9 +226,11 @@ class ChunkedJob:
             raise ValueError(f"{self.job_file} is missing, although {others[0]} is working: end that process first")
         self._lock.take()
         self._files.scan()
-        if stored is not None and stored != self.identity and (others or self._files.place):
+        # A setting that came later and is unset is no difference: a job goes on under a newer version.
+        changed = stored is None or differences(stored, self.identity)
+        if stored is not None and changed and (others or self._files.place):
             raise ValueError(self._refusal(stored))
-        if stored != self.identity:  # a new job; chunks without a job.json are left from a removal that was interrupted
+        if changed:  # a new job; chunks without a job.json are left from a removal that was interrupted
             self._files.forget()
             write_json(self.job_file, self.identity, ascii=True)
         self._files.open_own(self._lock.path.with_suffix(".jsonl"))

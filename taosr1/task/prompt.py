@@ -227,7 +227,7 @@ def check_prompt(tokenizer, config: PromptConfig, positions: int) -> None:
     if config.max_prompt_tok < needed:
         rules = f", the {config.prompt_rules} longest rules" * bool(config.prompt_rules)
         parts = f"the chat template{rules}, the names of fields" + " and the instructions" * (config.style == "full")
-        fewer = ", fewer --prompt-rules" * bool(config.prompt_rules) + ", fewer --fields or --style brief"
+        fewer = ", fewer --prompt-rules or --fields" if config.prompt_rules else ", fewer --fields or --style brief"
         ways = f"give at least {needed}" + fewer * (config.style == "full")
         raise ValueError(
             f"--max-prompt-tok is {config.max_prompt_tok}, but {parts} take {trusted} tokens, and a query with a title "

@@ -86,5 +86,5 @@ def test_of_two_judges_that_are_served_the_flags_are_for_those_without_a_prompt(
 
 def test_flags_that_fit_no_judge_that_is_served_are_refused():
     for second in ("", "bundled"):
-        with pytest.raises(ValueError, match="--model bundled-student was trained with --prompt-rules 0"):
-            load_tested(Config(model="bundled", compare=second, prompt_rules=1), "bundled")
+        with pytest.raises(ValueError, match="--model bundled-student was trained with --fields title,price: leave"):
+            load_tested(Config(model="bundled", compare=second, fields="title"), "bundled")

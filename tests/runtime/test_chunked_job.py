@@ -362,6 +362,18 @@ def test_another_job_is_refused_with_what_differs_and_begins_once_the_folder_is_
     assert work(out, beta=0.4)[1]
 
 
+def test_a_job_goes_on_where_a_setting_came_later_and_is_unset(out):
+    with pytest.raises(RuntimeError):
+        with job_of(out, beta=0.5) as job:
+            job.add(next(job.missing()), [answer(row) for row in job.chunks[0]])
+            raise RuntimeError
+    with pytest.raises(ValueError, match="new_flag was None and is now 3"):
+        work(out, beta=0.5, new_flag=3)
+    did, merged = work(out, beta=0.5, new_flag=None)
+    assert merged and len(did) == len(job.chunks) - 1
+    check_complete(out)
+
+
 def test_a_job_of_which_nothing_was_finished_does_not_block_another(out, monkeypatch):
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         patch.setattr(ChunkedJob, "_remove_unused", lambda self: None)  # killed

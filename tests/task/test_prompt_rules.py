@@ -147,7 +147,7 @@ def test_a_rule_that_spells_a_control_token_is_refused_and_would_be_ordinary_tex
 
 
 def test_a_budget_counts_the_rules_and_too_many_are_refused_with_the_numbers(tokenizer):
-    with pytest.raises(ValueError, match=r"the 3 longest rules take .* at least \d+, fewer --prompt-rules") as said:
+    with pytest.raises(ValueError, match=r"the 3 longest rules, .* at least \d+, fewer --prompt-rules") as said:
         check_prompt(tokenizer, replace(WITH, max_prompt_tok=20), 4096)
     needed = int(str(said.value).partition("at least ")[2].partition(",")[0])
     config = replace(WITH, max_prompt_tok=needed)

@@ -48,7 +48,12 @@ class PromptFlags(AskFlags):
 
 def given(flags: AskFlags) -> list[str]:
     """The flags that were given, as they are typed."""
-    return [flag_of(item.name) for item in fields(PromptFlags) if getattr(flags, item.name, None) is not None]
+    return [flag_of(name) for name in _names_of(flags) if getattr(flags, name) is not None]
+
+
+def _names_of(flags: AskFlags) -> list[str]:
+    """The settings of the prompt among a script's flags: `max_chars` of infer/serve.py is none."""
+    return [item.name for item in fields(PromptFlags if isinstance(flags, PromptFlags) else AskFlags)]
 
 
 def prompt_problems(flags: AskFlags) -> list[tuple[bool, str]]:
@@ -56,7 +61,8 @@ def prompt_problems(flags: AskFlags) -> list[tuple[bool, str]]:
     names = _names(flags.fields or "")
     unknown = [name for name in names if name not in PROMPT_FIELDS]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    known, max_chars = ", ".join(PROMPT_FIELDS), getattr(flags, "max_chars", None)
+    known = ", ".join(PROMPT_FIELDS)
+    max_chars = flags.max_chars if isinstance(flags, PromptFlags) else None
     return [
         (flags.fields is not None and not names, f"--fields is empty, expected some of {known}"),
         (bool(unknown), f"--fields names {', '.join(map(repr, unknown))}, expected some of {known}"),
@@ -106,7 +112,7 @@ def differs(name: str, one: PromptConfig, other: PromptConfig) -> bool:
 
 def _given(flags: AskFlags) -> dict[str, Any]:
     """The settings of `PromptConfig` that the flags give."""
-    found = {name: getattr(flags, name, None) for name in ("style", "max_chars", "max_prompt_tok", "prompt_rules")}
+    found = {name: getattr(flags, name) for name in _names_of(flags)}
     found["fields"] = tuple(_names(flags.fields)) if flags.fields else None
     found["instructions"] = read_instructions(flags.instructions) if flags.instructions is not None else None
     found["rules"] = read_book(flags.rules) if flags.rules is not None else "" if flags.prompt_rules == 0 else None

@@ -82,6 +82,12 @@ def test_of_two_judges_that_are_served_the_flags_are_for_those_without_a_prompt(
     served = [load_tested(config, first)[0], *([load_tested(config, second, "--compare")[0]] if second else [])]
     found = [one.judge.model.prompt.prompt_rules for one in served]
     assert (found + [None])[:2] == list(rules)
+    assert {one.judge.model.prompt.max_chars for one in served} == {600}  # --max-chars of the server is of a request
+
+
+def test_a_trained_judge_is_served_without_flags():
+    served, _ = load_tested(Config(model="bundled"), "bundled")
+    assert served.judge.model.prompt == PromptConfig.load(BUNDLED_FOLDERS[BUNDLED_STUDENT])
 
 
 def test_flags_that_fit_no_judge_that_is_served_are_refused():

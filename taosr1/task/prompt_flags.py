@@ -33,7 +33,7 @@ class AskFlags:
         None, "rules of the rule book that are retrieved for a pair and shown before it; none: as the model's run"
     )
     rules: str | None = option(
-        None, "rule book (JSONL) for --prompt-rules in place of the bundled one; none: as the model's run"
+        None, "rule book (JSONL) that these rules are from, in place of the bundled one; none: as the model's run"
     )
 
 

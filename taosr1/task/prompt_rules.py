@@ -36,9 +36,11 @@ def rule_lines(judgement: Judgement, text: str, k: int) -> str:
     alike (on ESCI, 3 rules a prompt: 84 tokens a pair that no other prompt has begun with; 90 with the best first, 112
     between query and product, 144 at the end).
     """
+    if not k:
+        return ""
     rules = rule_book(text)
     shown = (value[:_READ_CHARS] for value in (judgement.query, judgement.title, judgement.category))
-    found = {rule.id for rule in retrieve(*shown, rules, k)} if k else ()
+    found = {rule.id for rule in retrieve(*shown, rules, k)}
     return "".join(rule_line(rule) for rule in rules if rule.id in found)
 
 

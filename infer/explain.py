@@ -54,7 +54,6 @@ from taosr1.serving.rows import prediction
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS
 
-ROWS_AT_A_TIME = 64  # explained one by one, and stored together
 EXAMPLE = 'python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black"'
 
 Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge reads it
@@ -146,12 +145,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     print(f"judge       {visible(name)}", file=said_on)
 
     def work(chunk: list[Pair], start: int) -> list[dict]:
-        explained = []
-        for place, (raw, row) in enumerate(chunk):
-            found = judge.explain(row, max_new_tokens=config.max_new_tokens)
-            print(("\n" if start + place else "") + found.text, file=said_on, flush=True)
-            explained.append(output_row(raw, found, model.prompt.wording_sha256))
-        return explained
+        ((raw, row),) = chunk
+        found = judge.explain(row, max_new_tokens=config.max_new_tokens)
+        print(("\n" if start else "") + found.text, file=said_on, flush=True)
+        return [output_row(raw, found, model.prompt.wording_sha256)]
 
     stored, identity = "" if config.out == STANDARD else config.out, {}
     if stored:
@@ -160,7 +157,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         identity = job_identity("explain", config, (raw for raw, _ in pairs), **facts)
     shown = said_on.isatty() or said_on is sys.stderr  # explanations that appear beside a bar do what it does
     more = {"overwrite": config.overwrite, "silent": shown or len(pairs) == 1}
-    with run_in_chunks(stored, identity, pairs, ROWS_AT_A_TIME, work, "explain", **more) as explained:
+    with run_in_chunks(stored, identity, pairs, 1, work, "explain", **more) as explained:
         if explained is None:
             return []
         explained = list(explained)

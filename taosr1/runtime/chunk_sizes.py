@@ -5,32 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, repeat
 
 # A chunk takes about 5 to 10 s: a machine that gets three times slower still stores one every 30 s.
 CHUNK_S = 10.0
-GROW_FAST_S = 5.0  # grow four times while such a chunk would take no longer
+GROWTH = ((64, CHUNK_S / 2), (4, CHUNK_S / 2), (2, CHUNK_S))  # times as many rows, if they should take no longer
 MEASURED_FROM = 16  # rows: a job whose chunks are no larger anyway is not measured
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How rows 0 .. rows - 1 are cut: the chunks from `boundary` on begin with those of sizes `first`, all others have
-    `size` rows; no chunk holds rows from both sides of the boundary."""
+    """Rows 0 .. rows - 1 in chunks of `size`, none of which holds rows from both sides of row number `boundary`."""
 
     rows: int
     size: int
     boundary: int = 0
-    first: tuple[int, ...] = ()
 
     def chunks(self) -> list[range]:
         """In the order of the rows; the last before the boundary, and the last of all, may be shorter."""
-        found, start = chunks_of(self.boundary, self.size), self.boundary
-        for size in chain(self.first, repeat(self.size)):
-            if start >= self.rows:
-                return found
-            found.append(range(start, min(start + size, self.rows)))
-            start = found[-1].stop
+        after = chunks_of(self.rows - self.boundary, self.size, start=self.boundary)
+        return chunks_of(self.boundary, self.size) + after
 
 
 def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
@@ -41,27 +34,26 @@ def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
 def measured_cut(
     rows: int, largest: int, boundary: int, work: Callable[[range], object], clock: Callable[[], float] = time.monotonic
 ) -> Cut:
-    """Do chunks that grow from one row until one takes about `CHUNK_S` seconds or has `largest` rows.
+    """Time growing numbers of rows, from `boundary` on, until a larger chunk would take more than `CHUNK_S` seconds.
 
-    They are the first chunks of the job, so nothing is done twice. The size is decided once, and a job that continues
-    keeps it: how many rows a model gets in one call may change the last bits of its answers.
-    Choice: growing steps instead of one measurement and a division: two rows cost little less than eight, and a first
-    call may compile kernels (the first row is therefore done alone, and does not count).
+    Their answers are thrown away, so that chunks are alike and a fast model's are always the largest: how many rows a
+    model gets in one call may change the last bits of its answers. The size is decided once; a job that continues keeps
+    it.
+    Choice: growing steps instead of one measurement and a division, as a few rows cost little more than one where
+    replies are decoded. A first call may compile kernels: one row is done before anything is timed.
     """
-    if largest <= MEASURED_FROM:
+    size, available = min(1, largest), rows - boundary
+    if min(largest, available) > MEASURED_FROM:
+        work(range(boundary, boundary + 1))
+    else:
         return Cut(rows, largest, boundary)
-    first: list[int] = []
-    size, start = 1, boundary
-    while start < rows:
-        began, chunk = clock(), range(start, min(start + size, rows))
-        work(chunk)
+    while size < min(largest, available):
+        began = clock()
+        work(range(boundary, boundary + size))
         seconds = clock() - began
-        first.append(size)
-        start = chunk.stop
-        if len(first) == 1:
-            continue
-        grown = 4 if 4 * seconds <= GROW_FAST_S else 2 if 2 * seconds <= CHUNK_S else 1
-        if size == largest or grown == 1:
+        larger = [(min(size * times, largest), most_s) for times, most_s in GROWTH]
+        fitting = [new for new, most_s in larger if seconds * new / size <= most_s]
+        if not fitting:
             break
-        size = min(size * grown, largest)
-    return Cut(rows, size, boundary, tuple(first))
+        size = fitting[0]
+    return Cut(rows, size, boundary)

@@ -32,6 +32,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,34 +82,28 @@ def run_in_chunks(
     ranks = this_rank()
     if not out and ranks.world > 1:
         raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
-    begun: dict[range, list[dict]] = {}  # the chunks that were answered to find their size
     with ExitStack() as shown:
         bar = shown.enter_context(Bar(total=len(rows), desc=description, unit="row", disable=silent))
         shown.enter_context(listening(bar.part))
 
         def answer(chunk: range) -> list[dict]:
-            answers = begun.pop(chunk, None)
-            if answers is None:
-                answers = work(rows[chunk.start : chunk.stop], chunk.start)
-                bar.update(len(chunk))
-            return answers
+            return work(rows[chunk.start : chunk.stop], chunk.start)
 
-        def cut() -> Cut:
-            return measured_cut(len(rows), largest, boundary, lambda chunk: begun.update({chunk: answer(chunk)}))
+        def answered(chunks: Iterable[range]) -> Iterator[tuple[range, list[dict]]]:
+            with shown:  # the bar ends before anything is said about the job
+                for chunk in chunks:
+                    yield chunk, answer(chunk)
+                    bar.update(len(chunk))
 
+        cut = partial(measured_cut, len(rows), largest, boundary, answer)
         if not out:
-            found = [given for chunk in cut().chunks() for given in answer(chunk)]
-            shown.close()
-            yield found
+            yield [given for _, answers in answered(cut().chunks()) for given in answers]
             return
         with ChunkedJob(out, identity, len(rows), cut, ranks, overwrite=overwrite) as job:
-            with shown:  # the bar ends before anything is said about the job
-                missing = list(job.missing())
-                total, left = (sum(map(len, chunks)) for chunks in (job.own, missing))
-                bar.begin_at(total - left, total)
-                bar.update(sum(len(chunk) for chunk in missing if chunk in begun))
-                for chunk in missing:
-                    job.add(chunk, answer(chunk))
+            total, missing = sum(map(len, job.own)), list(job.missing())
+            bar.begin_at(total - sum(map(len, missing)), total)
+            for chunk, answers in answered(missing):
+                job.add(chunk, answers)
             yield job if job.to_merge() else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -22,7 +23,7 @@ def main() -> None:
     rank = init_process_group("cpu").rank
     assert not may_give_up()  # here it would leave the other rank waiting
 
-    def work(places: list[int]) -> list[int]:
+    def work(places: list[int], asked: bool) -> list[int]:
         assert may_give_up()
         if rank == 1 and asked:
             raise GivenUp
@@ -30,7 +31,7 @@ def main() -> None:
 
     for asked in (False, True):
         try:
-            found = divide_work([1.0] * 5, work)
+            found = divide_work([1.0] * 5, partial(work, asked=asked))
             print(f"rank {rank}: {found}", flush=True)
         except GivenUp:
             print(f"rank {rank}: gave up", flush=True)

@@ -95,7 +95,7 @@ def train(
     steps = _Steps(stage, run, schedule, distributed, optimizers)
     start, silent = run.start[0] if run.start else 0, not distributed.ranks.is_rank_zero
     bar = Bar(total=schedule.steps, initial=start, desc=stage.name, unit="step", disable=silent)
-    pace = _Pace(bar, schedule, checkpoints)
+    pace = _Pace(bar, start, schedule, checkpoints)
     with closing(run), StopRequests(pace.say_stop) as asked, listening(partial(pace.hear, asked)):
         try:
             with bar:
@@ -135,23 +135,25 @@ def train(
 class _Pace:
     """Where a run is: for its bar, for one who asks it to stop, and for a step that is given up."""
 
-    def __init__(self, bar: Bar, schedule: Schedule, checkpoints: _Checkpoints) -> None:
+    def __init__(self, bar: Bar, start: int, schedule: Schedule, checkpoints: _Checkpoints) -> None:
         self.bar, self.schedule, self.checkpoints = bar, schedule, checkpoints
-        self.finished: tuple[int, dict, int] | None = None  # step, cursor and skipped, before the present step
+        self.step = start  # the last one that is finished
+        self.before: tuple[int, dict, int] | None = None  # step, cursor and skipped before the one under way, if any
         self.began, self.step_s = time.perf_counter(), 0.0
 
     def begin(self, step: int, cursor: dict, skipped: int) -> None:
-        self.finished, self._rng = (step, copy.deepcopy(cursor), skipped), torch.get_rng_state()
+        self.step, self.before, self._rng = step, (step, copy.deepcopy(cursor), skipped), torch.get_rng_state()
         self.began = time.perf_counter()
 
     def end(self) -> float:
         """The seconds that the step took."""
+        self.step, self.before = self.step + 1, None
         self.step_s = round(time.perf_counter() - self.began, 4)
         return self.step_s
 
     def _gives_up(self) -> bool:
         """Whether the weights are those of a step after which a checkpoint may lie."""
-        return self.finished is None or self.finished[0] % self.schedule.updates == 0
+        return self.step % self.schedule.updates == 0
 
     def hear(self, asked: StopRequests, what: str, done: int | Callable[[], int], total: int) -> None:
         """Between two passes. Raises: GivenUp where a stop was asked for."""
@@ -161,9 +163,8 @@ class _Pace:
 
     def say_stop(self) -> str:
         """What happens now that a stop was asked for. A sharded model has to end its step."""
-        checkpoints, updates = self.checkpoints, self.schedule.updates
-        step = self.finished[0] if self.finished else checkpoints.saved
-        if self._gives_up() and not checkpoints.distributed.sharded:
+        checkpoints, step, updates = self.checkpoints, self.step, self.schedule.updates
+        if self._gives_up() and not (checkpoints.distributed.sharded and self.before):
             took = f" ({checkpoints.save_s:.0f} s)" if checkpoints.save_s else ""
             kept = f"step {step} is saved" + (f" first{took}" if step > checkpoints.saved else "")
             return f"stopping: what is under way is given up; {kept if step else 'no step is finished yet'}"
@@ -174,9 +175,9 @@ class _Pace:
 
     def save_last_finished(self) -> None:
         """As it was before the step that is given up; nothing where that is saved already."""
-        if self.finished and self.finished[0] > self.checkpoints.saved:
+        if self.before and self.step > self.checkpoints.saved:
             torch.set_rng_state(self._rng)
-            self.checkpoints.save(*self.finished)
+            self.checkpoints.save(*self.before)
             self.checkpoints.prune()
 
 
@@ -275,7 +276,7 @@ class _Checkpoints:
     last: dict[str, float] = field(default_factory=dict)
     saved: int = 0
     save_s: float = 0.0
-    _saved_at: float = field(default_factory=time.monotonic)
+    _saved_at: float = field(default_factory=lambda: time.monotonic())
 
     def resume(self) -> tuple[int, dict, int]:
         """Step, cursor, and how many steps in a row were skipped before it; an evaluation that was lost is made."""

@@ -719,6 +719,17 @@ def test_rollouts_and_an_evaluation_are_given_up_too_and_the_cursor_is_that_befo
     assert read_best(tmp_path / "checkpoints")["evaluated_through"] == 4
 
 
+def test_an_evaluation_is_given_up_also_where_several_updates_share_their_items(make_judge, tmp_path, capsys):
+    def evaluate(judge):
+        os.kill(os.getpid(), signal.SIGTERM)
+        report("rows scored", 1, 2)
+        pytest.fail("it went on")
+
+    with pytest.raises(Stopped, match="stopped after step 2 of 4, which is saved"):
+        drive(tmp_path, make_judge(), evaluate=evaluate, schedule={"updates": 2, "eval_every": 2})
+    assert "what is under way is given up; step 2 is saved\n" in capsys.readouterr().err
+
+
 def test_a_stop_before_the_first_step_is_finished_has_nothing_to_save(make_judge, tmp_path):
     with pytest.raises(Stopped, match="stopped before its first step was finished: nothing is saved"):
         drive(tmp_path, make_judge(), loss=asks(signal.SIGTERM, 0), schedule={"micro_batch_tok": 20})

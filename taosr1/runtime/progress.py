@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -53,12 +53,12 @@ class Bar(tqdm):
     after ten minutes every thirty. A thread sees to both, so that it moves while one long pass runs.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        """settings: those of tqdm."""
+    def __init__(self, iterable: Iterable | None = None, **settings: Any) -> None:
+        """iterable: what the bar is a loop over, if it is one. settings: those of tqdm."""
         self._watched, self._ended, self._drawn = sys.stderr.isatty(), threading.Event(), 0.0
         self._note, self._part, self._part_began, self._looked = "", None, (0.0, 0), 0.0
         form = {} if self._watched else {"ascii": True, "file": _Lines()}
-        super().__init__(**form, **settings)
+        super().__init__(iterable, **form, **settings)
         if not self.disable:
             threading.Thread(target=self._keep_alive, name="progress bar", daemon=True).start()
 

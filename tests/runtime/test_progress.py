@@ -26,6 +26,13 @@ def test_a_log_gets_plain_lines_the_first_and_last_state_among_them(capsys):
     assert "rows:   0%" in shown[0] and "rows: 100%" in shown[-1] and not any("\r" in line for line in shown)
 
 
+def test_a_bar_may_be_a_loop_over_an_iterable(quick, capsys):
+    assert [time.sleep(0.15) or x for x in Bar([1, 2, 3], desc="rows")] == [1, 2, 3]
+    assert list(Bar([1, 2], disable=True)) == [1, 2]
+    shown = capsys.readouterr().err.splitlines()
+    assert "rows: 100%" in shown[-1] and "3/3" in shown[-1] and any("/3" in line for line in shown[1:-1])
+
+
 def test_a_line_appears_in_time_while_one_pass_runs_and_a_log_is_not_flooded(quick, capsys):
     with Bar(total=4, desc="rows") as bar:
         bar.part("passes", 1, 7)

@@ -205,7 +205,8 @@ def check_prompt(tokenizer, config: PromptConfig, positions: int) -> None:
         model; for instructions and rules that leave the model no room; and for those that spell a control token.
     """
     own = [("the instructions hold", config.instructions, "--instructions")]
-    own += [(f"rule {rule.id!r} holds", rule.text, "--rules") for rule in rule_book(config.rules)] if config.rules else []
+    book = rule_book(config.rules) if config.rules else ()
+    own += [(f"rule {rule.id!r} holds", rule.text, "--rules") for rule in book]
     for holds, text, flag in own:
         if spelled := [token for token in tokenizer.control_text() if token.strip() and token in text]:
             raise ValueError(

@@ -15,7 +15,6 @@ from infer.merge import main as merge
 from infer.score import main as score
 from taosr1.data.judgements import read_judgements
 from taosr1.model.decoder import Decoder, DecoderConfig
-from taosr1.model.io.weights import load_pretrained
 from taosr1.model.tokenizer import Tokenizer
 from train.dpo import main as dpo
 from train.grpo import main as grpo
@@ -81,7 +80,9 @@ def test_a_gguf_file_goes_the_whole_way(file, tmp_path, capsys):
     capsys.readouterr()
     explain(["travel mug not steel", "Norvell travel mug steel", "--model", out("merged")])
     assert "Decision:" in capsys.readouterr().out
-    assert load_pretrained(out("merged"))[0].config == load_pretrained(out("sft"))[0].config
+    assert json.loads(Path(out("merged/config.json")).read_text(encoding="utf-8"))["architectures"] == [
+        "LlamaForCausalLM"
+    ]
 
 
 def json_lines(path: str) -> list[dict]:

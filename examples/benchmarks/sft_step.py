@@ -83,7 +83,7 @@ def trl_trainer(folder: str, data: list[Example], steps: int, config: StepConfig
     rows = [
         {
             "input_ids": example.prompt + example.reply,
-            "completion_mask": [0] * len(example.prompt) + [1] * len(example.reply),
+            "labels": [-100] * len(example.prompt) + example.reply,
         }
         for example in data
     ]

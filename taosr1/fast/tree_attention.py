@@ -143,8 +143,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, tile: Tile) -> Tensor:
 
 
 class _SharedRows(torch.autograd.Function):
-    """`_rows_of`, whose gradient is added up in float32: hundreds of rows may share a prefix, and in bfloat16 a sum of
-    256 ones stays 256 however many follow."""
+    """`_rows_of`, whose gradient is added up in float32: hundreds of rows may share a prefix, and a GPU that adds in
+    bfloat16 does not get past 256 ones."""
 
     @staticmethod
     def forward(ctx, x: Tensor, places: Tensor) -> Tensor:

@@ -55,8 +55,9 @@ def test_a_gguf_file_goes_the_whole_way(file, tmp_path, capsys):
         return str(tmp_path / name)
 
     train, dev = ["--data", "synthetic:reasoned*200"], ["--dev", "synthetic:dev*8", "--dev-rows", "8"]
-    sft(["--model", file, "--order", "post-cot", *train, *dev, "--steps", "130", "--batch-size", "8", "--eval-every",
-         "130", "--optimizer", "muon", "--lr", "0.01", "--out", out("sft")])  # fmt: skip
+    sft(["--model", file, "--order", "post-cot", "--style", "brief", "--fields", "title,price", *train, *dev, "--steps",
+         "130", "--batch-size", "8", "--eval-every", "130", "--optimizer", "muon", "--lr", "0.01",
+         "--out", out("sft")])  # fmt: skip
     losses = [row["loss"] for row in json_lines(out("sft/metrics.jsonl")) if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
     mine(["--model", out("sft"), *train, "--prompts", "24", "--samples", "4", "--max-new-tokens", "64", "--temperature",

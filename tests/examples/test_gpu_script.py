@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from examples import finetune_qwen3, gpu_real_judgements
 from examples.gpu_real_judgements import SHARES, Config, command_of, main, run_part
+from taosr1.data.judgements import write_judgements
 from taosr1.runtime.files import read_json, write_json
+from taosr1.synthetic.shop import read_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE = "import time; print('at work', flush=True); time.sleep(60)"
@@ -42,6 +45,22 @@ def test_every_step_of_the_whole_path_is_a_command_that_its_script_takes(order, 
     judges = {made[name][made[name].index("--model") + 1] for name in ("evaluate", "score", "merge")}
     assert judges == {str(tmp_path / ("grpo" if order == "label" else "student"))}
     assert made["sft"][made["sft"].index("--steps") + 1] == "60"
+
+
+@pytest.mark.long
+def test_a_thinker_and_its_student_go_the_whole_path_in_small_form(tmp_path):
+    """The commands of `--check --order pre-cot`, run in this process: each would load torch for itself."""
+    rows = [replace(row, cot="", extra={"split": "train"}) for row in read_pool("labelled", 60)]
+    rows += [replace(row, cot="", extra={"split": "test"}) for row in read_pool("test", 8)]
+    write_judgements(tmp_path / "rows.jsonl", rows)
+    config = finetune_qwen3.Config(
+        data=str(tmp_path / "rows.jsonl"), model="bundled", order="pre-cot", lora_rank=0, device="cpu", check=True
+    )
+    finetune_qwen3.hold_out(config, tmp_path)
+    for name, result, words in finetune_qwen3.plan(config, tmp_path, "bundled"):
+        runpy.run_path(str(ROOT / words[0]))["main"](words[1:])
+        assert (tmp_path / result).exists(), name
+    assert read_json(tmp_path / "report.json")
 
 
 def test_a_part_that_takes_too_long_is_ended_and_what_it_wrote_counts(tmp_path):

@@ -73,7 +73,7 @@ def test_the_weights_are_those_of_transformers_own_gguf_loading(judge, theirs):
 
 @torch.no_grad()
 def test_logits_equal_those_of_transformers(judge, theirs):
-    for prompt in judge.prompts(rows()[:4]):
+    for prompt in judge.prompts([rows()[0], rows()[-1]]):
         ids = torch.tensor([prompt])
         expected = theirs(ids).logits
         assert expected.abs().max() > 10

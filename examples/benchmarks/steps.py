@@ -33,7 +33,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -140,9 +140,12 @@ def times(stage: Stage, case: str, folder: str, config: StepConfig) -> list[dict
     """Rows of the whole step and of its parts, a row a side, ours first."""
     steps, device = config.warmup + config.repeats, config.device
     model, data = common.load_fast(folder, device=device), stage.make_data(Tokenizer(folder), steps, config)
-    trainer = stage.make_trainer(folder, data, steps, config)
+    exact = replace(config, dtype="float32")
+    trainer = stage.make_trainer(folder, data, steps, exact)
     assert torch.get_num_threads() == config.threads, "something changed the number of threads"
-    equality = agreement(model, trainer.model, *stage.compare(model, trainer, data, config))
+    equality = agreement(model, trainer.model, *stage.compare(model, trainer, data, exact))
+    if config != exact:  # TRL decides about autocast when the trainer is made
+        trainer = stage.make_trainer(folder, data, steps, config)
     print(
         f"{case}, {config.dtype}; compared in float32: "
         "loss {our_loss:.7f} and {trl_loss:.7f}, gradients equal but for {gradient_difference:.1e}".format(**equality)

@@ -329,7 +329,8 @@ def evaluate_judge(config: Config, ranks: Ranks) -> dict:
         predictions, about = predictions[len(dev) :], {"beta_from": None, "temperature": None}
         if deployed:
             predictions, about = apply_deployed(rows, predictions, deployed)
-        head = {"model": name, "order": order, "data": config.data, "split": config.split, **about, "cost": cost}
+        asked = {"order": order, "prompt_sha": judge.prompt.wording_sha256}
+        head = {"model": name, **asked, "data": config.data, "split": config.split, **about, "cost": cost}
         return report_on(rows, predictions, deployed and deployed.beta, head, config)
 
 

@@ -140,7 +140,7 @@ def write(config: Config, pairs: list[Pair], scores: Iterable[Score], wording: s
     """Write --out in its format."""
     form = format_of(config.out, config.format)
     if form not in ROW_FORMATS:
-        write_judged(config.out, form, rated((row for _, row in pairs), scores, form), config.index)
+        write_judged(config.out, form, rated((row for _, row in pairs), scores, form), config.index, wording)
         return
     kept, renamed = [], Counter()
     for row, judgement in pairs:

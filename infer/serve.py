@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
 from taosr1.judge import Judge
-from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
+from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, TINY, judge_folder
 from taosr1.runtime.checkpoint import best_checkpoint, checkpoints
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import verify
@@ -59,6 +59,7 @@ from taosr1.runtime.signals import run_main
 from taosr1.server.limits import Limits, limit_problems
 from taosr1.server.security import Access, access_problems
 from taosr1.serving.deployed import ANSWERS_FIRST, MODEL_HELP, TEMPERATURE_SCALING, chosen_temperature, open_judge
+from taosr1.task.prompt import PROMPT_FILE
 from taosr1.task.prompt_flags import AskFlags, prompt_problems
 
 if TYPE_CHECKING:
@@ -128,17 +129,29 @@ def load_tested(config: Config, spec: str, flag: str = "--model") -> tuple[Serve
         answers, or fails the self-test.
     """
     try:
-        return _load_tested(config, best_of(spec) if flag == "--watch" else spec)
+        second = flag == "--compare"
+        return _load_tested(config, best_of(spec) if flag == "--watch" else spec, flags_for(config, spec, second))
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(re.sub("^--model", flag, str(error))) from error
 
 
-def _load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
+def flags_for(config: Config, spec: str, second: bool) -> AskFlags | None:
+    """The flags of the prompt for a judge. Of two judges a trained one keeps its own prompt, and the flags are for the
+    other; if both are trained, the flags are for the first, which refuses them."""
+
+    def stored(spec: str) -> bool:
+        return spec != TINY and (not spec or (Path(judge_folder(spec)) / PROMPT_FILE).is_file())
+
+    other_takes_them = second or config.compare and not stored(config.compare)
+    return None if other_takes_them and stored(spec) else config
+
+
+def _load_tested(config: Config, spec: str, asked: AskFlags | None) -> tuple[Served, list[str]]:
     from taosr1.server.self_test import self_test
     from taosr1.server.served import Served
 
     settings = {"dtype": config.dtype, "device": config.device, "max_new_tokens": config.max_new_tokens}
-    name, model = open_judge(spec, orders=ANSWERS_FIRST, asked=config, **settings)
+    name, model = open_judge(spec, orders=ANSWERS_FIRST, asked=asked, **settings)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot): each product would take a whole reply. Serve one "

@@ -27,13 +27,14 @@ OF_ALL |= {"--no-deps"}
 NEVER = {
     "infer/merge.py": {"load_judge", "check_device", "read_jsonl", "BadRows", "check_file", "damage_in",
                        "known_encoding", "_choose_encoding", "_narrow_lines",  # reads no rows but the bundled rules
-                       "prompt_asked", "read_instructions", "check_prompt", "_instructions_problems"},  # asks as stored
+                       "prompt_asked", "read_instructions", "check_prompt", "_instructions_problems", "read_book",
+                       "rules_problems"},  # asks as stored
     "infer/score.py": {"load_judge", "notes_on"},  # decodes nothing
     "infer/serve.py": {"ColumnNames", "parse_columns", "_check_no_prediction", "read_jsonl", "BadRows", "check_file",
                        "damage_in", "known_encoding", "_choose_encoding", "_narrow_lines"},  # reads no files of rows
     "train/sft.py": {"load_splits"},  # has no --test
     "train/pretrain.py": {"load_judge", "prompt_asked", "read_instructions", "check_prompt",
-                          "_instructions_problems"},  # decodes nothing, and asks nothing
+                          "_instructions_problems", "read_book", "rules_problems"},  # decodes nothing, and asks nothing
 }  # fmt: skip
 BY_TEACHER = {"_read_rules"}  # a rule book of one's own
 

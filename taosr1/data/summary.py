@@ -107,6 +107,6 @@ def seen_columns(rows: Sequence[Judgement], prompt: PromptConfig) -> str:
               if filled[name] and name not in prompt.fields]  # fmt: skip
     absent = [name for name in prompt.columns if not filled[name]]
     text = f"the judge sees {', '.join(seen)}"
-    shown_otherwise = " but in its evidence" if "evidence" in prompt.fields else ""
-    text += f"; it does not see {', '.join(unseen)}{shown_otherwise}" if unseen else ""
+    beside = "its evidence alone is made from" if "evidence" in prompt.fields else "it does not see"
+    text += f"; {beside} {', '.join(unseen)}" if unseen else ""
     return text + (f"; it could also read {', '.join(absent)}, which these rows do not have" if absent else "")

@@ -1,12 +1,14 @@
 """Scored pairs as files for other programs: CSV, TREC, Quepid, Elasticsearch and OpenSearch.
 
 Judgements rate a product 0 to 3: the most probable grade less 1, since these systems take 0 for irrelevant. Formats are
-written after the systems' own documents:
+written after the systems' own documents. The version of the rubric (`prompt_sha`) is where they have a place for it:
 
-- TREC: qrels `qid 0 docid rating` and run `qid Q0 docid rank score tag`, as trec_eval 9 reads them.
-- Quepid 8: CSV `query,docid,rating`, for "import ratings".
-- Elasticsearch 8 and 9: the body of `POST INDEX/_rank_eval`.
-- OpenSearch 3: the body of `PUT _plugins/_search_relevance/judgments` (IMPORT_JUDGMENT, ratings as text).
+- TREC: qrels `qid 0 docid rating` and run `qid Q0 docid rank score tag`, as trec_eval 9 reads them. The run's tag is
+  `taosr1-PROMPT_SHA`; qrels have neither a tag nor comments.
+- Quepid 8: CSV `query,docid,rating`, for "import ratings". It knows these columns alone.
+- Elasticsearch 8 and 9: the body of `POST INDEX/_rank_eval`, which refuses a field that it does not know.
+- OpenSearch 3: the body of `PUT _plugins/_search_relevance/judgments` (IMPORT_JUDGMENT, ratings as text). The
+  `description` says it.
 """
 
 from __future__ import annotations
@@ -159,15 +161,15 @@ def rated(rows: Iterable[Judgement], scores: Iterable[Score], format: str) -> li
     return list(found.values())
 
 
-def write_judged(out: str, format: str, pairs: Sequence[Rated], index: str) -> None:
-    """Write judgements, or a run where TREC's file is named .run. index: of Elasticsearch."""
+def write_judged(out: str, format: str, pairs: Sequence[Rated], index: str, prompt_sha: str) -> None:
+    """Write judgements, or a run where TREC's file is named .run. index: of Elasticsearch. prompt_sha: the rubric's."""
     if format == "trec":
-        lines = run_lines(pairs) if _suffix(out) == ".run" else qrels_lines(pairs)
+        lines = run_lines(pairs, prompt_sha) if _suffix(out) == ".run" else qrels_lines(pairs)
     elif format == "quepid":
         lines = quepid_lines(pairs)
     else:
         name = RUN_TAG if out == STANDARD else Path(out).stem
-        body = rank_eval(pairs, index) if format == "elasticsearch" else opensearch_judgments(pairs, name)
+        body = rank_eval(pairs, index) if format == "elasticsearch" else opensearch_judgments(pairs, name, prompt_sha)
         lines = iter([json.dumps(body, ensure_ascii=False, indent=1) + "\n"])
     with output_stream(out) as stream:
         for line in lines:
@@ -178,7 +180,7 @@ def qrels_lines(pairs: Iterable[Rated]) -> Iterator[str]:
     return (f"{pair.query_id} 0 {pair.item_id} {pair.rating}\n" for pair in pairs)
 
 
-def run_lines(pairs: Iterable[Rated]) -> Iterator[str]:
+def run_lines(pairs: Iterable[Rated], prompt_sha: str) -> Iterator[str]:
     """Ranks from 1 by score within each query; of equal scores the row that comes first.
 
     trec_eval ignores the ranks, and breaks ties by the names of the items: so the scores of a query fall strictly, each
@@ -189,7 +191,7 @@ def run_lines(pairs: Iterable[Rated]) -> Iterator[str]:
         millionths = 10**6 + 1
         for rank, pair in enumerate(ranked, start=1):
             millionths = min(round(pair.score * 10**6), millionths - 1)
-            yield f"{query_id} Q0 {pair.item_id} {rank} {millionths / 10**6:.6f} {RUN_TAG}\n"
+            yield f"{query_id} Q0 {pair.item_id} {rank} {millionths / 10**6:.6f} {RUN_TAG}-{prompt_sha}\n"
 
 
 def quepid_lines(pairs: Iterable[Rated]) -> Iterator[str]:
@@ -212,13 +214,13 @@ def rank_eval(pairs: Iterable[Rated], index: str) -> dict[str, Any]:
     return {"requests": requests, "metric": {"dcg": {"k": 10, "normalize": True}}}
 
 
-def opensearch_judgments(pairs: Iterable[Rated], name: str) -> dict[str, Any]:
+def opensearch_judgments(pairs: Iterable[Rated], name: str, prompt_sha: str) -> dict[str, Any]:
     ratings = [
         {"query": query, "ratings": [{"docId": pair.item_id, "rating": f"{pair.rating:.3f}"} for pair in group]}
         for query, group in _by(pairs, "query").items()
     ]
-    about = {"name": name, "description": "grades of taosr1, less 1", "type": "IMPORT_JUDGMENT"}
-    return {**about, "judgmentRatings": ratings}
+    about = {"name": name, "description": f"grades of taosr1, less 1; prompt_sha {prompt_sha}"}
+    return {**about, "type": "IMPORT_JUDGMENT", "judgmentRatings": ratings}
 
 
 def _by(pairs: Iterable[Rated], name: str) -> dict[str, list[Rated]]:

@@ -25,6 +25,7 @@ from taosr1.task.prompt_config import (
     user_message,
     wording_sha256,
 )
+from taosr1.task.prompt_rules import longest_rules_tok, rule_book, rule_lines
 from taosr1.task.reply import Reply, encode_reply, label_of_cot, parse_reply, reply_text
 
 __all__ = [
@@ -143,14 +144,21 @@ def _filled(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Se
 
 @lru_cache(maxsize=256)
 def _trusted_texts(names: tuple[str, ...], config: PromptConfig) -> tuple[str, ...]:
-    """The user's message without its untrusted texts. names: of these texts."""
-    return tuple(user_message(dict.fromkeys(names, "\ue000"), config).split("\ue000"))
+    """The user's message without its untrusted texts and its rules. names: of these texts."""
+    rules = "\ue000" if config.prompt_rules else ""
+    return tuple(user_message(dict.fromkeys(names, "\ue000"), config, rules).split("\ue000"))
 
 
 def prompt_pieces(tokenizer, judgement: Judgement, config: PromptConfig) -> list[list[int]]:
     """Token ids of the prompt in pieces: those at odd places are untrusted (query and product), the others trusted."""
     texts = untrusted_texts(judgement, config)
-    pieces = _filled(tokenizer, (("user", _trusted_texts(tuple(texts), config)),), list(texts.values()))
+    turns = (("user", _trusted_texts(tuple(texts), config)),)
+    if config.prompt_rules:  # they stand first, and are trusted: one piece with what is around them
+        rules = rule_lines(judgement, config.rules, config.prompt_rules)
+        before, lines, behind, *pieces = _filled(tokenizer, turns, [rules, *texts.values()])
+        pieces = [before + lines + behind, *pieces]
+    else:
+        pieces = _filled(tokenizer, turns, list(texts.values()))
     if not config.max_prompt_tok:
         return pieces
     room = config.max_prompt_tok - sum(map(len, pieces[::2]))
@@ -194,20 +202,34 @@ def check_prompt(tokenizer, config: PromptConfig, positions: int) -> None:
     """Whether a model of so many positions, with this tokenizer, can be asked so.
 
     Raises: ValueError for a budget that is too small for the trusted text, a query and a title, or too large for the
-        model; and for instructions that spell a control token: as trusted text it would be one.
+        model; for instructions and rules that leave the model no room; and for those that spell a control token.
     """
-    spelled = [token for token in tokenizer.control_text() if token.strip() and token in config.instructions]
-    if spelled:
-        problem = f"the instructions hold {spelled[0]!r}, which this tokenizer reads as a control token"
-        raise ValueError(f"{problem}: leave it out of --instructions")
-    if not config.max_prompt_tok:
+    own = [("the instructions hold", config.instructions, "--instructions")]
+    book = rule_book(config.rules) if config.rules else ()
+    own += [(f"rule {rule.id!r} holds", rule.text, "--rules") for rule in book]
+    for holds, text, flag in own:
+        if spelled := [token for token in tokenizer.control_text() if token.strip() and token in text]:
+            raise ValueError(
+                f"{holds} {spelled[0]!r}, which this tokenizer reads as a control token: leave it out of {flag}"
+            )
+    if not (config.max_prompt_tok or config.instructions or config.prompt_rules):
         return
     slots, behind = _template_pieces(tokenizer, (("user", _trusted_texts(("query", *config.fields), config)),))
     trusted = sum(len(slot.before) for slot in slots) + len(behind)
+    trusted += longest_rules_tok(tokenizer, config.rules, config.prompt_rules)
     needed, room = trusted + LEAST_TEXT_TOK, prompt_room(positions)
+    if needed > room:
+        raise ValueError(
+            f"the prompt takes {trusted} tokens without a query and a product, which need {LEAST_TEXT_TOK}, but this "
+            f"model has room for {room}: give fewer --prompt-rules or --fields, shorter --instructions or --style brief"
+        )
+    if not config.max_prompt_tok:
+        return
     if config.max_prompt_tok < needed:
-        parts = "the chat template, the names of fields" + " and the instructions" * (config.style == "full")
-        ways = f"give at least {needed}" + ", fewer --fields or --style brief" * (config.style == "full")
+        rules = f", the {config.prompt_rules} longest rules" * bool(config.prompt_rules)
+        parts = f"the chat template{rules}, the names of fields" + " and the instructions" * (config.style == "full")
+        fewer = ", fewer --prompt-rules or --fields" if config.prompt_rules else ", fewer --fields or --style brief"
+        ways = f"give at least {needed}" + fewer * (config.style == "full")
         raise ValueError(
             f"--max-prompt-tok is {config.max_prompt_tok}, but {parts} take {trusted} tokens, and a query with a title "
             f"needs {LEAST_TEXT_TOK}: {ways}"

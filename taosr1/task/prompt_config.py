@@ -16,6 +16,7 @@ from taosr1.runtime.cli import check
 from taosr1.task.evidence.line import evidence_line
 from taosr1.task.grades import grade_name
 from taosr1.task.judgement import COT_STEPS, Judgement
+from taosr1.task.prompt_rules import READ_FOR_RULES, book_wording, rule_lines, rules_problems
 from taosr1.task.reply import reply_text
 
 ORDERS = ("label", "pre-cot", "post-cot")
@@ -41,7 +42,14 @@ FORMATS = {
     "post-cot": f"Answer with the grade's digit on the first line, then explain it in five lines: {_FIVE_LINES}",
 }
 # What a setting is where it is not given. They came later: unset, they are neither in prompt.json nor in `repr`.
-_LATER = {"max_prompt_tok": 0, "instructions": ""}
+_LATER = {"max_prompt_tok": 0, "instructions": "", "prompt_rules": 0, "rules": ""}
+# Pairs whose evidence has every form: each place of a word and each sort and outcome of a demand.
+_EVIDENCE_SAMPLES = (
+    Judgement("small red Hollin tea kettle for camping under $50 without lid", "Hollin kettle, blue", price="60.00",
+              brand="Hollin", description="for tea"),
+    Judgement("red mug without handle", "scarlet mug no handle"),
+    Judgement("gas grill", "Cover for gas grill"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class PromptConfig:
     max_chars: every field is cut to this many characters before it is tokenised (1 MB of text takes over a second).
     max_prompt_tok: most tokens of a prompt, the chat template's included; 0: no budget (`prompt.within_budget`).
     instructions: the text in place of `INSTRUCTIONS`; "": those. Stored as text, so that a run's folder stays whole.
+    prompt_rules: how many rules of the rule book a prompt shows, those that are retrieved for the pair.
+    rules: the rule book in place of ours, as text (`prompt_rules.read_book`); "": ours.
     wording_sha256: computed by the function of that name, never given. It is part of `repr`.
     """
 
@@ -63,6 +73,8 @@ class PromptConfig:
     max_chars: int = 600
     max_prompt_tok: int = 0
     instructions: str = ""
+    prompt_rules: int = 0
+    rules: str = ""
     wording_sha256: str = field(init=False, compare=False, default="")
 
     def __post_init__(self) -> None:
@@ -77,22 +89,25 @@ class PromptConfig:
             (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
             (self.max_prompt_tok < 0, f"prompt max_prompt_tok is {self.max_prompt_tok}, expected at least 0"),
             *_instructions_problems(self),
+            *rules_problems(self.prompt_rules, self.rules, self.style),
         ]
         check(problems)
         object.__setattr__(self, "wording_sha256", wording_sha256(self))  # the dataclass is frozen
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The product columns that are read: the shown ones, and for the evidence all others too."""
+        """The product columns that are read: the shown ones, for the evidence all others too, and those of rules."""
         shown = tuple(name for name in self.fields if name != EVIDENCE)
-        return shown + tuple(name for name in ITEM_FIELDS if EVIDENCE in self.fields and name not in shown)
+        beside = ITEM_FIELDS if EVIDENCE in self.fields else READ_FOR_RULES if self.prompt_rules else ()
+        return shown + tuple(name for name in beside if name not in shown)
 
     def __repr__(self) -> str:
         """Settings that change what is shown, and the hash of the wording, which stands for the long texts.
 
         Jobs, runs and models are identified by it, so it is as it was before the later settings where these are unset.
         """
-        names = ["order", "style", "fields", "max_chars", *(["max_prompt_tok"] if self.max_prompt_tok else [])]
+        later = [name for name in ("max_prompt_tok", "prompt_rules") if getattr(self, name)]
+        names = ["order", "style", "fields", "max_chars", *later]
         shown = [f"{name}={getattr(self, name)!r}" for name in (*names, "wording_sha256")]
         return f"PromptConfig({', '.join(shown)})"
 
@@ -151,24 +166,33 @@ def untrusted_texts(judgement: Judgement, config: PromptConfig) -> dict[str, str
     return {name: " " + text[: config.max_chars] for name, text in texts.items() if text or name == "query"}
 
 
-def user_message(texts: dict[str, str], config: PromptConfig) -> str:
-    """The user's message around these texts (or placeholders): the query's, then those of the shown fields."""
+def user_message(texts: dict[str, str], config: PromptConfig, rules: str = "") -> str:
+    """The user's message around these texts (or placeholders): the query's, then those of the shown fields.
+
+    rules: the lines of the rules (or a placeholder); "" for none.
+    """
     query, *values = texts.values()
     if config.style == "brief":
         return query + "\n" + "".join(values)
     lines = [f"{name.capitalize()}:{value}" for name, value in [*texts.items()][1:]]
-    told = [config.instructions or INSTRUCTIONS, FORMATS[config.order]]
+    told = [config.instructions or INSTRUCTIONS, FORMATS[config.order], *([f"Rules:{rules}"] if rules else [])]
     return "\n".join([*told, "", f"Query:{query}", "Product", *lines])
 
 
 def wording_sha256(config: PromptConfig) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a fixed pair's prompt and reply, as `config` renders them.
 
-    It covers the instructions, the layout, the order, and the names of grades and steps, but not the chat template:
-    that belongs to the tokenizer, and so does its checksum. Runs and half-finished jobs must not go on under another
-    value: put `repr(config)`, which includes it, into their identity. Every score carries it: the rubric's version.
+    It covers the instructions, the layout, the order, and the names of grades and steps; with evidence the form of that
+    line, and with rules the whole rule book; but not the chat template: that belongs to the tokenizer, and so does its
+    checksum. Runs and half-finished jobs must not go on under another value: put `repr(config)`, which includes it,
+    into their identity. Every score carries it: the rubric's version.
     """
     sample = Judgement(query="query", **{name: name for name in ITEM_FIELDS})
-    message = user_message(untrusted_texts(sample, config), config)
+    message = user_message(
+        untrusted_texts(sample, config), config, rule_lines(sample, config.rules, config.prompt_rules)
+    )
     cot = "\n".join(f"{step}: {grade_name(4)}" for step in COT_STEPS)
-    return hashlib.sha256(f"{message}\n{reply_text(config.order, 4, cot)}".encode()).hexdigest()[:16]
+    parts = [message, reply_text(config.order, 4, cot)]
+    parts += map(evidence_line, _EVIDENCE_SAMPLES if EVIDENCE in config.fields else ())
+    parts += [book_wording(config.rules)] if config.prompt_rules else []
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

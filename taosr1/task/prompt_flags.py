@@ -9,6 +9,7 @@ from typing import Any
 
 from taosr1.runtime.cli import check, flag_of, option
 from taosr1.task.prompt_config import MAX_INSTRUCTIONS_CHARS, PROMPT_FIELDS, STYLES, PromptConfig
+from taosr1.task.prompt_rules import MOST_RULES, read_book
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class AskFlags:
     instructions: str | None = option(
         None, "UTF-8 file with a text in place of our instructions (default: ours); none: as the model's run"
     )
+    prompt_rules: int | None = option(
+        None, "rules of the rule book that are retrieved for a pair and shown before it; none: as the model's run"
+    )
+    rules: str | None = option(
+        None, "rule book (JSONL) that these rules are from, in place of the bundled one; none: as the model's run"
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,12 @@ class PromptFlags(AskFlags):
 
 def given(flags: AskFlags) -> list[str]:
     """The flags that were given, as they are typed."""
-    return [flag_of(item.name) for item in fields(PromptFlags) if getattr(flags, item.name, None) is not None]
+    return [flag_of(name) for name in _names_of(flags) if getattr(flags, name) is not None]
+
+
+def _names_of(flags: AskFlags) -> list[str]:
+    """The settings of the prompt among a script's flags: `max_chars` of infer/serve.py is none."""
+    return [item.name for item in fields(PromptFlags if isinstance(flags, PromptFlags) else AskFlags)]
 
 
 def prompt_problems(flags: AskFlags) -> list[tuple[bool, str]]:
@@ -49,13 +61,16 @@ def prompt_problems(flags: AskFlags) -> list[tuple[bool, str]]:
     names = _names(flags.fields or "")
     unknown = [name for name in names if name not in PROMPT_FIELDS]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    known, max_chars = ", ".join(PROMPT_FIELDS), getattr(flags, "max_chars", None)
+    known = ", ".join(PROMPT_FIELDS)
+    max_chars = flags.max_chars if isinstance(flags, PromptFlags) else None
     return [
         (flags.fields is not None and not names, f"--fields is empty, expected some of {known}"),
         (bool(unknown), f"--fields names {', '.join(map(repr, unknown))}, expected some of {known}"),
         (bool(twice), f"--fields names {', '.join(twice)} twice, expected once"),
         (flags.max_prompt_tok is not None and flags.max_prompt_tok < 0,
          f"--max-prompt-tok is {flags.max_prompt_tok}, expected at least 0"),
+        (flags.prompt_rules is not None and not 0 <= flags.prompt_rules <= MOST_RULES,
+         f"--prompt-rules is {flags.prompt_rules}, expected 0 to {MOST_RULES}"),
         (max_chars is not None and max_chars < 1, f"--max-chars is {max_chars}, expected at least 1"),
         (flags.instructions is not None and flags.style == "brief",
          "--instructions needs --style full: the brief prompt has no instructions"),
@@ -97,9 +112,10 @@ def differs(name: str, one: PromptConfig, other: PromptConfig) -> bool:
 
 def _given(flags: AskFlags) -> dict[str, Any]:
     """The settings of `PromptConfig` that the flags give."""
-    found = {name: getattr(flags, name, None) for name in ("style", "max_chars", "max_prompt_tok")}
+    found = {name: getattr(flags, name) for name in _names_of(flags)}
     found["fields"] = tuple(_names(flags.fields)) if flags.fields else None
     found["instructions"] = read_instructions(flags.instructions) if flags.instructions is not None else None
+    found["rules"] = read_book(flags.rules) if flags.rules is not None else "" if flags.prompt_rules == 0 else None
     return {name: value for name, value in found.items() if value is not None}
 
 

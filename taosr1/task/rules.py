@@ -89,20 +89,26 @@ def _bundled_rules() -> tuple[Rule, ...]:
     return tuple(_read_rules(BUNDLED_RULES))
 
 
-def _read_rules(path: Path) -> list[Rule]:
+def rules_in(rows: Iterable[tuple[int, dict]], where: str | Path) -> list[Rule]:
+    """The checked rules of numbered lines; where: their file, for messages. Raises: ValueError as `load_rules`."""
     rules: list[Rule] = []
     seen: dict[str, int] = {}
-    for line, row in read_jsonl(path, flag="--rules"):
+    for line, row in rows:
         try:
             rule = _parse_rule(row)
         except ValueError as error:
-            raise ValueError(f"{path}:{line}: {error}") from None
+            raise ValueError(f"{where}:{line}: {error}") from None
         if rule.id in seen:
-            raise ValueError(f"{path}:{line}: field 'id' repeats {rule.id!r} of line {seen[rule.id]}")
+            raise ValueError(f"{where}:{line}: field 'id' repeats {rule.id!r} of line {seen[rule.id]}")
         seen[rule.id] = line
         rules.append(rule)
     if not rules:
-        raise ValueError(f"{path}: no rules in this file")
+        raise ValueError(f"{where}: no rules in this file")
+    return rules
+
+
+def _read_rules(path: Path) -> list[Rule]:
+    rules = rules_in(read_jsonl(path, flag="--rules"), path)
     if not any(rule.decides for rule in rules):
         raise ValueError(f"{path}: no rule has a 'when' and a 'grade', so every pair would be graded 4")
     return rules

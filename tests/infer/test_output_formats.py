@@ -72,7 +72,8 @@ def test_trec_qrels_hold_one_rating_a_pair(scored, predictions, flags):
 def test_a_trec_run_ranks_each_query_by_score_and_equal_scores_by_their_order(scored, predictions):
     again = [{**row, "item_id": f"{row['item_id']}-again"} for row in ROWS]  # the same text, so the same score
     lines = [line.split() for line in scored(ROWS + again, "ranked.run").read_text().splitlines()]
-    assert all(line[1] == "Q0" and line[5] == "taosr1" for line in lines) and len(lines) == 18
+    tag = f"taosr1-{predictions[0]['prompt_sha']}"
+    assert all(line[1] == "Q0" and line[5] == tag for line in lines) and len(lines) == 18
     for query_id, group in groups(predictions, "query_id").items():
         own = [line for line in lines if line[0] == query_id]
         best = sorted(group, key=lambda row: -row["score"])
@@ -101,6 +102,7 @@ def test_elasticsearch_gets_a_rank_eval_body(scored, predictions):
 def test_opensearch_gets_judgment_ratings_as_text(scored, predictions):
     body = json.loads(scored(ROWS, "imported.json", "--format", "opensearch").read_text())
     assert (body["name"], body["type"]) == ("imported", "IMPORT_JUDGMENT")
+    assert body["description"].endswith(f"prompt_sha {predictions[0]['prompt_sha']}")
     for found, (query, group) in zip(body["judgmentRatings"], groups(predictions, "query").items(), strict=True):
         ratings = [{"docId": row["item_id"], "rating": f"{row['pred_grade'] - 1}.000"} for row in group]
         assert found == {"query": query, "ratings": ratings}
@@ -339,7 +341,8 @@ def test_a_rank_of_another_job_does_not_overwrite_what_ranks_have_written(fresh_
 def test_scores_of_a_run_fall_strictly_so_that_its_ranks_are_those_of_trec_eval():
     scores = [0.0, 0.7, 0.7, 0.7000004, 1.0, 1.0, 0.0]
     pairs = [Rated("q", "mug", f"i{number}", 0, score) for number, score in enumerate(scores)]
-    lines = [line.split() for line in run_lines(pairs)]
+    lines = [line.split() for line in run_lines(pairs, "abc")]
+    assert {line[5] for line in lines} == {"taosr1-abc"}
     assert [line[2] for line in lines] == ["i4", "i5", "i3", "i1", "i2", "i0", "i6"]
     written = [float(line[4]) for line in lines]
     assert len(set(written)) == 7 and written == sorted(written, reverse=True)

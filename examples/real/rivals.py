@@ -7,6 +7,7 @@ word-share     how many of the query's words are in the title: one feature, and 
 cosine         of MiniLM's embeddings of the query and of title and brand: not trained, only the cut points are
 boosted        gradient boosting (examples/boosted_overlap.py); boosted-balanced: with balanced class weights
 boosted-cosine, boosted-cosine-balanced   with the cosine as one feature more
+shallow-cosine   60 trees of depth 3 over overlap features and the cosine, balanced classes
 
 --out.cost.json has the milliseconds of processor time that a pair took. Cosines are kept beside the rows, with theirs.
 """
@@ -25,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout runs without being installed
 
-from examples.boosted_overlap import fit_boosted_overlap
+from examples.boosted_overlap import fit_boosted_overlap, inverse_document_frequencies, overlap_features
 from examples.real.minilm import cosines
 from examples.real.score_files import write_scores
 from taosr1.data.sources import load_pairs, load_rows
@@ -35,7 +36,7 @@ from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
 
 BOOSTED = ("boosted", "boosted-balanced", "boosted-cosine", "boosted-cosine-balanced")
-RIVALS = ("majority", "word-share", "cosine", *BOOSTED)
+RIVALS = ("majority", "word-share", "cosine", *BOOSTED, "shallow-cosine")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -93,6 +94,34 @@ def fit_cut_points(feature: np.ndarray, gold: Sequence[int]) -> Callable[[np.nda
     return lambda feature: probs(torch.tensor(feature, dtype=torch.float64)).detach().numpy()
 
 
+def fit_shallow(rows: Sequence[Judgement], cosine: np.ndarray, gold: Sequence[int], seed: int) -> Callable:
+    """Boosting that cannot memorise queries: few, flat trees, and no feature that knows a word.
+
+    Returns: (rows, their cosines) -> P(grade 1..4), (N, 4). Raises: ModuleNotFoundError without scikit-learn.
+    """
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+    except ImportError as error:
+        message = 'this baseline needs scikit-learn: pip install -c constraints.txt -e ".[dev]"'
+        raise ModuleNotFoundError(message) from error
+    idf = inverse_document_frequencies(rows)
+
+    def features(rows: Sequence[Judgement], cosine: np.ndarray) -> np.ndarray:
+        return np.hstack([overlap_features(rows, idf), cosine[:, None]])
+
+    columns = features(rows, cosine)
+    known = ~np.isnan(columns).all(0)  # an all-NaN column (no row has a price) cannot be binned
+    settings = {"max_iter": 60, "max_depth": 3, "learning_rate": 0.06, "class_weight": "balanced", "random_state": seed}
+    fitted = HistGradientBoostingClassifier(**settings).fit(columns[:, known], gold)
+
+    def predict(rows: Sequence[Judgement], cosine: np.ndarray) -> np.ndarray:
+        probs = np.zeros((len(rows), len(GRADES)))
+        probs[:, fitted.classes_ - 1] = fitted.predict_proba(features(rows, cosine)[:, known])
+        return probs
+
+    return predict
+
+
 def fit_rival(rival: str, rows: Sequence[Judgement], cosine: np.ndarray | None, seed: int) -> Callable:
     """Fits on rows and their cosines; returns (rows, their cosines) -> P(grade 1..4), (N, 4)."""
     gold = [row.grade for row in rows]
@@ -105,6 +134,8 @@ def fit_rival(rival: str, rows: Sequence[Judgement], cosine: np.ndarray | None, 
     if rival == "cosine":
         from_cosine = fit_cut_points(cosine, gold)
         return lambda _, cosine: from_cosine(cosine)
+    if rival == "shallow-cosine":
+        return fit_shallow(rows, cosine, gold, seed)
     more = None if cosine is None else cosine[:, None]
     boosted = fit_boosted_overlap(rows, seed=seed, balanced=rival.endswith("balanced"), more=more)
     return lambda rows, cosine: boosted(rows, None if cosine is None else cosine[:, None])

@@ -83,10 +83,11 @@ ROWS = (
     _rival("cosine", "MiniLM, cosine of embeddings"),
     _rival("boosted-cosine", "gradient boosting with that cosine"),
     _rival("boosted-cosine-balanced", "the same, balanced classes"),
+    _rival("shallow-cosine", "few, flat trees: overlap and that cosine"),
     Row(
         "cross-encoder",
         "MiniLM cross-encoder, fine-tuned",
-        (MINILM + " --fit {fit} --dev {dev} --seed {seed} --out {out}/best.safetensors",),
+        (MINILM + " --fit {fit} --dev {dev} --settings 2 --epochs 2 --seed {seed} --out {out}/best.safetensors",),
         MINILM + " --weights {out}/best.safetensors --data {data} --out {scores}",
         together=True,
     ),

@@ -94,7 +94,7 @@ def load_transformers(folder: Path | str, dtype: torch.dtype):
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)
     return model
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from examples.attacks import LOOK_ALIKES
 from taosr1.data.flatten import is_blank
 from taosr1.runtime.messages import ZERO_WIDTH_JOINER
-from taosr1.task import prompt
+from taosr1.task import prompt, prompt_config
 from taosr1.task.grades import GRADE_NAMES
 from taosr1.task.judgement import COT_STEPS, Judgement
 from taosr1.task.prompt import ITEM_FIELDS
@@ -95,11 +95,11 @@ PROMPT_DEFENCES: dict[str, Callable[[Judgement], Judgement]] = {
 @contextmanager
 def warned() -> Iterator[None]:
     """The full prompt with a line more: what is shown is data."""
-    usual = prompt.INSTRUCTIONS
-    prompt.INSTRUCTIONS = usual + WARNING
+    usual = prompt_config.INSTRUCTIONS
+    prompt_config.INSTRUCTIONS = usual + WARNING
     prompt._trusted_texts.cache_clear()
     try:
         yield
     finally:
-        prompt.INSTRUCTIONS = usual
+        prompt_config.INSTRUCTIONS = usual
         prompt._trusted_texts.cache_clear()

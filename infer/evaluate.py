@@ -66,6 +66,7 @@ from taosr1.serving.deployed import (
 )
 from taosr1.serving.tiering import cumulative_tier, fit_beta
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt_flags import PromptFlags, given, prompt_problems
 
 ROWS_AT_A_TIME = 512
 READ_AS = "ESCI's labels E, S, C, I are read as grades 4, 3, 2, 1"
@@ -73,7 +74,7 @@ ESCI_NOTE = f"{READ_AS}: an assumption, not the definition the grades were made 
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     model: str = option("", MODEL_HELP)
     data: str = option(
         "synthetic:test", "graded pairs to measure on: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL"
@@ -106,7 +107,8 @@ class Config(OutFlags, ReadFlags):
         same_rows = bool(self.dev) and (self.dev, self.dev_split) == (self.data, self.split)
         scaling_off = self.temperature_scaling == "off"
         check([
-            (bool(self.scores and self.model), "--scores are measured without a model: leave out --model"),
+            (bool(self.scores and (self.model or given(self))),
+             f"--scores are measured without a model: leave out --model{''.join(', ' + flag for flag in given(self))}"),
             (bool(self.scores and self.dev),
              "--dev needs a model: fit beta with --model, store it with --save-beta, then score and measure"),
             (bool(self.scores and self.explain), "--explain needs a model: --scores has no chains of thought"),
@@ -122,6 +124,7 @@ class Config(OutFlags, ReadFlags):
                         "give other rows, or --split and --dev-split"),
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
+            *prompt_problems(self),
             *at_least(self, bootstrap=0, limit=0, max_new_tokens=1),
             *out_problems(self.out, required=False),
         ])  # fmt: skip
@@ -158,12 +161,8 @@ def merge_chunks(chunks: Iterable[dict], dev_rows: int) -> tuple[list[Prediction
         for found in chunk["predictions"]:
             predictions.append(Prediction(**{**found, "probs": found["probs"] and tuple(found["probs"])}))
     rows = len(predictions) - dev_rows
-    return predictions, {
-        "prefills_per_row": cost.prefills / rows,
-        "decoded_tok_per_row": cost.decoded_tok / rows,
-        "seconds": seconds,
-        "rows_per_s": rows / seconds,
-    }
+    each = {"prefills_per_row": cost.prefills / rows, "decoded_tok_per_row": cost.decoded_tok / rows}
+    return predictions, {**each, "seconds": seconds, "rows_per_s": rows / seconds}
 
 
 # ---- Temperature and beta --------------------------------------------------------------------------------------------
@@ -295,11 +294,10 @@ def evaluate_scores(config: Config) -> dict:
 
 def evaluate_judge(config: Config, ranks: Ranks) -> dict:
     """The report on a model, or {} on a rank that leaves the output to another."""
-    settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
-    rows = load_rows(config.data, config, need_gold=True, **settings)
+    rows = load_rows(config.data, config, need_gold=True, seed=config.seed, split=config.split, limit=config.limit)
     device = local_device(config.device, ranks)
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
-    name, judge = open_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
+    name, judge = open_judge(config.model, max_new_tokens=config.max_new_tokens, asked=config, **settings)
     order = judge.prompt.order
     if order == "pre-cot" and (config.dev or config.beta is not None):
         reason = "reasons before it answers and has no label probabilities"

@@ -47,12 +47,13 @@ from taosr1.serving.explain import Explanation
 from taosr1.serving.rows import prediction
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 EXAMPLE = 'python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black"'
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     query: str = option("", "what the shopper typed", positional=True)
     title: str = option("", "the product's title", positional=True)
     brand: str = option("", "the product's brand")
@@ -92,6 +93,7 @@ class Config(OutFlags, ReadFlags):
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
             *out_problems(self.out, required=False, standard=True),
+            *prompt_problems(self),
             *at_least(self, limit=0, max_new_tokens=1),
         ])  # fmt: skip
 
@@ -119,16 +121,16 @@ def main(argv: list[str] | None = None) -> list[dict]:
     pairs = read_pairs(config)
     settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
     settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
-    name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), **settings)
+    name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), asked=config, **settings)
     if config.data:
         say_data([row for _, row in pairs], model)
     thinks = model.prompt.order == "pre-cot"
     if thinks and config.beta is not None:
         reason = "reasons before it answers and has no label probabilities"
         raise ValueError(f"--beta: --model {name} {reason}, so CumPT cannot be used")
-    unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in model.prompt.fields]
+    unread = [field for field in ITEM_FIELDS if getattr(config, field) and field not in model.prompt.columns]
     if unread:
-        read = ", ".join(model.prompt.fields)
+        read = ", ".join(model.prompt.columns)
         print(f"note: this judge reads only {read}; {', '.join(unread)} is ignored", file=sys.stderr)
     temperature = None if thinks else chosen_temperature(name, config.temperature_scaling)
     judge, explained = Judge.serving(name, model, beta=config.beta, temperature=temperature), []

@@ -46,12 +46,13 @@ from taosr1.serving.samples import Sample, parsed, sample_replies
 from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import PromptConfig
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     model: str = option("", MODEL_HELP)
     data: str = option("synthetic:dev", "pairs to reply to: a .jsonl/.csv[.gz] or .parquet file, or synthetic:POOL")
     out: str = option("runs/replies.jsonl", "file for the replies, .jsonl or .jsonl.gz, or - (stdout)")
@@ -74,6 +75,7 @@ class Config(OutFlags, ReadFlags):
             (self.out != STANDARD and same_path(self.out, self.data),
              f"--out {self.out} is --data: it would be overwritten"),
             *out_problems(self.out, required=False, standard=True),
+            *prompt_problems(self),
             *at_least(self, samples=1, temperature=0, top_k=0, max_new_tokens=1, limit=0),
             (self.temperature == 0 and self.samples > 1,
              "--temperature 0 gives --samples equal replies: raise it, or --samples 1"),
@@ -173,7 +175,7 @@ def main(argv: list[str] | None = None) -> dict:
     rows = load_rows(config.data, config, seed=config.seed, split=config.split, need_grade=False, **limits)
     settings = {"dtype": config.dtype, "device": local_device(config.device, this_rank()), "plain": config.plain}
     settings |= {"seed": config.seed, "decodes": True, "max_new_tokens": config.max_new_tokens}
-    name, judge = open_judge(config.model, **settings)
+    name, judge = open_judge(config.model, asked=config, **settings)
     say_data(rows, judge)
     drawn = {name: getattr(config, name) for name in ("samples", "max_new_tokens", "temperature", "top_k", "top_p")}
 

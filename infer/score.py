@@ -14,7 +14,8 @@ Writes one row for each row of the input, in its order, with every input column 
     label_mass  probability that the reply begins with a label at all; near 0 the others mean nothing
     score       one number to sort by: the expected grade brought to 0..1, (sum of g * P(g) - 1) / 3
     outside     why the pair is outside of what the judge has learned, "" where it is not
-    prompt_sha  identifies the wording of the prompt (wording_sha256 of taosr1/task/prompt.py)
+    prompt_sha  version of the rubric: the hash of the prompt's wording (wording_sha256 in prompt.json), which the
+                server sends as `rubric`
 An input column that has one of these names is kept as input_NAME, unless an earlier scoring wrote it.
 pred_grade and tier may differ: CumPT adds up P(4), P(3), ... until beta is reached, and serves that grade's tier, so
 that probability on the other grades counts too.
@@ -74,12 +75,13 @@ from taosr1.serving.rows import columns_of, predicted_row
 from taosr1.serving.scorer import Score
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge reads it
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     model: str = option("", MODEL_HELP)
     data: str = option("", "pairs to score: a .jsonl/.csv/.tsv[.gz] or .parquet file, synthetic:POOL, or - (stdin)")
     out: str = option("", "file to write: .jsonl, .csv, .run, .qrels (each also .gz), any with --format, or - (stdout)")
@@ -110,6 +112,7 @@ class Config(OutFlags, ReadFlags):
             (self.beta is not None and not 0 < self.beta <= 1,
              f"--beta is {self.beta}, expected more than 0 and at most 1"),
             *out_problems(self.out, required=False, standard=True),
+            *prompt_problems(self),
             *at_least(self, limit=0, batch_tok=1),
         ])  # fmt: skip
         format_of(self.out, self.format)
@@ -155,7 +158,7 @@ def open_label_first_judge(config: Config) -> Judge:
     """Raises: ValueError for a judge whose first token is not its answer."""
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "seed": config.seed, "plain": config.plain}
-    name, model = open_judge(config.model, orders=ANSWERS_FIRST, **settings)
+    name, model = open_judge(config.model, orders=ANSWERS_FIRST, asked=config, **settings)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot), so one prefill does not give the grade. Read its "

@@ -59,6 +59,7 @@ from taosr1.runtime.signals import run_main
 from taosr1.server.limits import Limits, limit_problems
 from taosr1.server.security import Access, access_problems
 from taosr1.serving.deployed import ANSWERS_FIRST, MODEL_HELP, TEMPERATURE_SCALING, chosen_temperature, open_judge
+from taosr1.task.prompt_flags import AskFlags, prompt_problems
 
 if TYPE_CHECKING:
     from taosr1.server.served import Served
@@ -67,7 +68,7 @@ KEY_VARIABLE = "TAOSR1_API_KEY"
 
 
 @dataclass(frozen=True)
-class Config(Limits):
+class Config(Limits, AskFlags):
     model: str = option("", MODEL_HELP)
     watch: str = option("", "run folder: serve its best checkpoint, and load every better one; in place of --model")
     watch_s: float = option(5.0, "time between two looks at the run of --watch")
@@ -96,6 +97,7 @@ class Config(Limits):
             (not 0 <= self.port < 65536, f"--port is {self.port}, expected 0 to 65535"),
             *access_problems(self.key, self.cors),
             *limit_problems(self),
+            *prompt_problems(self),
             *at_least(self, max_new_tokens=1, watch_s=0.1),
         ])  # fmt: skip
 
@@ -136,7 +138,7 @@ def _load_tested(config: Config, spec: str) -> tuple[Served, list[str]]:
     from taosr1.server.served import Served
 
     settings = {"dtype": config.dtype, "device": config.device, "max_new_tokens": config.max_new_tokens}
-    name, model = open_judge(spec, orders=ANSWERS_FIRST, **settings)
+    name, model = open_judge(spec, orders=ANSWERS_FIRST, asked=config, **settings)
     if model.prompt.order == "pre-cot":
         raise ValueError(
             f"--model {name} reasons before it answers (pre-cot): each product would take a whole reply. Serve one "

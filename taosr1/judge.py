@@ -144,8 +144,8 @@ class Judge:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The product columns that its prompt shows, beside the query."""
-        return self.model.prompt.fields
+        """The product columns that its prompt shows, or its evidence is made of, beside the query."""
+        return self.model.prompt.columns
 
     @overload
     def score(self, query_or_pairs: str, products: Product, *, progress: bool = ...) -> Score: ...

@@ -18,7 +18,8 @@ from taosr1.model.io.model_folder import model_folder
 from taosr1.model.io.weights import DTYPES, load_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
-from taosr1.task.prompt import PromptConfig, encode_prompt, marked_prompt, prompt_room
+from taosr1.task.prompt import PromptConfig, check_prompt, encode_prompt, marked_prompt, prompt_room
+from taosr1.task.prompt_flags import AskFlags, prompt_asked
 
 TINY = "tiny"
 BUNDLED, BUNDLED_STUDENT = "bundled", "bundled-student"
@@ -98,23 +99,26 @@ def load_judge(
     seed: int = 0,
     plain: bool = False,
     max_new_tokens: int = 0,
+    asked: AskFlags | None = None,
 ) -> JudgeModel:
     """The judge behind `--model`.
 
     spec: "tiny" (fresh weights), "bundled" (a trained tiny thinker), "bundled-student" (its student, which answers
         first), a run folder, a Hugging Face folder, a GGUF file, "smollm2" (a packaged one), or a hub id.
-    A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt. `order` overrides
-    the order of the reply: an SFT stage may teach a thinker to answer first.
+    A folder that taosr1 wrote says how it is prompted (prompt.json); any other gets the full prompt, or what the flags
+    of `asked` say (`prompt_asked`). `order` overrides the order of the reply: an SFT stage may teach a thinker to
+    answer first.
     `plain` leaves the fast engine out: every function is the plain program's.
     max_new_tokens: of `--max-new-tokens`, for a judge whose replies are decoded; prompts leave room for as many.
-    Raises: FileNotFoundError and ValueError as `load_pretrained`; ValueError for an unknown device, and for replies
-        that take more than half of the model's positions: the prompt needs the others.
+    Raises: FileNotFoundError and ValueError as `load_pretrained`, `prompt_asked` and `check_prompt`; ValueError for an
+        unknown device, and for replies that take more than half of the model's positions: the prompt needs the others.
     """
     check_device(device)
     if dtype not in SERVING_DTYPES:
         raise ValueError(f"--dtype is {dtype!r}, expected one of {', '.join(SERVING_DTYPES)}")
     if spec == TINY:
         judge = _tiny_judge(order or "post-cot", seed, device)
+        judge = replace(judge, prompt=prompt_asked(spec, None, asked, usual=judge.prompt))
     else:
         if spec.startswith("runs/") and not Path(spec).is_dir():  # looks like a hub id, but is meant as a run
             raise FileNotFoundError(
@@ -123,9 +127,9 @@ def load_judge(
         folder = judge_folder(spec)
         beside = {"float8": "bfloat16", "int8": fast_dtype()}.get(dtype, dtype)  # of what is not a large product
         model, tokenizer = load_pretrained(folder, dtype=DTYPES[beside], device=device)
-        prompt = PromptConfig.load(folder) or PromptConfig()
-        judge = JudgeModel(model, tokenizer, replace(prompt, order=order) if order else prompt)
+        judge = JudgeModel(model, tokenizer, prompt_asked(spec, PromptConfig.load(folder), asked, order=order))
     positions = judge.model.config.max_position_embeddings
+    check_prompt(judge.tokenizer, judge.prompt, positions)
     if max_new_tokens > positions // 2:
         fits = f"{spec} has {positions} positions, half of them for the prompt: give at most {positions // 2}"
         raise ValueError(f"--max-new-tokens is {max_new_tokens}, but --model {fits}")

@@ -26,7 +26,8 @@ OF_ALL |= {"--no-deps"}
 # Reached by name but never in this script: the caller asks for it under a condition that the script never meets.
 NEVER = {
     "infer/merge.py": {"load_judge", "check_device", "read_jsonl", "BadRows", "check_file", "damage_in",
-                       "known_encoding", "_choose_encoding", "_narrow_lines"},  # reads no rows but the bundled rules
+                       "known_encoding", "_choose_encoding", "_narrow_lines",  # reads no rows but the bundled rules
+                       "prompt_asked", "read_instructions", "check_prompt", "_instructions_problems"},  # asks as stored
     "infer/score.py": {"load_judge", "notes_on"},  # decodes nothing
     "infer/serve.py": {"ColumnNames", "parse_columns", "_check_no_prediction", "read_jsonl", "BadRows", "check_file",
                        "damage_in", "known_encoding", "_choose_encoding", "_narrow_lines"},  # reads no files of rows

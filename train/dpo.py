@@ -58,10 +58,11 @@ from taosr1.runtime.distributed import gather
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags, MemoryFlags, RunFlags):
+class Config(ReadFlags, PromptFlags, MemoryFlags, RunFlags):
     model: str = option(
         "runs/post-sft", "folder to start from, also the reference; the default missing: the bundled student"
     )
@@ -96,6 +97,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
                       dev_rows=0, max_new_tokens=1),
             *run_problems(self),
             *memory_problems(self),
+            *prompt_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.beta > 0, f"--beta is {self.beta}, expected more than 0"),
             (not 0 <= self.label_smoothing < 0.5,

@@ -63,13 +63,14 @@ from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import Judgement
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 THINKER = "runs/thinker-sft"
 SFT_ROWS = 32  # examples of the SFT term in a step
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags, MemoryFlags, RunFlags):
+class Config(ReadFlags, PromptFlags, MemoryFlags, RunFlags):
     model: str = option(
         THINKER, "run folder or Hugging Face folder to start from; where the default is missing, the bundled thinker"
     )
@@ -162,6 +163,7 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
              f"{self.save_every} and --steps {self.steps}: checkpoints are between batches of rollouts"),
             (self.clip_low > 1, f"--clip-low is {self.clip_low}, expected at most 1"),
             *memory_problems(self),
+            *prompt_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
         ])  # fmt: skip
         parse_weights(self.rewards)

@@ -51,12 +51,13 @@ from taosr1.sampling.replies import sampled_replies
 from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import parse_reply
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 ROWS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     model: str = option(
         "runs/thinker-grpo", "folder of the judge that grades; where the default is missing, the bundled thinker"
     )
@@ -80,6 +81,7 @@ class Config(OutFlags, ReadFlags):
              f"--out is {self.out!r}: graded rows are written as JSON Lines, expected a name ending in .jsonl or "
              ".jsonl.gz"),
             *out_problems(self.out, required=False),
+            *prompt_problems(self),
             *at_least(self, max_new_tokens=1, limit=0),
         ])  # fmt: skip
 
@@ -158,7 +160,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
-    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
+    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, asked=config, **settings)
     judge.engine.prepack(judge.model, decodes=True)
     limits = {"split": config.split, "limit": config.limit}
     needs = {"need_grade": config.only_right, "need_gold": config.only_right}

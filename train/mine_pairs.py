@@ -51,12 +51,13 @@ from taosr1.sampling.passn import grade_prior, pass_curve, prior_pass_at_n
 from taosr1.sampling.replies import SampledReply, sampled_replies
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import encode_reply, label_of_cot, parse_reply, reply_text
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 PROMPTS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
-class Config(OutFlags, ReadFlags):
+class Config(OutFlags, ReadFlags, PromptFlags):
     model: str = option(
         "runs/post-sft", "folder of the model that is to improve; where the default is missing, the bundled student"
     )
@@ -82,6 +83,7 @@ class Config(OutFlags, ReadFlags):
     def __post_init__(self) -> None:
         check([
             *out_problems(self.out),
+            *prompt_problems(self),
             *at_least(self, samples=2, prompts=0, max_new_tokens=1, pairs_per_prompt=1),
             (not self.temperature > 0,
              f"--temperature is {self.temperature}, expected more than 0: greedy replies are all equal"),
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> dict:
     refuse_overwriting(config.out, config.overwrite)
     device = local_device(config.device, this_rank())
     settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
-    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, **settings)
+    judge = load_judge(config.model, max_new_tokens=config.max_new_tokens, asked=config, **settings)
     judge.engine.prepack(judge.model, decodes=True)
     settings = {"seed": config.seed, "split": config.split}
     rows = load_rows(config.data, config, need_grade=True, **settings)

@@ -10,7 +10,8 @@ Rows need a grade, and a chain of thought (column "cot") unless --order label. T
 Deviations from the paper:
 1. Its rationales come from DeepSeek-R1; the embedded shop's from a rule teacher that errs in a fifth of its pairs.
 2. `--cots agreeing` (the default) drops rows whose chain of thought decides against the gold grade.
-3. `--label-weight` and `--grade-power` are ours: the label is one token of twenty, and grade 3 one pair of twenty.
+3. `--label-weight`, `--soft-labels` and `--grade-power` are ours: the label is one token of twenty, raters differ by a
+   grade, and grade 3 is one pair of twenty.
 """
 
 from __future__ import annotations
@@ -35,16 +36,18 @@ from taosr1.learning.examples import agreeing, examples_of
 from taosr1.learning.loop import Stage, StepItems, train
 from taosr1.learning.losses import LossSum, sft_loss
 from taosr1.learning.optimizers import Schedule, make_optimizers
+from taosr1.learning.soft_labels import SoftBatch, soften
 from taosr1.learning.trainee import MemoryFlags, identity, load_trainee, memory_problems
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.prompt import ORDERS
+from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags, MemoryFlags, RunFlags):
+class Config(ReadFlags, PromptFlags, MemoryFlags, RunFlags):
     model: str = option("tiny", "tiny (fresh weights), a run, a Hugging Face folder, a GGUF file or a hub id")
     data: str = option("synthetic:reasoned", "graded rows to learn: a file, synthetic:POOL or catalogue:FILE:POOL")
     dev: str = option(AUTO, f"graded rows that pick the best checkpoint; {AUTO_HELP}")
@@ -67,6 +70,11 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
     muon_lr: float = option(0.02, "peak learning rate of Muon, for the matrices; --lr is for the rest")
     weight_decay: float = option(0.1, "weight decay of the matrices")
     label_weight: float = option(1.0, "weight of the label token where it comes first")
+    soft_labels: float = option(
+        0.0,
+        "tau, in grades: the label token learns softmax(-distance to the gold grade / tau), so 0.5 leaves the gold "
+        "grade 78 to 87 % of it; where the label comes first (0: the gold label alone)",
+    )
     grade_power: float = option(0.5, "grades are drawn by frequency to this power: 1 as in the data, 0 equally often")
     lora_dropout: float = option(0.0, "share of an adapter's input that is set to 0, drawn anew in every step")
     eval_every: int = option(125, "steps between dev evaluations, each with a checkpoint")
@@ -81,8 +89,8 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
 
     def __post_init__(self) -> None:
         check([
-            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, weight_decay=0, label_weight=0, eval_every=0,
-                      dev_rows=0, max_new_tokens=1),
+            *at_least(self, steps=1, batch_size=1, micro_batch_tok=1, weight_decay=0, label_weight=0, soft_labels=0,
+                      eval_every=0, dev_rows=0, max_new_tokens=1),
             *run_problems(self),
             (not self.lr > 0, f"--lr is {self.lr}, expected more than 0"),
             (not self.muon_lr > 0, f"--muon-lr is {self.muon_lr}, expected more than 0; --optimizer adamw needs none"),
@@ -91,6 +99,9 @@ class Config(ReadFlags, MemoryFlags, RunFlags):
             (self.optimizer == "muon" and self.fsdp,
              "--optimizer muon moves whole matrices, which no rank has with --fsdp; use adamw"),
             *memory_problems(self, self.lora_dropout),
+            *prompt_problems(self),
+            (self.soft_labels > 0 and self.order == "pre-cot",
+             "--soft-labels needs the label first: --order label or post-cot; in pre-cot it follows from the reasons"),
             (not 0 <= self.grade_power <= 1, f"--grade-power is {self.grade_power}, expected 0 to 1"),
         ])  # fmt: skip
 
@@ -108,6 +119,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if config.order != "label" and config.cots == "agreeing":
         rows = agreeing(rows)
     examples, grades = examples_of(judge, rows), [row.grade for row in rows]
+    if config.soft_labels:
+        examples = soften(examples, grades, judge.tokenizer.label_ids, config.soft_labels)
     run = Run(config.out, config, config.resume, lambda: identity(judge, data=rows, dev=dev))
     if run.finished:
         return say_finished(run, judge, config, "sft")
@@ -122,6 +135,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def loss(model: Decoder, batch: Batch) -> LossSum:
         weights = label_token_weights(batch.mask, config.label_weight, config.order)
+        if isinstance(batch, SoftBatch):
+            weights = weights * batch.weights
         return sft_loss(judge.engine.completion_logp(model, batch.ids, batch.mask), batch.mask, weights=weights)
 
     fresh = config.model == TINY and not config.fsdp

@@ -32,7 +32,8 @@ from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.messages import counted, visible
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import COLUMNS, Judgement
-from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, encode_prompt
+from taosr1.task.prompt import ITEM_FIELDS, PromptConfig, check_prompt, encode_prompt
+from taosr1.task.prompt_flags import AskFlags, PromptFlags, prompt_asked, prompt_problems
 
 STUDENT = "bundled-student"
 BUNDLED = {"bundled": "thinker", "bundled-thinker": "thinker", STUDENT: "student"}  # as `--model` of every script
@@ -41,7 +42,7 @@ SHOWN_NAMES = 20
 
 
 @dataclass(frozen=True)
-class Config(ReadFlags):
+class Config(ReadFlags, PromptFlags):
     data: str = option("", "file to look at, several separated by commas, or a pool", positional=True)
     other: str = option("", "another file, whose queries and pairs should not be in this one")
     model: str = option(STUDENT, "the judge whose prompt and tokens are shown: a run folder or Hugging Face folder")
@@ -49,7 +50,10 @@ class Config(ReadFlags):
     seed: int = option(0, "seed of the embedded shop")
 
     def __post_init__(self) -> None:
-        check([(not self.data, "expected a file: python -m taosr1.data.inspect rows.csv")])
+        check([
+            (not self.data, "expected a file: python -m taosr1.data.inspect rows.csv"),
+            *prompt_problems(self),
+        ])  # fmt: skip
 
 
 class View(NamedTuple):
@@ -60,11 +64,16 @@ class View(NamedTuple):
     prompt: PromptConfig
 
 
-def load_view(spec: str) -> View:
-    """The tokenizer, prompt and config behind `--model`; of the weights only the headers are read."""
+def load_view(spec: str, asked: AskFlags | None = None) -> View:
+    """The tokenizer, prompt and config behind `--model`; of the weights only the headers are read.
+
+    asked: the flags of a prompt, which any run may be looked at with.
+    """
     folder = model_folder(Path(__file__).parents[1] / "bundled" / BUNDLED[spec] if spec in BUNDLED else spec)
     model, tokenizer = load_pretrained(folder, device="meta")
-    return View(model, tokenizer, PromptConfig.load(folder) or PromptConfig())
+    prompt = prompt_asked(spec, None, asked, usual=PromptConfig.load(folder))
+    check_prompt(tokenizer, prompt, model.config.max_position_embeddings)
+    return View(model, tokenizer, prompt)
 
 
 def readable_rows(spec: str, config: Config) -> list[Judgement]:
@@ -139,7 +148,7 @@ def example_of(row: Judgement, view: View) -> str:
 def main(argv: list[str] | None = None) -> list[Judgement]:
     """Returns the rows that can be read."""
     config = parse_config(Config, __doc__, argv)
-    view = load_view(config.model)
+    view = load_view(config.model, config)
     with contextlib.redirect_stderr(sys.stdout):  # what readers say of bad rows and duplicates is the point here
         rows = readable_rows(config.data, config)
         positions = view.model.config.max_position_embeddings

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConf
     step = max(1, len(rows) // MEASURED_ROWS)
     measured = rows[::step][:MEASURED_ROWS]
     lengths = np.array([len(encode_prompt(tokenizer, row, prompt)) for row in measured])
-    names = ("query", *prompt.fields)
+    names = ("query", *(name for name in prompt.fields if name in ITEM_FIELDS))
     cut = sum(any(len(getattr(row, name).strip()) > prompt.max_chars for name in names) for row in rows)
     room = prompt_room(positions)
     shortened = int((lengths > room).sum())
@@ -89,6 +90,10 @@ def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConf
     median, longest = int(np.median(lengths)), min(int(lengths.max()), room)
     text = f"prompts of {median} tokens (median), {longest} the longest{looked_at}; "
     text += f"{counted(cut, 'row')} with a text cut to {prompt.max_chars} characters" if cut else "no text is cut"
+    if prompt.max_prompt_tok:
+        whole = replace(prompt, max_prompt_tok=0)
+        over = sum(len(encode_prompt(tokenizer, row, whole)) > prompt.max_prompt_tok for row in measured)
+        text += f", {over:,}{looked_at} are cut to the budget of {prompt.max_prompt_tok} tokens"
     if shortened:
         text += f", {shortened:,}{looked_at} are shortened to fit {positions} positions"
     return text
@@ -97,10 +102,11 @@ def prompt_lengths(rows: Sequence[Judgement], tokenizer: Any, prompt: PromptConf
 def seen_columns(rows: Sequence[Judgement], prompt: PromptConfig) -> str:
     """Which columns of these rows the judge's prompt shows, and which it does not."""
     filled = {name: sum(bool(getattr(row, name).strip()) for row in rows) for name in ITEM_FIELDS}
-    seen = ["query", *(name for name in prompt.fields if filled[name])]
+    seen = ["query", *(name for name in prompt.fields if filled.get(name, True))]
     unseen = [f"{name} (in {100 * filled[name] / len(rows):.0f} % of the rows)" for name in ITEM_FIELDS
               if filled[name] and name not in prompt.fields]  # fmt: skip
-    absent = [name for name in prompt.fields if not filled[name]]
+    absent = [name for name in prompt.columns if not filled[name]]
     text = f"the judge sees {', '.join(seen)}"
-    text += f"; it does not see {', '.join(unseen)}" if unseen else ""
+    shown_otherwise = " but in its evidence" if "evidence" in prompt.fields else ""
+    text += f"; it does not see {', '.join(unseen)}{shown_otherwise}" if unseen else ""
     return text + (f"; it could also read {', '.join(absent)}, which these rows do not have" if absent else "")

@@ -106,14 +106,14 @@ def common_tok(items: Sequence[Item]) -> int:
     return len(os.path.commonprefix([first, last]))
 
 
-def label_token_weights(mask: torch.Tensor, weight: float, order: str) -> torch.Tensor:
-    """Token weights (B, T): `weight` on the label token, 1 on the other reply tokens, 0 elsewhere.
+def label_token_weights(mask: torch.Tensor, weight: float | torch.Tensor, order: str) -> torch.Tensor:
+    """Token weights (B, T): `weight` (B,) or one on the label token, 1 on the other reply tokens, 0 elsewhere.
 
     order: of the reply. The label token is the first one, unless the order is pre-cot: there every token weighs 1,
         because the label is part of the Decision line.
     """
     weights = mask.float()
-    if order != "pre-cot" and weight != 1.0:
+    if order != "pre-cot":
         rows = torch.arange(len(mask), device=mask.device)
         weights[rows, mask.int().argmax(dim=1)] *= weight
     return weights

@@ -96,6 +96,14 @@ def one_of(allowed: tuple[str, ...], **option: str) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {allowed}")
 
 
+def check_ordinal(grades: Tensor, tau: float) -> None:
+    """Raises: ValueError for grades that are not (B,), each 1 to 4, or a tau that is not a positive number."""
+    if not (math.isfinite(tau) and tau > 0):
+        raise ValueError(f"tau must be a positive number, got {tau} (a hard label needs no target)")
+    if grades.dim() != 1 or not bool(((grades >= 1) & (grades <= 4)).all()):
+        raise ValueError(f"grades must be (B,), each 1 to 4, got {tuple(grades.shape)} {grades.flatten().tolist()[:8]}")
+
+
 def check_dpo(beta: float, loss_type: str, label_smoothing: float, nll_coef: float) -> None:
     """Raises: ValueError for options of `dpo_loss` that do not fit."""
     one_of(LOSS_TYPES, loss_type=loss_type)

@@ -1,4 +1,4 @@
-"""The three training losses and GRPO's advantages, as pure functions of tensors; their checks are in `loss_checks.py`.
+"""The training losses, soft labels and GRPO's advantages, as pure functions of tensors; checks are in `loss_checks.py`.
 
 Each loss returns `LossSum(sum, count, metrics)`. The loop calls backward on sums and divides the gradients once per
 optimizer step by the step's total count, so 1 x 8 and 4 x 2 micro-batches are the same step. A mean of micro-batch
@@ -21,6 +21,7 @@ from taosr1.learning.loss_checks import (
     at_least_one,
     check_dpo,
     check_grpo,
+    check_ordinal,
     check_pairs,
     check_rewards,
     floats,
@@ -60,6 +61,23 @@ def sft_loss(logp: Tensor, mask: Tensor, *, weights: Tensor | None = None) -> Lo
     count = weight.sum()
     metrics = {"mean_token_prob": (weight * logp.detach().exp()).sum() / at_least_one(count)}
     return LossSum(-(weight * logp).sum(), float(count), floats(metrics))
+
+
+def ordinal_target(grades: Tensor, tau: float) -> Tensor:
+    """What a label is taught in place of its gold grade alone: q_k = softmax over k of -|k - grade| / tau.
+
+    A grade that is d away gets exp(-d / tau) times the gold grade's share; one-hot as tau goes to 0. The loss is
+    `sft_loss` of the four labels' log-probs, weighted by q: least where the model says q and nothing but a label.
+
+    Shapes: grades (B,) int64, 1 to 4 -> (B, 4) float64, column k - 1 is grade k, rows sum to 1.
+    Raises: ValueError for a grade outside 1-4, or a tau that is not a positive number.
+    Source: soft ordinal labels (SORD), Diaz and Marathe, CVPR 2019, with the absolute distance.
+    Choice: log-probs over the whole vocabulary, not over the four labels. Their cross-entropy is that over the four
+        plus -log(label mass): so a label stays what the model answers with.
+    """
+    check_ordinal(grades, tau)
+    distance = (grades[:, None] - torch.arange(1, 5, device=grades.device)).abs().double()  # (B, 4)
+    return (-distance / tau).softmax(dim=1)
 
 
 def dpo_loss(

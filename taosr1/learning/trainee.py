@@ -16,6 +16,7 @@ from taosr1.runtime.cli import flag_of, option
 from taosr1.runtime.distributed import this_rank
 from taosr1.runtime.run_folder import is_unfinished
 from taosr1.task.grades import LABELS
+from taosr1.task.prompt_flags import AskFlags
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def load_trainee(
 ) -> JudgeModel:  # fmt: skip
     """The judge to be trained. All of it in float32, or only its adapters and the frozen rest in `dtype`.
 
-    flags: the config of a training script, with its `max_new_tokens` (`load_judge`).
+    flags: the config of a training script, with its `max_new_tokens` and its `PromptFlags` (`load_judge`).
 
     Raises: ValueError as `load_judge`, and for adapters over fresh weights, which no file holds.
     """
@@ -85,7 +86,8 @@ def load_trainee(
     device = "meta" if flags.fsdp and model != TINY else device
     dtype = dtype if flags.lora_rank else "float32"
     longest = {"max_new_tokens": getattr(flags, "max_new_tokens", 0)}
-    judge = load_judge(model, order=order, dtype=dtype, device=device, seed=seed, plain=plain, **longest)
+    asked = flags if isinstance(flags, AskFlags) else None
+    judge = load_judge(model, order=order, dtype=dtype, device=device, seed=seed, plain=plain, asked=asked, **longest)
     judge.model.activation_checkpointing = flags.activation_checkpointing
     if not flags.lora_rank:
         return judge

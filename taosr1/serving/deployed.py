@@ -11,6 +11,7 @@ from taosr1.runtime.checkpoint import checkpoints
 from taosr1.runtime.files import read_json, write_json
 from taosr1.runtime.run_folder import is_unfinished
 from taosr1.task.prompt import ORDERS, PROMPT_FILE
+from taosr1.task.prompt_flags import AskFlags
 
 DEFAULT_BETA = 0.5  # "Good where Good is likelier than not", until a dev set has been seen
 TIERING_FILE = "tiering.json"
@@ -31,18 +32,20 @@ def open_judge(
     decodes: bool = False,
     plain: bool = False,
     max_new_tokens: int = 0,
+    asked: AskFlags | None = None,
 ) -> tuple[str, JudgeModel]:
     """(name, judge) behind `--model`, for inference. "bundled" is the bundled student here.
 
     Without a name, the newest finished run under runs/ that replies in one of these `orders` is taken, else the
     bundled student; a note on stderr says which. A judge that is named is loaded whatever its order, and the caller
-    says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`. max_new_tokens: as in
+    says what it cannot do. decodes: it will generate many tokens, see `Engine.prepack`. max_new_tokens, asked: as in
     `load_judge`.
     Raises: FileNotFoundError and ValueError, each beginning with `--model` or `--device`.
     """
     name = BUNDLED_STUDENT if spec == BUNDLED else spec or _default_judge(orders)
     try:
-        judge = load_judge(name, dtype=dtype, device=device, seed=seed, plain=plain, max_new_tokens=max_new_tokens)
+        settings = {"dtype": dtype, "device": device, "seed": seed, "plain": plain, "max_new_tokens": max_new_tokens}
+        judge = load_judge(name, asked=asked, **settings)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise type(error)(message if message.startswith("--") else f"--model {name}: {message}") from error

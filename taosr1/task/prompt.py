@@ -1,7 +1,4 @@
-"""The prompt and the reply: encodes a judgement as token ids, and reads a reply as a grade and five steps.
-
-A reply has one of three orders: `label` ("4"), `pre-cot` (the chain of thought, whose Decision line is the label) and
-`post-cot` ("4", then the chain of thought: the first generated token is the label, so serving needs one prefill).
+"""The prompt: encodes a judgement as token ids. `prompt_config.py` has its wording, `reply.py` what is answered to it.
 
 Query and product text is untrusted. The chat template is rendered around placeholders, its pieces and the untrusted
 texts are encoded separately, and only ids are joined: no product title can become a control token.
@@ -9,115 +6,37 @@ texts are encoded separately, and only ids are joined: no product title can beco
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-from taosr1.runtime.cli import check
-from taosr1.task.grades import GRADES, LABELS, grade_name
-from taosr1.task.judgement import COT_STEPS, MAX_COT_CHARS, Judgement, is_cot_line
-
-ORDERS = ("label", "pre-cot", "post-cot")
-STYLES = ("brief", "full")
-ITEM_FIELDS = ("title", "brand", "price", "category", "attributes", "description")
-PROMPT_FILE = "prompt.json"
-MAX_REPLY_CHARS = MAX_COT_CHARS + len("4\n")
-
-INSTRUCTIONS = """You judge how well a product answers a shopping query.
-4-Excellent: the category and every demand are met.
-3-Related: a substitute, or a demand only nearly met.
-2-Mismatch: a related product that misses a hard demand, or an accessory.
-1-Irrelevant: nothing to do with the query."""
-_FIVE_LINES = (
-    "'Query:', 'Item:', 'Category:' (same, related or different), 'Attributes:' (each demand met, near, missed or "
-    "unknown) and 'Decision:' (such as 4-Excellent)."
+from taosr1.task.judgement import Judgement
+from taosr1.task.prompt_budget import LEAST_TEXT_TOK, cut_to_room
+from taosr1.task.prompt_config import (
+    FORMATS,
+    INSTRUCTIONS,
+    ITEM_FIELDS,
+    ORDERS,
+    PROMPT_FILE,
+    STYLES,
+    PromptConfig,
+    untrusted_texts,
+    user_message,
+    wording_sha256,
 )
-FORMATS = {
-    "label": "Answer with the grade's digit alone: 1, 2, 3 or 4.",
-    "pre-cot": f"Reason in five lines, {_FIVE_LINES}",
-    "post-cot": f"Answer with the grade's digit on the first line, then explain it in five lines: {_FIVE_LINES}",
-}
+from taosr1.task.reply import Reply, encode_reply, label_of_cot, parse_reply, reply_text
 
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """How a model is asked. Saved with every checkpoint (prompt.json), so that serving asks as training did.
-
-    style: "brief" is the query, a line break and the product (for the bundled tiny model); "full" adds the
-        instructions and names each field (for pre-trained language models).
-    fields: the product fields shown, in this order; empty ones are left out.
-    max_chars: every field is cut to this many characters before it is tokenised (1 MB of text takes over a second).
-    wording_sha256: computed by the function of that name, never given. It is part of `repr`.
-    """
-
-    order: str = "post-cot"
-    style: str = "full"
-    fields: tuple[str, ...] = ITEM_FIELDS
-    max_chars: int = 600
-    wording_sha256: str = field(init=False, compare=False, default="")
-
-    def __post_init__(self) -> None:
-        known_fields = self.fields and set(self.fields) <= set(ITEM_FIELDS)
-        problems = [
-            (self.order not in ORDERS, f"prompt order is {self.order!r}, expected one of {', '.join(ORDERS)}"),
-            (self.style not in STYLES, f"prompt style is {self.style!r}, expected one of {', '.join(STYLES)}"),
-            (not known_fields, f"prompt fields are {self.fields!r}, expected some of {', '.join(ITEM_FIELDS)}"),
-            (self.max_chars < 1, f"prompt max_chars is {self.max_chars}, expected at least 1"),
-        ]
-        check(problems)
-        object.__setattr__(self, "wording_sha256", wording_sha256(self))  # the dataclass is frozen
-
-    def save(self, folder: str | Path) -> None:
-        (Path(folder) / PROMPT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def load(folder: str | Path) -> PromptConfig | None:
-        """The configuration stored in a checkpoint folder; None if there is none (a folder of another project).
-
-        Warns on stderr if the model was trained with another wording. Raises: ValueError naming a damaged file.
-        """
-        path = Path(folder) / PROMPT_FILE
-        if not path.exists():
-            return None
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            trained = stored.pop("wording_sha256", None)  # absent until version 0.1
-            config = PromptConfig(**{**stored, "fields": tuple(stored["fields"])})
-        except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a prompt configuration ({error})") from error
-        if trained not in (None, config.wording_sha256):
-            hashes = f"wording_sha256 {trained}, this code renders {config.wording_sha256}"
-            hint = "its grades may be worse. Undo the change in taosr1/task/prompt.py, or train again."
-            warning = f"{path}: the model was trained with another wording of the prompt ({hashes}): {hint}"
-            print(f"warning: {warning}", file=sys.stderr)
-        return config
-
+__all__ = [
+    "FORMATS", "INSTRUCTIONS", "ITEM_FIELDS", "ORDERS", "PROMPT_FILE", "STYLES", "PromptConfig", "Reply", "Slot",
+    "check_prompt", "count_tokens", "encode_messages", "encode_prompt", "encode_reply", "label_of_cot", "marked_prompt",
+    "parse_reply", "prompt_pieces", "prompt_room", "reply_text", "wording_sha256",
+]  # fmt: skip
 
 # --- Prompt -----------------------------------------------------------------------------------------------------------
-def _untrusted_texts(judgement: Judgement, names: tuple[str, ...], config: PromptConfig) -> list[str]:
-    """The query and the shown fields, cut to `max_chars`."""
-    texts = [getattr(judgement, name).strip()[: config.max_chars] for name in ("query", *names)]
-    return [" " + text for text in texts]  # the space: a word is the same token wherever it stands
-
-
 def count_tokens(tokenizer, text: str) -> int:
     """Tokens that an untrusted text takes in a prompt."""
     return len(tokenizer.encode_text(" " + text)) if text else 0
-
-
-def _user_message(texts: list[str], names: tuple[str, ...], config: PromptConfig) -> str:
-    """The user's message around these texts (or placeholders): the query's first, then those of the shown fields."""
-    query, *values = texts
-    if config.style == "brief":
-        return query + "\n" + "".join(values)
-    lines = [f"{name.capitalize()}:{value}" for name, value in zip(names, values)]
-    return "\n".join([INSTRUCTIONS, FORMATS[config.order], "", f"Query:{query}", "Product", *lines])
 
 
 class Slot(NamedTuple):
@@ -224,14 +143,19 @@ def _filled(tokenizer, turns: tuple[tuple[str, tuple[str, ...]], ...], texts: Se
 
 @lru_cache(maxsize=256)
 def _trusted_texts(names: tuple[str, ...], config: PromptConfig) -> tuple[str, ...]:
-    """The user's message without its untrusted texts."""
-    return tuple(_user_message(["\ue000"] * (len(names) + 1), names, config).split("\ue000"))
+    """The user's message without its untrusted texts. names: of these texts."""
+    return tuple(user_message(dict.fromkeys(names, "\ue000"), config).split("\ue000"))
 
 
 def prompt_pieces(tokenizer, judgement: Judgement, config: PromptConfig) -> list[list[int]]:
     """Token ids of the prompt in pieces: those at odd places are untrusted (query and product), the others trusted."""
-    names = tuple(name for name in config.fields if getattr(judgement, name).strip())  # empty ones are left out
-    return _filled(tokenizer, (("user", _trusted_texts(names, config)),), _untrusted_texts(judgement, names, config))
+    texts = untrusted_texts(judgement, config)
+    pieces = _filled(tokenizer, (("user", _trusted_texts(tuple(texts), config)),), list(texts.values()))
+    if not config.max_prompt_tok:
+        return pieces
+    room = config.max_prompt_tok - sum(map(len, pieces[::2]))
+    cut = cut_to_room(tokenizer, pieces[1::2], room)
+    return [cut[place // 2] if place % 2 else piece for place, piece in enumerate(pieces)]
 
 
 def encode_prompt(tokenizer, judgement: Judgement, config: PromptConfig) -> list[int]:
@@ -266,78 +190,27 @@ def prompt_room(positions: int, reply_tok: int = 0) -> int:
     return positions - max(min(256, positions // 4), reply_tok)
 
 
-def wording_sha256(config: PromptConfig) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a fixed pair's prompt and reply, as `config` renders them.
+def check_prompt(tokenizer, config: PromptConfig, positions: int) -> None:
+    """Whether a model of so many positions, with this tokenizer, can be asked so.
 
-    It covers the instructions, the layout, the order, and the names of grades and steps, but not the chat template:
-    that belongs to the tokenizer, and so does its checksum. Runs and half-finished jobs must not go on under another
-    value: put `repr(config)`, which includes it, into their identity.
+    Raises: ValueError for a budget that is too small for the trusted text, a query and a title, or too large for the
+        model; and for instructions that spell a control token: as trusted text it would be one.
     """
-    sample = Judgement(query="query", **{name: name for name in ITEM_FIELDS})
-    message = _user_message(_untrusted_texts(sample, config.fields, config), config.fields, config)
-    cot = "\n".join(f"{step}: {grade_name(4)}" for step in COT_STEPS)
-    return hashlib.sha256(f"{message}\n{reply_text(config.order, 4, cot)}".encode()).hexdigest()[:16]
-
-
-# --- Reply ------------------------------------------------------------------------------------------------------------
-def reply_text(order: str, grade: int, cot: str = "") -> str:
-    """The reply a model should give. Raises: ValueError where the order needs a chain of thought, and there is none."""
-    if order == "label":
-        return LABELS[grade - 1]
-    if not cot:
-        needed = "needs a chain of thought for every row (column 'cot'); train/sft.py --order label does not"
-        raise ValueError(f"order {order!r} {needed}")
-    return cot if order == "pre-cot" else f"{LABELS[grade - 1]}\n{cot}"
-
-
-def encode_reply(tokenizer, text: str) -> list[int]:
-    """Token ids of a reply with the end-of-sequence token; reply text can never hold a control token of its own.
-
-    Raises: ValueError for a text too long to be a reply, before it is tokenised: unlike a title it cannot be cut.
-    """
-    if len(text) > MAX_REPLY_CHARS:
-        limit = f"expected at most {MAX_REPLY_CHARS}: shorten its chain of thought"
-        raise ValueError(f"a reply of {len(text)} characters ({text[:40]!r}...), {limit}")
-    return tokenizer.encode_text(text) + [tokenizer.eos_ids[0]]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The parts of a reply. `grade` is the label (None: unparsable), `decision` the grade its Decision line names."""
-
-    grade: int | None
-    query: str = ""
-    item: str = ""
-    category: str = ""
-    attributes: str = ""
-    decision: int | None = None
-    well_formed: bool = False  # exactly the lines of this order, each as `check_cot` requires
-
-
-_DECISION = {grade_name(grade): grade for grade in GRADES}
-
-
-def parse_reply(text: str, order: str) -> Reply:
-    """Read a reply. Never raises for a model's text: what cannot be read is None or "", and not well formed."""
-    lines = text.rstrip("\n").split("\n")
-    label = None
-    if order != "pre-cot":
-        first, lines = lines[0], lines[1:]
-        label = int(first) if first in LABELS else None
-    if order == "label":
-        return Reply(label, well_formed=label is not None and not lines)
-    steps: dict[str, str] = {}
-    for line in lines:
-        name, _, rest = line.partition(":")
-        if name in COT_STEPS and name not in steps:
-            steps[name] = rest.strip()
-    decision = _DECISION.get(steps.get("Decision", ""))
-    grade = label if order == "post-cot" else decision
-    in_order = len(lines) == len(COT_STEPS) and all(map(is_cot_line, lines, COT_STEPS))
-    texts = [steps.get(name, "") for name in COT_STEPS[:-1]]
-    return Reply(grade, *texts, decision, well_formed=in_order and None not in (grade, decision))
-
-
-def label_of_cot(cot: str) -> int | None:
-    """The grade a chain of thought decides for."""
-    return parse_reply(cot, "pre-cot").grade
+    spelled = [token for token in tokenizer.control_text() if token.strip() and token in config.instructions]
+    if spelled:
+        problem = f"the instructions hold {spelled[0]!r}, which this tokenizer reads as a control token"
+        raise ValueError(f"{problem}: leave it out of --instructions")
+    if not config.max_prompt_tok:
+        return
+    slots, behind = _template_pieces(tokenizer, (("user", _trusted_texts(("query", *config.fields), config)),))
+    trusted = sum(len(slot.before) for slot in slots) + len(behind)
+    needed, room = trusted + LEAST_TEXT_TOK, prompt_room(positions)
+    if config.max_prompt_tok < needed:
+        parts = "the chat template, the names of fields" + " and the instructions" * (config.style == "full")
+        ways = f"give at least {needed}" + ", fewer --fields or --style brief" * (config.style == "full")
+        raise ValueError(
+            f"--max-prompt-tok is {config.max_prompt_tok}, but {parts} take {trusted} tokens, and a query with a title "
+            f"needs {LEAST_TEXT_TOK}: {ways}"
+        )
+    if config.max_prompt_tok > room:
+        raise ValueError(f"--max-prompt-tok is {config.max_prompt_tok}, but this model has room for {room}: give less")

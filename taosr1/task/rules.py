@@ -28,7 +28,7 @@ from taosr1.runtime.jsonl import read_jsonl
 from taosr1.task.grades import GRADES
 
 if TYPE_CHECKING:
-    from taosr1.task.prompt import Reply
+    from taosr1.task.reply import Reply
 
 BUNDLED_RULES = Path(__file__).with_name("rules.jsonl")
 

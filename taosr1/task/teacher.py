@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.grades import GRADE_NAMES, GRADES, grade_name
 from taosr1.task.judgement import COT_STEPS, PRODUCT_TEXT, Judgement
-from taosr1.task.prompt import parse_reply
+from taosr1.task.reply import parse_reply
 from taosr1.task.rules import CATEGORY_FACTS, DEMANDS, OUTCOMES, Rule, implied_grade, retrieve
 
 CATEGORY_WORDS = {fact: fact if fact in ("same", "different") else f"related {fact}" for fact in CATEGORY_FACTS}

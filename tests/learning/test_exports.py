@@ -9,7 +9,8 @@ import taosr1.learning
 
 
 def test_the_mathematics_is_imported_from_the_package_by_its_names():
-    names = {"sft_loss", "dpo_loss", "grpo_loss", "group_advantages", "completion_logp", "sequence_logp"}
+    losses = {"sft_loss", "dpo_loss", "grpo_loss", "group_advantages", "ordinal_target"}
+    names = losses | {"completion_logp", "sequence_logp"}
     assert set(taosr1.learning.__all__) == names and all(callable(getattr(taosr1.learning, name)) for name in names)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from taosr1.learning.trainee import identity
 from taosr1.synthetic.shop import read_pool
-from taosr1.task import prompt
+from taosr1.task import prompt_config
 
 
 def changed(one: dict, other: dict) -> set[str]:
@@ -30,6 +30,7 @@ def test_another_wording_of_the_prompt_is_another_run(make_judge, monkeypatch):
     judge = make_judge()
     full = replace(judge, prompt=replace(judge.prompt, style="full"))
     known = identity(full)
-    monkeypatch.setattr(prompt, "INSTRUCTIONS", prompt.INSTRUCTIONS.replace("shopping query", "search query"))
+    other = prompt_config.INSTRUCTIONS.replace("shopping query", "search query")
+    monkeypatch.setattr(prompt_config, "INSTRUCTIONS", other)
     reworded = replace(judge, prompt=replace(judge.prompt, style="full"))
     assert changed(known, identity(reworded)) == {"prompt_wording"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from taosr1.learning.losses import LossSum, dpo_loss, group_advantages, grpo_loss, kl_estimate, sft_loss
+from taosr1.learning.losses import LossSum, dpo_loss, group_advantages, grpo_loss, kl_estimate, ordinal_target, sft_loss
 
 EXACT = 1e-12  # float64 throughout: anything larger than rounding is a different formula
 
@@ -112,6 +112,88 @@ def test_sft_rejects_what_does_not_fit():
     for weights in (torch.ones(2, 2), -torch.ones(2, 3), torch.full((2, 3), math.nan)):
         with pytest.raises(ValueError, match="weights"):
             sft_loss(SFT_LOGP, SFT_MASK, weights=weights)
+
+
+# ---- Soft labels -----------------------------------------------------------------------------------------------------
+
+HALVES = 1 / math.log(2)  # the tau at which every grade of distance halves a share: exp(-1 / tau) = 1/2
+
+
+def test_the_ordinal_target_by_hand():
+    """Gold 3: shares 1/4 1/2 1 1/2 over 9/4, that is 1 2 4 2 ninths; gold 4: 1/8 1/4 1/2 1, that is 1 2 4 8 of 15.
+
+    Wrong twins at gold 3: squared distance 1/16 in place of 1/4; tau times the distance, exp(-1.4427) = 0.2363 in place
+    of 1/2; no division by the sum; grades from 0, which is the target of gold 4.
+    """
+    found = ordinal_target(torch.tensor([3, 4, 1]), HALVES)
+    close(found, [[1 / 9, 2 / 9, 4 / 9, 2 / 9], [1 / 15, 2 / 15, 4 / 15, 8 / 15], [8 / 15, 4 / 15, 2 / 15, 1 / 15]])
+    differs(found[0, 0], (1 / 16) / (1 / 16 + 1 / 2 + 1 + 1 / 2), 1 / 4, 1 / 15)
+    differs(found[0, 1], math.exp(-HALVES) / (1 + 2 * math.exp(-HALVES) + math.exp(-2 * HALVES)), 1 / 2, 2 / 15)
+
+
+@pytest.mark.parametrize("grade", [1, 2, 3, 4])
+def test_the_ordinal_target_falls_with_the_distance_from_one_hot_to_uniform(grade):
+    for tau in (0.1, 0.5, 1.0, 7.0):
+        (target,) = ordinal_target(torch.tensor([grade]), tau)
+        by_distance = sorted(range(4), key=lambda place: abs(place + 1 - grade))
+        shares = target[by_distance].tolist()
+        assert target.sum() == pytest.approx(1) and shares == sorted(shares, reverse=True)
+        assert target.argmax() == grade - 1 and shares[0] > shares[1]
+    one_hot = torch.nn.functional.one_hot(torch.tensor(grade - 1), 4).double()
+    close(ordinal_target(torch.tensor([grade]), 1e-3)[0], one_hot)
+    close(ordinal_target(torch.tensor([grade]), 1e6)[0], [0.25] * 4, tolerance=1e-5)
+
+
+def soft_label_loss(logits, grade, tau):
+    """`sft_loss` of the four labels, tokens 0 to 3 of a vocabulary, each weighted with its share of the target."""
+    logp, mask = logits.log_softmax(-1)[:4, None], torch.ones(4, 1, dtype=torch.bool)
+    return sft_loss(logp, mask, weights=ordinal_target(torch.tensor([grade]), tau).T)
+
+
+def test_the_soft_label_loss_and_its_gradient_by_hand():
+    """Tokens with weights 1 2 3 4 (labels) and 5 5: p = 1 2 3 4 twentieths. Gold 3: q = 1 2 4 2 ninths, and
+    (log 20 + 2 log 10 + 4 log(20/3) + 2 log 5) / 9 = 2.04536, counted once. The gradient is p - q on the labels and
+    p elsewhere.
+
+    Wrong twins: one-hot log(20/3) = 1.89712; over the four labels alone 2.04536 - log 2 = 1.35221; the KL divergence,
+    which leaves out the entropy of q; q of a neighbouring grade.
+    """
+    logits = tensor(1.0, 2.0, 3.0, 4.0, 5.0, 5.0).log().requires_grad_()
+    loss = soft_label_loss(logits, 3, HALVES)
+    found = loss.sum.item()
+    expected = (math.log(20) + 2 * math.log(10) + 4 * math.log(20 / 3) + 2 * math.log(5)) / 9
+    close(found, expected)
+    assert loss.count == pytest.approx(1.0)
+    q = tensor(1 / 9, 2 / 9, 4 / 9, 2 / 9, 0, 0)
+    entropy = -float((q[:4] * q[:4].log()).sum())
+    differs(found, math.log(20 / 3), expected - math.log(2), expected - entropy)
+    differs(found, *(soft_label_loss(logits.detach(), grade, HALVES).sum for grade in (2, 4)))
+    loss.sum.backward()
+    close(logits.grad, logits.detach().exp() / 20 - q)
+
+
+def test_the_soft_label_loss_is_least_at_the_target_and_equals_the_hard_one_without_softness():
+    q = ordinal_target(torch.tensor([2]), 0.7)[0]
+    at_target = torch.cat([q.log(), tensor(-40.0, -40.0)]).requires_grad_()
+    soft_label_loss(at_target, 2, 0.7).sum.backward()
+    close(at_target.grad, torch.zeros(6))
+    logits = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: soft_label_loss(x, 3, 0.7).sum, (logits,))
+    hard = sft_loss(logits.log_softmax(-1)[1:2, None], torch.ones(1, 1, dtype=torch.bool))
+    soft = soft_label_loss(logits, 2, 1e-3)
+    close(soft.sum, hard.sum)
+    assert soft.count == hard.count
+    assert soft.metrics["mean_token_prob"] == pytest.approx(hard.metrics["mean_token_prob"])
+
+
+@pytest.mark.parametrize(
+    ("grades", "tau", "message"),
+    [([1, 5], 0.5, "each 1 to 4"), ([0], 0.5, "each 1 to 4"), ([[1]], 0.5, "each 1 to 4"), ([1], 0.0, "positive"),
+     ([1], -1.0, "positive"), ([1], math.inf, "positive"), ([1], math.nan, "positive")],
+)  # fmt: skip
+def test_the_ordinal_target_rejects_what_does_not_fit(grades, tau, message):
+    with pytest.raises(ValueError, match=message):
+        ordinal_target(torch.tensor(grades), tau)
 
 
 # ---- DPO ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from taosr1.data.judgements import Judgement, check_cot
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
-from taosr1.task import prompt
+from taosr1.task import prompt_config
 from taosr1.task.prompt import (
     FORMATS,
     INSTRUCTIONS,
@@ -259,10 +259,10 @@ def test_any_change_of_the_wording_changes_its_hash_and_settings_that_render_ali
         ("INSTRUCTIONS", INSTRUCTIONS.replace("4-Excellent:", "4-Excellent: all is well,")),
         ("FORMATS", {order: text + " Be brief." for order, text in FORMATS.items()}),
         ("COT_STEPS", ("Question", "Item", "Category", "Attributes", "Decision")),
-        ("_untrusted_texts", lambda *_: ["query", "title"]),
+        ("untrusted_texts", lambda *_: {"query": "query", "title": "title"}),
     ):
         with monkeypatch.context() as changed:
-            changed.setattr(prompt, name, value)
+            changed.setattr(prompt_config, name, value)
             full = PromptConfig()
             assert full.wording_sha256 != first["post-cot", "full"] and full == PromptConfig(), name
             assert full.wording_sha256 in repr(full)  # so every identity made from it tells the two apart
@@ -278,7 +278,7 @@ def test_a_model_trained_with_another_wording_is_loaded_with_a_warning_that_name
     assert stored["wording_sha256"] == PromptConfig().wording_sha256
     assert PromptConfig.load(tmp_path) == PromptConfig() and capsys.readouterr().err == ""
     with monkeypatch.context() as changed:
-        changed.setattr(prompt, "INSTRUCTIONS", "Grade it.")
+        changed.setattr(prompt_config, "INSTRUCTIONS", "Grade it.")
         assert PromptConfig.load(tmp_path) == PromptConfig()
         warning = capsys.readouterr().err
         assert f"{path}: the model was trained with another wording" in warning and stored["wording_sha256"] in warning

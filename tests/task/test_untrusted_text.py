@@ -260,7 +260,8 @@ def test_no_script_calls_a_tokenizer_on_text_itself():
         }
         if names & {"encode_text", "encode_trusted"}:
             callers.add(path.relative_to(ROOT).as_posix())
-    assert callers == {"taosr1/model/tokenizer.py", "taosr1/task/prompt.py", "examples/benchmarks/steps.py"}
+    task = {"taosr1/task/prompt.py", "taosr1/task/reply.py"}
+    assert callers == {"taosr1/model/tokenizer.py", *task, "examples/benchmarks/steps.py"}
 
 
 def test_the_teachers_prompt_and_the_search_for_its_rules_get_only_cut_text(monkeypatch):

@@ -18,6 +18,7 @@ from taosr1.judge_model import load_judge
 from taosr1.learning.batches import Example, collate
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.synthetic.shop import read_pool
+from taosr1.task.judgement import Judgement
 from train.sft import Config
 from train.sft import main as sft
 
@@ -84,9 +85,9 @@ def test_every_row_is_seen_before_any_is_seen_again(base, tmp_path, monkeypatch)
     assert sum(counts.values()) == 8 * steps and len(counts) == len(rows) and max(counts.values()) == 2
 
 
-@pytest.mark.parametrize("order", ["label", "pre-cot", "post-cot"])
+@pytest.mark.parametrize("order", ["label", "pre-cot", "post-cot", "post-cot --soft-labels 0.5"])
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(base, tmp_path, look, stopped_after, order):
-    more = ["--order", order, "--steps", "6", "--eval-every", "2", "--optimizer", "muon", "--keep-last", "1"]
+    more = ["--order", *order.split(), "--steps", "6", "--eval-every", "2", "--optimizer", "muon", "--keep-last", "1"]
     sft(flags(base, tmp_path / "whole", *more))
     stopped_after(2, sft, flags(base, tmp_path / "parts", *more))
     sft(flags(base, tmp_path / "parts", *more))
@@ -168,6 +169,31 @@ def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_pat
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in look.metrics(tmp_path / "run")[:2])
 
 
+def test_soft_labels_are_what_the_judge_says_in_the_end_and_nothing_but_labels(base, tmp_path):
+    """tau 1.4427 halves a share per grade: gold 3 is 1 2 4 2 ninths, gold 1 is 8 4 2 1 of 15."""
+    rows = [Judgement("mug", title="steel mug", grade=3), Judgement("lamp", title="oak shelf", grade=1)]
+    write_judgements(tmp_path / "rows.jsonl", rows)
+    data, out = str(tmp_path / "rows.jsonl"), tmp_path / "run"
+    sft(["--model", base, "--out", str(out), "--data", data, "--dev", data, "--order", "label", "--steps", "60",
+         "--batch-size", "2", "--lr", "0.01", "--optimizer", "adamw", "--eval-every", "0",
+         "--soft-labels", "1.4427", "--label-weight", "2"])  # fmt: skip
+    judge = load_judge(str(out))
+    found = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
+    expected = torch.tensor([[1 / 9, 2 / 9, 4 / 9, 2 / 9], [8 / 15, 4 / 15, 2 / 15, 1 / 15]])
+    torch.testing.assert_close(found.probs, expected, rtol=0, atol=0.03)
+    assert found.label_mass.min() > 0.97
+
+
+@pytest.mark.parametrize("order", ["label", "post-cot"])
+def test_labels_that_are_hardly_soft_train_as_hard_ones_do(base, tmp_path, look, order):
+    more = ["--order", order, "--steps", "2", "--optimizer", "adamw", "--lr", "1e-4", "--label-weight", "3"]
+    for tau in ("0", "0.001"):
+        sft(flags(base, tmp_path / tau, *more, "--soft-labels", tau))
+    hard, soft = (look.metrics(tmp_path / tau) for tau in ("0", "0.001"))
+    for one, other in zip(hard, soft, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, nan_ok=True)
+
+
 # --- Wrong use --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("more", "message"),
@@ -181,6 +207,8 @@ def test_label_order_needs_no_reasons_and_other_precisions_compute(base, tmp_pat
             "--eval-every is -1, expected at least 0; --grade-power is 2.0, expected 0 to 1",
         ),
         (["--dev-rows", "-5"], "--dev-rows is -5, expected at least 0"),
+        (["--soft-labels", "0.5"], "--soft-labels needs the label first: --order label or post-cot"),
+        (["--soft-labels", "-1"], "--soft-labels is -1.0, expected at least 0"),
         (["--order", "cot"], "invalid choice: 'cot'"),
         (["--data", "gone.jsonl"], "no file at gone.jsonl: check --data"),
         (

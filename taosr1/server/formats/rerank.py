@@ -104,7 +104,7 @@ def cut_to_tokens(pair: Judgement, served: Served, most: int) -> Judgement:
     """The pair with its product's shown fields cut to so many tokens in all, first fields first."""
     model, left, cut = served.judge.model, most, {}
     # The prompt shows no more than max_chars of a field, so no more is tokenised.
-    texts = {name: getattr(pair, name).strip()[: model.prompt.max_chars] for name in model.prompt.fields}
+    texts = {name: getattr(pair, name).strip()[: model.prompt.max_chars] for name in model.prompt.columns}
     # A token has a byte or more, so most documents need not be tokenised to be found short enough.
     if sum(len(text.encode()) + 1 for text in texts.values()) <= most:
         return pair

@@ -7,13 +7,14 @@ laptop of 15 inch"), so that a value in them can meet a demand but never miss on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from taosr1.task.evidence.demands import Demand
+from taosr1.task.evidence.demands import ANYTHING, Demand
 from taosr1.task.evidence.text import Text, number_of, quantities, words_of
 from taosr1.task.evidence.words import (
+    ACCESSORY_WORDS,
     AUDIENCES,
     COLOUR_FAMILIES,
     COLOURS,
@@ -26,6 +27,7 @@ from taosr1.task.evidence.words import (
     SAME_FEATURE,
     SIZE_STEPS,
     SIZES,
+    VAGUE_KINDS,
 )
 from taosr1.task.judgement import Judgement
 
@@ -95,6 +97,30 @@ def look(product: Product, demand: Demand) -> Finding:
     """The outcome of a demand."""
     looked = {"brand": _brand, "colour": _colour, "material": _material, "size": _size, "use": _use, "price": _price}
     return looked.get(demand.name, _feature)(product, demand)
+
+
+def how_named(product: Product, thing: Sequence[str]) -> str:
+    """How a product's title or category names the thing: a key of `teacher._OPEN`."""
+    if list(thing) == [ANYTHING]:
+        return "nothing named"
+    text, phrase = product.title, tuple(thing)
+    held = [word for word in thing if text.holds((word,))]
+    if len(held) == len(thing):
+        whole = text.find(phrase)
+        places = whole or text.places.get(thing[-1], [])
+        asked = any(word in ACCESSORY_WORDS for word in thing)
+        end = places[0] + (len(phrase) if whole else 1) if places else 0
+        before = [{*text.words[max(place - 2, 0) : place]} for place in places]
+        fitted = bool(before) and all(words & {"for", "with", "fit"} for words in before)
+        if not asked and (fitted or set(text.words[end : end + 1]) & ACCESSORY_WORDS):
+            return "accessory"
+        return "named in the title"
+    held += [word for word in thing if product.category.holds((word,)) and word not in held]
+    if len(held) == len(thing):
+        return "named in the category"
+    if thing[-1] in held and thing[-1] not in VAGUE_KINDS:
+        return "kind named"
+    return "named in part" if held else "not named"
 
 
 def _inverted(finding: Finding, demand: Demand) -> Finding:

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taosr1.task.evidence.demands import ANYTHING, Demand, Wanted, category_words, read_query
-from taosr1.task.evidence.product import Finding, Product, look
+from taosr1.task.evidence.demands import Demand, Wanted, category_words, read_query
+from taosr1.task.evidence.product import Finding, Product, how_named, look
 from taosr1.task.evidence.vocabulary import Vocabulary
-from taosr1.task.evidence.words import ACCESSORY_WORDS, STOP_WORDS, VAGUE_KINDS
+from taosr1.task.evidence.words import STOP_WORDS
 from taosr1.task.grades import grade_name
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import Rule, decide, load_rules, worst
@@ -75,30 +75,6 @@ def facts_of(relation: str, demands: Sequence[Demand], findings: Sequence[Findin
     for demand, finding in zip(demands, findings):
         facts[demand.fact] = worst(finding.outcome, facts.get(demand.fact, finding.outcome))
     return facts
-
-
-def how_named(product: Product, thing: Sequence[str]) -> str:
-    """How a product's title or category names the thing: a key of `_OPEN`."""
-    if list(thing) == [ANYTHING]:
-        return "nothing named"
-    text, phrase = product.title, tuple(thing)
-    held = [word for word in thing if text.holds((word,))]
-    if len(held) == len(thing):
-        whole = text.find(phrase)
-        places = whole or text.places.get(thing[-1], [])
-        asked = any(word in ACCESSORY_WORDS for word in thing)
-        end = places[0] + (len(phrase) if whole else 1) if places else 0
-        before = [{*text.words[max(place - 2, 0) : place]} for place in places]
-        fitted = bool(before) and all(words & {"for", "with", "fit"} for words in before)
-        if not asked and (fitted or set(text.words[end : end + 1]) & ACCESSORY_WORDS):
-            return "accessory"
-        return "named in the title"
-    held += [word for word in thing if product.category.holds((word,)) and word not in held]
-    if len(held) == len(thing):
-        return "named in the category"
-    if thing[-1] in held and thing[-1] not in VAGUE_KINDS:
-        return "kind named"
-    return "named in part" if held else "not named"
 
 
 def relation_of(

@@ -30,6 +30,7 @@ _NOT_PLURAL = frozenset(
 )
 
 
+@lru_cache(maxsize=64)  # `Text.of` needs it twice: for the words, and as it is
 def normal(text: str) -> str:
     """The text in one spelling: lower case, no tags, "inch" for a double quote, "without" for "w/o" and for なし."""
     text = _TAG.sub(" ", html.unescape(unicodedata.normalize("NFKC", text)).casefold().translate(_QUOTES))
@@ -38,6 +39,7 @@ def normal(text: str) -> str:
     return _CHINESE_WITHOUT.sub(r" without \1 ", _JAPANESE_WITHOUT.sub(r" without \1 ", text))
 
 
+@lru_cache(maxsize=2**16)
 def singular(word: str) -> str:
     """A word without its plural "s" or possessive; the same for both forms, and no more than that."""
     word = word.removesuffix("'s").removesuffix("'")

@@ -19,7 +19,9 @@ from taosr1.learning.rollout_group import Group, read_rollout
 from taosr1.model.config import DecoderConfig
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.task.judgement import Judgement
-from taosr1.task.prompt import PromptConfig, encode_prompt, encode_reply
+from taosr1.task.prompt import encode_prompt
+from taosr1.task.prompt_config import PromptConfig
+from taosr1.task.reply import encode_reply
 from train.dpo import PreferencePair
 
 FIELDS = {"short": ("title", "brand"), "full": ("title", "brand", "category", "attributes", "description")}

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,13 +117,18 @@ def _crossed_tokens(judgement: Judgement) -> list[str]:
     return [f"q {a}" for a in query] + [f"i {b}" for b in item] + [f"{a} x {b}" for a in query for b in item]
 
 
-def _fitted_probs(model, train_rows, gold: np.ndarray, rows) -> np.ndarray:
-    """Fits a scikit-learn classifier; returns P(grade 1..4) of `rows`, (N, 4), 0 for a grade that is not in `gold`."""
+def _fitted(model, train_rows, gold: np.ndarray) -> Callable[..., np.ndarray]:
+    """Fits a scikit-learn classifier; returns rows -> P(grade 1..4), (N, 4), 0 for a grade that is not in `gold`."""
     grades = np.unique(gold)
-    probs = np.zeros((rows.shape[0], len(GRADES)))
     # Classifiers refuse a single class, and a tiny training set may have only one.
-    probs[:, grades - 1] = model.fit(train_rows, gold).predict_proba(rows) if len(grades) > 1 else 1.0
-    return probs
+    fitted = model.fit(train_rows, gold) if len(grades) > 1 else None
+
+    def predict(rows) -> np.ndarray:
+        probs = np.zeros((rows.shape[0], len(GRADES)))
+        probs[:, grades - 1] = fitted.predict_proba(rows) if fitted else 1.0
+        return probs
+
+    return predict
 
 
 def _folds_by_query(judgements: Sequence[Judgement]) -> np.ndarray:
@@ -135,11 +140,20 @@ def _folds_by_query(judgements: Sequence[Judgement]) -> np.ndarray:
 def boosted_overlap(
     train: Sequence[Judgement], test: Sequence[Judgement], *, components: int = 64, seed: int = 0
 ) -> np.ndarray:
+    """P(grade 1..4) of each test row by `fit_boosted_overlap`, float64 (N, 4); 0 for a grade that `train` lacks."""
+    return fit_boosted_overlap(train, components=components, seed=seed)(test)
+
+
+def fit_boosted_overlap(
+    train: Sequence[Judgement], *, components: int = 64, seed: int = 0, balanced: bool = True,
+    more: np.ndarray | None = None,
+) -> Callable[..., np.ndarray]:  # fmt: skip
     """Gradient boosting over overlap features, an SVD of hashed crossed bags of words, and a linear model of the bags.
 
     The linear model's probabilities of training rows come from folds without those rows, or boosting would rely on
     what it has memorised. Choice: balanced class weights, since results are compared by macro-F1.
-    Returns: P(grade 1..4) of each test row, float64 (N, 4); 0 for a grade that `train` lacks.
+    more: further features of each training row, (N, F).
+    Returns: a function of rows and, where there are any, their further features, that gives P(grade 1..4), (N, 4).
     Raises: ValueError where a training row has no grade; ModuleNotFoundError with the command that installs
         scikit-learn.
     """
@@ -154,26 +168,35 @@ def boosted_overlap(
     gold = grade_array([judgement.grade for judgement in train], "train grades", unparsable=False)
     if len(gold) == 0:
         raise ValueError("no rows to train on: train is empty")
-    if not test:
-        return np.zeros((0, len(GRADES)))
 
-    hasher = FeatureHasher(HASHED_COLUMNS, input_type="string")
-    bags, test_bags = (hasher.transform(map(_crossed_tokens, rows)) for rows in (train, test))
-    linear = LogisticRegression(C=0.3, class_weight="balanced", max_iter=300)
+    hasher, weight = FeatureHasher(HASHED_COLUMNS, input_type="string"), "balanced" if balanced else None
+    bags = hasher.transform(map(_crossed_tokens, train))
+    linear = LogisticRegression(C=0.3, class_weight=weight, max_iter=300)
     linear_probs = np.zeros((len(train), len(GRADES)))
     fold = _folds_by_query(train)
     for held_out in np.unique(fold):
         inside = fold == held_out
         outside = ~inside if not inside.all() else inside  # with a single query there is no other fold
-        linear_probs[inside] = _fitted_probs(linear, bags[outside], gold[outside], bags[inside])
+        linear_probs[inside] = _fitted(linear, bags[outside], gold[outside])(bags[inside])
     svd = TruncatedSVD(min(components, max(1, len(train) - 1)), random_state=seed).fit(bags)
     idf = inverse_document_frequencies(train)
-    rows = np.hstack([overlap_features(train, idf), svd.transform(bags), linear_probs])
-    test_linear = _fitted_probs(linear, bags, gold, test_bags)
-    test_rows = np.hstack([overlap_features(test, idf), svd.transform(test_bags), test_linear])
-    known = ~np.isnan(rows).all(0)  # an all-NaN column (no row has a price) cannot be binned
-    boosting = HistGradientBoostingClassifier(class_weight="balanced", random_state=seed)
-    return _fitted_probs(boosting, rows[:, known], gold, test_rows[:, known])
+
+    def features(rows: Sequence[Judgement], bags, linear_probs: np.ndarray, more: np.ndarray | None) -> np.ndarray:
+        parts = [overlap_features(rows, idf), svd.transform(bags), linear_probs]
+        return np.hstack(parts if more is None else [*parts, more])
+
+    columns = features(train, bags, linear_probs, more)
+    known = ~np.isnan(columns).all(0)  # an all-NaN column (no row has a price) cannot be binned
+    boosting = HistGradientBoostingClassifier(class_weight=weight, random_state=seed)
+    from_bags, boosted = _fitted(linear, bags, gold), _fitted(boosting, columns[:, known], gold)
+
+    def predict(rows: Sequence[Judgement], more: np.ndarray | None = None) -> np.ndarray:
+        if not rows:
+            return np.zeros((0, len(GRADES)))
+        bags = hasher.transform(map(_crossed_tokens, rows))
+        return boosted(features(rows, bags, from_bags(bags), more)[:, known])
+
+    return predict
 
 
 def main(argv: list[str] | None = None) -> dict:

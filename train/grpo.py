@@ -3,6 +3,7 @@
     python train/grpo.py                                              # the thinker, on grades that SFT has not seen
     python train/grpo.py --balance none --out runs/natural            # natural shares: what balance is worth
     python train/grpo.py --model runs/post-dpo --difficulty prefill --out runs/post-grpo  # the paper's third stage
+    python train/grpo.py --difficulty none --balance none --adv-std none --normalise constant --kl-beta 0  # REINFORCE
 
 Every step samples G replies for each prompt, drops the groups that teach nothing (all right, all wrong), balances the
 rest by grade, and pushes each reply by how much better it is than its group. Where the stage before has no output yet,
@@ -90,8 +91,8 @@ class Config(ReadFlags, PromptFlags, MemoryFlags, RunFlags):
     )
     difficulty: str = option(
         "samples",
-        "how difficulty is measured: sampled replies, or labels drawn from one prefill",
-        ("samples", "prefill"),
+        "how difficulty is measured: sampled replies, or labels drawn from one prefill; none: every group is kept",
+        ("samples", "prefill", "none"),
     )
     balance: str = option(
         "root",
@@ -157,6 +158,8 @@ class Config(ReadFlags, PromptFlags, MemoryFlags, RunFlags):
             (self.samples < 2, f"--samples is {self.samples}, expected at least 2: a group of one has no advantage"),
             (not (self.gamma == 0 or 2 <= self.gamma <= self.samples),
              f"--gamma is {self.gamma}, expected 0 or 2 to --samples"),
+            (self.gamma and self.difficulty == "none",
+             f"--gamma is {self.gamma}, but --difficulty none keeps every group: leave one of them out"),
             (not self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0"),
             (any(steps % max(self.updates, 1) for steps in (self.eval_every, self.save_every, self.steps)),
              f"--updates is {self.updates}, expected a divisor of --eval-every {self.eval_every}, --save-every "
@@ -270,7 +273,8 @@ def rollouts(
     for attempt in range(config.max_resample):
         generator = keyed_generator(config.seed, "rollout", step, attempt)
         groups = sampler.sample(model, sampler.draw_rows(cursor), generator)  # P prompts x G replies, or their labels
-        drop_by_difficulty(groups, config.gamma)  # kept: 0 < right < gamma
+        if config.difficulty != "none":
+            drop_by_difficulty(groups, config.gamma)  # kept: 0 < right < gamma
         sampler.complete(model, groups, generator)  # --difficulty prefill: only kept groups are decoded
         add_rewards(groups, rows, weights)
         remember_survival(groups, cursor)

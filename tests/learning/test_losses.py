@@ -515,6 +515,31 @@ def test_entropy_is_logged_as_a_mean_over_what_counts_and_never_added():
         grpo_loss(logp, None, tensor(1.0, -1.0), mask, entropy=entropy[:, :2])
 
 
+def test_plain_reinforce_is_an_option_of_grpo():
+    """Two prompts, two replies each, rewards (1, 0) and (1, 1); log-probs sum to -3, -4 and -1, -5. The surrogate of
+    REINFORCE with the mean of the prompt as its baseline is -(1/4) sum (R - mean) log pi(o), per reply and undivided by
+    its length: -(1/4) (0.5 * -3 - 0.5 * -4 + 0 + 0), so its gradient is -+0.125 on every token of the first two
+    replies. The group that is all right counts in the mean.
+
+    Wrong twins: without that group 0.25; with the group's std 0.125 / 0.7072; per reply length 0.0625 on two tokens.
+    """
+    mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False], [True, True, False]])
+    logp = tensor([-1.0, -2.0, 0.0], [-1.0, -1.0, -2.0], [-1.0, 0.0, 0.0], [-2.0, -3.0, 0.0]).requires_grad_()
+    rewards = tensor(1.0, 0.0, 1.0, 1.0)
+    advantages = group_advantages(rewards, 2, scale="none")
+    loss = grpo_loss(logp, logp.detach(), advantages, mask, normalise="constant", max_length=1)
+    (found,) = torch.autograd.grad(loss.sum / loss.count, logp)
+    baseline = rewards.view(2, 2).mean(dim=1).repeat_interleave(2)
+    surrogate = -((rewards - baseline) * logp.masked_fill(~mask, 0.0).sum(dim=1)).mean()
+    (expected,) = torch.autograd.grad(surrogate, logp)
+    close(found, expected)
+    close(found[0], [-0.125, -0.125, 0.0])
+    close(found[1], [0.125, 0.125, 0.125])
+    close(found[2:], torch.zeros(2, 3))
+    differs(found[1, 0], 0.25, 0.125 / (0.5**0.5 + 1e-4), 0.0625)
+
+
+
 def test_normalisations_by_hand():
     """On policy, reply A (1 token, A = 1) and reply B (3 tokens, A = -1): token losses -1 and +1 +1 +1.
 

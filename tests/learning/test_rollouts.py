@@ -177,6 +177,20 @@ def test_the_kind_of_advantage_reaches_the_batches(labeller, setting, expected):
     assert found and found == pytest.approx([expected] * len(found), abs=1e-3)
 
 
+def test_plain_reinforce_trains_on_every_reply_with_its_reward_less_the_mean_of_its_group(labeller):
+    """No filter, std or balance: 16 groups of 4 replies, all of them in the batches, equal ones with advantage 0."""
+    judge = labeller((0.02, 0.02, 0.06, 0.9))
+    sampler = Steps(judge, difficulty="none", balance="none", adv_std="none", max_resample=1)
+    batches, records = sampler.collect(0, {})
+    assert sum(len(batch.ids) for batch in batches) == 4 * len(records) == 64 and sampler.metrics["kept_frac"] == 1
+    found = {round(value, 4) for record in records for value in record["advantages"]}
+    for record in records:
+        mean = record["right"] / 4
+        expected = [(text == str(record["gold"])) - mean for text in record["replies"]]
+        assert record["kept"] and record["advantages"] == pytest.approx(expected, abs=1e-6)
+    assert 0 in found and len(found) > 2
+
+
 def test_the_imbalance_that_survived_and_the_one_that_is_left_are_both_told(labeller):
     sampler = Steps(labeller(), balance="class", groups=60)
     _, records = sampler.collect(0, {})

@@ -351,6 +351,7 @@ def test_a_pool_of_one_grade_is_told_and_the_fate_of_every_group_counted(post, t
         (["--samples", "1"], "--samples is 1, expected at least 2: a group of one has no advantage"),
         (["--gamma", "1"], "--gamma is 1, expected 0 or 2 to --samples"),
         (["--gamma", "5"], "--gamma is 5, expected 0 or 2 to --samples"),
+        (["--gamma", "2", "--difficulty", "none"], "--gamma is 2, but --difficulty none keeps every group"),
         (["--temperature", "0"], "--temperature is 0.0, expected more than 0"),
         (["--max-resample", "0"], "--max-resample is 0, expected at least 1"),
         (

@@ -32,6 +32,8 @@ NEVER = {
     "infer/serve.py": {"ColumnNames", "parse_columns", "_check_no_prediction", "read_jsonl", "BadRows", "check_file",
                        "damage_in", "known_encoding", "_choose_encoding", "_narrow_lines"},  # reads no files of rows
     "train/sft.py": {"load_splits"},  # has no --test
+    "train/pretrain.py": {"load_judge", "prompt_asked", "read_instructions", "check_prompt",
+                          "_instructions_problems"},  # decodes nothing, and asks nothing
 }  # fmt: skip
 BY_TEACHER = {"_read_rules"}  # a rule book of one's own
 

@@ -34,6 +34,7 @@ from taosr1.runtime.run_folder import Run
 from taosr1.runtime.signals import Stopped, StopRequests
 
 SCORE = "dev_macro_f1"  # of an evaluation: the best checkpoint is the one where it is highest
+DEV_LOGP = "dev_logp"  # the same where nothing is judged (train/pretrain.py)
 BAR_METRICS = ("loss", "reward_balanced", "kept_frac", "kl", "rewards/accuracies", SCORE)
 
 
@@ -84,7 +85,7 @@ def train(
     """Train until `schedule.steps`; checkpoints before evaluating, so no evaluation can lose a finished step.
 
     distributed: the ranks around the judge's model; None where it trains alone.
-    evaluate: its `SCORE` entry decides which checkpoint `best.json` names.
+    evaluate: its `SCORE` (or `DEV_LOGP`) entry decides which checkpoint `best.json` names.
     Returns: the last evaluation ({} without `evaluate`).
     Raises: FloatingPointError after `schedule.max_skipped` steps in a row whose loss, gradient or reward was not
         finite; Stopped where SIGTERM or Ctrl-C came, after the step was saved.
@@ -245,9 +246,9 @@ class _Checkpoints:
         def remember() -> None:
             self.run.log(step, **self.last)
             self.run.sync()
-            best = read_best(self.run.checkpoints)
-            if not best or self.last[SCORE] > best[SCORE]:
-                best = {"step": step, SCORE: self.last[SCORE]}
+            best, score = read_best(self.run.checkpoints), SCORE if SCORE in self.last else DEV_LOGP
+            if not best or self.last[score] > best[score]:
+                best = {"step": step, score: self.last[score]}
             write_checksummed(self.run.checkpoints / BEST_FILE, best | {"evaluated_through": step})
 
         on_rank_zero(remember)

@@ -23,6 +23,7 @@ from taosr1.synthetic.from_catalogue.wordings import BEFORE, KINDS, PRICE_FORMS,
 from taosr1.synthetic.shop import GRADE_SHARES, KIND_SHARES
 from taosr1.task.evidence.demands import Demand
 from taosr1.task.evidence.product import Product
+from taosr1.task.evidence.text import words_of
 from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import parse_reply
 from taosr1.task.rules import implied_grade, load_rules
@@ -216,12 +217,24 @@ def test_plurals_are_those_of_english():
     ]
 
 
-def test_title_pairs_are_half_their_own_product_and_half_another_one(shop):
-    rows = make_pool(shop, "titles", 100)
-    assert Counter(row.grade for row in rows) == {4: 50, 1: 50} and "titles" in POOLS
-    for row in rows:
-        inside = set(row.query.split()) <= set(row.title.casefold().split())
-        assert inside == (row.grade == 4), (row.query, row.title)
+def test_title_pairs_are_their_own_product_near_ones_and_far_ones_by_the_words_they_lack(shop):
+    rows = make_pool(shop, "titles", 400)
+    assert rows == make_pool(shop, "titles", 400) and rows != make_pool(shop, "titles", 400, seed=1)
+    grades, added = Counter(row.grade for row in rows), 0
+    assert 150 < grades[4] < 190 and grades[1] > 60 and grades[2] > 60 and not grades[3] and "titles" in POOLS
+    for number, row in enumerate(rows):
+        wanted, found = set(words_of(row.query)), set(words_of(row.title))
+        lacking = len(wanted - found)
+        if row.grade == 4:
+            assert not lacking, (row.query, row.title)
+        elif number % 2:  # another product
+            assert lacking and (2 * lacking <= len(wanted)) == (row.grade == 2), (row.query, row.title)
+        else:
+            added += 1
+            assert row.grade == 2 and lacking, (row.query, row.title)
+    assert added > 15
+    shared = [len(set(words_of(row.query)) & set(words_of(row.title))) for row in rows[1::2]]
+    assert sum(count > 1 for count in shared) > 50  # near: no common word alone tells the grades apart
 
 
 @pytest.mark.skipif(not CATALOGUE.exists(), reason=f"no catalogue at {CATALOGUE}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("sft", "mine_pairs", "dpo", "grpo", "label_pool")
+SCRIPTS = ("pretrain", "sft", "mine_pairs", "dpo", "grpo", "label_pool")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from taosr1.synthetic.shop import EXPLAINED, GRADE_SHARES, KIND_SHARES, NEAR_MIS
 from taosr1.task.evidence.demands import Wanted
 from taosr1.task.evidence.teacher import facts_of, steps_of
 from taosr1.task.evidence.text import words_of
+from taosr1.task.evidence.words import STOP_WORDS
 from taosr1.task.judgement import Judgement
 from taosr1.task.rules import decide, load_rules
 
@@ -32,6 +34,8 @@ PAIRS_PER_QUERY = 2
 SAME_TRIES, OTHER_TRIES = 40, 12  # products that are looked at for one pair
 DRAWS = 60  # queries that are drawn for one pair of grades before it is given up
 GIVEN_UP = 40  # pairs of grades in a row that no query was found for: the pool is used up
+NEAR_TRIES = 12  # products that share a word with a query of `title_pairs`, of which the nearest is taken
+ADDED_WORD = 0.2  # share of its own products whose query gets a word that they lack
 SAME_BRAND = 0.4  # share of irrelevant products of the same brand: nothing else of them fits
 
 
@@ -53,29 +57,58 @@ def make_pool(shop: Shop, pool: str, size: int, seed: int = 0) -> list[Judgement
 
 
 def title_pairs(products: Sequence[Judgement], size: int, seed: int = 0) -> list[Judgement]:
-    """Words of a title as the query: grade 4 with its own product, 1 with the product of another title, by turns.
+    """Words of a title as the query: by turns with its own product, grade 4, and with another one, grade 1 or 2.
 
-    The cheap alternative to a world: it teaches that words should be there again, and nothing of demands or grades 2
-    and 3. The query has two to five words of the title, in its order; the other product lacks at least one of them.
+    The cheap alternative to a world: it teaches that all words should be there again, and nothing of demands or of
+    grade 3. The query has two to five words of the title, in its order.
+
+    Choices: half of the other products are near, the best of `NEAR_TRIES` by the number of the query's words that their
+    titles have, because against random titles one common word would tell the grades apart. What has at least half of
+    the words, but not all, is a mismatch (2), what has fewer is irrelevant (1). A fifth of the own products lack a word
+    too, and get 2: one of another title is added to the query.
     """
     rng, rows = random.Random(f"{seed}/{TITLES}"), []
-    worded = [(row, written) for row in products if len(written := row.title.split()) > 2]
+    worded = [(row, row.title.split(), frozenset(words_of(row.title))) for row in products]
+    worded = [one for one in worded if len(one[1]) > 2]
+    by_word: dict[str, list[int]] = defaultdict(list)
+    for number, (_, _, words) in enumerate(worded):
+        for word in sorted(words):
+            by_word[word].append(number)
     for _ in range(20 * size if len(worded) > 1 else 0):
         if len(rows) == size:
             break
-        row, written = rng.choice(worded)
+        row, written, _ = rng.choice(worded)
         places = sorted(rng.sample(range(len(written)), min(rng.randint(2, 5), len(written))))
-        query = " ".join(written[place] for place in places).casefold()
-        other, _ = rng.choice(worded)
-        grade = 1 if len(rows) % 2 else 4
-        if grade == 1 and set(words_of(query)) <= set(words_of(other.title)) or not words_of(query):
+        chosen = [written[place] for place in places]
+        shown, grade, wanted = row, 4, set(words_of(" ".join(chosen)))
+        if len(rows) % 2:
+            shown, lacking = _other_product(rng, worded, by_word, wanted, near=rng.random() < 0.5)
+            grade = 2 if 2 * lacking <= len(wanted) else 1
+        elif rng.random() < ADDED_WORD:
+            more = rng.choice(rng.choice(worded)[1])
+            new = set(words_of(more)) - STOP_WORDS
+            if new and new.isdisjoint(words_of(f"{row.title} {row.brand} {row.attributes} {row.description}")):
+                chosen.insert(rng.randint(0, len(chosen)), more)
+                grade = 2
+        if not wanted or shown is None:
             continue
-        shown = other if grade == 1 else row
-        item = shown.item_id or f"p{len(rows)}"
+        query, item = " ".join(chosen).casefold(), shown.item_id or f"p{len(rows)}"
         rows.append(
             replace(shown, query=query, grade=grade, query_kind="title", query_id=f"t{len(rows)}", item_id=item)
         )
     return rows
+
+
+def _other_product(
+    rng: random.Random, worded: Sequence[tuple], by_word: dict[str, list[int]], wanted: set[str], near: bool
+) -> tuple[Judgement | None, int]:
+    """A product whose title lacks wanted words, and how many; a near one lacks as few as can be found."""
+    numbers = [rng.randrange(len(worded))]
+    if near and wanted:
+        numbers = [rng.choice(by_word[word]) for word in rng.choices(sorted(wanted), k=NEAR_TRIES) if word in by_word]
+    lacking = [(len(wanted - worded[number][2]), number) for number in numbers]
+    found = min((one for one in lacking if one[0]), default=None)
+    return (worded[found[1]][0], found[0]) if found else (None, 0)
 
 
 def _rows(maker: _Maker, size: int, with_cot: bool) -> Iterator[Judgement]:

@@ -139,11 +139,11 @@ def cosines(rows: Sequence[Judgement], path: str, folder: str) -> tuple[np.ndarr
     if kept.is_file() and (stored := read_json(kept))["model"] == model and len(stored["cosine"]) == len(rows):
         return np.array(stored["cosine"]), stored["seconds"]
     tokenizer, encoder = open_encoder(found)
-    started = time.perf_counter()
+    started = time.process_time()
     queries = {query: place for place, query in enumerate(dict.fromkeys(row.query for row in rows))}
     asked = embed(tokenizer, encoder.eval(), list(queries))[[queries[row.query] for row in rows]]
     offered = embed(tokenizer, encoder, [product_text(row) for row in rows])
-    cosine, seconds = (asked * offered).sum(-1).tolist(), time.perf_counter() - started
+    cosine, seconds = (asked * offered).sum(-1).tolist(), time.process_time() - started
     write_json(kept, {"model": model, "seconds": seconds, "cosine": cosine})
     return np.array(cosine), seconds
 
@@ -221,9 +221,9 @@ def score(config: Config) -> None:
     model.load_state_dict(load_file(config.weights))
     for data, out in zip(config.data.split(","), config.out.split(",")):
         pairs = load_pairs(data, need_gold=True)
-        started = time.perf_counter()
+        started = time.process_time()
         probs = model.probs([row for _, row in pairs])
-        write_scores(out, pairs, probs, "minilm", time.perf_counter() - started)
+        write_scores(out, pairs, probs, "minilm", time.process_time() - started)
 
 
 def main(argv: list[str] | None = None) -> None:

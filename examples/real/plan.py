@@ -38,7 +38,8 @@ class Command:
 class Run:
     """One row, trained on one data set ("" for none), with one seed.
 
-    needs: names of runs that are made before. scores: {"esci_dev": file, ...}.
+    needs: names of runs that are made before. scores: {"esci_dev": file, ...}; none for a row whose `score` is "",
+    which others build on and which has no line of its own (a thinker, say).
     """
 
     row: Row
@@ -145,7 +146,7 @@ def _run(
     known = {**values, **files, **own, **folders}
     # Dev of the data set that it was trained on; a judge that was not trained has dev rows of each.
     parts = [name for name in files if name.endswith("_test") or (name.endswith("_dev") and trained in (name[:-4], ""))]
-    scores = {name: folder / f"scores-{name}.jsonl" for name in parts}
+    scores = {name: folder / f"scores-{name}.jsonl" for name in (parts if row.score else [])}
 
     def command(text: str, **more: object) -> Command:
         try:
@@ -156,7 +157,7 @@ def _run(
         return Command(words, results_of(words))
 
     made = [command(text) for text in row.commands]
-    if row.together:
+    if row.together and scores:
         both = {"data": [files[name] for name in scores], "scores": scores.values()}
         made.append(command(row.score, **{name: ",".join(map(str, paths)) for name, paths in both.items()}))
     else:

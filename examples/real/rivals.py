@@ -8,7 +8,7 @@ cosine         of MiniLM's embeddings of the query and of title and brand: not t
 boosted        gradient boosting (examples/boosted_overlap.py); boosted-balanced: with balanced class weights
 boosted-cosine, boosted-cosine-balanced   with the cosine as one feature more
 
---out.cost.json has the milliseconds a pair took. Cosines are kept beside the rows (DATA.cosine.json) with their time.
+--out.cost.json has the milliseconds of processor time that a pair took. Cosines are kept beside the rows, with theirs.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> None:
         rows = [row for _, row in pairs]
         if embeds:
             cosine, embedding_s = cosines(rows, data, config.minilm)
-        started = time.perf_counter()
+        started = time.process_time()
         probs = predict(rows, cosine)
-        write_scores(out, pairs, probs, config.rival, time.perf_counter() - started + embedding_s)
+        write_scores(out, pairs, probs, config.rival, time.process_time() - started + embedding_s)
 
 
 if __name__ == "__main__":

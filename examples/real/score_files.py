@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +36,9 @@ def write_scores(
 
 
 def scored(path: str | Path) -> Scored:
-    """What a file of scores says. Raises: ValueError as `read_scores`."""
-    rows, predictions = zip(*read_scores(path))
+    """What a file of scores says; notes on its columns are not shown. Raises: ValueError as `read_scores`."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        rows, predictions = zip(*read_scores(path))
     return Scored(
         gold=np.array([row.grade for row in rows]),
         probs=np.array([prediction.probs for prediction in predictions]),

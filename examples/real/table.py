@@ -37,7 +37,7 @@ def table_of(
     """Everything that is known by now. state: {name of run: "" or why it failed}; memory: what was measured before."""
     groups: dict[Group, list[Run]] = {}
     for run in runs:
-        if state.get(run.name) == "":
+        if state.get(run.name) == "" and run.scores:
             groups.setdefault((run.row.name, run.trained), []).append(run)
     if "ceiling" not in memory:
         tests = {name: load_rows(str(files[f"{name}_test"])) for name in DATA_SETS if f"{name}_test" in files}

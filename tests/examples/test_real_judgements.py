@@ -144,10 +144,13 @@ def test_a_row_takes_what_another_made_and_is_left_out_where_data_are_missing(tm
         Row("base", "", ("train/sft.py --data {fit} --seed {seed} --steps 20 --out {out}/sft",), SCORE),
         Row("next", "", ("train/dpo.py --model {base}/sft --data {fit} --steps 5 --out {out}/sft",), SCORE),
         Row("both", "", ("train/sft.py --data {esci_fit},{chorus_fit} --steps 5 --out {out}/sft",), SCORE),
+        Row("pool", "", ("train/label_pool.py --model {base}/sft --data {fit} --out {out}/pool.jsonl",), ""),
     ]
-    runs, left_out = plan_runs(rows, rows[1:], FILES, tmp_path, 2, {}, quick=False)
+    runs, left_out = plan_runs(rows, rows[1:3], FILES, tmp_path, 2, {}, quick=False)
     assert [run.name for run in runs] == ["base-esci-0", "next-esci-0", "base-esci-1", "next-esci-1"]
     assert left_out["next-chorus-0"] == left_out["both-esci-0"] == "--chorus is not given"
+    _, pool = plan_runs(rows, rows[3:], FILES, tmp_path, 1, {}, quick=False)[0]
+    assert pool.scores == {} and [command.results for command in pool.commands] == [(pool.folder / "pool.jsonl",)]
     train, *scoring = runs[3].commands
     assert runs[3].needs == ("base-esci-1",) and str(tmp_path / "base/esci-1/sft") in train.words
     assert train.results == (tmp_path / "next/esci-1/sft/checkpoints/step-000005/state.json",)

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/training_step.py --model FOLDER           # a Hugging Face folder, e.g. SmolLM2-135M
     python examples/benchmarks/training_step.py --model FOLDER --trains lora --stages dpo --out training_step.json
-    python examples/benchmarks/training_step.py --model FOLDER --stages grpo,rollouts --replies cot --layers 6
+    python examples/benchmarks/training_step.py --model FOLDER --stages grpo --replies cot --layers 6
     python examples/benchmarks/training_step.py --model FOLDER --data esci_us.jsonl
 
 32 rows a step: 32 prompts of SFT, 16 pairs of DPO, 4 groups of 8 replies of GRPO. Prompts are as `taosr1.task.prompt`

@@ -2,10 +2,13 @@
 
     python examples/finetune_qwen3.py --data shopping_queries_dataset_examples.parquet
     python examples/finetune_qwen3.py --data pairs.jsonl.gz --check --device cpu    # random weights, a few steps
+    python examples/finetune_qwen3.py --data pairs.jsonl.gz --model smollm2 --lora-rank 0 --order pre-cot
 
 Label first throughout, because ESCI has grades and no reasons: SFT, mining, DPO, GRPO, then temperature and CumPT's
 beta fitted on dev, every test row scored, and one merged folder. A tenth of the training queries is held out as dev.
-Each command is printed with its time and peak memory; a step that is done is not repeated.
+With --order pre-cot a thinker goes the same way on the bundled teacher's reasons, grades the training rows, and a
+student that answers at once learns from its grades. Each command is printed with its time and peak memory, which
+steps.json keeps; a step that is done is not repeated.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from taosr1.runtime.signals import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 DEV_SHARE = 10  # one training query in so many is held out
+REPLY_TOK = 160  # longest reply with reasons
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,28 @@ class Config:
     lora_rank: int = option(16, "adapters' rank; 0 trains all weights, which takes about four times the memory")
     device: str = option("cuda", "torch device")
     dtype: str = option("bfloat16", "compute type", tuple(DTYPES))
-    check: bool = option(False, "random weights of exactly this shape, a few rows and steps: does every command run?")
+    order: str = option("label", "label: grades alone; pre-cot: a thinker, then its student", ("label", "pre-cot"))
+    scale: float = option(1.0, "so many times the optimizer steps of every stage")
+    check: bool = option(False, "a few rows and steps, random weights of the default's shape: does every command run?")
     seed: int = option(0, "seed")
 
     def __post_init__(self) -> None:
-        check([(not self.data, "--data is missing: ESCI's examples, see examples/finetune_qwen3.md")])
+        random = self.check and self.model == Config.model
+        check([
+            (not self.data, "--data is missing: ESCI's examples, see examples/finetune_qwen3.md"),
+            (self.scale <= 0, f"--scale is {self.scale}, expected more than 0"),
+            (random and self.order != "label",
+             "--check --order pre-cot: random weights write no reply that can be read; give --model bundled, say"),
+        ])  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    model = str(make_model("qwen3-0.6b", out / "random", torch.bfloat16)) if config.check else config.model
+    model, random = config.model, config.check and config.model == Config.model
+    if random:
+        model = str(make_model("qwen3-0.6b", out / "random", torch.bfloat16))
     hold_out(config, out)
     done = []
     for name, result, command in plan(config, out, model):
@@ -70,7 +84,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         row = {"step": name, "seconds": seconds, "peak_mib": peak_mib, **gpu_memory(out / name)}
         done.append(row)
         print(f"{name}: {row}", flush=True)
-    (out / "steps.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        (out / "steps.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     return done
 
 
@@ -92,39 +106,55 @@ def hold_out(config: Config, out: Path) -> None:
 def plan(config: Config, out: Path, model: str) -> list[tuple[str, str, list[str]]]:
     """(name, file that exists when it is done, command) of every step."""
     train, dev, test = (str((out / f"{name}.jsonl").resolve()) for name in ("train", "dev", "test"))
-    small, folder = config.check, out.resolve()
+    small, folder, thinks = config.check, out.resolve(), config.order == "pre-cot"
     steps = {"sft": 8, "dpo": 2, "grpo": 2} if small else {"sft": 600, "dpo": 100, "grpo": 200}
+    steps = {name: max(2, round(count * config.scale)) for name, count in steps.items()}
+    steps["student"] = steps["sft"]
     device = ["--device", config.device, "--dtype", config.dtype]
     machine = [*device, "--seed", str(config.seed)]
     lora = ["--lora-rank", str(config.lora_rank), "--lora-alpha", str(2 * config.lora_rank)] if config.lora_rank else []
     rate = 10 if config.lora_rank else 1  # adapters want about ten times the learning rate of whole weights
-    first_rate = 1e-3 if small else 2e-5 * rate  # random weights have to learn in eight steps that a label comes first
+    # Random weights have to learn in eight steps that a label comes first.
+    first_rate = 1e-3 if small and config.model == Config.model else 2e-5 * rate
 
     def stage(name: str, script: str, start: str, *more: object) -> tuple[str, str, list[str]]:
-        every, dev_rows = (steps[name], 4) if small else (max(1, steps[name] // 4), 2000)
+        every, dev_rows = (steps[name], 4) if small else (max(1, steps[name] // 4), 200 if thinks else 2000)
         command = [f"train/{script}.py", "--model", start, "--dev", dev, "--out", folder / name, "--steps", steps[name],
                    "--eval-every", every, "--dev-rows", dev_rows, *more, *lora, *machine]  # fmt: skip
         return name, f"{name}/checkpoints/step-{steps[name]:06d}", [str(word) for word in command]
 
     tokens, rows = ["--micro-batch-tok", 8192], ["--batch-size", 4 if small else 64]
-    pairs = str(folder / "pairs.jsonl")
-    sft, dpo, grpo = (str(folder / name) for name in ("sft", "dpo", "grpo"))
-    mine = ["--prompts", 8 if small else 8000, "--samples", 5, "--max-new-tokens", 2, "--balance", "none"]
-    groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty", "prefill",
-              "--max-new-tokens", 2, "--test", ""]  # fmt: skip
-    judged = ["--model", grpo, *device, "--data", test, *(["--limit", "8"] if small else [])]
+    pairs, reasoned, pool = (str(folder / f"{name}.jsonl") for name in ("pairs", "reasoned", "pool"))
+    sft, dpo, grpo, student = (str(folder / name) for name in ("sft", "dpo", "grpo", "student"))
+    explained, reply = (reasoned, REPLY_TOK) if thinks else (train, 2)
+    mine = ["--prompts", 8 if small else 2000 if thinks else 8000, "--samples", 5, "--max-new-tokens", reply,
+            "--balance", "none"]  # fmt: skip
+    groups = ["--groups", 6 if small else 128, "--samples", 4 if small else 8, "--difficulty",
+              "samples" if thinks else "prefill", "--max-new-tokens", reply, "--test", ""]  # fmt: skip
+    learn = [*tokens, *rows, *(["--max-new-tokens", reply] if thinks else [])]
+    judge = student if thinks else grpo
+    judged = ["--model", judge, *device, "--data", test, *(["--limit", "8"] if small else [])]
     report, scored, merged = (str(folder / name) for name in ("report.json", "scored.jsonl", "merged"))
-    return [
-        stage("sft", "sft", model, "--order", "label", "--data", train, "--lr", f"{first_rate:g}", *tokens, *rows),
+    made = [
+        stage("sft", "sft", model, "--order", config.order, "--data", explained, "--lr", f"{first_rate:g}", *learn),
         ("mine", "pairs.jsonl",
-         ["train/mine_pairs.py", "--model", sft, "--data", train, "--out", pairs, *map(str, mine), *machine]),
+         ["train/mine_pairs.py", "--model", sft, "--data", explained, "--out", pairs, *map(str, mine), *machine]),
         stage("dpo", "dpo", sft, "--data", pairs, "--lr", f"{2e-6 * rate:g}", *tokens, *rows),
         stage("grpo", "grpo", dpo, "--data", train, "--lr", f"{2e-6 * rate:g}", *tokens, *groups),
         ("evaluate", "report.json",
          ["infer/evaluate.py", *judged, "--dev", dev, "--fit-temperature", "--save-beta", "--out", report]),
         ("score", "scored.jsonl", ["infer/score.py", *judged, "--out", scored]),
-        ("merge", "merged/config.json", ["infer/merge.py", "--model", grpo, "--dtype", "bfloat16", "--out", merged]),
+        ("merge", "merged/config.json", ["infer/merge.py", "--model", judge, "--dtype", "bfloat16", "--out", merged]),
     ]  # fmt: skip
+    if thinks:
+        made[4:4] = [
+            ("pool", "pool.jsonl", ["train/label_pool.py", "--model", grpo, "--data", train, "--out", pool,
+                                    "--max-new-tokens", str(reply), *machine]),
+            stage("student", "sft", grpo, "--order", "label", "--data", pool, "--lr", f"{2e-5 * rate:g}", *learn),
+        ]  # fmt: skip
+        reasons = ["train/teacher.py", "evidence", "--data", train, "--out", reasoned]
+        made.insert(0, ("reasons", "reasoned.jsonl", reasons))
+    return made
 
 
 def gpu_memory(run: Path) -> dict[str, int]:

@@ -12,6 +12,9 @@ everything that is printed: a product title cannot control your terminal.
 `label_mass`, `score` and `prompt_sha` as infer/score.py writes them, `reply`, `finished`, `well_formed`, and the grades
 that its reasons come to: `decision` (its Decision line) and `implied` (its steps, under the rules).
 
+After an interruption the same command continues: finished explanations are kept in OUT.parts, and are not printed
+again (see taosr1/runtime/chunked_job.py).
+
 If the query begins with a dash, write it after `--`, behind all flags.
 """
 
@@ -31,7 +34,10 @@ from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
+from taosr1.model.io.digest import model_digest
+from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.distributed import local_device, this_rank
 from taosr1.runtime.jsonl import write_jsonl
 from taosr1.runtime.messages import visible
 from taosr1.runtime.out_paths import out_problems, same_path
@@ -50,6 +56,8 @@ from taosr1.task.prompt import ITEM_FIELDS
 from taosr1.task.prompt_flags import PromptFlags, prompt_problems
 
 EXAMPLE = 'python infer/explain.py "travel mug but not steel" "Norvell travel mug steel insulated black"'
+
+Pair = tuple[dict, Judgement]  # a row as it is in the file, and as the judge reads it
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class Config(OutFlags, ReadFlags, PromptFlags):
         ])  # fmt: skip
 
 
-def read_pairs(config: Config) -> list[tuple[dict, Judgement]]:
+def read_pairs(config: Config) -> list[Pair]:
     """The rows of --data, as they are in the file and as the judge reads them; or the one pair on the command line."""
     if config.data:
         settings = {"seed": config.seed, "split": config.split, "limit": config.limit}
@@ -119,7 +127,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     refuse_overwriting(config.out, config.overwrite)
     pairs = read_pairs(config)
-    settings = {"dtype": config.dtype, "device": config.device, "plain": config.plain}
+    device = local_device(config.device, this_rank())
+    settings = {"dtype": config.dtype, "device": device, "plain": config.plain}
     settings |= {"seed": config.seed, "max_new_tokens": config.max_new_tokens}
     name, model = open_judge(config.model, orders=("post-cot", "pre-cot"), asked=config, **settings)
     if config.data:
@@ -133,14 +142,29 @@ def main(argv: list[str] | None = None) -> list[dict]:
         read = ", ".join(model.prompt.columns)
         print(f"note: this judge reads only {read}; {', '.join(unread)} is ignored", file=sys.stderr)
     temperature = None if thinks else chosen_temperature(name, config.temperature_scaling)
-    judge, explained = Judge.serving(name, model, beta=config.beta, temperature=temperature), []
+    judge = Judge.serving(name, model, beta=config.beta, temperature=temperature)
     said_on = sys.stderr if config.out == STANDARD else sys.stdout
-    for index, (raw, row) in enumerate(pairs):
+    print(f"judge       {visible(name)}", file=said_on)
+
+    def work(chunk: list[Pair], start: int) -> list[dict]:
+        ((raw, row),) = chunk
         found = judge.explain(row, max_new_tokens=config.max_new_tokens)
-        print(("\n" if index else f"judge       {visible(name)}\n") + found.text, file=said_on)
-        explained.append(output_row(raw, found, model.prompt.wording_sha256))
-    if config.out:
-        write_jsonl(config.out, explained)
+        print(("\n" if start else "") + found.text, file=said_on, flush=True)
+        return [output_row(raw, found, model.prompt.wording_sha256)]
+
+    stored, identity = "" if config.out == STANDARD else config.out, {}
+    if stored:
+        digest = model_digest(model.model, model.tokenizer, model.prompt)
+        facts = {"judge": digest, "served": (judge.beta, judge.temperature)}
+        identity = job_identity("explain", config, (raw for raw, _ in pairs), **facts)
+    shown = said_on.isatty() or said_on is sys.stderr  # explanations that appear beside a bar do what it does
+    more = {"overwrite": config.overwrite, "silent": shown or len(pairs) == 1}
+    with run_in_chunks(stored, identity, pairs, 1, work, "explain", **more) as explained:
+        if explained is None:
+            return []
+        explained = list(explained)
+        if config.out:
+            write_jsonl(config.out, explained)
     return explained
 
 

@@ -30,7 +30,7 @@ from taosr1.data.sources import load_rows
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
-from taosr1.learning.draw_order import keyed_generator
+from taosr1.learning.draw_order import keyed_generator, uniform_of_rows
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks
 from taosr1.runtime.cli import at_least, check, option, parse_config
@@ -180,8 +180,9 @@ def main(argv: list[str] | None = None) -> dict:
     drawn = {name: getattr(config, name) for name in ("samples", "max_new_tokens", "temperature", "top_k", "top_p")}
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
-        generator = keyed_generator(config.seed, "sample", start)  # of the seed and the chunk's first row number only
-        return [vars(reply) for reply in sample_replies(judge, rows, generator=generator, **drawn)]
+        generators = [keyed_generator(config.seed, "sample", start + place) for place in range(len(rows))]
+        uniform = uniform_of_rows(generators, config.samples, config.max_new_tokens)
+        return [vars(reply) for reply in sample_replies(judge, rows, uniform=uniform, **drawn)]
 
     tally = Tally()
     digest = model_digest(judge.model, judge.tokenizer, judge.prompt)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from taosr1.judge_model import JudgeModel, judge_folder, load_judge
-from taosr1.runtime.cli import progress as progress_bar
+from taosr1.runtime.progress import Bar, listening
 from taosr1.serving.calibration import apply_temperature
 from taosr1.serving.deployed import ANSWERS_FIRST, DEFAULT_BETA, open_judge, stored_beta, stored_temperature
 from taosr1.serving.explain import Explanation, explain
@@ -174,7 +175,8 @@ class Judge:
         """`score` for rows that are checked already, as the readers of data files return them."""
         self._need_probabilities()
         scores: list[Score] = []
-        with progress_bar(total=len(rows), desc="score", unit="pair", disable=not progress) as bar:
+        bar = Bar(total=len(rows), desc="score", unit="pair", disable=not progress)
+        with bar, listening(bar.part) if progress else nullcontext():  # else who listens already goes on listening
             for start in range(0, len(rows), ROWS_AT_A_TIME):
                 chunk = list(rows[start : start + ROWS_AT_A_TIME])
                 scores += self.with_outside(chunk, self.score_prompts(self.model.prompts(chunk)))

@@ -38,9 +38,12 @@ def neighbours(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 def write_gguf(
     path: Path, model: Decoder, tokenizer: Tokenizer, family: str, kind: str = "F32", *, pre: str = "gpt-2",
-    leave_out: str = "", **metadata: str,
+    embeddings: str = "", leave_out: str = "", **metadata: str,
 ) -> Path:  # fmt: skip
-    """Matrices are written in the type `kind`, vectors in float32. metadata: further texts by key."""
+    """Matrices are written in the type `kind` (embeddings: in that, if given), vectors in float32.
+
+    metadata: further texts by key.
+    """
     config, writer = model.config, gguf.GGUFWriter(path, family)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -64,7 +67,8 @@ def write_gguf(
         projection = name.split(".")[-2]
         if family == "llama" and projection in heads:
             tensor = neighbours(tensor, heads[projection])
-        stored = gguf.GGMLQuantizationType[kind if tensor.dim() == 2 else "F32"]
+        wanted = embeddings if embeddings and "embed_tokens" in name else kind
+        stored = gguf.GGMLQuantizationType[wanted if tensor.dim() == 2 else "F32"]
         values = gguf.quants.quantize(tensor.detach().float().numpy(), stored)
         writer.add_tensor(gguf_name(name), values, raw_dtype=stored)
     writer.write_header_to_file()

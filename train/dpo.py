@@ -55,6 +55,7 @@ from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.distributed import gather
+from taosr1.runtime.progress import Bar
 from taosr1.runtime.run_folder import Run, RunFlags, run_problems
 from taosr1.runtime.signals import run_main
 from taosr1.task.judgement import Judgement
@@ -170,7 +171,9 @@ def with_reference(
     shared_tok = reference.shared_tok(pairs)
     parts = micro_batches(pairs, max_tokens, shared_tok=shared_tok)
     measured = {}
-    for number in reference.share(range(len(parts)), lambda number: padded_tok(parts[number], shared_tok)):
+    mine = reference.share(range(len(parts)), lambda number: padded_tok(parts[number], shared_tok))
+    silent = not reference.ranks.is_rank_zero
+    for number in Bar(mine, desc="dpo reference log-probs", unit="micro-batch", disable=silent):
         batch = None if number is None else PreferencePair.collate(parts[number], reference.device)
         logp = reference_logp(reference, batch)
         if batch is not None:

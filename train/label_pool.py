@@ -37,7 +37,7 @@ from taosr1.data.sources import load_rows
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel, load_judge
-from taosr1.learning.draw_order import keyed_generator
+from taosr1.learning.draw_order import keyed_generator, uniform_of_rows
 from taosr1.learning.trainee import default_or_bundled
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import NothingToWriteError, job_identity, run_in_chunks
@@ -86,20 +86,26 @@ class Config(OutFlags, ReadFlags, PromptFlags):
         ])  # fmt: skip
 
 
-def grade_rows(judge: JudgeModel, rows: list[Judgement], config: Config, generator: torch.Generator) -> list[Judgement]:
-    """The rows with the judge's grade, reasons and confidence, without those it could not answer (or got wrong)."""
+def grade_rows(judge: JudgeModel, rows: list[Judgement], start: int, config: Config) -> list[Judgement]:
+    """The rows with the judge's grade, reasons and confidence, without those it could not answer (or got wrong).
+
+    start: number of the first row. Sampled replies to a row depend on the seed and its number only.
+    """
     if judge.prompt.order == "label":  # nothing to decode: the label is one token
         scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, judge.prompts(rows))
         best, column = scored.probs.max(dim=1)
         answers = zip(rows, column.tolist(), (best * scored.label_mass).log().tolist())
         graded = [_graded(row, GRADES[index], "", confidence, config) for row, index, confidence in answers]
         return [row for row in graded if not config.only_right or row.grade == row.extra["gold_grade"]]
-    graded = _decoded(judge, rows, 1, 0.0, config, generator)
-    if config.only_right and config.samples > 1:
-        answered = {(row.query, row.title, row.item_id) for row in graded}
-        missing = [row for row in rows if (row.query, row.title, row.item_id) not in answered]
-        graded += _decoded(judge, missing, config.samples, 1.0, config, generator) if missing else []
-    return graded
+    graded = _decoded(judge, rows, 1, 0.0, config)
+    missing = [place for place, row in enumerate(graded) if row is None]
+    if missing and config.only_right and config.samples > 1:
+        generators = [keyed_generator(config.seed, "pool", start + place) for place in missing]
+        uniform = uniform_of_rows(generators, config.samples, config.max_new_tokens)
+        found = _decoded(judge, [rows[place] for place in missing], config.samples, 1.0, config, uniform)
+        for place, row in zip(missing, found):
+            graded[place] = row
+    return [row for row in graded if row is not None]
 
 
 def _decoded(
@@ -108,15 +114,15 @@ def _decoded(
     samples: int,
     temperature: float,
     config: Config,
-    generator: torch.Generator,
-) -> list[Judgement]:
-    """The most probable usable reply of each row: well formed and, with --only-right, of the gold grade."""
+    uniform: torch.Tensor | None = None,
+) -> list[Judgement | None]:
+    """Each row with its most probable usable reply: well formed and, with --only-right, of the gold grade; or None."""
     rollouts = judge.engine.generate(
         judge.model, judge.prompts(rows), samples=samples, max_new_tokens=config.max_new_tokens,
-        temperature=temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator,
+        temperature=temperature, stop_ids=judge.tokenizer.eos_ids, uniform=uniform,
     )  # fmt: skip
     replies = sampled_replies(rollouts, judge.reply_text)
-    graded = []
+    graded: list[Judgement | None] = []
     for index, row in enumerate(rows):
         found = []
         for sampled in replies[index * samples : (index + 1) * samples]:
@@ -127,6 +133,8 @@ def _decoded(
             value, grade, text = max(found)
             cot = text.partition("\n")[2] if judge.prompt.order == "post-cot" else text
             graded.append(_graded(row, grade, cot, value, config))
+        else:
+            graded.append(None)
     return graded
 
 
@@ -170,9 +178,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     identity = job_identity("label_pool", config, rows, judge=digest, prompt_wording=judge.prompt.wording_sha256)
 
     def work(rows: list[Judgement], start: int) -> list[dict]:
-        # The sampled replies depend on the seed and the chunk's first row number only.
-        graded = grade_rows(judge, rows, config, keyed_generator(config.seed, "pool", start))
-        return [judgement_to_dict(row) for row in graded]
+        return [judgement_to_dict(row) for row in grade_rows(judge, rows, start, config)]
 
     grades: Counter = Counter()
     more = {"overwrite": config.overwrite}

@@ -35,7 +35,7 @@ from taosr1.data.sources import load_rows
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.judge_model import BUNDLED_STUDENT, DTYPES, JudgeModel, load_judge
-from taosr1.learning.draw_order import balanced_order, keyed_generator
+from taosr1.learning.draw_order import balanced_order, keyed_generator, uniform_of_rows
 from taosr1.learning.pairs import TEACHER, balance_label_flow, mine_pairs, mining_outcome
 from taosr1.learning.trainee import default_or_bundled
 from taosr1.model.io.digest import model_digest
@@ -92,15 +92,18 @@ class Config(OutFlags, ReadFlags, PromptFlags):
 
 
 def mine_rows(judge: JudgeModel, rows: list[Judgement], start: int, config: Config) -> list[dict]:
-    """`mine_row` for a chunk of rows; the replies depend on the seed and the chunk's first row number only."""
-    prompts, generator = judge.prompts(rows), keyed_generator(config.seed, "mine", start)
+    """`mine_row` for a chunk of rows; the replies to a row depend on the seed and its number, from `start`, only."""
+    prompts = judge.prompts(rows)
+    generators = [keyed_generator(config.seed, "mine", start + place) for place in range(len(rows))]
+    uniform = uniform_of_rows(generators, config.samples, config.max_new_tokens)
     rollouts = judge.engine.generate(
         judge.model, prompts, samples=config.samples, max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature, stop_ids=judge.tokenizer.eos_ids, generator=generator,
+        temperature=config.temperature, stop_ids=judge.tokenizer.eos_ids, uniform=uniform,
     )  # fmt: skip
     replies = sampled_replies(rollouts, judge.reply_text)
     groups = [replies[first : first + config.samples] for first in range(0, len(replies), config.samples)]
-    return [mine_row(judge, *row, config, generator) for row in zip(rows, prompts, groups)]
+    of_rows = zip(rows, prompts, groups, generators)
+    return [mine_row(judge, row, prompt, group, config, generator) for row, prompt, group, generator in of_rows]
 
 
 def mine_row(

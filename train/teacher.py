@@ -30,6 +30,7 @@ from taosr1.runtime.cli import Parser, add_flags
 from taosr1.runtime.jsonl import read_jsonl, write_jsonl
 from taosr1.runtime.out_paths import check_out
 from taosr1.runtime.outputs import refuse_overwriting
+from taosr1.runtime.progress import Bar
 from taosr1.task.evidence import Vocabulary, explain
 from taosr1.task.rules import Rule, load_rules
 from taosr1.task.teacher import read_reply, teacher_messages
@@ -165,7 +166,8 @@ def explain_rows(
     if not graded:
         raise ValueError("no row has a grade: there is nothing for a teacher to explain")
     vocabulary = Vocabulary.of(rows)
-    explained = [(row, explain(row, vocabulary, rules)) for row in graded]
+    with Bar(graded, desc="explain", unit="row") as bar:
+        explained = [(row, explain(row, vocabulary, rules)) for row in bar]
     disputed = sum(not found.agrees(row.grade) for row, found in explained)
     kept = (pair for pair in explained if not drop_disputed or pair[1].agrees(pair[0].grade))
     return [replace(row, cot=found.cot) for row, found in kept], disputed

@@ -134,21 +134,34 @@ def useful_flops(config: DecoderConfig, start: int, tokens: int, read: int, outp
 best_rates: dict[torch.dtype, float] = {}
 
 
-def gemm_flops(dtype: torch.dtype, tries: int = 8, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The machine's own roofline: the best rate, in operations a second, of a linear layer on 2048 rows.
+def gemm_flops(
+    dtype: torch.dtype, tries: int = 8, clock: Callable[[], float] = time.perf_counter, device: str = "cpu"
+) -> float:
+    """The machine's own roofline: the best rate, in operations a second, of a linear layer on 2048 rows (GPU: 8192).
 
     At a few large shapes, by PyTorch's kernel or by ours, whichever is faster. The best of all calls in this process,
     before and after what is measured: a machine that others use too may be slow for a while.
     """
-    best = best_rates.get(dtype, 0.0)
-    for inputs, outputs in ((768, 2048), (1024, 4096), (2048, 2048)):
-        x, weight = torch.randn(2048, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
-        kernels = {"torch": partial(F.linear, x, weight), "ours": partial(linear, x, weight)}
+    best, on_cpu = best_rates.get(dtype, 0.0), device == "cpu"
+    rows, shapes = (2048, ((768, 2048), (1024, 4096), (2048, 2048))) if on_cpu else (8192, ((8192, 8192),))
+    for inputs, outputs in shapes:
+        x, weight = (torch.randn(width, inputs).to(device, dtype) for width in (rows, outputs))
+        kernels = {"torch": partial(finished, device, F.linear, x, weight)}
+        if on_cpu:
+            kernels["ours"] = partial(linear, x, weight)
         with torch.no_grad():
             found = by_turns(kernels, tries + 1, clock)
-        best = max(best, *(2 * 2048 * inputs * outputs / min(seconds[1:]) for seconds in found.values()))
+        best = max(best, *(2 * rows * inputs * outputs / min(seconds[1:]) for seconds in found.values()))
     best_rates[dtype] = best
     return best
+
+
+def finished(device: str, run: Callable, *arguments: object) -> Any:
+    """`run(*arguments)`, and the device has done it: a GPU is given its work and computes later."""
+    result = run(*arguments)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return result
 
 
 def memory_bytes_per_s(tries: int = 5) -> float:
@@ -238,17 +251,20 @@ def timing_rows(seconds: dict[str, list[float]], flops: float, roofline: float) 
 def peak_bytes(device: str = "cpu") -> int:
     """The most memory this process has held: on a GPU what torch allocated there, else its resident set."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("peak memory is read from /proc/self/status, which this system does not have")
 
 
-def forget_peak() -> int:
-    """Imports have a peak of their own: from here on `peak_bytes` is that of what follows. Returns the resident set."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_bytes()
+def forget_peak(device: str = "cpu") -> int:
+    """Imports have a peak of their own: from here on `peak_bytes` is that of what follows. Returns what is held."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes(device)
 
 
 def in_fresh_process(script: str, *arguments: object, threads: int) -> dict:

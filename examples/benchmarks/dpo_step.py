@@ -58,10 +58,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return run_stage(STAGE, parse_config(StepConfig, __doc__, argv))
 
 
-def make_pairs(tokenizer, steps: int) -> list[tuple[list[int], list[int], list[int], tuple[str, str, str]]]:
+def make_pairs(
+    tokenizer, steps: int, config: StepConfig
+) -> list[tuple[list[int], list[int], list[int], tuple[str, str, str]]]:
     """Prompt, chosen and rejected of each pair as ids, and as the three texts; every step takes all of them."""
-    prompts = random_words(tokenizer, PAIRS, PROMPT_TOK, seed=0)
-    chosen, rejected = (random_words(tokenizer, PAIRS, REPLY_TOK - 1, seed=seed) for seed in (1, 2))
+    count = PAIRS * config.size
+    prompts = random_words(tokenizer, count, PROMPT_TOK, seed=0)
+    chosen, rejected = (random_words(tokenizer, count, REPLY_TOK - 1, seed=seed) for seed in (1, 2))
     end = [tokenizer.eos_ids[0]]  # TRL adds it to its texts by itself
     return [
         (p, c + end, r + end, (tokenizer.decode(p), tokenizer.decode(c), tokenizer.decode(r)))
@@ -70,20 +73,20 @@ def make_pairs(tokenizer, steps: int) -> list[tuple[list[int], list[int], list[i
 
 
 # --- Ours -------------------------------------------------------------------------------------------------------------
-def our_step(model: Decoder, data: list[tuple]):
-    pairs, update = with_reference(model, data), make_update(model, loss_fn)
+def our_step(model: Decoder, data: list[tuple], config: StepConfig):
+    pairs, update = with_reference(model, data, config), make_update(model, loss_fn, config)
 
     def step(number: int) -> float:
-        update(PreferencePair.collate(pairs))
+        update(PreferencePair.collate(pairs, config.device))
         return 0.0
 
     return step
 
 
 @torch.no_grad()
-def with_reference(model: Decoder, data: list[tuple]) -> list[PreferencePair]:
+def with_reference(model: Decoder, data: list[tuple], config: StepConfig) -> list[PreferencePair]:
     pairs = [PreferencePair(Example(prompt, chosen), Example(prompt, rejected)) for prompt, chosen, rejected, _ in data]
-    logp = reply_logp(model, PreferencePair.collate(pairs)).view(-1, 2).tolist()
+    logp = reply_logp(model, PreferencePair.collate(pairs, config.device)).view(-1, 2).tolist()
     return [replace(pair, ref_chosen=chosen, ref_rejected=rejected) for pair, (chosen, rejected) in zip(pairs, logp)]
 
 
@@ -97,14 +100,14 @@ def loss_fn(model: Decoder, batch: PairBatch) -> LossSum:
 
 
 # --- TRL's ------------------------------------------------------------------------------------------------------------
-def trl_trainer(folder: str, data: list[tuple], steps: int):
+def trl_trainer(folder: str, data: list[tuple], steps: int, config: StepConfig):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     model, tokenizer = trl_model(folder)
     arguments = DPOConfig(
-        **trl_settings(folder, steps),
-        per_device_train_batch_size=PAIRS,
+        **trl_settings(steps, config),
+        per_device_train_batch_size=len(data),
         max_length=PROMPT_TOK + REPLY_TOK,
         loss_type=["sigmoid"],
         beta=BETA,
@@ -119,16 +122,16 @@ def trl_trainer(folder: str, data: list[tuple], steps: int):
     return trainer
 
 
-def compare(model: Decoder, trainer, data: list[tuple]) -> tuple[float, float]:
+def compare(model: Decoder, trainer, data: list[tuple], config: StepConfig) -> tuple[float, float]:
     """Loss of both on the pairs, with reference log-probs unlike the policy's; gradients are left in `.grad`."""
-    batch = PreferencePair.collate(with_reference(model, data))
-    inputs = trainer.data_collator(list(trainer.train_dataset))
+    batch = PreferencePair.collate(with_reference(model, data, config), config.device)
+    inputs = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
     stored = torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]], dim=1).flatten()
     torch.testing.assert_close(batch.ref_logp, stored, rtol=1e-5, atol=0)
     noise = 10 * torch.randn(
         batch.ref_logp.shape, generator=torch.Generator().manual_seed(0)
     )  # of sums over 64 tokens, which beta divides by 10
-    batch = replace(batch, ref_logp=batch.ref_logp + noise)
+    batch = replace(batch, ref_logp=batch.ref_logp + noise.to(config.device))
     inputs |= {"ref_chosen_logps": batch.ref_logp[::2], "ref_rejected_logps": batch.ref_logp[1::2]}
     ours = accumulate(DistributedModel(model, FAST), [batch], loss_fn)["loss"]
     theirs = trainer.compute_loss(trainer.model, inputs)
@@ -143,7 +146,7 @@ STAGE = Stage(
     make_step=our_step,
     make_trainer=trl_trainer,
     compare=compare,
-    flops=lambda config: {"training": 3 * PAIRS * group_flops(config, 2)},
+    flops=lambda model, config: {"training": 3 * PAIRS * config.size * group_flops(model, 2)},
 )
 
 

@@ -14,11 +14,12 @@ Sampling: --prompts of 192 tokens x 8 samples x 64 new tokens, nothing stops ear
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -54,6 +55,7 @@ class Config:
     peak_tflops: float = option(989.0, "the device's dense peak in this type (H100 and H200 SXM, bfloat16: 989)")
     float8: bool = option(False, "score once more with 8-bit products")
     repeats: int = option(5, "measurements of each side")
+    out: str = option("", "JSON file to write")
 
     def __post_init__(self) -> None:
         lowest = {
@@ -82,7 +84,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if config.float8:
             faster = score(quantize(model, "float8"), plain, config)
             found |= {f"float8_{name}": value for name, value in faster.items()}
-        return found
+    if config.out:
+        report = {"machine": common.machine(), "config": asdict(config), "found": found}
+        Path(config.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def score(model, plain, config: Config) -> dict[str, float]:

@@ -62,9 +62,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return run_stage(STAGE, parse_config(StepConfig, __doc__, argv))
 
 
-def make_prompts(tokenizer, steps: int) -> list[tuple[list[int], str]]:
-    """The prompts of all steps, PROMPTS for each, as ids and as text."""
-    return [(ids, tokenizer.decode(ids)) for ids in random_words(tokenizer, PROMPTS * steps, PROMPT_TOK, seed=0)]
+def make_prompts(tokenizer, steps: int, config: StepConfig) -> list[tuple[list[int], str]]:
+    """The prompts of all steps, PROMPTS times --size for each, as ids and as text."""
+    count = PROMPTS * config.size * steps
+    return [(ids, tokenizer.decode(ids)) for ids in random_words(tokenizer, count, PROMPT_TOK, seed=0)]
 
 
 def reward(ids: list[int]) -> float:
@@ -77,34 +78,34 @@ def no_token(config) -> int:
 
 
 # --- Ours -------------------------------------------------------------------------------------------------------------
-def our_step(model: Decoder, data: list[tuple[list[int], str]]):
-    update = make_update(model, loss_fn)
+def our_step(model: Decoder, data: list[tuple[list[int], str]], config: StepConfig):
+    update, count = make_update(model, loss_fn, config), PROMPTS * config.size
 
     def step(number: int) -> float:
-        prompts = [ids for ids, _ in data[number * PROMPTS : (number + 1) * PROMPTS]]
+        prompts = [ids for ids, _ in data[number * count : (number + 1) * count]]
         started = time.perf_counter()
-        rollouts = sample(model, prompts, seed=number)
+        rollouts = sample(model, prompts, number, config)
         sampling = time.perf_counter() - started
-        update(rollout_batch(prompts, rollouts))
+        update(rollout_batch(prompts, rollouts, config.device))
         return sampling
 
     return step
 
 
-def sample(model: Decoder, prompts: list[list[int]], seed: int) -> Rollouts:
-    generator = torch.Generator().manual_seed(seed)
-    sampler, stop_ids = DistributedModel(model, FAST).sampling_model(), [no_token(model.config)]
+def sample(model: Decoder, prompts: list[list[int]], seed: int, config: StepConfig) -> Rollouts:
+    generator, stop_ids = torch.Generator().manual_seed(seed), [no_token(model.config)]
+    sampler = DistributedModel(model, FAST, dtype=config.compute_dtype).sampling_model()
     settings = {"samples": SAMPLES, "max_new_tokens": REPLY_TOK, "stop_ids": stop_ids}
     return FAST.generate(sampler, prompts, generator=generator, **settings)
 
 
-def rollout_batch(prompts: list[list[int]], rollouts: Rollouts) -> RolloutBatch:
+def rollout_batch(prompts: list[list[int]], rollouts: Rollouts, device: str) -> RolloutBatch:
     replies = rollouts.replies()
-    batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)])
-    old_logp = torch.zeros(batch.ids.shape)
-    old_logp[:, PROMPT_TOK:] = rollouts.logp
+    batch = collate([Example(prompts[row // SAMPLES], reply) for row, reply in enumerate(replies)], device)
+    old_logp = torch.zeros(batch.ids.shape, device=device)
+    old_logp[:, PROMPT_TOK:] = rollouts.logp.to(device)
     rewards = torch.tensor([reward(reply) for reply in replies], dtype=torch.float64)
-    advantages = group_advantages(rewards, SAMPLES).float()
+    advantages = group_advantages(rewards, SAMPLES).float().to(device)
     return RolloutBatch(batch.ids, batch.mask, advantages, old_logp)
 
 
@@ -114,15 +115,15 @@ def loss_fn(model: Decoder, batch: RolloutBatch) -> LossSum:
 
 
 # --- TRL's ------------------------------------------------------------------------------------------------------------
-def trl_trainer(folder: str, data: list[tuple[list[int], str]], steps: int):
+def trl_trainer(folder: str, data: list[tuple[list[int], str]], steps: int, config: StepConfig):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     model, tokenizer = trl_model(folder)
     never = no_token(model.config)
     arguments = GRPOConfig(
-        **trl_settings(folder, steps),
-        per_device_train_batch_size=PROMPTS * SAMPLES,
+        **trl_settings(steps, config),
+        per_device_train_batch_size=PROMPTS * config.size * SAMPLES,
         num_generations=SAMPLES,
         max_completion_length=REPLY_TOK,
         loss_type="grpo",
@@ -151,11 +152,11 @@ def trl_reward(completion_ids: list[list[int]], **_) -> list[float]:
     return [reward(ids) for ids in completion_ids]
 
 
-def compare(model: Decoder, trainer, data: list[tuple[list[int], str]]) -> tuple[float, float]:
+def compare(model: Decoder, trainer, data: list[tuple[list[int], str]], config: StepConfig) -> tuple[float, float]:
     """Loss of both on our rollouts, with old log-probs that make the clip act; the gradients are left in `.grad`."""
     prompts = [ids for ids, _ in data[:PROMPTS]]
-    batch = rollout_batch(prompts, sample(model, prompts, seed=0))
-    noise = 0.2 * torch.randn(batch.ids.shape, generator=torch.Generator().manual_seed(0))
+    batch = rollout_batch(prompts, sample(model, prompts, 0, config), config.device)
+    noise = 0.2 * torch.randn(batch.ids.shape, generator=torch.Generator().manual_seed(0)).to(config.device)
     batch = replace(batch, old_logp=(batch.old_logp + noise) * batch.mask)
     ours = accumulate(DistributedModel(model, FAST), [batch], loss_fn)
     assert ours["clip_ratio/region_mean"] > 0, "the clip did not act"
@@ -178,9 +179,9 @@ STAGE = Stage(
     make_step=our_step,
     make_trainer=trl_trainer,
     compare=compare,
-    flops=lambda config: {
-        "sampling": PROMPTS * group_flops(config, SAMPLES),
-        "training": 3 * PROMPTS * group_flops(config, SAMPLES),
+    flops=lambda model, config: {
+        "sampling": PROMPTS * config.size * group_flops(model, SAMPLES),
+        "training": 3 * PROMPTS * config.size * group_flops(model, SAMPLES),
     },
     sampling_method="_generate_single_turn",
 )

@@ -1,4 +1,4 @@
-"""What grpo_step.py and dpo_step.py share: one optimizer step of ours beside one of TRL's, by turns in one process.
+"""What sft_step.py, dpo_step.py and grpo_step.py share: a step of ours beside one of TRL's, by turns in one process.
 
 How the comparison is kept fair:
 
@@ -18,7 +18,11 @@ its replies, the head only where a token is predicted; backward is twice forward
 
 Peak memory is measured for each side alone in a fresh process: the resident set above what it was when imports,
 weights and (TRL's) trainer were there and no step had run. So it holds gradients, AdamW's moments, activations and
-caches.
+caches. On a GPU it is what torch allocated there.
+
+A real model on a GPU: `--model FOLDER --device cuda --dtype bfloat16 --size 8`. Weights, gradients and AdamW are
+float32, and both sides compute under autocast; the comparison before is in float32 all the same, and that of the
+updates is left out, as bfloat16 rounds the two sides differently. `--size` multiplies the prompts of a step.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,7 +56,11 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE, MOVE_TOLERANCE = 1e-5, 1e-4, 1e-2
 
 @dataclass(frozen=True)
 class StepConfig:
-    cases: str = option("tiny", f"shapes, comma-separated, of {', '.join(common.SHAPES)}; all in float32")
+    cases: str = option("tiny", f"shapes, comma-separated, of {', '.join(common.SHAPES)}; random weights")
+    model: str = option("", "a Hugging Face folder, float32, in place of --cases")
+    device: str = option("cpu", "torch device")
+    dtype: str = option("float32", "type that training computes in; weights are float32", ("float32", "bfloat16"))
+    size: int = option(1, "so many times the prompts in a step")
     threads: int = option(1, "CPU threads")
     warmup: int = option(1, "steps of each side that are not counted")
     repeats: int = option(5, "steps of each side that are counted")
@@ -63,7 +72,15 @@ class StepConfig:
     def __post_init__(self) -> None:
         unknown = [case for case in self.cases.split(",") if case not in common.SHAPES]
         message = f"unknown {', '.join(unknown)}: --cases are {', '.join(common.SHAPES)}"
-        check([(bool(unknown), message), *at_least(self, threads=1, warmup=0, repeats=1)])
+        no_model = (
+            bool(self.model) and not Path(self.model, "config.json").is_file(),
+            f"--model is {self.model!r}, expected a model's folder",
+        )
+        check([(bool(unknown), message), no_model, *at_least(self, size=1, threads=1, warmup=0, repeats=1)])
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,11 @@ class Stage:
     """One kind of step.
 
     script: the file that runs it. title: what is printed above the numbers.
-    make_data: (tokenizer, steps) -> whatever the other functions take as data.
-    make_step: (model, data) -> our step, which takes its number and returns its seconds of sampling.
-    make_trainer: (folder, data, steps) -> TRL's trainer.
-    compare: (model, trainer, data) -> our loss and TRL's on the same tokens; leaves both gradients in `.grad`.
-    flops: config -> useful work of each part: "sampling" (if there is any) and "training".
+    make_data: (tokenizer, steps, config) -> whatever the other functions take as data.
+    make_step: (model, data, config) -> our step, which takes its number and returns its seconds of sampling.
+    make_trainer: (folder, data, steps, config) -> TRL's trainer.
+    compare: (model, trainer, data, config) -> our loss and TRL's on the same tokens; leaves both gradients in `.grad`.
+    flops: (model's config, config) -> useful work of each part: "sampling" (if there is any) and "training".
     sampling_method: the trainer's method that samples; "" where both sides see the same tokens in every step.
     """
 
@@ -85,7 +102,7 @@ class Stage:
     make_step: Callable
     make_trainer: Callable
     compare: Callable
-    flops: Callable[[DecoderConfig], dict[str, float]]
+    flops: Callable[[DecoderConfig, StepConfig], dict[str, float]]
     sampling_method: str = ""
 
 
@@ -96,23 +113,21 @@ def run_stage(stage: Stage, config: StepConfig) -> list[dict]:
         print(json.dumps({"peak_mib": peak_alone(stage, config)}))
         return []
     print(
-        f"{stage.title}\n{config.threads} thread(s), median of {config.repeats} after {config.warmup} to warm up; "
-        f"{common.machine()}"
+        f"{stage.title}, {config.size} times as many\n{config.device}, {config.threads} thread(s), median of "
+        f"{config.repeats} after {config.warmup} to warm up; {common.machine()}"
     )
     rows = []
-    for case in config.cases.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            common.stir(common.make_model(case, Path(folder)))
-            peaks = (
-                memory(stage, case, folder, config) if config.memory else {}
-            )  # first, while this process holds no models
+    for case in [Path(config.model).name] if config.model else config.cases.split(","):
+        with tempfile.TemporaryDirectory() as made:
+            folder = config.model or str(common.stir(common.make_model(case, Path(made))))
+            peaks = memory(stage, folder, config) if config.memory else {}  # first, while this process holds no models
             found = times(stage, case, folder, config)
         if peaks:
             ours, trl = peaks.values()
             print(f"  peak memory: ours {ours:.0f} MiB, TRL {trl:.0f} MiB, ours / TRL {ours / trl:.2f}", flush=True)
             for row in found[:2]:  # the rows of the whole step
                 row["peak_mib"] = peaks[row["side"]]
-        rows += [{"case": case, "dtype": "float32", **row} for row in found]
+        rows += [{"case": case, "dtype": config.dtype, **row} for row in found]
     if config.out:
         Path(config.out).write_text(
             json.dumps({"machine": common.machine(), "config": asdict(config), "rows": rows}, indent=1) + "\n"
@@ -123,27 +138,28 @@ def run_stage(stage: Stage, config: StepConfig) -> list[dict]:
 # --- Time -------------------------------------------------------------------------------------------------------------
 def times(stage: Stage, case: str, folder: str, config: StepConfig) -> list[dict]:
     """Rows of the whole step and of its parts, a row a side, ours first."""
-    steps = config.warmup + config.repeats
-    model, data = common.load_fast(folder), stage.make_data(Tokenizer(folder), steps)
-    trainer = stage.make_trainer(folder, data, steps)
+    steps, device = config.warmup + config.repeats, config.device
+    model, data = common.load_fast(folder, device=device), stage.make_data(Tokenizer(folder), steps, config)
+    exact = replace(config, dtype="float32")
+    trainer = stage.make_trainer(folder, data, steps, exact)
     assert torch.get_num_threads() == config.threads, "something changed the number of threads"
-    equality = agreement(model, trainer.model, *stage.compare(model, trainer, data))
+    equality = agreement(model, trainer.model, *stage.compare(model, trainer, data, exact))
+    if config != exact:  # TRL decides about autocast when the trainer is made
+        trainer = stage.make_trainer(folder, data, steps, config)
     print(
-        "{}, float32; loss {our_loss:.7f} and {trl_loss:.7f}, gradients equal but for {gradient_difference:.1e}".format(
-            case, **equality
-        )
+        f"{case}, {config.dtype}; compared in float32: "
+        "loss {our_loss:.7f} and {trl_loss:.7f}, gradients equal but for {gradient_difference:.1e}".format(**equality)
     )
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    roofline = common.gemm_flops(torch.float32)
-    taken = train_by_turns(trainer, stage.make_step(model, data), stage.sampling_method)
-    roofline = max(
-        roofline, common.gemm_flops(torch.float32)
-    )  # a machine that others use too may have been slow the first time
-    if not stage.sampling_method:
+    roofline = common.gemm_flops(config.compute_dtype, device=device)
+    taken = train_by_turns(trainer, stage.make_step(model, data, config), stage.sampling_method, device)
+    # Once more: a machine that others use too may have been slow the first time.
+    roofline = max(roofline, common.gemm_flops(config.compute_dtype, device=device))
+    if not stage.sampling_method and config.dtype == "float32":
         equality["move_difference"] = relative_difference(moves(model, start), moves(trainer.model, start))
         print(f"  after {steps} steps the weights have moved alike but for {equality['move_difference']:.1e}")
         assert equality["move_difference"] <= MOVE_TOLERANCE, "the updates are not the same"
-    flops, rows = stage.flops(model.config), []
+    flops, rows = stage.flops(model.config, config), []
     for part in ("step", *(flops if len(flops) > 1 else ())):
         print(f" {part}")
         counted = {side: seconds[part][config.warmup :] for side, seconds in taken.items()}
@@ -154,9 +170,12 @@ def times(stage: Stage, case: str, folder: str, config: StepConfig) -> list[dict
 
 
 def train_by_turns(
-    trainer, our_step: Callable[[int], float] | None, sampling_method: str
+    trainer, our_step: Callable[[int], float] | None, sampling_method: str, device: str
 ) -> dict[str, dict[str, list[float]]]:
-    """Run `trainer.train()` with one of our steps before each of TRL's. Returns each side's seconds by part."""
+    """Run `trainer.train()` with one of our steps before each of TRL's. Returns each side's seconds by part.
+
+    A clock is read when the device has done what it was given.
+    """
     from transformers import PrinterCallback, TrainerCallback
 
     taken = {side: {"step": [], "sampling": [], "training": []} for side in ("ours", "TRL")}
@@ -170,27 +189,27 @@ def train_by_turns(
         def on_step_begin(self, args, state, control, **_):
             if our_step:
                 started = time.perf_counter()
-                note("ours", started, our_step(state.global_step))
+                note("ours", started, common.finished(device, our_step, state.global_step))
             sampled.clear()
             self.started = time.perf_counter()
 
         def on_step_end(self, args, state, control, **_):
-            note("TRL", self.started, sum(sampled))
+            note("TRL", self.started, common.finished(device, sum, sampled))
 
-    sampled = clock(trainer, sampling_method) if sampling_method else []
+    sampled = clock(trainer, sampling_method, device) if sampling_method else []
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Turns())
     trainer.train()
     return taken
 
 
-def clock(owner: object, method: str) -> list[float]:
+def clock(owner: object, method: str, device: str) -> list[float]:
     """Put a clock around a method of an object; the seconds of each call land in the list that is returned."""
     inner, seconds = getattr(owner, method), []
 
     def outer(*arguments, **named):
         started = time.perf_counter()
-        result = inner(*arguments, **named)
+        result = common.finished(device, partial(inner, **named), *arguments)
         seconds.append(time.perf_counter() - started)
         return result
 
@@ -217,10 +236,12 @@ def random_words(tokenizer: Tokenizer, count: int, length: int, seed: int) -> li
     return [[words[place] for place in row] for row in drawn.tolist()]
 
 
-def make_update(model: Decoder, loss_fn: Callable[[Decoder, object], LossSum]) -> Callable[[object], None]:
+def make_update(
+    model: Decoder, loss_fn: Callable[[Decoder, object], LossSum], config: StepConfig
+) -> Callable[[object], None]:
     """What the training loop does with a micro-batch that is a whole step: gradient, clip, AdamW."""
     (optimizer,) = make_optimizers(model, LEARNING_RATE, weight_decay=0.0)
-    distributed = DistributedModel(model, FAST)
+    distributed = DistributedModel(model, FAST, dtype=config.compute_dtype)
 
     def update(batch: object) -> None:
         accumulate(distributed, [batch], loss_fn)
@@ -244,10 +265,10 @@ def trl_model(folder: str):
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def trl_settings(folder: str, steps: int) -> dict:
-    """What all TRL trainers here are told."""
+def trl_settings(steps: int, config: StepConfig) -> dict:
+    """What all TRL trainers here are told. They write nothing."""
     return dict(
-        output_dir=f"{folder}/trl",
+        output_dir=f"{tempfile.gettempdir()}/trl",
         max_steps=steps,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
@@ -256,9 +277,9 @@ def trl_settings(folder: str, steps: int) -> dict:
         adam_beta2=BETAS[1],
         weight_decay=0.0,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=config.dtype == "bfloat16",
         fp16=False,
-        use_cpu=True,
+        use_cpu=config.device == "cpu",
         dataloader_pin_memory=False,
         report_to=[],
         save_strategy="no",
@@ -295,9 +316,10 @@ def relative_difference(ours: dict[str, torch.Tensor], trl: dict[str, torch.Tens
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
-def memory(stage: Stage, case: str, folder: str, config: StepConfig) -> dict[str, float]:
+def memory(stage: Stage, folder: str, config: StepConfig) -> dict[str, float]:
     """Peak of each side in MiB, in a fresh process."""
-    arguments = ("--folder", folder, "--cases", case, "--threads", config.threads)
+    arguments = ["--folder", folder, "--threads", config.threads, "--device", config.device]
+    arguments += ["--dtype", config.dtype, "--size", config.size]
     return {
         side: common.in_fresh_process(stage.script, "--one", side, *arguments, threads=config.threads)["peak_mib"]
         for side in ("ours", "TRL")
@@ -306,14 +328,14 @@ def memory(stage: Stage, case: str, folder: str, config: StepConfig) -> dict[str
 
 def peak_alone(stage: Stage, config: StepConfig) -> float:
     """Peak MiB of two steps of one side: the first makes AdamW's moments, the second has them from its start."""
-    data = stage.make_data(Tokenizer(config.folder), 2)
+    data, device = stage.make_data(Tokenizer(config.folder), 2, config), config.device
     if config.one == "ours":
-        step = stage.make_step(common.load_fast(config.folder), data)
-        base = common.forget_peak()
+        step = stage.make_step(common.load_fast(config.folder, device=device), data, config)
+        base = common.forget_peak(device)
         for number in range(2):
             step(number)
     else:
-        trainer = stage.make_trainer(config.folder, data, 2)
-        base = common.forget_peak()
-        train_by_turns(trainer, None, "")
-    return (common.peak_bytes() - base) / 2**20
+        trainer = stage.make_trainer(config.folder, data, 2, config)
+        base = common.forget_peak(device)
+        train_by_turns(trainer, None, "", device)
+    return (common.peak_bytes(device) - base) / 2**20

@@ -15,8 +15,9 @@ from taosr1.evaluation.ranking import brier_score, expected_calibration_error
 from taosr1.evaluation.report import Prediction
 from taosr1.judge_model import JudgeModel
 from taosr1.model.decoder import Decoder
-from taosr1.runtime.distributed import divide_work, on_rank_zero
+from taosr1.runtime.distributed import divide_work, on_rank_zero, this_rank
 from taosr1.runtime.files import write_json
+from taosr1.runtime.progress import Bar, listening
 from taosr1.sampling.rollouts import Rollouts
 from taosr1.task.grades import GRADES
 from taosr1.task.judgement import Judgement
@@ -36,26 +37,24 @@ class Cost:
 
 
 def predict(
-    judge: JudgeModel, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96,
-    progress: bool = False,
+    judge: JudgeModel, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96
 ) -> list[Prediction]:  # fmt: skip
     """One prediction a row. Label-first judges answer from one prefill; `explain` also decodes their chain of thought.
 
     A pre-CoT judge has to think before it answers: its replies are decoded greedily and it has no label probabilities.
     """
-    return predict_with_cost(judge, rows, explain=explain, max_new_tokens=max_new_tokens, progress=progress)[0]
+    return predict_with_cost(judge, rows, explain=explain, max_new_tokens=max_new_tokens)[0]
 
 
 def predict_with_cost(
-    judge: JudgeModel, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96,
-    progress: bool = False,
+    judge: JudgeModel, rows: Sequence[Judgement], *, explain: bool = False, max_new_tokens: int = 96
 ) -> tuple[list[Prediction], Cost]:  # fmt: skip
     """`predict`, and its cost. `explain` runs each prompt twice: once for the probabilities, once for the reply."""
     prompts = judge.prompts(list(rows))
     if judge.prompt.order == "pre-cot":
         replies, rollouts = greedy_replies(judge, prompts, max_new_tokens)
         return [_with_steps(reply) for reply in replies], Cost(len(prompts), int(rollouts.lengths.sum()))
-    scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, prompts, progress=progress)
+    scored = judge.engine.label_probabilities(judge.model, judge.tokenizer, prompts)
     grades = (scored.probs.argmax(-1) + GRADES[0]).tolist()
     columns = zip(grades, scored.probs.tolist(), scored.label_mass.tolist())
     predictions = [Prediction(grade, tuple(probs), mass) for grade, probs, mass in columns]
@@ -122,8 +121,11 @@ def before_and_after(
     gold, queries = [row.grade for row in rows], query_keys(rows)
     results: dict[str, float | None] = {}
     for name, opened in weights.items():
-        with opened as model:
+        silent = not this_rank().is_rank_zero
+        bar = Bar(total=len(rows), desc=f"test rows, {name}", unit="row", disable=silent)
+        with opened as model, bar, listening(bar.part):
             predictions = predict_together(replace(judge, model=model), rows, max_new_tokens)
+            bar.update(len(rows))
         grades = [prediction.grade for prediction in predictions]
         found = bootstrap_interval("macro_f1", gold, grades, queries)
         results |= {f"test_macro_f1_{name}": found.value}

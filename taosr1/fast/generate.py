@@ -21,6 +21,7 @@ from taosr1.fast.decode_batch import DecodeBatch, copies_prompts
 from taosr1.fast.kv_cache import Cache, FastKVCache
 from taosr1.fast.prefix_groups import runs_of_tokens, tokens_at_once
 from taosr1.model.decoder import Decoder
+from taosr1.runtime.progress import report
 from taosr1.sampling.batching import pad_right
 from taosr1.sampling.choose_token import draw_uniform
 from taosr1.sampling.generate import check_settings
@@ -68,6 +69,7 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int = 
         ids = pad_right(prompts[first:end]).to(parameter.device)
         hidden = model.hidden(ids, cache=cache.slice(first, end), keep=ends[first:end, None] - 1)  # (p, 1, C)
         logits.append(model.head(hidden[:, 0]).float())
+        report("prompts read", end, len(lengths))
     cache.lengths.copy_(ends)
     cache.used = max(lengths)
     return torch.cat(logits), cache
@@ -167,6 +169,7 @@ class _Sampling:
                     step()
                 if any([batch.split_diverged() for batch in batches]):
                     step = None
+                report("reply tokens", self.rollouts.settled_tok, self.uniform.numel())
 
     def _start(self, entering: list[int]) -> DecodeBatch:
         """Prefill the entering prompts, draw the first token of each of their samples, and make them a batch."""

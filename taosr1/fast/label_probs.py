@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from taosr1.fast.choose_tokens import choose_tokens
 from taosr1.fast.kv_cache import FastKVCache
@@ -17,6 +16,7 @@ from taosr1.fast.prefix_groups import PrefixGroup, group_by_prefix, tokens_at_on
 from taosr1.fast.shared_prefix_cache import SCORES_AT_ONCE, SharedPrefixCache
 from taosr1.fast.varlen import VarlenPrefixes, VarlenRows, VarlenSuffixes, to_device_async, use_varlen
 from taosr1.model.config import DecoderConfig
+from taosr1.runtime.progress import report
 from taosr1.sampling.batching import batch_by_length, pad_right
 from taosr1.sampling.label_probs import LabelProbs, check_prompts, read_labels
 
@@ -32,26 +32,25 @@ PROMPTS_AT_ONCE, FIRST_PROMPTS = 512, 128
 @torch.no_grad()
 def label_probabilities(
     model, tokenizer, prompts: Prompts, *, max_tokens_per_batch: int = 16384, uniform: Tensor | None = None,
-    temperature: float = 1.0, progress: bool = False,
+    temperature: float = 1.0,
 ) -> LabelProbs:  # fmt: skip
     """`taosr1.sampling.label_probs.label_probabilities` with prefixes that prompts share computed once.
 
     Arguments, results and errors are those.
     """
     check_prompts(prompts, model.config, max_tokens_per_batch)
-    order, found = [], []
-    with tqdm(total=len(prompts), desc="score", unit="pair", disable=not progress) as bar:
-        for index, logits in first_logits(model, prompts, max_tokens_per_batch):  # (b,), (b, V)
-            tokens = None
-            if uniform is not None:
-                draws = uniform[index].flatten().to(logits.device)
-                row_of = torch.arange(len(index), device=logits.device).repeat_interleave(uniform.shape[1])
-                tokens, _ = choose_tokens(logits, draws, temperature=temperature, row_of=row_of)
-                tokens = tokens.view(len(index), -1)
-            order.append(index)
-            # Results stay on their device: to fetch each batch would make Python wait for the GPU.
-            found.append((*read_labels(logits, tokenizer.label_ids), tokens))
-            bar.update(len(index))
+    order, found, done = [], [], 0
+    for index, logits in first_logits(model, prompts, max_tokens_per_batch):  # (b,), (b, V)
+        tokens = None
+        if uniform is not None:
+            draws = uniform[index].flatten().to(logits.device)
+            row_of = torch.arange(len(index), device=logits.device).repeat_interleave(uniform.shape[1])
+            tokens, _ = choose_tokens(logits, draws, temperature=temperature, row_of=row_of)
+            tokens = tokens.view(len(index), -1)
+        order.append(index)
+        # Results stay on their device: to fetch each batch would make Python wait for the GPU.
+        found.append((*read_labels(logits, tokenizer.label_ids), tokens))
+        report("pairs scored", done := done + len(index), len(prompts))
     result = LabelProbs.empty(len(prompts), uniform)
     if order:
         rows, (probs, mass, tokens) = torch.cat(order), zip(*found)

@@ -73,7 +73,8 @@ def make_tiles(rows: Tensor, columns: Tensor, token_at: Tensor, heads: int, wind
         for run in block:
             place_of[run.start : run.start + len(run.columns)] = torch.arange(place, place + len(run.columns))
             place += longest
-    return Tiles([_tile(block, token_at, window) for block in blocks], place_of.to(token_at.device))
+    tiles = [_tile(block, columns, token_at, window) for block in blocks]
+    return Tiles(tiles, place_of.to(token_at.device))
 
 
 @dataclass(frozen=True)
@@ -100,23 +101,23 @@ def _runs(rows: list[int], columns: list[int], longest: int, window: int | None)
     return runs
 
 
-def _tile(block: list[_Run], token_at: Tensor, window: int | None) -> Tile:
-    device = token_at.device
-    longest, most_keys = len(block[0].columns), max(run.keys for run in block)
-    counts = torch.tensor([len(run.columns) for run in block])[:, None]
-    within = torch.arange(longest)
-    queries = torch.tensor([run.start for run in block])[:, None] + within.clamp(max=counts - 1)  # (R, T)
-    positions = torch.tensor([run.columns + run.columns[-1:] * (longest - len(run.columns)) for run in block])
-    key_positions = torch.tensor([run.first_key for run in block])[:, None] + torch.arange(most_keys)  # (R, S)
+def _tile(block: list[_Run], columns: Tensor, token_at: Tensor, window: int | None) -> Tile:
+    """The tile of these runs. All that is as large as the scores is made on the device itself."""
+    device, lengths = token_at.device, [len(run.columns) for run in block]
+    longest, most_keys = lengths[0], max(run.keys for run in block)
+    of_runs = torch.tensor([(run.row, run.start, run.first_key) for run in block], device=device)
+    rows, starts, first_keys = of_runs[:, :, None].unbind(1)  # (R, 1) each
+    counts, within = torch.tensor(lengths, device=device)[:, None], torch.arange(longest, device=device)
+    queries = starts + within.clamp(max=counts - 1)  # (R, T)
+    positions = columns[queries]
+    key_positions = first_keys + torch.arange(most_keys, device=device)  # (R, S)
     hidden = key_positions[:, None] > positions[:, :, None]  # (R, T, S)
     if window:
         hidden |= key_positions[:, None] <= positions[:, :, None] - window
-    bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None].to(device)
-    rows = torch.tensor([run.row for run in block], device=device)[:, None]
-    keys = token_at[rows, key_positions.clamp(max=token_at.shape[1] - 1).to(device)]
+    bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)[:, None]
+    keys = token_at[rows, key_positions.clamp(max=token_at.shape[1] - 1)]
     same = int((keys == keys[:1]).all(dim=0).int().cumprod(0).sum())
-    real = None if bool((counts == longest).all()) else (within < counts).to(device)
-    return Tile(queries.to(device), real, keys, bias, same)
+    return Tile(queries, None if min(lengths) == longest else within < counts, keys, bias, same)
 
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, tiles: Tiles) -> Tensor:
@@ -136,9 +137,28 @@ def by_products(value: Tensor) -> bool:
 def _fused(query: Tensor, key: Tensor, value: Tensor, tile: Tile) -> Tensor:
     """A tile (R, T, H, D) by PyTorch's fused kernels."""
     rows, longest = tile.queries.shape
-    keys, values = (_rows_of(x, tile.keys).transpose(1, 2) for x in (key, value))
+    keys, values = (_SharedRows.apply(x, tile.keys).transpose(1, 2) for x in (key, value))
     out = fused_attention(_rows_of(query, tile.queries), keys, values, tile.bias == 0)
     return out.view(rows, longest, *query.shape[1:])
+
+
+class _SharedRows(torch.autograd.Function):
+    """`_rows_of`, whose gradient is added up in float32: hundreds of rows may share a prefix, and a GPU that adds in
+    bfloat16 does not get past 256 ones."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = x.shape
+        return _rows_of(x, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (places,), wide = ctx.saved_tensors, torch.promote_types(grad.dtype, torch.float32)
+        total = grad.new_zeros(ctx.shape, dtype=wide)
+        total.index_add_(0, places.flatten(), grad.flatten(0, 1).to(wide))
+        return total.to(grad.dtype), None
 
 
 class _TreeAttention(torch.autograd.Function):

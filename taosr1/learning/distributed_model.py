@@ -24,7 +24,7 @@ from taosr1.learning.batches import Batch, Item, common_tok, micro_batches, padd
 from taosr1.model.decoder import Decoder
 from taosr1.model.io.weights import load_weights
 from taosr1.model.lora import adapters
-from taosr1.runtime.distributed import gather, init_process_group, local_device, share, this_rank
+from taosr1.runtime.distributed import gather, given_up_together, init_process_group, local_device, share, this_rank
 
 T = TypeVar("T")
 START = "start it with torchrun --standalone --nproc_per_node=N SCRIPT --fsdp"
@@ -106,6 +106,10 @@ class DistributedModel:
         """function(model, *arguments) in the compute type. With a sharded model all ranks have to call it together."""
         with self.compute_dtype():
             return self.root(function, *arguments) if self.sharded else function(self.model, *arguments)
+
+    def given_up_together(self) -> AbstractContextManager:
+        """Around passes that a rank may give up; not of a sharded model, each pass of which needs all ranks."""
+        return nullcontext() if self.sharded else given_up_together()
 
     def dummy_forward(self) -> Tensor:
         """A pass of a rank that has nothing to compute while others do: 0, with a gradient of 0 for every weight."""

@@ -61,6 +61,15 @@ def keyed_generator(*key: Hashable) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def uniform_of_rows(generators: Sequence[torch.Generator], samples: int, max_new_tokens: int) -> torch.Tensor:
+    """Numbers in [0, 1) to draw the replies to each row with, from a generator of its own: (rows * samples, N).
+
+    So a reply depends neither on the rows that are answered together nor on how many ranks there are.
+    """
+    shape = (samples, max_new_tokens)
+    return torch.cat([torch.rand(shape, generator=generator) for generator in generators])
+
+
 def draw(rows: list[int], count: int, generator: torch.Generator) -> list[int]:
     """`count` of the rows without replacement, in drawn order."""
     return [rows[place] for place in torch.randperm(len(rows), generator=generator)[:count].tolist()]

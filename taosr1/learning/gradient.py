@@ -13,6 +13,7 @@ from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.losses import LossSum
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.distributed import gather
+from taosr1.runtime.progress import report
 
 Loss = Callable[[Decoder, Batch], LossSum]
 
@@ -23,10 +24,12 @@ def accumulate(distributed: DistributedModel, batches: Sequence[Batch | None], l
     batches: this rank's micro-batches; None for a dummy pass. One that does not fit into memory is halved, once.
     Returns: the whole step's loss and metrics, each a mean over what the losses count. No batches, or nothing that
         counts, is a step without gradient: loss 0.
-    Raises: MemoryError where half of a micro-batch does not fit either.
+    Raises: MemoryError where half of a micro-batch does not fit either; GivenUp between two micro-batches.
     """
     model, totals = distributed.model, Counter()
-    for sums in gather(_add_up_halving(distributed, batches, loss)):  # those of all ranks
+    with distributed.given_up_together():
+        own = _add_up_halving(distributed, batches, loss)
+    for sums in gather(own):  # those of all ranks
         totals.update(sums)
     distributed.average_gradients()
     count = max(totals.pop("count"), 1e-9)
@@ -61,6 +64,7 @@ def _add_up(distributed: DistributedModel, batches: Sequence[Batch | None], loss
     """Gradients of this rank's micro-batches added up in `.grad`; returns the sums of loss, count and metrics."""
     sums = Counter({"loss": 0.0, "count": 0.0, "passes": 0.0})
     for number, batch in enumerate(batches):
+        report("micro-batches", number, len(batches))
         try:
             if batch is None:  # another rank has more to compute
                 distributed.dummy_forward().backward()

@@ -3,11 +3,12 @@
 The loop does what is the same for all: it cuts a step's items into micro-batches and deals them out to the ranks, adds
 up gradients and divides them once (`gradient.py`), repeats updates on the same items, skips steps whose numbers are
 not finite, halves a micro-batch that does not fit into memory, saves, evaluates, and continues where a run was stopped.
-SIGTERM and Ctrl-C let the step end and save it.
+SIGTERM and Ctrl-C give up the step that is under way, and the last finished one is saved.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -27,9 +28,9 @@ from taosr1.learning.gradient import Loss, accumulate
 from taosr1.learning.optimizers import Schedule, set_learning_rates
 from taosr1.model.tokenizer import Tokenizer
 from taosr1.runtime.checkpoint import BEST_FILE, load_checkpoint, prune, read_best, save_checkpoint
-from taosr1.runtime.cli import progress
-from taosr1.runtime.distributed import gather, on_rank_zero, this_rank
+from taosr1.runtime.distributed import GivenUp, gather, on_rank_zero, this_rank
 from taosr1.runtime.files import write_checksummed, write_json
+from taosr1.runtime.progress import Bar, listening
 from taosr1.runtime.run_folder import Run
 from taosr1.runtime.signals import Stopped, StopRequests
 
@@ -88,43 +89,97 @@ def train(
     evaluate: its `SCORE` (or `DEV_LOGP`) entry decides which checkpoint `best.json` names.
     Returns: the last evaluation ({} without `evaluate`).
     Raises: FloatingPointError after `schedule.max_skipped` steps in a row whose loss, gradient or reward was not
-        finite; Stopped where SIGTERM or Ctrl-C came, after the step was saved.
+        finite; Stopped where SIGTERM or Ctrl-C came, after the last finished step was saved.
     """
     distributed = distributed or DistributedModel(judge.model, judge.engine)
     checkpoints = _Checkpoints(judge, run, stage.name, schedule, optimizers, distributed, evaluate)
     steps = _Steps(stage, run, schedule, distributed, optimizers)
-    with closing(run), StopRequests() as asked:
-        step, cursor, skipped = checkpoints.resume()
-        start, silent = step, not distributed.ranks.is_rank_zero
-        bar = progress(total=schedule.steps, initial=step, desc=stage.name, unit="step", disable=silent)
-        while step < schedule.steps:
-            started = time.perf_counter()
-            metrics = steps.take(step, cursor)
-            skipped = skipped + 1 if steps.error else 0
-            if skipped >= schedule.max_skipped:
-                raise FloatingPointError(_report_bad_steps(skipped, step, steps, run.folder, judge.tokenizer))
-            step += 1
-            seconds = round(time.perf_counter() - started, 4)
-            run.log(step, **metrics, skipped=skipped, time_s=seconds)
-            shown = metrics | checkpoints.last
-            bar.set_postfix({name: f"{shown[name]:.3f}" for name in BAR_METRICS if name in shown}, refresh=False)
-            bar.update()
-            stop = step % schedule.updates == 0 and max(gather(asked.signum))  # for all ranks, at the same step
-            if schedule.saves(step) or stop:
-                checkpoints.save(step, cursor, skipped)
-                if not stop and checkpoints.evaluate(step):
-                    stop = max(gather(asked.signum))
-                checkpoints.prune()
-            if stop:
-                done = f"stopped after step {step} of {schedule.steps}, which is saved; the same command continues"
-                raise Stopped(stop, f"{stage.name}: {done}")
-        bar.close()
+    start, silent = run.start[0] if run.start else 0, not distributed.ranks.is_rank_zero
+    bar = Bar(total=schedule.steps, initial=start, desc=stage.name, unit="step", disable=silent)
+    pace = _Pace(bar, start, schedule, checkpoints)
+    with closing(run), StopRequests(pace.say_stop) as asked, listening(partial(pace.hear, asked)):
+        try:
+            with bar:
+                step, cursor, skipped = checkpoints.resume()
+                while step < schedule.steps:
+                    pace.begin(step, cursor, skipped)
+                    metrics = steps.take(step, cursor)
+                    skipped = skipped + 1 if steps.error else 0
+                    if skipped >= schedule.max_skipped:
+                        raise FloatingPointError(_report_bad_steps(skipped, step, steps, run.folder, judge.tokenizer))
+                    step += 1
+                    run.log(step, **metrics, skipped=skipped, time_s=pace.end())
+                    shown = metrics | checkpoints.last
+                    bar.say(", ".join(f"{name}={shown[name]:.3f}" for name in BAR_METRICS if name in shown))
+                    bar.update()
+                    stop = due = 0
+                    if step % schedule.updates == 0:  # what one rank is asked holds for all, at the same step
+                        stop, due = map(max, zip(*gather((asked.signum, checkpoints.is_due()))))
+                    if schedule.saves(step) or stop or due:
+                        checkpoints.save(step, cursor, skipped)
+                        if not stop and checkpoints.evaluate(step):
+                            stop = max(gather(asked.signum))
+                        checkpoints.prune()
+                    if stop:
+                        raise Stopped(stop, f"{stage.name}: {checkpoints.say_saved()}")
+        except GivenUp:
+            pace.save_last_finished()
+            raise Stopped(max(gather(asked.signum)), f"{stage.name}: {checkpoints.say_saved()}") from None
         if step > start and stage.summary(cursor):
             print(stage.summary(cursor))
         stop = max(gather(asked.signum))  # one that came too late for a step
     if stop:
         raise Stopped(stop, f"{stage.name}: stopped after its last step, {step}, which is saved")
     return checkpoints.last
+
+
+class _Pace:
+    """Where a run is: for its bar, for one who asks it to stop, and for a step that is given up."""
+
+    def __init__(self, bar: Bar, start: int, schedule: Schedule, checkpoints: _Checkpoints) -> None:
+        self.bar, self.schedule, self.checkpoints = bar, schedule, checkpoints
+        self.step = start  # the last one that is finished
+        self.before: tuple[int, dict, int] | None = None  # step, cursor and skipped before the one under way, if any
+        self.began, self.step_s = time.perf_counter(), 0.0
+
+    def begin(self, step: int, cursor: dict, skipped: int) -> None:
+        self.step, self.before, self._rng = step, (step, copy.deepcopy(cursor), skipped), torch.get_rng_state()
+        self.began = time.perf_counter()
+
+    def end(self) -> float:
+        """The seconds that the step took."""
+        self.step, self.before = self.step + 1, None
+        self.step_s = round(time.perf_counter() - self.began, 4)
+        return self.step_s
+
+    def _gives_up(self) -> bool:
+        """Whether the weights are those of a step after which a checkpoint may lie."""
+        return self.step % self.schedule.updates == 0
+
+    def hear(self, asked: StopRequests, what: str, done: int | Callable[[], int], total: int) -> None:
+        """Between two passes. Raises: GivenUp where a stop was asked for."""
+        self.bar.part(what, done, total)
+        if self._gives_up():
+            asked.check()
+
+    def say_stop(self) -> str:
+        """What happens now that a stop was asked for. A sharded model has to end its step."""
+        checkpoints, step, updates = self.checkpoints, self.step, self.schedule.updates
+        if self._gives_up() and not (checkpoints.distributed.sharded and self.before):
+            took = f" ({checkpoints.save_s:.0f} s)" if checkpoints.save_s else ""
+            kept = f"step {step} is saved" + (f" first{took}" if step > checkpoints.saved else "")
+            return f"stopping: what is under way is given up; {kept if step else 'no step is finished yet'}"
+        last = min(self.schedule.steps, step - step % updates + updates)
+        left = (last - step) * self.step_s - (time.perf_counter() - self.began)
+        seconds = f"in about {max(left, 1):.0f} s" if self.step_s else "no step was timed yet"
+        return f"stopping after step {last} ({seconds}); its checkpoint is written first"
+
+    def save_last_finished(self) -> None:
+        """As it was before the step that is given up; nothing where that is saved already."""
+        if self.before and self.step > self.checkpoints.saved:
+            torch.set_rng_state(self._rng)
+            self.checkpoints.save(*self.before)
+            self.checkpoints.prune()
 
 
 # ---- One step --------------------------------------------------------------------------------------------------------
@@ -184,7 +239,9 @@ class _Steps:
         if samples := self.drawn.samples or self.records:
             self.run.log_samples(step + 1, samples)
         if not self.draw_error:
-            self.prepared = self.stage.prepare(deal(self.drawn.items), self.drawn.items)
+            batches = deal(self.drawn.items)
+            with self.distributed.given_up_together():
+                self.prepared = self.stage.prepare(batches, self.drawn.items)
 
 
 def _report_bad_steps(skipped: int, step: int, steps: _Steps, folder: Path, tokenizer: Tokenizer) -> str:
@@ -205,7 +262,10 @@ def _report_bad_steps(skipped: int, step: int, steps: _Steps, folder: Path, toke
 
 @dataclass
 class _Checkpoints:
-    """A run's checkpoints and evaluations. last: the last evaluation."""
+    """A run's checkpoints and evaluations.
+
+    last: the last evaluation. saved: the newest checkpoint's step. save_s: seconds that writing it took (0: unknown).
+    """
 
     judge: JudgeModel
     run: Run
@@ -215,6 +275,9 @@ class _Checkpoints:
     distributed: DistributedModel
     evaluation: Callable[[JudgeModel], dict[str, float]] | None
     last: dict[str, float] = field(default_factory=dict)
+    saved: int = 0
+    save_s: float = 0.0
+    _saved_at: float = field(default_factory=lambda: time.monotonic())
 
     def resume(self) -> tuple[int, dict, int]:
         """Step, cursor, and how many steps in a row were skipped before it; an evaluation that was lost is made."""
@@ -223,6 +286,7 @@ class _Checkpoints:
             return 0, {}, 0
         path = run.start[1]
         state = load_checkpoint(path, self.optimizers, partial(read_weights, self.judge.model))
+        self.saved = state[0]
         left = "" if state[0] < self.schedule.steps else f"; --steps {self.schedule.steps} leaves none to train"
         print(f"{self.name}: continuing from step {state[0]} ({path}){left}")
         own = path.resolve().parent == run.checkpoints.resolve()  # another run's checkpoint is not this one's best
@@ -232,9 +296,25 @@ class _Checkpoints:
         return state
 
     def save(self, step: int, cursor: dict, skipped: int) -> None:
+        began = time.monotonic()
         self.run.sync()
         write = partial(write_weights, self.judge.model, self.judge.tokenizer, self.judge.prompt)
         save_checkpoint(self.run.checkpoints, step, self.optimizers, cursor, skipped, write)
+        self.saved, self._saved_at = step, time.monotonic()
+        self.save_s = self._saved_at - began
+
+    def is_due(self) -> bool:
+        """Whether `schedule.save_minutes` have passed since the last checkpoint.
+
+        Choice: never more than a tenth of the time is spent on writing, so a large model's are further apart.
+        """
+        minutes, passed = self.schedule.save_minutes, time.monotonic() - self._saved_at
+        return 0 < 60 * minutes <= passed and 10 * self.save_s <= passed
+
+    def say_saved(self) -> str:
+        if not self.saved:
+            return "stopped before its first step was finished: nothing is saved, and the same command begins again"
+        return f"stopped after step {self.saved} of {self.schedule.steps}, which is saved; the same command continues"
 
     def evaluate(self, step: int) -> bool:
         """Where the schedule says so: evaluate, log, and point best.json at this step if it is the best so far."""

@@ -18,6 +18,7 @@ class Schedule:
     clip_norm: float = 1.0
     eval_every: int = 0  # 0: only at the end
     save_every: int = 0  # 0: whenever it is evaluated, and at the end
+    save_minutes: float = 0.0  # of work between two checkpoints, at most; 0: no limit by time
     keep_last: int = 2
     max_skipped: int = 5  # steps in a row that may be skipped because a number was not finite
     micro_batch_tok: int = 2**20  # tokens of a forward pass; changes no result

@@ -15,6 +15,7 @@ from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.rollout_group import Group, RolloutBatch
 from taosr1.model.decoder import Decoder
 from taosr1.model.lora import adapters, adapters_off
+from taosr1.runtime.progress import report
 
 
 def reference_policy(model: Decoder) -> Decoder:
@@ -54,7 +55,9 @@ def with_stored_logp(
     replies = [reply for group in groups for reply in group.replies]
     measures = policy.dtype != torch.float32 or any(reply.token_logp is None for reply in replies)
     done: list[RolloutBatch | None] = []
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        if measures or reference:
+            report("log-probs of micro-batches", number, len(batches))
         old_logp = batch.old_logp if batch and not measures else None
         if measures:
             old_logp = measured_logp(policy, batch, temperature=temperature)

@@ -11,13 +11,15 @@
 Ranks share nothing but files. They may be started by torchrun or by hand, at the same time or one after another, on any
 machines that share a file system with file locks. While the job is unfinished, these files are beside OUT:
 
-    OUT.parts/job.json            what the answers depend on: another job is refused, and the difference is named
+    OUT.parts/job.json            what the answers depend on: another job is refused, and the difference is named; and
+                                  how the rows are cut, by the time that the first of them took (chunk_sizes.py)
     OUT.parts/rank-00000.jsonl    the finished chunks of rank 0, one a line, each with its checksum and forced to disk
     OUT.parts/rank-00000.lock     locked while a process works as rank 0, so that no second one does
     OUT.parts/gate.lock           the directory's lock: held while a rank starts or ends, and while OUT is written
 
 and after a job of several ranks OUT.done.json, which tells a rank that starts after the end that its job is finished.
 Rank r of n does those of the chunks r, r + n, ... that are in no file yet: a restart may have another number of ranks.
+The rank that begins the job measures, while the others wait for it; a job that continues keeps its chunks.
 """
 
 from __future__ import annotations
@@ -27,23 +29,25 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from taosr1 import __version__
 from taosr1.runtime.chunk_files import ChunkFiles
-from taosr1.runtime.cli import progress
+from taosr1.runtime.chunk_sizes import Cut, measured_cut
 from taosr1.runtime.distributed import Ranks, this_rank, unmute_stdout
 from taosr1.runtime.files import DamagedError, delete, differences, read_json, sha256, write_json
 from taosr1.runtime.job_locks import RankLock, locked_directory
 from taosr1.runtime.outputs import there_already
+from taosr1.runtime.progress import Bar, listening
 
 T = TypeVar("T")
-FORMAT = 2  # of stored answers: JSON objects. Before there was a number they were lists
+FORMAT = 3  # of stored jobs. 2 had equal chunks, and replies were drawn by chunk instead of by row
 # Settings that say where things are and how a job is executed. What they lead to is in the digests of rows and judge.
 FREE_SETTINGS = (
     "model", "data", "out", "overwrite", "format", "index", "device", "batch_tok", "split", "limit", "max_bad_rows"
@@ -59,8 +63,8 @@ Work = Callable[[list[T], int], list[dict]]  # work(rows of a chunk, number of t
 
 @contextmanager
 def run_in_chunks(
-    out: str | Path, identity: dict, rows: list[T], size: int, work: Work, description: str, *, boundary: int = 0,
-    overwrite: bool = False,
+    out: str | Path, identity: dict, rows: list[T], largest: int, work: Work, description: str, *, boundary: int = 0,
+    overwrite: bool = False, silent: bool = False,
 ) -> Iterator[Iterable[dict] | None]:  # fmt: skip
     """Answer rows in chunks. Yields all answers in order, or None on a rank that leaves the output to another.
 
@@ -68,35 +72,39 @@ def run_in_chunks(
     answers are removed. After an exception they stay, and the same command continues.
     out: "" keeps the answers in memory; then one process does everything, and begins again where it was killed.
     identity: as `job_identity` makes it, the same on every rank.
+    largest: rows of a chunk at most; a slow model gets fewer (`measured_cut`). What `work` returns for a row must not
+        depend on it, apart from rounding.
     boundary: no chunk holds rows from both sides of this row number.
-    overwrite: `out` may be there already.
+    overwrite: `out` may be there already. silent: without a progress bar.
     Raises: ValueError where OUT.parts holds another job or other processes work as these ranks, for an `out` that is
         there already, for NaN in an answer, and for several ranks without `out`; OSError where the disk is full.
     """
     ranks = this_rank()
-    chunks = chunks_of(boundary, size) + chunks_of(len(rows) - boundary, size, start=boundary)
+    if not out and ranks.world > 1:
+        raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
+    with ExitStack() as shown:
+        bar = shown.enter_context(Bar(total=len(rows), desc=description, unit="row", disable=silent))
+        shown.enter_context(listening(bar.part))
 
-    def answered(own: list[range], missing: list[range]) -> Iterator[tuple[range, list[dict]]]:
-        total = sum(map(len, own))
-        with progress(total=total, initial=total - sum(map(len, missing)), desc=description, unit="row") as bar:
-            for chunk in missing:
-                yield chunk, work(rows[chunk.start : chunk.stop], chunk.start)
-                bar.update(len(chunk))
+        def answer(chunk: range) -> list[dict]:
+            return work(rows[chunk.start : chunk.stop], chunk.start)
 
-    if out:
-        with ChunkedJob(out, identity, chunks, ranks, overwrite=overwrite) as job:
-            for chunk, answers in answered(job.own, list(job.missing())):
+        def answered(chunks: Iterable[range]) -> Iterator[tuple[range, list[dict]]]:
+            with shown:  # the bar ends before anything is said about the job
+                for chunk in chunks:
+                    yield chunk, answer(chunk)
+                    bar.update(len(chunk))
+
+        cut = partial(measured_cut, len(rows), largest, boundary, answer)
+        if not out:
+            yield [given for _, answers in answered(cut().chunks()) for given in answers]
+            return
+        with ChunkedJob(out, identity, len(rows), cut, ranks, overwrite=overwrite) as job:
+            total, missing = sum(map(len, job.own)), list(job.missing())
+            bar.begin_at(total - sum(map(len, missing)), total)
+            for chunk, answers in answered(missing):
                 job.add(chunk, answers)
             yield job if job.to_merge() else None
-    elif ranks.world > 1:
-        raise ValueError(f"--out is missing: the {ranks.world} ranks share their answers through files beside it")
-    else:
-        yield [answer for _, answers in answered(chunks, chunks) for answer in answers]
-
-
-def chunks_of(rows: int, size: int, start: int = 0) -> list[range]:
-    """Row numbers start .. start + rows - 1, cut into ranges of `size`; the last may be shorter."""
-    return [range(first, min(first + size, start + rows)) for first in range(start, start + rows, size)]
 
 
 def job_identity(job: str, config: Any, rows: Iterable[object], **facts: object) -> dict[str, Any]:
@@ -117,19 +125,18 @@ class ChunkedJob:
     """The stored chunks of one job, as one of its ranks works on them."""
 
     def __init__(
-        self, out: str | Path, identity: dict[str, Any], chunks: Sequence[range], ranks: Ranks, *,
+        self, out: str | Path, identity: dict[str, Any], rows: int, cut: Callable[[], Cut], ranks: Ranks, *,
         overwrite: bool = False,
     ) -> None:  # fmt: skip
-        """chunks: row numbers, as `chunks_of` cuts them. identity: the same on every rank."""
-        self.overwrite = overwrite
-        self.out, self.chunks, self.ranks = Path(out), list(chunks), ranks
+        """cut: called where this rank begins the job; any other finds its chunks in job.json. identity: the same on
+        every rank."""
+        self.overwrite, self._cut = overwrite, cut
+        self.out, self.ranks = Path(out), ranks
+        self.chunks: list[range] = []  # known once the job has begun
         self.folder, self.record = Path(f"{out}.parts"), Path(f"{out}.done.json")
         self.job_file = self.folder / "job.json"
-        lengths = [len(chunk) for chunk in chunks]
-        sizes = {"rows": sum(lengths), "chunks": len(chunks), "rows of a chunk": max(lengths, default=0)}
-        self.identity: dict[str, Any] = json.loads(json.dumps({**identity, **sizes, "format": FORMAT}))  # as read back
-        self._number = {chunk.start: number for number, chunk in enumerate(chunks)}
-        self.own = self.chunks[ranks.rank :: ranks.world]  # this rank's chunks
+        self.identity: dict[str, Any] = json.loads(json.dumps({**identity, "rows": rows, "format": FORMAT}))  # as read
+        self._number: dict[int, int] = {}
         self._files = ChunkFiles(self.folder)
         self._lock = RankLock(self.folder, ranks)
         self._directory_lock = ExitStack()  # held while this rank merges
@@ -137,6 +144,11 @@ class ChunkedJob:
         self._over = False  # the stored chunks were merged, or removed
 
     # ---- The chunks --------------------------------------------------------------------------------------------------
+
+    @property
+    def own(self) -> list[range]:
+        """This rank's chunks."""
+        return self.chunks[self.ranks.rank :: self.ranks.world]
 
     def missing(self) -> Iterator[range]:
         """This rank's chunks that are in no file yet."""
@@ -209,6 +221,7 @@ class ChunkedJob:
                 self._begin_or_continue()
         except BaseException:
             self._close()
+            self._leave_folder()
             raise
         return self
 
@@ -226,11 +239,19 @@ class ChunkedJob:
             raise ValueError(f"{self.job_file} is missing, although {others[0]} is working: end that process first")
         self._lock.take()
         self._files.scan()
+        cut = stored and stored.pop("cut", None)
         if stored is not None and stored != self.identity and (others or self._files.place):
             raise ValueError(self._refusal(stored))
         if stored != self.identity:  # a new job; chunks without a job.json are left from a removal that was interrupted
             self._files.forget()
-            write_json(self.job_file, self.identity, ascii=True)
+            try:
+                cut = asdict(self._cut())
+            except BaseException:
+                self._remove()
+                raise
+            write_json(self.job_file, {**self.identity, "cut": cut}, ascii=True)
+        self.chunks = Cut(**cut).chunks()
+        self._number = {chunk.start: number for number, chunk in enumerate(self.chunks)}
         self._files.open_own(self._lock.path.with_suffix(".jsonl"))
         if self._files.place:
             self._report(f"{self._lock.name} continues, {self._progress()}")
@@ -259,6 +280,9 @@ class ChunkedJob:
             self._close()
         if not (self._files.place or self._over):
             self._remove_unused()
+        self._leave_folder()
+
+    def _leave_folder(self) -> None:
         if self._over:  # only now: network file systems keep the names of removed files while they are open
             with suppress(OSError):  # not empty: another rank has started in between
                 self.folder.rmdir()

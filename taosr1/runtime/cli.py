@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from tqdm import tqdm
-
 T = TypeVar("T")
 
 
@@ -190,22 +188,3 @@ def command_line(script: str, **settings: object) -> str:
 def _base_type(kind: Any) -> type:
     """int for `int | None`, the type itself otherwise."""
     return next((part for part in get_args(kind) if part is not type(None)), kind)
-
-
-def progress(**settings: Any) -> tqdm:
-    """A progress bar: redrawn on a terminal, a plain line every ten seconds where output goes to a file."""
-    if sys.stderr.isatty():
-        return tqdm(mininterval=0.3, **settings)
-    return tqdm(mininterval=10, maxinterval=10, ascii=True, file=_Lines(), **settings)
-
-
-class _Lines:
-    """A stream that writes each state of a tqdm bar as a line of its own."""
-
-    def write(self, text: str) -> None:
-        text = text.strip("\r\n ")
-        if text:
-            print(text, file=sys.stderr)
-
-    def flush(self) -> None:
-        sys.stderr.flush()

@@ -10,12 +10,15 @@ from __future__ import annotations
 import heapq
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_MAY_GIVE_UP: ContextVar[bool] = ContextVar("may_give_up", default=False)
 TIMEOUT = timedelta(minutes=30)  # longer than any work of one rank that the others wait for: a large checkpoint
 
 
@@ -130,13 +133,38 @@ def gather(value: T) -> list[T]:
     return values
 
 
+class GivenUp(BaseException):
+    """What is being computed is given up, by all ranks at the same place: a stop was asked for."""
+
+
+def may_give_up() -> bool:
+    """Whether this rank may raise `GivenUp` here: one that left others waiting for it would block them."""
+    return _MAY_GIVE_UP.get() or not _connected()
+
+
+@contextmanager
+def given_up_together() -> Iterator[None]:
+    """A part of the work without communication that a rank may give up: at its end all ranks do, if one of them did."""
+    token, gave_up = _MAY_GIVE_UP.set(True), False
+    try:
+        yield
+    except GivenUp:
+        gave_up = True
+    finally:
+        _MAY_GIVE_UP.reset(token)
+    if max(gather(gave_up)):
+        raise GivenUp
+
+
 def divide_work(costs: Sequence[float], work: Callable[[list[int]], list[T]]) -> list[T]:
     """The results of `work` for items of these costs, in their order, on every rank; keep them small.
 
-    work(places) returns the results of the items at these places. Each rank calls it once, for its share of them.
+    work(places) returns the results of the items at these places, without communication. Each rank calls it once, for
+    its share of them; it may give up.
     """
     places = share(range(len(costs)), this_rank(), lambda place: costs[place])
-    found = dict(zip(places, work(places)))
+    with given_up_together():
+        found = dict(zip(places, work(places)))
     found = {place: result for of_rank in gather(found) for place, result in of_rank.items()}
     return [found[place] for place in range(len(costs))]
 

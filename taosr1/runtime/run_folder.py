@@ -31,8 +31,8 @@ from taosr1.runtime.out_paths import out_problems
 
 # Settings that may differ between a run and its continuation: they say how it is executed, not what is computed.
 _FREE_SETTINGS = {
-    "micro_batch_tok", "resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "max_skipped",
-    "activation_checkpointing", "fsdp",
+    "micro_batch_tok", "resume", "accept_changed", "out", "device", "steps", "keep_last", "save_every", "save_minutes",
+    "max_skipped", "activation_checkpointing", "fsdp",
 }  # fmt: skip
 CONFIG_FILE, HISTORY_FILE, IDENTITY_FILE, LOCK_FILE = "config.json", "history.json", "identity.json", ".lock"
 _SAID_ONCE = {"resume", "accept_changed", "out"}  # settings of one start of a run, not of what it computes
@@ -53,6 +53,9 @@ class RunFlags:
     )
     keep_last: int = option(2, "newest checkpoints kept beside the best one")
     save_every: int = option(0, "steps between checkpoints (0: one with every evaluation)")
+    save_minutes: float = option(
+        5.0, "minutes of steps after which a checkpoint is written too, if that takes at most a tenth of them (0: off)"
+    )
     max_skipped: int = option(
         5, "steps in a row whose loss, gradient or reward is not finite before the run stops and saves their batch"
     )
@@ -63,7 +66,8 @@ class RunFlags:
 
 def run_problems(flags: RunFlags) -> list[tuple[bool, str]]:
     """Problems for `taosr1.runtime.cli.check`, those of the script's `out` too."""
-    return [*at_least(flags, keep_last=1, save_every=0, max_skipped=1), *out_problems(flags.out, folder=True)]
+    lowest = {"keep_last": 1, "save_every": 0, "save_minutes": 0, "max_skipped": 1}
+    return [*at_least(flags, **lowest), *out_problems(flags.out, folder=True)]
 
 
 class Run:

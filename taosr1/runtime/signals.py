@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from taosr1.runtime.cli import flag_of
-from taosr1.runtime.distributed import lost_contact, mute_stdout, shutdown, this_rank
+from taosr1.runtime.distributed import GivenUp, lost_contact, may_give_up, mute_stdout, shutdown, this_rank
 
 CONTINUES = "the same command continues from"
 
 
 class Stopped(Exception):
-    """A run was asked to stop, finished its step and saved it. `code` is the program's exit code."""
+    """A run was asked to stop, and its last finished step is saved. `code` is the program's exit code."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -28,10 +28,11 @@ class StopRequests:
     """A context in which SIGTERM and Ctrl-C only ask for a stop: `signum` is the signal that came, 0 for none.
 
     A second Ctrl-C stops at once. Signals reach the main thread only; in any other one nothing is ever asked.
+    says: what is printed when one comes: what happens now, and how long it takes.
     """
 
-    def __init__(self) -> None:
-        self.signum = 0
+    def __init__(self, says: Callable[[], str]) -> None:
+        self.signum, self.says = 0, says
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -43,12 +44,17 @@ class StopRequests:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def check(self) -> None:
+        """Give up what is being computed, if a stop was asked for and this rank may. Raises: GivenUp."""
+        if self.signum and may_give_up():
+            raise GivenUp
+
     def _ask(self, number: int, frame: object) -> None:
         if number == self.signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = number
         if this_rank().is_rank_zero:
-            print("stopping after this step; its checkpoint is written first", file=sys.stderr, flush=True)
+            print(self.says(), file=sys.stderr, flush=True)
 
 
 # Settings whose smaller value takes less memory, and switches that do: those that the script has are named.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taosr1.model.decoder import Decoder
 from taosr1.model.kv_cache import KVCache
+from taosr1.runtime.progress import report
 from taosr1.sampling.batching import pad_right
 from taosr1.sampling.choose_token import choose_token, draw_uniform
 from taosr1.sampling.rollouts import Rollouts
@@ -68,6 +69,7 @@ def generate(
             rollouts.lengths[active] += 1
             stopped = torch.isin(token, stops)
             rollouts.finished[active[stopped]] = True
+            report("reply tokens", rollouts.settled_tok, uniform.numel())
             if bool(stopped.all()) or step + 1 == max_new_tokens:
                 break
             if bool(stopped.any()):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from taosr1.model.config import DecoderConfig
+from taosr1.runtime.progress import report
 from taosr1.sampling.batching import batch_by_length, pad_right
 from taosr1.sampling.choose_token import choose_token
 from taosr1.task.grades import GRADES
@@ -54,7 +54,6 @@ def label_probabilities(
     max_tokens_per_batch: int = 16384,
     uniform: Tensor | None = None,
     temperature: float = 1.0,
-    progress: bool = False,
 ) -> LabelProbs:
     """Score each prompt with one forward pass and no decoding: P(grade) = softmax over the four label logits.
 
@@ -70,21 +69,20 @@ def label_probabilities(
     """
     check_prompts(prompts, model.config, max_tokens_per_batch)
     device = next(model.parameters()).device
-    found = LabelProbs.empty(len(prompts), uniform)
-    with tqdm(total=len(prompts), desc="score", unit="pair", disable=not progress) as bar:
-        for batch in batch_by_length([len(prompt) for prompt in prompts], max_tokens_per_batch):
-            rows = torch.tensor(batch)
-            hidden = model.hidden(pad_right([prompts[row] for row in batch]).to(device))  # (b, T, C)
-            last = torch.tensor([len(prompts[row]) - 1 for row in batch], device=device)
-            logits = model.head(hidden[torch.arange(len(batch), device=device), last]).float()  # (b, V)
-            probs, label_mass = read_labels(logits, tokenizer.label_ids)
-            found.probs[rows], found.label_mass[rows] = probs.cpu(), label_mass.cpu()
-            if uniform is not None:
-                samples = uniform.shape[1]
-                repeated, draws = logits.repeat_interleave(samples, dim=0), uniform[rows].flatten().to(device)
-                tokens, _ = choose_token(repeated, draws, temperature=temperature)
-                found.first_tokens[rows] = tokens.view(len(batch), samples).cpu()
-            bar.update(len(batch))
+    found, done = LabelProbs.empty(len(prompts), uniform), 0
+    for batch in batch_by_length([len(prompt) for prompt in prompts], max_tokens_per_batch):
+        rows = torch.tensor(batch)
+        hidden = model.hidden(pad_right([prompts[row] for row in batch]).to(device))  # (b, T, C)
+        last = torch.tensor([len(prompts[row]) - 1 for row in batch], device=device)
+        logits = model.head(hidden[torch.arange(len(batch), device=device), last]).float()  # (b, V)
+        probs, label_mass = read_labels(logits, tokenizer.label_ids)
+        found.probs[rows], found.label_mass[rows] = probs.cpu(), label_mass.cpu()
+        if uniform is not None:
+            samples = uniform.shape[1]
+            repeated, draws = logits.repeat_interleave(samples, dim=0), uniform[rows].flatten().to(device)
+            tokens, _ = choose_token(repeated, draws, temperature=temperature)
+            found.first_tokens[rows] = tokens.view(len(batch), samples).cpu()
+        report("pairs scored", done := done + len(batch), len(prompts))
     return found.checked()
 
 

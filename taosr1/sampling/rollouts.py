@@ -34,6 +34,10 @@ class Rollouts:
             torch.zeros(rows, dtype=torch.bool, device=device),
         )
 
+    def settled_tok(self) -> int:
+        """Of the R * N tokens that there may be, those that are drawn, or that no reply will have any more."""
+        return int(torch.where(self.finished, self.tokens.shape[1], self.lengths).sum())
+
     def replies(self) -> list[list[int]]:
         """The replies as plain lists of ids, stop token included if there is one."""
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist())]

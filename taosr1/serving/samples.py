@@ -37,13 +37,15 @@ class Sample:
 
 
 def sample_replies(
-    judge: JudgeModel, rows: Sequence[Judgement], *, samples: int, generator: torch.Generator,
-    max_new_tokens: int = 128, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    judge: JudgeModel, rows: Sequence[Judgement], *, samples: int, generator: torch.Generator | None = None,
+    uniform: torch.Tensor | None = None, max_new_tokens: int = 128, temperature: float = 1.0, top_k: int = 0,
+    top_p: float = 1.0,
 ) -> list[SampledReply]:  # fmt: skip
-    """`samples` replies to every row, row after row."""
+    """`samples` replies to every row, row after row. generator, uniform: as of `generate`."""
     rollouts = judge.engine.generate(
         judge.model, judge.prompts(list(rows)), samples=samples, max_new_tokens=max_new_tokens,
         temperature=temperature, top_k=top_k, top_p=top_p, stop_ids=judge.tokenizer.eos_ids, generator=generator,
+        uniform=uniform,
     )  # fmt: skip
     return sampled_replies(rollouts, judge.reply_text)
 

@@ -47,7 +47,6 @@ def score_prompts(
     beta: float = 0.5,
     temperature: float = 1.0,
     max_tokens_per_batch: int = 16384,
-    progress: bool = False,
 ) -> list[Score]:
     """Scores every prompt by one prefill, in input order; the prompts of a judge that answers first.
 
@@ -58,7 +57,7 @@ def score_prompts(
     Raises: ValueError as `label_probabilities`, `apply_temperature` and `cumulative_tier`.
     """
     found = judge.engine.label_probabilities(
-        judge.model, judge.tokenizer, prompts, max_tokens_per_batch=max_tokens_per_batch, progress=progress
+        judge.model, judge.tokenizer, prompts, max_tokens_per_batch=max_tokens_per_batch
     )
     return scores_of(found, beta=beta, temperature=temperature)
 

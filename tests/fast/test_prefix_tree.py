@@ -253,6 +253,20 @@ def test_attention_by_tiles_has_the_gradient_of_its_formula(monkeypatch):
     assert torch.autograd.gradcheck(lambda *x: tree_attention.tree_attention(*x, made), inputs)
 
 
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=no_gpu)])
+def test_gradients_of_what_hundreds_of_rows_share_are_whole_sums(kernels, device):
+    """One value for 600 queries of weight 1: its gradient is 600. A GPU that adds in bfloat16 stops at 256."""
+    rows, columns = torch.arange(600, device=device), torch.zeros(600, dtype=torch.int64, device=device)
+    ones = torch.ones(600, 1, 8, dtype=torch.bfloat16, device=device)
+    value = ones[:1].clone().requires_grad_()
+    tiles = tree_attention.make_tiles(rows, columns, columns[:, None], 1, window=None)
+    tree_attention.tree_attention(ones, ones[:1], value, tiles).sum().backward()
+    assert value.grad.eq(600).all()
+
+
 def test_any_rows_give_the_log_probs_and_gradients_of_the_plain_program(make_model):
     """Of three tokens, so that rows begin alike, continue and repeat one another; with any tiles and windows."""
     hypothesis = pytest.importorskip("hypothesis")

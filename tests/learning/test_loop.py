@@ -24,6 +24,7 @@ from taosr1.learning.optimizers import Schedule, make_optimizers
 from taosr1.learning.rewards import NonFiniteRewardError
 from taosr1.model.logprobs import completion_logp, sequence_logp
 from taosr1.runtime.checkpoint import checkpoints, read_best
+from taosr1.runtime.progress import report
 from taosr1.runtime.run_folder import Run
 from taosr1.runtime.signals import Stopped
 
@@ -654,3 +655,115 @@ def test_a_signal_that_comes_when_all_steps_are_done_is_not_lost(make_judge, tmp
 
     with pytest.raises(Stopped, match="stopped after its last step, 2, which is saved"):
         drive(tmp_path, make_judge(), steps=2, evaluate=asked_to_stop)
+
+
+# --- Being asked in the middle of a step ------------------------------------------------------------------------------
+@pytest.mark.parametrize("at", [9, 10, 11])  # of four micro-batches a step: the second, third and fourth of step 3
+def test_a_step_that_is_under_way_is_given_up_and_a_resumed_run_equals_the_unbroken_one(
+    make_judge, tmp_path, at, capsys
+):
+    def go(folder, judge, loss=loss_fn):
+        evaluate, _ = scores(folder, *[0.5] * 3)
+        schedule = {"eval_every": 4, "keep_last": 9, "micro_batch_tok": 20}
+        drive(folder, judge, steps=8, loss=loss, evaluate=evaluate, schedule=schedule)
+
+    assert len(list(DistributedModel(make_judge().model).deal(examples(3), 20))) > 4
+    with pytest.raises(Stopped, match="stopped after step [12] of 8, which is saved; the same command continues"):
+        go(tmp_path / "parts", make_judge(), asks(signal.SIGTERM, at))
+    step = newest(tmp_path / "parts")
+    assert f"stopping: what is under way is given up; step {step} is saved first" in capsys.readouterr().err
+    resumed, whole = make_judge(seed=4), make_judge()
+    go(tmp_path / "parts", resumed)
+    go(tmp_path / "whole", whole)
+    assert torch.equal(weights(resumed), weights(whole)) and metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        files = [tmp_path / run / "checkpoints" / "step-000008" / name for run in ("parts", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_rollouts_and_an_evaluation_are_given_up_too_and_the_cursor_is_that_before_the_step(
+    make_judge, tmp_path, capsys
+):
+    """The draw of step 3 has moved the cursor when the signal comes; a lost evaluation is made by the next start."""
+    answers = []
+
+    def draw(step, cursor):
+        cursor["calls"] = cursor.get("calls", 0) + 1
+        for done in range(4):
+            if step == 2 and done == 2 and not answers:
+                os.kill(os.getpid(), signal.SIGTERM)
+            report("replies", done, 4)
+        return StepItems(examples(cursor["calls"]))
+
+    def evaluate(judge):
+        answers.append(newest(tmp_path))
+        if len(answers) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            report("rows scored", 1, 2)
+        return {"dev_macro_f1": 0.5}
+
+    with pytest.raises(Stopped, match="stopped after step 2 of 4, which is saved") as caught:
+        drive(tmp_path, make_judge(), draw=draw, evaluate=evaluate)
+    assert caught.value.code == 143 and json.loads(
+        (tmp_path / "checkpoints/step-000002/state.json").read_text(encoding="utf-8")
+    )["cursor"] == {"calls": 2}
+    answers.append(0)  # the second start is not asked to stop
+    drive(tmp_path, make_judge(), draw=draw, evaluate=evaluate)
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4, 4]
+    (tmp_path / "checkpoints" / "best.json").unlink()
+    answers.clear()
+    with pytest.raises(Stopped, match="stopped after step 4 of 4, which is saved") as caught:
+        drive(tmp_path, make_judge(), draw=draw, evaluate=evaluate)
+    assert caught.value.code == 130 and not (tmp_path / "checkpoints" / "best.json").exists()
+    drive(tmp_path, make_judge(), draw=draw, evaluate=evaluate)
+    assert read_best(tmp_path / "checkpoints")["evaluated_through"] == 4
+
+
+def test_an_evaluation_is_given_up_also_where_several_updates_share_their_items(make_judge, tmp_path, capsys):
+    def evaluate(judge):
+        os.kill(os.getpid(), signal.SIGTERM)
+        report("rows scored", 1, 2)
+        pytest.fail("it went on")
+
+    with pytest.raises(Stopped, match="stopped after step 2 of 4, which is saved"):
+        drive(tmp_path, make_judge(), evaluate=evaluate, schedule={"updates": 2, "eval_every": 2})
+    assert "what is under way is given up; step 2 is saved\n" in capsys.readouterr().err
+
+
+def test_a_stop_before_the_first_step_is_finished_has_nothing_to_save(make_judge, tmp_path):
+    with pytest.raises(Stopped, match="stopped before its first step was finished: nothing is saved"):
+        drive(tmp_path, make_judge(), loss=asks(signal.SIGTERM, 0), schedule={"micro_batch_tok": 20})
+    assert checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_stop_between_updates_on_the_same_items_says_how_long_it_will_take(make_judge, tmp_path, capsys):
+    with pytest.raises(Stopped, match="after step 4 of 8"):
+        loss, schedule = asks(signal.SIGTERM, 2), {"updates": 4}
+        drive(tmp_path, make_judge(), steps=8, batches=lambda *_: [collate(examples(0))], loss=loss, schedule=schedule)
+    assert "stopping after step 4 (in about 1 s); its checkpoint is written first" in capsys.readouterr().err
+
+
+def test_checkpoints_are_written_by_the_clock_too_but_not_for_more_than_a_tenth_of_the_time(
+    make_judge, tmp_path, monkeypatch
+):
+    now, save_s, saved = [0.0], [2.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    save = loop.save_checkpoint
+
+    def slow_save(folder, step, *rest, **named):
+        now[0] += save_s[0]
+        saved.append(step)
+        return save(folder, step, *rest, **named)
+
+    def draw(step, cursor):
+        now[0] += 25.0  # seconds that a step takes
+        return StepItems(examples(step))
+
+    monkeypatch.setattr(loop, "save_checkpoint", slow_save)
+    drive(tmp_path / "a", make_judge(), steps=9, draw=draw, schedule={"save_minutes": 1.0})
+    assert saved == [3, 6, 9]
+    save_s[0] = 10.0
+    drive(tmp_path / "b", make_judge(), steps=9, draw=draw, schedule={"save_minutes": 1.0})
+    assert saved[3:] == [3, 7, 9]
+    drive(tmp_path / "c", make_judge(), steps=9, draw=draw)
+    assert saved[6:] == [9]

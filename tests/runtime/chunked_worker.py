@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from taosr1.runtime.chunked_job import ChunkedJob, chunks_of
+from taosr1.runtime.chunk_sizes import Cut
+from taosr1.runtime.chunked_job import ChunkedJob
 from taosr1.runtime.distributed import Ranks
 from taosr1.runtime.jsonl import write_jsonl
 
@@ -25,7 +26,8 @@ def answer(row: int) -> dict:
 
 
 def job_of(out: Path, rank: int = 0, world: int = 1, rows: int = ROWS, **identity: object) -> ChunkedJob:
-    return ChunkedJob(out, {"job": "test", **identity}, chunks_of(rows, SIZE), Ranks(rank, world), overwrite=True)
+    identity = {"job": "test", **identity}
+    return ChunkedJob(out, identity, rows, lambda: Cut(rows, SIZE), Ranks(rank, world), overwrite=True)
 
 
 def chunk_file(out: Path, rank: int = 0) -> Path:

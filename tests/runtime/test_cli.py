@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from taosr1.runtime.cli import check, option, parse_config, progress
+from taosr1.runtime.cli import check, option, parse_config
 from taosr1.runtime.signals import run_main
 
 
@@ -211,11 +211,3 @@ def test_ctrl_c_says_how_to_go_on_and_a_bug_keeps_its_traceback(capsys):
         run_main(bug)
     with pytest.raises(ModuleNotFoundError):
         run_main(lambda: importlib.import_module("no_such_package"))
-
-
-def test_progress_writes_plain_lines_where_nobody_watches(capsys):
-    bar = progress(total=2, desc="rows")
-    bar.update(2)
-    bar.close()
-    shown = capsys.readouterr().err
-    assert "rows: 100%" in shown and "\r" not in shown and shown.endswith("\n")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +56,23 @@ def test_the_most_expensive_item_goes_first_so_that_loads_come_out_even():
     parts = [share(range(5), Ranks(rank, 2), lambda place: costs[place]) for rank in range(2)]
     assert sorted(sum(costs[place] for place in part) for part in parts) == [5, 7]
     assert share(range(3), Ranks(2, 5)) == [2] and share(range(3), Ranks(4, 5)) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gloo over a local port")
+def test_where_one_rank_gives_up_all_do_at_the_same_place():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("give_up_worker.py"))]
+    ranks = [
+        subprocess.Popen(
+            command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for number, rank in enumerate(ranks):
+        said, problem = rank.communicate(timeout=120)
+        lines = [f"rank {number}: {found}" for found in ([0, 10, 20, 30, 40], "gave up", [0, 1])]
+        assert rank.returncode == 0 and said.splitlines() == lines, problem

@@ -14,6 +14,7 @@ from taosr1.fast import label_probs as fast_label_probs
 from taosr1.model.config import DecoderConfig
 from taosr1.model.decoder import Decoder
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
+from taosr1.runtime.progress import listening
 from taosr1.sampling.batching import batch_by_length
 from taosr1.sampling.label_probs import LabelProbs
 from taosr1.serving.tiering import cumulative_tier
@@ -180,11 +181,12 @@ def test_broken_weights_are_reported_with_the_prompt(model, tokenizer, prompts):
         label_probabilities(broken, tokenizer, prompts)
 
 
-def test_progress_is_shown_only_when_asked(model, tokenizer, prompts, capsys):
+def test_it_reports_every_batch_to_one_who_listens(model, tokenizer, prompts):
+    heard = []
+    with listening(lambda what, done, total: heard.append((what, done, total))):
+        label_probabilities(model, tokenizer, prompts, max_tokens_per_batch=40)
     label_probabilities(model, tokenizer, prompts)
-    assert capsys.readouterr().err == ""
-    label_probabilities(model, tokenizer, prompts, progress=True)
-    assert "10/10" in capsys.readouterr().err
+    assert len(heard) > 2 and heard[-1] == ("pairs scored", 10, 10) and heard == sorted(heard)
 
 
 @pytest.mark.parametrize("budget", [1, 17, 40, 100, 10_000])

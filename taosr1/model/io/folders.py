@@ -62,7 +62,9 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
     if folder.exists():
         raise FileNotFoundError(f"{folder} is a file, expected a model folder (with config.json and {SINGLE})")
     if isinstance(folder_or_hub_id, Path) or not HUB_ID.fullmatch(folder_or_hub_id):
-        raise FileNotFoundError(f"no model folder {folder_or_hub_id} (give a folder, or ORG/NAME on huggingface.co)")
+        raise FileNotFoundError(
+            f"no model folder {folder_or_hub_id} (give a folder, a GGUF file, ORG/NAME on huggingface.co, or smollm2)"
+        )
     return _download(folder_or_hub_id)
 
 
@@ -111,7 +113,9 @@ def _check_model_folder(folder: Path) -> None:
         shown = ", ".join(sorted(str(path.parent) for path in configs)) or "none is complete yet"
         raise FileNotFoundError(f"{folder} is a run folder, not a model: give one of its checkpoints ({shown})")
     why = "its config.json has no model_type" if config.is_file() else "it has no config.json"
-    raise FileNotFoundError(f"{folder} is not a model folder: {why} (expected a Hugging Face folder or a checkpoint)")
+    packed = next(folder.glob("*.gguf"), None)
+    hint = f"for the GGUF file give --model {packed}" if packed else "expected a Hugging Face folder or a checkpoint"
+    raise FileNotFoundError(f"{folder} is not a model folder: {why} ({hint})")
 
 
 def _download(hub_id: str) -> Path:

@@ -55,8 +55,12 @@ def converted(path: str | Path) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taosr1" / "gguf"
     folder = cache / f"{path.stem}-{_fingerprint(path)}"
     if not folder.is_dir():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"{cache}: no place for the converted {path.name} ({error.strerror})"
+            raise ValueError(f"{problem}: set XDG_CACHE_HOME to a folder that can be written") from error
         print(f"note: {path} is converted once, into {folder}", file=sys.stderr)
-        cache.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as aside:
             convert(path, aside)
     return folder

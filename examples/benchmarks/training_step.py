@@ -1,26 +1,34 @@
-"""One SFT or DPO step of ours beside transformers', on a real model with prompts of real lengths, in bfloat16.
+"""One SFT, DPO or GRPO step of ours beside transformers', on a real model with prompts of real lengths, in bfloat16.
 
     python examples/benchmarks/training_step.py --model FOLDER           # a Hugging Face folder, e.g. SmolLM2-135M
     python examples/benchmarks/training_step.py --model FOLDER --trains lora --stages dpo --out training_step.json
+    python examples/benchmarks/training_step.py --model FOLDER --stages grpo --replies cot --layers 6
     python examples/benchmarks/training_step.py --model FOLDER --data esci_us.jsonl
 
-32 prompts a step, 16 pairs for DPO, as `taosr1.task.prompt` words them with title and brand ("short") or with all
-fields ("full"); replies are the grade's digit and the end token. Without --data the texts are random words, in numbers
-of tokens drawn from what 400 train rows of ESCI have (`QUANTILES`). Both sides compute under autocast to bfloat16, with
-float32 weights or (LoRA) frozen bfloat16 ones and float32 adapters; a step is forward and backward of its
-micro-batches, clip and AdamW.
+32 rows a step: 32 prompts of SFT, 16 pairs of DPO, 4 groups of 8 replies of GRPO. Prompts are as `taosr1.task.prompt`
+words them with title and brand ("short") or with all fields ("full"); without --data their texts are random words, in
+numbers of tokens drawn from what 400 train rows of ESCI have (`QUANTILES` in training_items.py). Replies are the
+grade's digit and the end token or, with --replies cot, random words between them, as many as our teacher's explanations
+have. Both sides compute under autocast to bfloat16, with float32 weights or (LoRA) frozen bfloat16 ones and float32
+adapters; a step is forward and backward of its micro-batches, clip and AdamW.
 
 - "ours": `DistributedModel.deal` and `accumulate`, as the training loop calls them: --micro-batch-tok counts what all
   prompts share once.
-- "ours, their batches": the same rows in every micro-batch as transformers has.
+- "ours, their batches" (--their-batches): the same rows in every micro-batch as transformers has.
 - "transformers": padded rows by length, of at most --micro-batch-tok tokens; SDPA; only hidden states that predict a
   reply token reach the head (its own `labels=` would compute logits of 49,152 tokens at every position); PEFT's LoRA.
-  DPO has both replies as rows, and reference log-probs are given, as in ours.
+  Both replies of a pair, all of a group are whole rows, as in TRL.
 
-Gradients of four items are compared before any time is taken, in float32 where all weights are trained. In bfloat16
-both sides are as far from those: 1 % of their length for SFT, 12 and 14 % for DPO, whose replies' gradients cancel.
+DPO's reference log-probs are given, and so are GRPO's rollouts and advantages; its old log-probs are the policy's, and
+neither side computes an entropy for its log. "rollouts" are the samples of GRPO's groups by themselves, 64 tokens each,
+none of them shorter: ours by `sampling_model` and `generate`, theirs by `generate` and by the hand-built loop of
+sampler.py, on weights in bfloat16.
+
+Losses and gradients of four rows are compared before any time is taken, in float32 where all weights are trained, for
+GRPO with old log-probs of which the clip stops some. In bfloat16 both sides are as far from those: 1 % of their length
+for SFT, 12 and 14 % for DPO, whose replies' gradients cancel. Of rollouts log-probs are compared.
 Useful work counts what all prompts share once a step, and an update of frozen weights not at all. Peak memory is that
-of each side alone in a fresh process, from before its model was loaded.
+of each side alone in a fresh process, from before its model was loaded, on its largest micro-batch.
 """
 
 from __future__ import annotations
@@ -28,10 +36,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,104 +50,110 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a fresh checkout
 import torch
 from torch import Tensor
 
-from examples.benchmarks import common
-from examples.benchmarks.steps import random_words
-from taosr1.data.sources import load_rows
+from examples.benchmarks import common, sampler
+from examples.benchmarks.sampler_peers import PEERS, Work
+from examples.benchmarks.training_items import (
+    FIELDS,
+    REPLIES,
+    ROWS_OF,
+    describe,
+    few_of,
+    first_layers,
+    make_items,
+    their_parts,
+    training_flops,
+)
 from taosr1.fast import FAST
-from taosr1.learning.batches import Batch, Example, common_tok
+from taosr1.learning.batches import Batch, Item
 from taosr1.learning.distributed_model import DistributedModel
 from taosr1.learning.gradient import accumulate
-from taosr1.learning.losses import LossSum, dpo_loss, sft_loss
+from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.optimizers import make_optimizers
-from taosr1.model.config import DecoderConfig
+from taosr1.learning.rollout_group import RolloutBatch
 from taosr1.model.decoder import Decoder
 from taosr1.model.logprobs import sequence_logp
 from taosr1.model.lora import LoraConfig, add_adapters
-from taosr1.model.tokenizer import Tokenizer
-from taosr1.runtime.cli import at_least, check, option, parse_config
+from taosr1.runtime.cli import at_least, check, flag_of, option, parse_config
 from taosr1.runtime.signals import run_main
-from taosr1.task.judgement import Judgement
-from taosr1.task.prompt import PromptConfig, encode_prompt, encode_reply
-from train.dpo import PairBatch, PreferencePair
+from train.dpo import PairBatch
 
-FIELDS = {"short": ("title", "brand"), "full": ("title", "brand", "category", "attributes", "description")}
-# Tokens (SmolLM2's) of 400 train rows of ESCI, fields cut to 600 characters: percentiles 5, 25, 50, 75 and 95.
-QUANTILES = {
-    "query": (2, 4, 5, 6, 10), "title": (15, 22, 30, 45, 59), "brand": (1, 2, 3, 4, 6),
-    "category": (7, 15, 20, 24, 33), "attributes": (28, 86, 134, 151, 174), "description": (0, 0, 0, 129, 182),
-}  # fmt: skip
-STAGES, TRAINS, SIDES = ("sft", "dpo"), ("all", "lora"), ("ours", "ours, their batches", "transformers")
+TRAINS, SIDES = ("all", "lora"), ("ours", "ours, their batches", "transformers")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 BETA, RANK, ALPHA, LEARNING_RATE, CLIP_NORM = 0.1, 16, 32.0, 1e-5, 1.0
 TOLERANCES = {"all": 1e-4, "lora": 0.25}  # gradients' difference over their length: in float32, in bfloat16
+LOSS_TOLERANCES = {"all": 1e-4, "lora": 0.05}
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = option("", "a Hugging Face folder of a real model, float32")
     data: str = option("", "judgements to take the texts from, shuffled; without it words of ESCI's lengths")
-    stages: str = option("sft", f"comma-separated, of {', '.join(STAGES)}")
+    stages: str = option("sft", f"comma-separated, of {', '.join(ROWS_OF)}")
     prompts: str = option("short,full", f"comma-separated, of {', '.join(FIELDS)}")
     trains: str = option("all", f"comma-separated, of {', '.join(TRAINS)}")
-    rows: int = option(32, "rows of a batch: examples of SFT, chosen and rejected replies of DPO")
+    replies: str = option("label", "a digit, or as many tokens as an explanation has", tuple(REPLIES))
+    rows: int = option(32, "rows of a batch: examples, replies of pairs, replies of groups of eight")
+    layers: int = option(0, "use only so many of the model's first layers (0: all)")
     micro_batch_tok: int = option(2048, "tokens of a micro-batch")
     threads: int = option(1, "CPU threads")
     repeats: int = option(5, "steps of each side that are counted, after one to warm up")
     clock: str = option("wall", "cpu: seconds that one thread computed, where others use the cores too", tuple(CLOCKS))
+    their_batches: bool = option(True, "also ours with the rows in every micro-batch that transformers has")
     memory: bool = option(True, "also the peak memory of each side, in a process of its own")
     out: str = option("", "JSON file to write")
     one: str = option("", "internal: measure only the peak memory of this side", ("", *SIDES))
 
     def __post_init__(self) -> None:
-        named = {"stages": STAGES, "prompts": tuple(FIELDS), "trains": TRAINS}
+        named = {"stages": ROWS_OF, "prompts": FIELDS, "trains": TRAINS}
         unknown = {flag: set(getattr(self, flag).split(",")) - set(allowed) for flag, allowed in named.items()}
         check([
             (not (Path(self.model) / "config.json").is_file(), f"--model is {self.model!r}, expected a model's folder"),
             *((bool(found), f"--{flag}: unknown {', '.join(sorted(found))}; possible are {', '.join(named[flag])}")
               for flag, found in unknown.items()),
-            (self.rows % 2 == 1, f"--rows is {self.rows}, expected an even number: DPO takes them in pairs"),
-            *at_least(self, rows=2, micro_batch_tok=1, threads=1, repeats=1),
+            (self.rows % 8 > 0, f"--rows is {self.rows}, expected a multiple of 8: GRPO's groups have eight"),
+            *at_least(self, rows=8, layers=0, micro_batch_tok=1, threads=1, repeats=1),
         ])  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     config = parse_config(Config, __doc__, argv)
     torch.set_num_threads(config.threads)
-    if config.one:
-        print(json.dumps({"peak_mib": peak_alone(config)}))
-        return []
-    print(f"{config.threads} thread(s), median of {config.repeats} (least to most); {common.machine()}")
-    rows = []
-    for words in product(config.stages.split(","), config.prompts.split(","), config.trains.split(",")):
-        case = dict(zip(("stages", "prompts", "trains"), words))
-        rows += [{**case, **row} for row in measure(case, config)]
+    with tempfile.TemporaryDirectory() as folder:
+        given = config
+        if config.layers:
+            config = replace(config, model=first_layers(config.model, config.layers, Path(folder)), layers=0)
+        if config.one:
+            print(json.dumps({"peak_mib": peak_alone(config)}))
+            return []
+        print(f"{config.threads} thread(s), median of {config.repeats} (least to most); {common.machine()}")
+        rows = []
+        for words in product(config.stages.split(","), config.prompts.split(","), config.trains.split(",")):
+            case = dict(zip(("stages", "prompts", "trains"), words))
+            run = measure_rollouts if case["stages"] == "rollouts" else measure
+            rows += [{**case, **row} for row in run(replace(config, **case))]
     if config.out:
-        report = {"machine": common.machine(), "config": asdict(config), "rows": rows}
+        report = {"machine": common.machine(), "config": asdict(given), "rows": rows}
         Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
     return rows
 
 
-def measure(case: dict[str, str], config: Config) -> list[dict]:
-    """A case's rows, one a side, printed."""
-    flags = [flag for name, value in case.items() for flag in (f"--{name}", value)]
-    flags += ["--model", config.model, "--data", config.data, "--rows", config.rows]
-    flags += ["--micro-batch-tok", config.micro_batch_tok, "--threads", config.threads]
-    peaks = {}
-    if config.memory:  # first, while this process holds no models
-        alone = partial(common.in_fresh_process, __file__, *flags, threads=config.threads)
-        peaks = {side: alone("--one", side) for side in SIDES}
-    items = make_items(case, config)
-    sides = {"ours": Ours(case, items, config), "transformers": Transformers(case, items, config)}
-    print(f"{' '.join(case.values())}: {describe(items)}")
-    apart = compare(*sides.values(), type(items[0]).collate(items[:4]), case["trains"])
-    ours, theirs = sides["ours"].step, sides["transformers"].step
-    steps = dict(zip(SIDES, (ours, partial(ours, their_batches=True), theirs)))
-    common.by_turns(steps, 1)
-    rate, clock = partial(common.gemm_flops, torch.bfloat16, clock=CLOCKS[config.clock]), CLOCKS[config.clock]
-    rate()
-    seconds = common.by_turns(steps, config.repeats, clock)
-    work = training_flops(sides["ours"].model.config, items, trains_all=case["trains"] == "all")
-    rows = common.timing_rows(seconds, work, rate())
+def items_of(config: Config) -> list[Item]:
+    return make_items(config.model, config.data, config.stages, config.prompts, config.replies, config.rows)
+
+
+def measure(config: Config) -> list[dict]:
+    """The rows of a single case, one a side, printed."""
+    wanted = [side for side in SIDES if config.their_batches or side != "ours, their batches"]
+    # First, while this process holds no models.
+    peaks = {side: in_fresh_process(side, config) for side in wanted} if config.memory else {}
+    items = items_of(config)
+    ours, theirs = Ours(items, config), Transformers(items, config)
+    counts = f"micro-batches: {len(ours.batches)} of ours, {len(theirs.batches)} of transformers"
+    print(f"{config.stages} {config.prompts} {config.trains}: {describe(items)}; {counts}", flush=True)
+    apart = compare(ours, theirs, type(items[0]).collate(few_of(items)), config.trains)
+    steps = dict(zip(SIDES, (ours.step, partial(ours.step, their_batches=True), theirs.step)))
+    work = training_flops(ours.model.config, items, trains_all=config.trains == "all")
+    rows = timed({side: steps[side] for side in wanted}, work, config)
     for row in rows:
         row |= apart | peaks.get(row["side"], {})
     if peaks:
@@ -146,93 +161,47 @@ def measure(case: dict[str, str], config: Config) -> list[dict]:
     return rows
 
 
-# --- Prompts and replies ----------------------------------------------------------------------------------------------
-def make_items(case: dict[str, str], config: Config) -> list[Example] | list[PreferencePair]:
-    """The examples or pairs of the step that is repeated."""
-    tokenizer = Tokenizer(config.model)
-    pairs = case["stages"] == "dpo"
-    count = config.rows // 2 if pairs else config.rows
-    cut = {} if config.data else {"max_chars": 10_000}  # the lengths that are drawn are those of fields that were cut
-    prompt = PromptConfig("label", "full", FIELDS[case["prompts"]], **cut)
-    prompts = [encode_prompt(tokenizer, row, prompt) for row in judgements(tokenizer, count, config)]
-    replies = [encode_reply(tokenizer, str(grade)) for grade in (1, 2, 3, 4)]
-    examples = [Example(ids, replies[number % 4]) for number, ids in enumerate(prompts)]
-    if not pairs:
-        return examples
-    others = [Example(ids, replies[(number + 1) % 4]) for number, ids in enumerate(prompts)]
-    return [PreferencePair(*pair, -1.0, -2.0) for pair in zip(examples, others)]
+def timed(sides: dict, work: float, config: Config) -> list[dict]:
+    rate = partial(common.gemm_flops, torch.bfloat16, clock=CLOCKS[config.clock])
+    common.by_turns(sides, 1)
+    rate()
+    return common.timing_rows(common.by_turns(sides, config.repeats, CLOCKS[config.clock]), work, rate())
 
 
-def judgements(tokenizer: Tokenizer, count: int, config: Config) -> list[Judgement]:
-    generator = torch.Generator().manual_seed(0)
-    if config.data:
-        rows = load_rows(config.data)
-        return [rows[place] for place in torch.randperm(len(rows), generator=generator)[:count].tolist()]
-    words = random_words(tokenizer, 1, 100_000, seed=0)[0]
-    drawn = torch.rand(count, len(QUANTILES), generator=generator).tolist()
-    rows = []
-    for shares in drawn:
-        texts = {}
-        for (name, quantiles), share in zip(QUANTILES.items(), shares):
-            start = int(torch.randint(len(words) - 1000, (), generator=generator))
-            texts[name] = tokenizer.decode(words[start : start + at_share(quantiles, share)]).strip()
-        rows.append(Judgement(**texts))
-    return rows
+def measure_rollouts(config: Config) -> list[dict]:
+    """Samples of GRPO's groups: ours as train/grpo.py samples, the copy of the weights that it makes included."""
+    ours = DistributedModel(common.load_fast(config.model), FAST, dtype=torch.bfloat16)
+    theirs = common.load_transformers(config.model, torch.bfloat16)
+    work = Work([item.beginning for item in items_of(config)], samples=ROWS_OF["rollouts"])
+    few = replace(work, prompts=work.prompts[:1])
+    equality = sampler.compare(ours.sampling_model(), theirs, few, "this-bfloat16")
+    counts = f"{len(work.prompts)} prompts x {work.samples} samples x {work.new_tokens} tokens"
+    print(f"rollouts {config.prompts}: {counts}; {equality}", flush=True)
+    sides = {"ours": lambda: sampler.ours(ours.sampling_model(), work)}
+    sides |= {f"transformers, {mode}": partial(PEERS[mode], theirs, work) for mode in ("generate", "expanded")}
+    flops = sampler.work_flops(ours.model, work, [work.new_tokens] * work.samples * len(work.prompts))
+    return timed(sides, flops, config)
 
 
-def at_share(quantiles: Sequence[int], share: float) -> int:
-    """The value that this share of rows is below, between the known percentiles in a straight line."""
-    known, share = (0.05, 0.25, 0.5, 0.75, 0.95), min(max(share, 0.05), 0.95)
-    place = next(index for index in range(4) if share <= known[index + 1])
-    low, high = quantiles[place : place + 2]
-    return round(low + (high - low) * (share - known[place]) / (known[place + 1] - known[place]))
-
-
-def examples_in(items: Sequence) -> list[Example]:
-    return [row for item in items for row in ((item.chosen, item.rejected) if hasattr(item, "chosen") else (item,))]
-
-
-def describe(items: Sequence) -> str:
-    lengths = [len(item.beginning) for item in items]
-    tokens = f"{min(lengths)} to {max(lengths)} tokens, mean {sum(lengths) / len(lengths):.0f}"
-    return f"{len(items)} prompts of {tokens}; all share {common_tok(items)}"
-
-
-def training_flops(config: DecoderConfig, items: Sequence, *, trains_all: bool) -> float:
-    """Useful work of a step. A prompt counts once for both of its replies, what all prompts share once for all."""
-    shared, replies = common_tok(items), 2 if hasattr(items[0], "chosen") else 1
-    forward = common.useful_flops(config, 0, shared, 0)
-    for item in items:
-        # A reply is a digit and the end token; the last token predicts nothing.
-        forward += common.useful_flops(config, shared, len(item.beginning) - shared, 1)
-        forward += replies * common.useful_flops(config, len(item.beginning), 1, 1)
-    return (3 if trains_all else 2) * forward
+def in_fresh_process(side: str, config: Config) -> dict:
+    names = ("model", "data", "stages", "prompts", "trains", "replies", "rows", "micro_batch_tok", "threads")
+    flags = [text for name in names for text in (flag_of(name), getattr(config, name))]
+    return common.in_fresh_process(__file__, *flags, "--one", side, threads=config.threads)
 
 
 def loss_of(logp: Tensor, batch: Batch) -> LossSum:
+    if isinstance(batch, RolloutBatch):
+        return grpo_loss(logp, batch.old_logp, batch.advantages, batch.mask)
     if not isinstance(batch, PairBatch):
         return sft_loss(logp, batch.mask)
     summed = sequence_logp(logp, batch.mask)
     return dpo_loss(summed[::2], summed[1::2], batch.ref_logp[::2], batch.ref_logp[1::2], beta=BETA)
 
 
-def their_parts(items: Sequence, max_tokens: int) -> list[list]:
-    """Micro-batches of at most so many padded tokens, where a pair is two whole rows."""
-    replies = 2 if hasattr(items[0], "chosen") else 1
-    longest = {id(item): max(example.length_tok for example in examples_in([item])) for item in items}
-    parts: list[list] = []
-    for item in sorted(items, key=lambda item: longest[id(item)]):
-        if parts and (len(parts[-1]) + 1) * replies * longest[id(item)] <= max_tokens:
-            parts[-1].append(item)
-        else:
-            parts.append([item])
-    return parts
-
-
 # --- Both sides -------------------------------------------------------------------------------------------------------
 class Ours:
-    def __init__(self, case: dict[str, str], items: Sequence, config: Config) -> None:
-        lora = case["trains"] == "lora"
+    def __init__(self, items: Sequence[Item], config: Config) -> None:
+        lora = config.trains == "lora"
         self.model = common.load_fast(config.model, torch.bfloat16 if lora else torch.float32)
         if lora:
             add_adapters(self.model, LoraConfig(RANK, ALPHA), torch.Generator().manual_seed(0))
@@ -260,11 +229,11 @@ class Ours:
 
 
 class Transformers:
-    def __init__(self, case: dict[str, str], items: Sequence, config: Config) -> None:
+    def __init__(self, items: Sequence[Item], config: Config) -> None:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        lora = case["trains"] == "lora"
+        lora = config.trains == "lora"
         dtype = torch.bfloat16 if lora else torch.float32
         self.causal = transformers.AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
         self.causal.get_input_embeddings().padding_idx = None  # it would give that token no gradient
@@ -316,12 +285,21 @@ def with_peft(causal: torch.nn.Module) -> torch.nn.Module:
 
 
 def compare(ours: Ours, theirs: Transformers, batch: Batch, trains: str) -> dict[str, float]:
-    """How far the gradients are apart; both are cleared. Raises: AssertionError for too far."""
+    """How far the losses and gradients are apart; both are cleared. Raises: AssertionError for too far."""
     dtype = torch.float32 if trains == "all" else torch.bfloat16
+    if isinstance(batch, RolloutBatch):  # at a ratio of 1 the loss is 0, whatever the log-probs are
+        with torch.no_grad():
+            noise = 0.3 * torch.randn(batch.ids.shape, generator=torch.Generator().manual_seed(0))
+            old_logp = FAST.completion_logp(ours.model, batch.ids, batch.mask) + noise
+        batch = replace(batch, old_logp=old_logp * batch.mask)
     losses, models = [side.gradient([batch], dtype) for side in (ours, theirs)], (ours.model, theirs.model)
     gradients = [torch.cat([p.grad.flatten() for _, p in named(model) if p.requires_grad]) for model in models]
     apart = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-    print(f"  {dtype}: loss {losses[0]:.4f} and {losses[1]:.4f}, gradients equal but for {apart:.1e} of their length")
+    print(
+        f"  {dtype}: loss {losses[0]:.5f} and {losses[1]:.5f}, gradients equal but for {apart:.1e} of their length",
+        flush=True,
+    )
+    assert abs(losses[0] - losses[1]) <= LOSS_TOLERANCES[trains] * max(1.0, abs(losses[1])), "the losses differ"
     assert apart <= TOLERANCES[trains], "the gradients differ"
     for model in models:
         model.zero_grad(set_to_none=True)
@@ -335,13 +313,24 @@ def named(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def peak_alone(config: Config) -> float:
-    """Peak MiB of two steps of one side: the first makes AdamW's moments, the second has them from its start."""
-    case = {"stages": config.stages, "prompts": config.prompts, "trains": config.trains}
-    items = make_items(case, config)
+    """Peak MiB of two steps of one side: the first makes AdamW's moments, the second has them from its start.
+
+    Two micro-batches a step where a side has several: the second one meets the first one's gradients.
+    """
+    # What optimizers and models import when the first is made is no side's.
+    import peft  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    items = items_of(config)
     base = common.forget_peak()
-    side = (Transformers if config.one == "transformers" else Ours)(case, items, config)
+    side = (Transformers if config.one == "transformers" else Ours)(items, config)
+    if config.one == "ours, their batches":
+        side.batches = side.their_batches
+    largest = max(side.batches, key=lambda batch: batch.ids.numel())
+    side.batches = [largest] * min(2, len(side.batches))
     for _ in range(2):
-        side.step(*((True,) if config.one == "ours, their batches" else ()))
+        side.step()
     return (common.peak_bytes() - base) / 2**20
 
 

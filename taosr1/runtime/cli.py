@@ -102,7 +102,7 @@ def _read_config_file(path: str, fields: dict, types: dict) -> dict[str, Any]:
             problems.append(f"{name} is {value!r}, expected {kind.__name__}")
         elif kind in (int, float) and value is not None and not abs(value) < 2**63:
             problems.append(f"{name} is {value!r}, expected a number below 2^63")
-        elif choices and value not in choices:
+        elif choices and not optional and value not in choices:
             problems.append(f"{name} is {value!r}, expected one of {', '.join(choices)}")
     if problems:
         raise ValueError(f"--config {path}: " + "; ".join(problems))

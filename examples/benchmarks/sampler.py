@@ -18,11 +18,12 @@ same with a cache of fixed size (no compiling); "expanded" computes each prompt 
 by token, which is no setting but a loop of a user's own. Each mode is tried once with either implementation of
 attention, sdpa and eager; the faster one is measured. All draw from the whole distribution at temperature 1.
 
-Before anything is timed: greedy replies must equal those of every mode (float32), and the log-probs of sampled replies
-must equal transformers' own for the same tokens, to 1e-4 in float32 and 0.1 in bfloat16: its own bfloat16 and float32
-differ by up to 0.07. Useful work and the roofline are those of `common.useful_flops` and `common.gemm_flops`; every
-reply counts by itself, also where we compute several at once. Except for `trained` weights are random, so that replies
-differ from their first token on.
+Before anything is timed: in float32 greedy replies must equal those of every mode, and the log-probs of sampled replies
+transformers' own for the same tokens, to 1e-4. In bfloat16 rounding alone makes single log-probs of a real model differ
+by 0.2, so there both sides' are compared with transformers' in float32: ours may be `NOISE` times as far from them as
+its own bfloat16 is (root mean square). Useful work and the roofline are those of `common.useful_flops` and
+`common.gemm_flops`; every reply counts by itself, also where we compute several at once. Except for `trained` weights
+are random, so that replies differ from their first token on.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ from taosr1.synthetic.shop import read_pool
 PARTS = ("equal", "ragged", "trained", "growth")
 CASES = ("tiny-float32", "tiny-bfloat16", "small-bfloat16", "small-float32")
 BATCHES = (8, 16, 32)  # prompts that transformers gets at once in the ragged part
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of a log-prob
+TOLERANCE = 1e-4  # of a log-prob in float32
+NOISE = 2.0  # bfloat16: our distance from float32 over transformers'; measured are 0.8 to 1.4
 ROWS_ALIVE = 512  # in the memory part of growth
 
 
@@ -248,13 +250,13 @@ def ours(model, work: Work, **settings) -> list[list[int]]:
 
 # --- Are they the same? -----------------------------------------------------------------------------------------------
 def compare(model, theirs, work: Work, case: str) -> str:
-    """Three prompts' greedy replies against every mode, and the log-probs of their sampled replies.
+    """Three prompts' greedy replies against every mode (float32), and the log-probs of their sampled replies.
 
     Ends the program where they differ.
     """
-    dtype = case.split("-")[1]
     few = replace(work, prompts=work.prompts[:3], samples=1)
-    if dtype == "float32":
+    exact = case.split("-")[1] == "float32"
+    if exact:
         greedy = ours(model, few, temperature=0.0)
         for name, attention in product(PEERS, common.ATTENTIONS):
             if (found := common.attending(attention, PEERS[name], theirs, few, 0.0)) != greedy:
@@ -263,20 +265,33 @@ def compare(model, theirs, work: Work, case: str) -> str:
                 )
     few = replace(few, samples=work.samples)
     sampled = rollouts(model, few)
-    replies = enumerate(sampled.replies())
-    worst = max(off(theirs, few.prompts[row // few.samples], reply, sampled.logp[row]) for row, reply in replies)
-    if not worst <= TOLERANCE[dtype]:
-        allowed = TOLERANCE[dtype]
-        raise SystemExit(f"{case}: a log-prob differs by {worst:.2g} from that of transformers, allowed are {allowed}")
-    return "equal: " + "greedy replies, " * (dtype == "float32") + f"log-probs to {worst:.0e}"
+    replies = sampled.replies()
+    logp = torch.cat([row[: len(reply)] for row, reply in zip(sampled.logp, replies)])
+    expected = their_logp(theirs, few, replies)
+    if exact:
+        worst = float((logp - expected).abs().max())
+        if not worst <= TOLERANCE:
+            raise SystemExit(
+                f"{case}: a log-prob differs by {worst:.2g} from that of transformers, allowed are {TOLERANCE}"
+            )
+        return f"equal: greedy replies, log-probs to {worst:.0e}"
+    truth = their_logp(common.load_transformers(theirs.name_or_path, torch.float32), few, replies)
+    our_noise, their_noise = (float((found - truth).square().mean().sqrt()) for found in (logp, expected))
+    noise = f"log-probs are {our_noise:.2g} from float32's (root mean square), those of transformers {their_noise:.2g}"
+    if not our_noise <= NOISE * their_noise:
+        raise SystemExit(f"{case}: {noise}; allowed are {NOISE} times as much")
+    return noise
 
 
 @torch.no_grad()
-def off(theirs, prompt: list[int], reply: list[int], logp: torch.Tensor) -> float:
-    """The largest difference between `logp` and what transformers finds for the same reply in one forward pass."""
-    logits = theirs(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1].float()  # (N, V)
-    expected = logits.log_softmax(-1).gather(1, torch.tensor(reply)[:, None])[:, 0]
-    return float((logp[: len(reply)] - expected).abs().max())
+def their_logp(theirs, work: Work, replies: list[list[int]]) -> torch.Tensor:
+    """What transformers finds for the tokens of all replies, end to end, each reply in one forward pass."""
+    found = []
+    for row, reply in enumerate(replies):
+        prompt = work.prompts[row // work.samples]
+        logits = theirs(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1].float()  # (N, V)
+        found.append(logits.log_softmax(-1).gather(1, torch.tensor(reply)[:, None])[:, 0])
+    return torch.cat(found)
 
 
 if __name__ == "__main__":

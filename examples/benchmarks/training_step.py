@@ -26,7 +26,8 @@ sampler.py, on weights in bfloat16.
 
 Losses and gradients of four rows are compared before any time is taken, in float32 where all weights are trained, for
 GRPO with old log-probs of which the clip stops some. In bfloat16 both sides are as far from those: 1 % of their length
-for SFT, 12 and 14 % for DPO, whose replies' gradients cancel. Of rollouts log-probs are compared.
+for SFT, 12 and 14 % for DPO, whose replies' gradients cancel. Rollouts are compared as sampler.py does: greedy replies
+and log-probs in float32, then each side's log-probs in bfloat16 with those.
 Useful work counts what all prompts share once a step, and an update of frozen weights not at all. Peak memory is that
 of each side alone in a fresh process, from before its model was loaded, on its largest micro-batch.
 """
@@ -71,6 +72,7 @@ from taosr1.learning.losses import LossSum, dpo_loss, grpo_loss, sft_loss
 from taosr1.learning.optimizers import make_optimizers
 from taosr1.learning.rollout_group import RolloutBatch
 from taosr1.model.decoder import Decoder
+from taosr1.model.io.weights import DTYPES
 from taosr1.model.logprobs import sequence_logp
 from taosr1.model.lora import LoraConfig, add_adapters
 from taosr1.runtime.cli import at_least, check, flag_of, option, parse_config
@@ -150,14 +152,15 @@ def measure(config: Config) -> list[dict]:
     ours, theirs = Ours(items, config), Transformers(items, config)
     counts = f"micro-batches: {len(ours.batches)} of ours, {len(theirs.batches)} of transformers"
     print(f"{config.stages} {config.prompts} {config.trains}: {describe(items)}; {counts}", flush=True)
+    if peaks:
+        found = ", ".join(f"{side} {peak['peak_mib']:.0f}" for side, peak in peaks.items())
+        print(f"  peak memory, MiB: {found}", flush=True)
     apart = compare(ours, theirs, type(items[0]).collate(few_of(items)), config.trains)
     steps = dict(zip(SIDES, (ours.step, partial(ours.step, their_batches=True), theirs.step)))
     work = training_flops(ours.model.config, items, trains_all=config.trains == "all")
     rows = timed({side: steps[side] for side in wanted}, work, config)
     for row in rows:
         row |= apart | peaks.get(row["side"], {})
-    if peaks:
-        print("  peak memory, MiB: " + ", ".join(f"{side} {peak['peak_mib']:.0f}" for side, peak in peaks.items()))
     return rows
 
 
@@ -170,13 +173,15 @@ def timed(sides: dict, work: float, config: Config) -> list[dict]:
 
 def measure_rollouts(config: Config) -> list[dict]:
     """Samples of GRPO's groups: ours as train/grpo.py samples, the copy of the weights that it makes included."""
-    ours = DistributedModel(common.load_fast(config.model), FAST, dtype=torch.bfloat16)
-    theirs = common.load_transformers(config.model, torch.bfloat16)
+    model = common.load_fast(config.model)
     work = Work([item.beginning for item in items_of(config)], samples=ROWS_OF["rollouts"])
-    few = replace(work, prompts=work.prompts[:1])
-    equality = sampler.compare(ours.sampling_model(), theirs, few, "this-bfloat16")
     counts = f"{len(work.prompts)} prompts x {work.samples} samples x {work.new_tokens} tokens"
-    print(f"rollouts {config.prompts}: {counts}; {equality}", flush=True)
+    print(f"rollouts {config.prompts}: {counts}", flush=True)
+    few = replace(work, prompts=work.prompts[:1])
+    for dtype in ("float32", "bfloat16"):  # in the last one both are timed
+        ours = DistributedModel(model, FAST, dtype=DTYPES[dtype])
+        theirs = common.load_transformers(config.model, DTYPES[dtype])
+        print(f"  {dtype}: {sampler.compare(ours.sampling_model(), theirs, few, f'this-{dtype}')}", flush=True)
     sides = {"ours": lambda: sampler.ours(ours.sampling_model(), work)}
     sides |= {f"transformers, {mode}": partial(PEERS[mode], theirs, work) for mode in ("generate", "expanded")}
     flops = sampler.work_flops(ours.model, work, [work.new_tokens] * work.samples * len(work.prompts))

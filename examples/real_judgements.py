@@ -185,7 +185,7 @@ def ended(active: Active, commit: str, minutes: float) -> str | None:
     if code or not command.is_done:
         lines = run.log(active.at).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"{command.short}: {lines[-1] if lines else f'exit code {code}'}"
-    run.remember(active.at, time.perf_counter() - active.since, commit)
+    run.remember(active.at, max(time.perf_counter() - active.since, command.trained_s), commit)
     return ""
 
 

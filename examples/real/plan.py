@@ -11,6 +11,7 @@ from pathlib import Path
 
 from examples.real.rows import Row
 from taosr1.runtime.files import read_json, write_json
+from taosr1.runtime.jsonl import read_jsonl
 
 DATA_SETS = ("esci", "chorus")
 RESERVED = ("fit", "dev", "out", "seed", "data", "scores")  # placeholders
@@ -28,6 +29,12 @@ class Command:
     @property
     def is_done(self) -> bool:
         return all(path.exists() for path in self.results)
+
+    @property
+    def trained_s(self) -> float:
+        """Seconds of the steps of a training, those before an interruption too; 0 for other commands."""
+        log = Path(dict(zip(self.words, self.words[1:])).get("--out", "")) / "metrics.jsonl"
+        return sum(row.get("time_s", 0) for _, row in read_jsonl(log)) if log.is_file() else 0.0
 
     @property
     def short(self) -> str:

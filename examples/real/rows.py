@@ -69,11 +69,11 @@ SFT = f"train/sft.py --order label --steps 40 --batch-size 32 {ON_DEV} --out {{o
 LONG = SFT.replace("--steps 40", "--steps 80")
 JUDGED = "--data {fit}"
 COLD = "--data catalogue:{catalogue}:labelled"
-GRPO = f"train/grpo.py --data {{fit}} --steps 16 --groups 32 --max-new-tokens 2 --lr 3e-4 --lora-rank 16 {ON_DEV}"
+GRPO = f"train/grpo.py --data {{fit}} --steps 16 --groups 32 --max-new-tokens 2 --lr 2e-4 --lora-rank 16 {ON_DEV}"
 PLAIN = "--difficulty none --balance none --adv-std none --normalise constant --kl-beta 0"
 TEACHER = "train/teacher.py evidence --data {fit} --out {out}/reasoned.jsonl"
 COT = f"train/sft.py --data {{out}}/reasoned.jsonl --steps 40 --batch-size 32 {ON_DEV} {GENTLE}"
-BEST = "--model {cold-sft}/sft"  # the start of what comes after SFT
+BEST = "--model {cold-start}/sft"  # on dev better than what SFT on the judgements makes of it
 
 ROWS = (
     _rival("majority", "grade shares of train"),
@@ -102,19 +102,23 @@ ROWS = (
         "cold-sft", "cold start, then label SFT", f"{SFT} --model {{cold-start}}/sft {JUDGED} {GENTLE}", seeded=True,
     ),
     _judge(
-        "cold-soft", "the same with soft ordinal labels",
+        "mixed-sft", "cold start, then label SFT on judgements and catalogue",
+        f"{SFT} --model {{cold-start}}/sft --data catalogue:{{catalogue}}:labelled*2700,{{fit}} {GENTLE}",
+    ),
+    _judge(
+        "cold-soft", "cold start, then label SFT, soft ordinal labels",
         f"{SFT} --model {{cold-start}}/sft {JUDGED} {GENTLE} --soft-labels 0.5",
     ),
     _judge(
-        "cold-grpo", "... + GRPO, difficulty-based sampling, class balance",
+        "cold-grpo", "cold start, then GRPO: difficulty-based sampling, class balance",
         f"{GRPO} {BEST} --difficulty prefill --balance class --out {{out}}/grpo", stage="grpo",
     ),
     _judge(
-        "cold-reinforce", "... + plain REINFORCE", f"{GRPO} {BEST} {PLAIN} --out {{out}}/grpo", stage="grpo",
+        "cold-reinforce", "cold start, then plain REINFORCE", f"{GRPO} {BEST} {PLAIN} --out {{out}}/grpo", stage="grpo",
         on=("esci",),
     ),
     _judge(
-        "cold-dpo", "... + DPO",
+        "cold-dpo", "cold start, then DPO",
         f"train/mine_pairs.py {BEST} --data {{fit}} --prompts 1000 --samples 5 --max-new-tokens 2 --seed {{seed}} "
         "--dtype {dtype} --out {out}/pairs.jsonl",
         f"train/dpo.py {BEST} --data {{out}}/pairs.jsonl --steps 16 --lora-rank 16 {ON_DEV} --out {{out}}/dpo",
@@ -152,7 +156,7 @@ ROWS = (
         f"{COT} --model {{cold-start}}/sft --order pre-cot --out {{out}}/thinker",
         "train/label_pool.py --model {out}/thinker --data catalogue:{catalogue}:unlabelled*1500 --max-new-tokens 96 "
         "--dtype {dtype} --out {out}/pool.jsonl",
-        f"{SFT} --model {{cold-sft}}/sft --data {{out}}/pool.jsonl,{{fit}} {GENTLE}",
+        f"{SFT} --model {{cold-start}}/sft --data {{out}}/pool.jsonl,{{fit}} {GENTLE}",
         "infer/evaluate.py --model {out}/thinker --data {esci_test} --max-new-tokens 96 --dtype {dtype} "
         "--out {out}/thinker-on-test.json", on=("esci",),
     ),

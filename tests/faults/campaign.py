@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -267,7 +268,7 @@ def disk(folder: Path, world: dict, known: dict[str, Unbroken]) -> Counter:
 
 def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Counter) -> None:
     log = folder.with_name(f"{folder.name}.log")
-    size = "72k" if stage == "mine" else "2500k"  # the first of three chunks; two or three checkpoints
+    size = "84k" if stage == "mine" else "2500k"  # a part of the chunks; two or three checkpoints
     with full_disk(folder, size) as place:
         out = out_of(stage, place)
         code = run_whole(script_of(stage), [*argv, "--out", out], log)
@@ -280,7 +281,8 @@ def full(stage: str, argv: list[str], folder: Path, expected: dict, counts: Coun
             load_judge(str(out))
             counts["full disk: last checkpoint valid"] += 1
         else:
-            expect("1 of 3 chunks are done and kept" in said, f"{stage}: the disk was to hold a chunk", log)
+            kept = re.search(r"[1-9]\d* of \d+ chunks are done and kept", said)  # how many rows a chunk has is measured
+            expect(kept is not None, f"{stage}: the disk was to hold a chunk", log)
         os.system(f"mount -o remount,ro {place}")
         log.unlink()
         code = run_whole(script_of(stage), [*argv, "--out", out], log)

@@ -96,6 +96,10 @@ ROWS = (
         "cold-start", "cold start from a catalogue alone",
         f"{LONG} --model {{model}} {COLD} {EVIDENCE} {LORA}", trained=False,
     ),
+    _judge(
+        "cold-long", "the cold start, twice as long, from the same catalogue",
+        f"{LONG} --model {{cold-start}}/sft {COLD} {GENTLE} --seed 1", trained=False,  # other queries and pairs
+    ),
     _judge("label-sft", "label SFT, title and brand", f"{SFT} --model {{model}} {JUDGED} {TITLE} {LORA}"),
     _judge("evidence-sft", "label SFT, title and evidence", f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {LORA}"),
     _judge(

@@ -249,7 +249,9 @@ def test_a_chain_of_thought_too_long_to_learn_is_refused_before_it_is_tokenised(
 def test_no_script_calls_a_tokenizer_on_text_itself():
     """So the properties of `encode_prompt` and `encode_reply` hold for all scoring, sampling, labelling and training.
 
-    The benchmark steps.py reads no text: it draws words from a vocabulary and makes sure that each is one token.
+    Three others call it. The benchmark steps.py reads no text: it draws words from a vocabulary and makes sure that each
+    is one token. prompt_rules.py encodes the rule book, and train/pretrain.py product texts that are in no prompt; both
+    with `encode_text`, which gives no control token, and cut.
     """
     callers = set()
     for path in [path for folder in ("taosr1", "train", "infer", "examples") for path in (ROOT / folder).rglob("*.py")]:
@@ -260,7 +262,7 @@ def test_no_script_calls_a_tokenizer_on_text_itself():
         }
         if names & {"encode_text", "encode_trusted"}:
             callers.add(path.relative_to(ROOT).as_posix())
-    task = {"taosr1/task/prompt.py", "taosr1/task/reply.py"}
+    task = {"taosr1/task/prompt.py", "taosr1/task/prompt_rules.py", "taosr1/task/reply.py", "train/pretrain.py"}
     assert callers == {"taosr1/model/tokenizer.py", *task, "examples/benchmarks/steps.py"}
 
 

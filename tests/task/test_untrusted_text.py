@@ -249,9 +249,9 @@ def test_a_chain_of_thought_too_long_to_learn_is_refused_before_it_is_tokenised(
 def test_no_script_calls_a_tokenizer_on_text_itself():
     """So the properties of `encode_prompt` and `encode_reply` hold for all scoring, sampling, labelling and training.
 
-    Three others call it. The benchmark steps.py reads no text: it draws words from a vocabulary and makes sure that each
-    is one token. prompt_rules.py encodes the rule book, and train/pretrain.py product texts that are in no prompt; both
-    with `encode_text`, which gives no control token, and cut.
+    Three others call it. The benchmark steps.py reads no text: it draws words from a vocabulary and makes sure that
+    each is one token. prompt_rules.py encodes the rule book, and train/pretrain.py product texts that are in no prompt;
+    both with `encode_text`, which gives no control token, and cut.
     """
     callers = set()
     for path in [path for folder in ("taosr1", "train", "infer", "examples") for path in (ROOT / folder).rglob("*.py")]:

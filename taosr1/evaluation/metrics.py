@@ -6,7 +6,7 @@ lowers the recall of its gold grade and no precision. Arrays and numbers only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,20 +200,23 @@ class Interval:
 def resampled_counts(per_query: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Total counts of `samples` resamples of Q queries with replacement: (Q, 4, 5) -> (samples, 4, 5).
 
-    A resample is a row of multinomial weights over queries, multiplied with the per-query counts. The same seed and Q
-    give the same resamples, which pairs the two sides of a difference.
+    A resample is a row of multinomial weights over queries (`query_draws`), multiplied with the per-query counts. The
+    same seed and Q give the same resamples, which pairs the two sides of a difference.
     """
-    queries = len(per_query)
+    flat = per_query.reshape(len(per_query), -1).astype(np.float64)
+    totals = [np.zeros((0, flat.shape[1])), *(weights @ flat for weights in query_draws(len(per_query), samples, seed))]
+    return np.concatenate(totals).reshape(samples, *per_query.shape[1:])
+
+
+def query_draws(queries: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of Q queries was drawn in each of `samples` resamples, in chunks (rows, Q) of at most 32 MB."""
     generator = np.random.default_rng(seed)
-    flat = per_query.reshape(queries, -1).astype(np.float64)
-    rows_per_chunk = max(1, 4_000_000 // queries)  # bounds the (rows, Q) weights to 32 MB
-    totals = [np.zeros((0, flat.shape[1]))]
+    rows_per_chunk = max(1, 4_000_000 // queries)
     for start in range(0, samples, rows_per_chunk):
         rows = min(rows_per_chunk, samples - start)
         drawn = generator.integers(queries, size=(rows, queries)) + np.arange(rows)[:, None] * queries
-        weights = np.bincount(drawn.reshape(-1), minlength=rows * queries).reshape(rows, queries)
-        totals.append(weights.astype(np.float64) @ flat)
-    return np.concatenate(totals).reshape(samples, *per_query.shape[1:])
+        counts = np.bincount(drawn.reshape(-1), minlength=rows * queries).reshape(rows, queries)
+        yield counts.astype(np.float64)
 
 
 def bootstrap_intervals(
@@ -223,7 +226,8 @@ def bootstrap_intervals(
     metric_of = {name: _count_metric(name) for name in metrics}
     per_query = query_counts(gold, predicted, query_ids)
     total, resamples = per_query.sum(0), resampled_counts(per_query, samples, seed)
-    return {name: _interval(metric(total), metric(resamples, total), per_query) for name, metric in metric_of.items()}
+    values = {name: (metric(total), metric(resamples, total)) for name, metric in metric_of.items()}
+    return {name: percentile_interval(*found, len(per_query)) for name, found in values.items()}
 
 
 def bootstrap_interval(
@@ -247,7 +251,7 @@ def bootstrap_difference(
     both = first.sum(0) + second.sum(0)
     value = metric_of(second.sum(0), both) - metric_of(first.sum(0), both)
     resampled = [metric_of(resampled_counts(side, samples, seed), both) for side in (first, second)]
-    return _interval(value, resampled[1] - resampled[0], first)
+    return percentile_interval(value, resampled[1] - resampled[0], len(first))
 
 
 def _count_metric(name: str) -> Callable[..., np.ndarray]:
@@ -256,14 +260,14 @@ def _count_metric(name: str) -> Callable[..., np.ndarray]:
     return COUNT_METRICS[name]
 
 
-def _interval(value: float, resamples: np.ndarray, per_query: np.ndarray) -> Interval:
-    """The central `LEVEL` of the resampled values.
+def percentile_interval(value: float, resamples: np.ndarray, queries: int) -> Interval:
+    """The central `LEVEL` of the resampled values of rows of so many queries.
 
     Kappa and bias have no value in a resample with a single grade, or without a reply that could be read. Such
     resamples are left out; where they are more than one tail of the interval, there is no interval.
     """
     known, tail = resamples[~np.isnan(resamples)], (1 - LEVEL) / 2
     low = high = np.nan
-    if len(per_query) > 1 and len(known) and len(resamples) - len(known) <= tail * len(resamples):
+    if queries > 1 and len(known) and len(resamples) - len(known) <= tail * len(resamples):
         low, high = np.quantile(known, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -86,30 +86,68 @@ def ndcg_by_query(
     that the order of rows in a file changes nothing; a query without any gain has no nDCG (0/0) and is left out.
     Returns: {query id: nDCG}, queries in sorted order.
     """
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k}, expected at least 1, or None for the whole list")
     if sorted(gains) != sorted(GRADES):
         raise ValueError(f"gains has grades {sorted(gains)}, expected a gain for each of {list(GRADES)}")
+    scores, gold, names, query = _lists(scores, gold, query_ids, k)
+    gain = np.array([gains[int(grade)] for grade in gold])
+    found = _expected_sum(scores, gain, query, len(names), k, _dcg_discount)
+    ideal = _expected_sum(gain, gain, query, len(names), k, _dcg_discount)
+    return {str(names[q]): float(found[q] / ideal[q]) for q in np.flatnonzero(ideal > 0)}
+
+
+def item_goodrate_by_query(
+    scores: Sequence, gold: Sequence, query_ids: Sequence, k: int | None = None
+) -> dict[str, float]:
+    """Share of the first k items of each query whose gold tier is Good (grades 4 and 3); of all, where it has fewer.
+
+    Items with equal scores are in random order, as in `ndcg_by_query`, so a share may be an expected one.
+    Returns: {query id: share}, queries in sorted order.
+    Source: the item goodrate of arXiv 2508.12365 is the mean of this over queries (defined in 2510.11122, section 4.1).
+    """
+    scores, gold, names, query = _lists(scores, gold, query_ids, k)
+    good = np.array([TIER_OF_GRADE[int(grade)] == GOOD_TIER for grade in gold], dtype=np.float64)
+    found = _expected_sum(scores, good, query, len(names), k, lambda rank: np.ones(len(rank)))
+    lengths = np.bincount(query, minlength=len(names))
+    shown = lengths if k is None else np.minimum(lengths, k)
+    return {str(name): float(rate) for name, rate in zip(names, found / shown)}
+
+
+def _lists(
+    scores: Sequence, gold: Sequence, query_ids: Sequence, k: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Checked scores (N,) and gold grades (N,), the queries' names (Q,) and the place among them of each row (N,)."""
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}, expected at least 1, or None for the whole list")
     scores, gold = _scored(scores, gold)
     if len(query_ids) != len(gold):
         raise ValueError(f"gold has {len(gold)} rows, query_ids has {len(query_ids)}: they must be parallel")
     names, query = np.unique(np.asarray(query_ids, dtype=str), return_inverse=True)
-    query = query.reshape(-1)
-    gain = np.array([gains[int(grade)] for grade in gold])
-    found = _dcg(scores, gain, query, len(names), k)
-    ideal = _dcg(gain, gain, query, len(names), k)
-    return {str(names[q]): float(found[q] / ideal[q]) for q in np.flatnonzero(ideal > 0)}
+    return scores, gold, names, query.reshape(-1)
 
 
-def _dcg(scores: np.ndarray, gain: np.ndarray, query: np.ndarray, queries: int, k: int | None) -> np.ndarray:
-    """Expected DCG@k of each query, (queries,), where items with equal scores are in random order."""
+def _dcg_discount(rank: np.ndarray) -> np.ndarray:
+    return 1.0 / np.log2(rank + 2.0)
+
+
+def _expected_sum(
+    scores: np.ndarray,
+    gain: np.ndarray,
+    query: np.ndarray,
+    queries: int,
+    k: int | None,
+    discount_of: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Expected sum of discounted gains of each query's first k items, (queries,), equal scores in random order.
+
+    discount_of: ranks from 0, (N,) -> the weight of each, (N,).
+    """
     if len(query) == 0:
         return np.zeros(queries)
     order = np.lexsort((-scores, query))
     query, scores, gain = query[order], scores[order], gain[order]
     starts = np.searchsorted(query, np.arange(queries))  # first row of each query
     rank = np.arange(len(query)) - starts[query]  # from 0
-    discount = 1.0 / np.log2(rank + 2.0)
+    discount = discount_of(rank)
     if k is not None:
         discount[rank >= k] = 0.0
     new_tie = np.ones(len(query), dtype=bool)

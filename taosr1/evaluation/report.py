@@ -10,6 +10,7 @@ import numpy as np
 
 from taosr1.data.queries import query_keys
 from taosr1.evaluation import metrics, ranking
+from taosr1.runtime.messages import aligned
 from taosr1.task.grades import GOOD_TIER, GRADES, GRADES_OF_TIER, TIERS, grade_name
 from taosr1.task.judgement import Judgement
 from taosr1.task.probabilities import checked_probs
@@ -125,12 +126,8 @@ def _by_kind(
 
 
 def _ranking(gold: Sequence, predictions: Sequence[Prediction], queries: Sequence) -> dict:
-    """AUC and nDCG, by expected grade where every row has probabilities, else by the grade (unparsable lowest)."""
-    if all(prediction.probs is not None for prediction in predictions):
-        scored_by, scores = "expected grade", ranking.expected_grade([prediction.probs for prediction in predictions])
-    else:
-        grades = metrics.grade_array([prediction.grade for prediction in predictions], "predicted", unparsable=True)
-        scored_by, scores = "grade", grades.astype(np.float64)
+    """AUC and nDCG of the order by `scores_to_rank_by`."""
+    scored_by, scores = scores_to_rank_by(predictions)
     table = {
         "scored_by": scored_by,
         "auc_good_vs_bad": ranking.good_auc(scores, gold),
@@ -142,6 +139,14 @@ def _ranking(gold: Sequence, predictions: Sequence[Prediction], queries: Sequenc
         value = float(np.mean(per_query)) if per_query else math.nan
         table["ndcg"][name] = {"k": NDCG_K, "gains": gains, "value": value, "queries": len(per_query)}
     return table
+
+
+def scores_to_rank_by(predictions: Sequence[Prediction]) -> tuple[str, np.ndarray]:
+    """("expected grade", (N,)) where every row has probabilities, else ("grade", (N,)), an unparsable reply as 0."""
+    if all(prediction.probs is not None for prediction in predictions):
+        return "expected grade", ranking.expected_grade([prediction.probs for prediction in predictions])
+    grades = metrics.grade_array([prediction.grade for prediction in predictions], "predicted", unparsable=True)
+    return "grade", grades.astype(np.float64)
 
 
 def _calibration(gold: Sequence, predictions: Sequence[Prediction]) -> dict | None:
@@ -212,20 +217,10 @@ def render_report(report: dict) -> str:
         if report["queries"] == 1 or any(kind["queries"] == 1 for kind in report["by_kind"].values()):
             head += " A single query has no interval."
     overall = [[_TITLES[name], _interval(name, value)] for name, value in report["metrics"].items()]
-    sections = [head, _table(["metric", "value"], overall), _grades_table(report), _kinds_table(report["by_kind"])]
+    sections = [head, aligned(["metric", "value"], overall), _grades_table(report), _kinds_table(report["by_kind"])]
     tables = {"calibration": _calibration_tables, "tiering": _tiering_table, "hallucination": _hallucination_table}
     sections += [table(report[name]) for name, table in tables.items() if report[name] is not None]
     return "\n\n".join([*sections, _ranking_table(report["ranking"])]) + "\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell; the first is aligned left, the others right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = []
-    for first, *rest in (header, *rows):
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:]))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _number(value: float | None, scale: float = 100.0, digits: int = 2) -> str:
@@ -252,7 +247,7 @@ def _grades_table(report: dict) -> str:
         shown = _numbers(scores, "f1", "precision", "recall")
         rows.append([grade_name(grade), *shown, f"{scores['gold']:,}", "|", *confused])
     predicted = [*(f"as {grade}" for grade in best_first), "unparsable"]
-    return _table(["gold grade", "F1", "precision", "recall", "pairs", "|", *predicted], rows)
+    return aligned(["gold grade", "F1", "precision", "recall", "pairs", "|", *predicted], rows)
 
 
 def _kinds_table(by_kind: dict) -> str:
@@ -261,7 +256,7 @@ def _kinds_table(by_kind: dict) -> str:
         + [_interval(name, scores[name]) for name in KIND_METRICS]
         for kind, scores in by_kind.items()
     ]
-    return _table(["query kind", "pairs", "queries", *(_TITLES[name] for name in KIND_METRICS)], rows)
+    return aligned(["query kind", "pairs", "queries", *(_TITLES[name] for name in KIND_METRICS)], rows)
 
 
 def _calibration_tables(calibration: dict) -> str:
@@ -271,15 +266,15 @@ def _calibration_tables(calibration: dict) -> str:
         [f"{b['low']:.2f} - {b['high']:.2f}", f"{b['rows']:,}", *_numbers(b, "confidence", "accuracy")]
         for b in calibration["bins"]
     ]
-    table = _table(["label probabilities", "ECE", "Brier", "mean label mass", "lowest label mass"], rows)
-    return table + "\n\n" + _table(["confidence", "pairs", "mean confidence", "accuracy"], bins)
+    table = aligned(["label probabilities", "ECE", "Brier", "mean label mass", "lowest label mass"], rows)
+    return table + "\n\n" + aligned(["confidence", "pairs", "mean confidence", "accuracy"], bins)
 
 
 def _tiering_table(tiering: dict) -> str:
     beta = "" if tiering["beta"] is None else f" (beta {tiering['beta']:.4g})"
     titles = {"argmax": "argmax", "cumpt": f"CumPT{beta}", "difference": "CumPT - argmax, paired"}
     rows = [[title, *(_interval(name, tiering[key][name]) for name in TIER_METRICS)] for key, title in titles.items()]
-    return _table(["tiers", *(_TITLES[name] for name in TIER_METRICS)], rows)
+    return aligned(["tiers", *(_TITLES[name] for name in TIER_METRICS)], rows)
 
 
 def _hallucination_table(hallucination: dict) -> str:
@@ -287,7 +282,7 @@ def _hallucination_table(hallucination: dict) -> str:
         [_REASONING[name], f"{rates['rows']:,}", *_numbers(rates, "disagrees", "right_but_label_wrong")]
         for name, rates in hallucination.items()
     ]
-    return _table(["reasoning against label", "pairs", "disagrees", "reasoning right, label wrong"], rows)
+    return aligned(["reasoning against label", "pairs", "disagrees", "reasoning right, label wrong"], rows)
 
 
 def _ranking_table(ranking: dict) -> str:
@@ -299,4 +294,4 @@ def _ranking_table(ranking: dict) -> str:
     for ndcg in ranking["ndcg"].values():
         gains = " ".join(f"{grade}={ndcg['gains'][str(grade)]:g}" for grade in GRADES[::-1])
         rows.append([f"nDCG@{ndcg['k']}, gains {gains}", _number(ndcg["value"]), f"{ndcg['queries']:,} queries"])
-    return _table([f"ranking by {ranking['scored_by']}", "value", "over"], rows)
+    return aligned([f"ranking by {ranking['scored_by']}", "value", "over"], rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 from taosr1.runtime.distributed import this_rank
@@ -32,6 +33,17 @@ def visible(text: str) -> str:
         escape = control and character != ZERO_WIDTH_JOINER
         shown.append(character.encode("unicode_escape").decode() if escape else character)
     return "".join(shown)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table whose columns are as wide as their longest cell; the first `left` are aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    lines = []
+    for row in (header, *rows):
+        pairs = enumerate(zip(row, widths))
+        cells = [cell.ljust(width) if place < left else cell.rjust(width) for place, (cell, width) in pairs]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def install(extra: str) -> str:

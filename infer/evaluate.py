@@ -284,7 +284,7 @@ def report_on(
 
 def evaluate_scores(config: Config) -> dict:
     """The report on --scores. Their tiers are measured, or those of --beta."""
-    pairs = read_scores(config.scores, config, split=config.split)[: config.limit or None]
+    pairs = read_scores(config.scores, config, split=config.split, flag="--scores")[: config.limit or None]
     rows, predictions = (list(column) for column in zip(*pairs))
     if config.beta is not None:
         predictions = with_tiers(predictions, config.beta)

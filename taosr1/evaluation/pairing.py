@@ -9,7 +9,7 @@ from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, query_keys
 from taosr1.evaluation.report import Prediction
 from taosr1.runtime.bad_rows import shorten
-from taosr1.runtime.messages import counted
+from taosr1.runtime.messages import counted, visible
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement
 
 PAIR_BY = ("auto", "ids", "text")
@@ -165,7 +165,7 @@ def _notes(sides: Sequence[Side], columns: Sequence, rows: Sequence[Judgement], 
 def _place(row: Judgement) -> str:
     """Where a row stands and what it says, safe to print."""
     ids = f" (query_id {shorten(repr(row.query_id))}, item_id {shorten(repr(row.item_id))})" if row.item_id else ""
-    where = f"{row.source}:{row.line}: " if row.source else ""
+    where = f"{visible(row.source)}:{row.line}: " if row.source else ""
     return f"{where}{shorten(repr(row.query))} with {shorten(repr(row.title))}{ids}"
 
 

@@ -72,7 +72,7 @@ def evaluate_predictions(
         "hallucination": _hallucination(gold, predictions),
         "tiering": _tiering(gold, predictions, queries, beta, draw),
     }
-    return _jsonable(report)
+    return jsonable(report)
 
 
 def _checked(judgements: Sequence[Judgement], predictions: Sequence[Prediction]) -> tuple[list[int], list, list[str]]:
@@ -88,14 +88,14 @@ def _checked(judgements: Sequence[Judgement], predictions: Sequence[Prediction])
     return [j.grade for j in judgements], [p.grade for p in predictions], queries
 
 
-def _jsonable(value):
+def jsonable(value):
     """NaN as None, numpy's numbers as Python's, intervals as objects."""
     if isinstance(value, dict):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
+        return {str(key): jsonable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(inner) for inner in value]
+        return [jsonable(inner) for inner in value]
     if isinstance(value, metrics.Interval):
-        return _jsonable(vars(value))
+        return jsonable(vars(value))
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -97,7 +97,8 @@ class Config(OutFlags, ReadFlags):
 
     def __post_init__(self) -> None:
         judges = [name for name in self.named() if not is_scores(name)]
-        gates = [f"--fail-{name}" for name in ("under", "worse") if getattr(self, f"fail_{name}") is not None]
+        limits = {"--fail-under": self.fail_under, "--fail-worse": self.fail_worse}
+        gates = [flag for flag, limit in limits.items() if limit is not None]
         named = self.out.lower().removesuffix(".gz")
         check([
             (not (self.a and self.b), "expected A and B: python infer/compare.py old.jsonl new.jsonl"),
@@ -113,8 +114,8 @@ class Config(OutFlags, ReadFlags):
              f"--out is {self.out!r}, expected a name ending in .json, .csv or .jsonl"),
             (bool(self.out) and self.out.lower().endswith(".json.gz"), "--out: .json is written as it is, without .gz"),
             (bool(self.rank and self.out) and not self.out.endswith(".json"), "--out of --rank is a .json file"),
-            *((same_path(self.out, name), f"--out {self.out} is {name}: it would be overwritten")
-              for name in self.named() if self.out),
+            (bool(self.out) and any(same_path(self.out, name) for name in (*self.named(), self.data)),
+             f"--out {self.out} is one of the files that are read: it would be overwritten"),
             *out_problems(self.out, required=False),
             *at_least(self, limit=0, max_unpaired=0, k=1, show=0, bootstrap=0, max_new_tokens=1),
         ])  # fmt: skip
@@ -139,14 +140,21 @@ def read_side(name: str, flag: str, config: Config) -> Side:
     return Side(name, rows, predictions)
 
 
-def judged_side(spec: str, rows: list[Judgement], config: Config) -> Side:
+def judged_side(spec: str, letter: str, rows: list[Judgement], config: Config) -> Side:
     """What a judge says, as infer/score.py serves it; a thinker decodes its reply."""
-    name, model = open_judge(spec, dtype=config.dtype, device=config.device, seed=config.seed, plain=config.plain)
+    settings = {"dtype": config.dtype, "device": config.device, "seed": config.seed, "plain": config.plain}
+    try:
+        name, model = open_judge(spec, **settings, max_new_tokens=config.max_new_tokens)
+        judge = Judge.serving(name, model)
+    except (FileNotFoundError, ValueError) as error:
+        message = str(error).removeprefix("--").removeprefix(f"model {spec}: ")
+        hint = f" (its flags are those of infer/score.py, whose output can be {letter} too)" if "--" in message else ""
+        raise type(error)(f"{letter}, {spec}: {message}{hint}") from error
     if model.prompt.order == "pre-cot":
         found = predict(model, rows, max_new_tokens=config.max_new_tokens)
         tiers = [TIER_OF_GRADE.get(prediction.grade or 0) for prediction in found]
         return Side(name, rows, [Prediction(one.grade, tier=tier) for one, tier in zip(found, tiers)])
-    scores = Judge.serving(name, model).score_judgements(rows, progress=True)
+    scores = judge.score_judgements(rows, progress=True)
     # Rounded as in a file, so that a judge and its own score file have the same order.
     probs = [tuple(round(value, DIGITS) for value in one.probs) for one in scores]
     columns = zip(scores, probs)
@@ -155,10 +163,8 @@ def judged_side(spec: str, rows: list[Judgement], config: Config) -> Side:
 
 def read_sides(config: Config) -> list[Side]:
     """A, B and those of --more. Files are read first: a bad row is reported before a model is loaded."""
-    names = config.named()
-    files = {
-        place: read_side(name, chr(ord("A") + place), config) for place, name in enumerate(names) if is_scores(name)
-    }
+    names = [(chr(ord("A") + place), name) for place, name in enumerate(config.named())]
+    files = {letter: read_side(name, letter, config) for letter, name in names if is_scores(name)}
     if len(files) == len(names):
         return list(files.values())
     if config.data:
@@ -166,7 +172,7 @@ def read_sides(config: Config) -> list[Side]:
         rows = load_rows(config.data, config, **settings)
     else:
         rows = list(next(iter(files.values())).rows)
-    return [files.get(place) or judged_side(name, rows, config) for place, name in enumerate(names)]
+    return [files.get(letter) or judged_side(name, letter, rows, config) for letter, name in names]
 
 
 # ---- Gates -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,11 @@ OF_ALL = {"--help", "--standalone", "--nproc_per_node", "--always", "--dirty", "
 OF_ALL |= {"--no-deps"}
 # Reached by name but never in this script: the caller asks for it under a condition that the script never meets.
 NEVER = {
+    "infer/compare.py": {"load_judge", "open_judge", "_check_model_folder", "weight_files", "packaged",
+                         "best_checkpoint",  # `judged_side` says what such flags are of
+                         "_default_judge",  # its judges are named
+                         "prompt_asked", "read_instructions", "check_prompt", "_instructions_problems", "read_book",
+                         "rules_problems"},  # asks as stored
     "infer/merge.py": {"load_judge", "check_device", "read_jsonl", "BadRows", "check_file", "damage_in",
                        "known_encoding", "_choose_encoding", "_narrow_lines",  # reads no rows but the bundled rules
                        "prompt_asked", "read_instructions", "check_prompt", "_instructions_problems", "read_book",

@@ -1,20 +1,19 @@
 """The numbers of examples/real_judgements.py: one judge, one test set, intervals by bootstrap over queries.
 
-Arrays and numbers only. A statistic is a function of weights of queries, (S, Q) -> (S,): all ones give its value, the
-number of times that a query was drawn gives a resample. Two judges on the same rows get the same resamples, so their
-difference is paired. Several seeds of a judge are averaged within each resample.
+Arrays and numbers only. Statistics are those of `taosr1/evaluation/paired.py`. Two judges on the same rows get the same
+resamples, so their difference is paired. Several seeds of a judge are averaged within each resample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from taosr1.data.queries import query_keys
-from taosr1.evaluation.metrics import COUNT_METRICS, LEVEL, f1_of, macro_f1, query_counts, ratio, resampled_counts
+from taosr1.evaluation.metrics import COUNT_METRICS, macro_f1, percentile_interval, query_draws, ratio
+from taosr1.evaluation.paired import GRADE_F1, Statistic, auc_statistic, count_statistics, mean_statistic
 from taosr1.evaluation.ranking import auc, expected_calibration_error, expected_grade, ndcg_by_query
 from taosr1.serving.calibration import apply_temperature, fit_temperature
 from taosr1.task.grades import GOOD_TIER, GRADES, TIER_OF_GRADE
@@ -23,7 +22,6 @@ from taosr1.task.judgement import Judgement
 NDCG_K = 10
 GOOD = np.array([TIER_OF_GRADE[grade] == GOOD_TIER for grade in GRADES])
 WEIGHTS = 2.0 ** np.arange(-5, 5.01, 0.25)  # those that `fit_decision` tries for a grade
-Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -70,29 +68,17 @@ def fit_decision(probs, gold: Sequence[int]) -> list[float]:
 
 def statistics(judged: Judged) -> dict[str, Statistic]:
     """macro_f1, quadratic_kappa, good_agreement, f1_1 to f1_4, auc, auc_within, ndcg of one judge."""
-    names, query = np.unique(judged.names, return_inverse=True)
-    per_query = query_counts(judged.gold, judged.grades, judged.names).astype(np.float64)  # (Q, 4, 5)
-    full = per_query.sum(0)
-
-    def of_counts(metric: Callable, weights: np.ndarray) -> np.ndarray:
-        return metric(np.tensordot(weights, per_query, axes=1), full)
-
-    found = {name: partial(of_counts, COUNT_METRICS[name]) for name in ("macro_f1", "quadratic_kappa")}
-    found["good_agreement"] = partial(of_counts, _good_agreement)
-    for grade in GRADES:
-        found[f"f1_{grade}"] = partial(of_counts, lambda counts, full, grade=grade: _f1(counts, full)[..., grade - 1])
+    names = np.unique(judged.names)
+    of_counts = {name: COUNT_METRICS[name] for name in ("macro_f1", "quadratic_kappa")}
+    of_counts |= {"good_agreement": _good_agreement, **GRADE_F1}
+    found = count_statistics(of_counts, judged.gold, judged.grades, judged.names)
     positive = GOOD[judged.gold - 1]
-    found["auc"] = partial(_auc, *_wins(judged.score, positive, query, len(names)))
-    inside = [auc(judged.score[query == q], positive[query == q]) for q in range(len(names))]
-    found["auc_within"] = partial(_mean, np.array(inside))
+    found["auc"] = auc_statistic(judged.score, positive, judged.names)
+    inside = [auc(judged.score[judged.names == name], positive[judged.names == name]) for name in names]
+    found["auc_within"] = mean_statistic(inside)
     ndcg = ndcg_by_query(judged.score, judged.gold, judged.names, NDCG_K)
-    found["ndcg"] = partial(_mean, np.array([ndcg.get(str(name), np.nan) for name in names]))
+    found["ndcg"] = mean_statistic([ndcg.get(str(name), np.nan) for name in names])
     return found
-
-
-def _f1(counts: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """F1 of each grade; 0 where a resample lost one that the rows have."""
-    return np.where(np.isnan(f1_of(full)), np.nan, np.nan_to_num(f1_of(counts)))
 
 
 def _good_agreement(counts: np.ndarray, full: np.ndarray) -> np.ndarray:
@@ -102,34 +88,12 @@ def _good_agreement(counts: np.ndarray, full: np.ndarray) -> np.ndarray:
     return ratio(same, counts.sum((-2, -1)))
 
 
-def _wins(score: np.ndarray, positive: np.ndarray, query: np.ndarray, queries: int) -> tuple[np.ndarray, ...]:
-    """(how often a Good row of query q beats another row of r, ties one half: (Q, Q); rows of both kinds: (Q,))."""
-    good, good_query = score[positive], query[positive]
-    wins = np.zeros((queries, queries))
-    for r in range(queries):
-        others = np.sort(score[~positive & (query == r)])
-        below = np.searchsorted(others, good, "left") + np.searchsorted(others, good, "right")
-        wins[:, r] = np.bincount(good_query, weights=below / 2, minlength=queries)
-    return wins, *(np.bincount(query[side], minlength=queries) for side in (positive, ~positive))
-
-
-def _auc(wins: np.ndarray, good: np.ndarray, others: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC of Good against the rest over the pairs of all queries, a query counting as often as it was drawn."""
-    return ratio(((weights @ wins) * weights).sum(-1), (weights @ good) * (weights @ others))
-
-
-def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean over the queries that have a value."""
-    known = ~np.isnan(values)
-    return ratio(weights[:, known] @ values[known], weights[:, known].sum(-1))
-
-
 # ---- Values, intervals, differences ----------------------------------------------------------------------------------
 
 
 def resampled_queries(queries: int, samples: int) -> np.ndarray:
     """How often each query was drawn in each resample, (samples, Q): the draws of `bootstrap_interval`, seed 0."""
-    return resampled_counts(np.eye(queries)[..., None], samples, seed=0)[..., 0]
+    return np.concatenate([np.zeros((0, queries)), *query_draws(queries, samples, seed=0)])
 
 
 def estimate(per_seed: Sequence[Statistic], draws: np.ndarray) -> dict:
@@ -150,13 +114,9 @@ def difference(first: Sequence[Statistic], second: Sequence[Statistic], draws: n
 
 
 def _summary(values: list[float], resampled: np.ndarray, draws: np.ndarray) -> dict:
-    known, tail = resampled[~np.isnan(resampled)], (1 - LEVEL) / 2
-    low = high = None
-    if draws.shape[1] > 1 and len(known) and len(resampled) - len(known) <= tail * len(resampled):
-        low, high = map(float, np.quantile(known, [tail, 1 - tail]))
-    defined = not np.isnan(values).any()
-    value = float(np.mean(values)) if defined else None
-    return {"value": value, "low": low, "high": high, "seeds": values if defined else []}
+    found = percentile_interval(float(np.mean(values)), resampled, draws.shape[1])
+    value, low, high = (None if np.isnan(number) else number for number in vars(found).values())
+    return {"value": value, "low": low, "high": high, "seeds": [] if value is None else values}
 
 
 def measured(judges: Sequence[Judged], samples: int) -> dict[str, dict]:

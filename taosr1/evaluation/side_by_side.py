@@ -23,6 +23,7 @@ from taosr1.evaluation.paired import (
 )
 from taosr1.evaluation.pairing import Paired
 from taosr1.evaluation.report import Prediction, scores_to_rank_by
+from taosr1.runtime.messages import counted
 from taosr1.task.grades import GOOD_TIER, GRADES, GRADES_OF_TIER, TIER_OF_GRADE, TIERS
 
 # Measured against gold, in the order of the table; `--metric` names one of them.
@@ -93,10 +94,10 @@ def compare(paired: Paired, settings: Settings) -> dict:
         "queries": len(set(paired.queries)),
         "graded": len(graded),
         "unpaired": paired.unpaired,
-        "notes": list(paired.notes),
+        "notes": [*paired.notes, *_unreadable(sides)],
         "settings": {**vars(settings), "level": metrics.LEVEL},
         "agreement": _agreement(*sides, settings),
-        "tier_moves": _tier_moves(*paired.predictions),
+        "tier_moves": _tier_moves(*paired.predictions[:2]),
         "changes": {kind: sum(pair["change"] == kind for pair in changed) for kind in CHANGES},
         **dict.fromkeys(("metrics", "sign_tests", "gsb", "by_kind", "by_grade")),
     }
@@ -206,6 +207,15 @@ def _by_grade(a: _Answers, b: _Answers, f1: dict[str, dict]) -> dict[str, dict]:
 def _fixed_and_broken(a: _Answers, b: _Answers) -> dict[str, int]:
     was, now = a.grades == a.gold, b.grades == b.gold
     return {"fixed": int((~was & now).sum()), "broken": int((was & ~now).sum())}
+
+
+def _unreadable(sides: Sequence[_Answers]) -> list[str]:
+    found = {letter: int((side.grades == 0).sum()) for letter, side in zip("AB", sides)}
+    return [
+        f"{counted(count, 'answer')} of {letter} have no grade that could be read: counted as wrong, in no tier"
+        for letter, count in found.items()
+        if count
+    ]
 
 
 def _short_lists(names: np.ndarray, k: int) -> list[str]:

@@ -149,16 +149,16 @@ def _notes(sides: Sequence[Side], columns: Sequence, rows: Sequence[Judgement], 
     notes = []
     for side, letter, table in zip(sides, _letters(sides), tables):
         if repeated := len(side.rows) - len(table):
-            notes.append(f"{counted(repeated, 'row')} of {letter} repeat an earlier pair and count once")
+            notes.append(f"{counted(repeated, 'row')} of {letter} repeating an earlier one: not counted")
         if labelled := sum(bool(row.extra.get(LABELLED_BY)) for row in side.rows):
-            notes.append(f"{counted(labelled, 'grade')} of {letter} are a judge's own (labelled_by): no gold grades")
+            notes.append(f"{counted(labelled, 'grade')} of {letter} from a judge (labelled_by): no gold grades")
     one_sided = sum(len({_gold(column[place][0]) for column in columns}) > 1 for place in range(len(rows)))
     if one_sided:
-        notes.append(f"{counted(one_sided, 'pair')} have a gold grade on one side only, which counts for both")
+        notes.append(f"{counted(one_sided, 'pair')} with a gold grade on one side only, which counts for both")
     graded = sum(row.grade is not None for row in rows)
     if graded < len(rows):
         measured = "nothing is measured against gold" if not graded else "only the others are measured against gold"
-        notes.append(f"{counted(len(rows) - graded, 'pair')} of {len(rows):,} have no gold grade: {measured}")
+        notes.append(f"{counted(len(rows) - graded, 'pair')} of {len(rows):,} without a gold grade: {measured}")
     return notes
 
 
@@ -190,13 +190,16 @@ class _Problems:
         return {reason: len(rows) for reason, rows in self.examples.items()}
 
     def notes(self) -> list[str]:
+        return [f"left out: {text}" for text in self._texts()]
+
+    def _texts(self) -> list[str]:
         return [
-            f"{counted(len(rows), 'pair')} left out: {reason}, such as {_place(rows[0])}"
+            f"{counted(len(rows), 'pair')} {reason}, such as {_place(rows[0])}"
             for reason, rows in self.examples.items()
         ]
 
     def check(self, allowed: int, kept: Sequence[Key], by: str) -> None:
-        found, reasons = len(self.keys), "; ".join(self.notes())
+        found, reasons = len(self.keys), "; ".join(self._texts())
         text = "" if by == "text" else ", --pair-by text compares texts instead of ids"
         if not kept:
             raise ValueError(f"A and B have no pair in common: {reasons}. Are they of the same rows{text}?")

@@ -212,7 +212,7 @@ def _fixed_and_broken(a: _Answers, b: _Answers) -> dict[str, int]:
 def _unreadable(sides: Sequence[_Answers]) -> list[str]:
     found = {letter: int((side.grades == 0).sum()) for letter, side in zip("AB", sides)}
     return [
-        f"{counted(count, 'answer')} of {letter} have no grade that could be read: counted as wrong, in no tier"
+        f"{counted(count, 'answer')} of {letter} without a grade that could be read: counted as wrong, in no tier"
         for letter, count in found.items()
         if count
     ]

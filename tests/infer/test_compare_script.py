@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
-from infer.compare import main
+from infer.compare import Config, main
 from infer.evaluate import main as evaluate
 from infer.score import main as score
+from taosr1.runtime.cli import parse_config
 from taosr1.runtime.jsonl import write_jsonl
 
 # query: products as (title, gold grade, A's grade, B's grade). By hand, lists ranked by the grade:
@@ -265,3 +268,11 @@ def test_a_pair_that_one_file_lacks_is_an_error_with_a_way_out(write, files):
         main([files[0], shorter, *QUICK])
     report = main([files[0], shorter, "--max-unpaired", "1", *QUICK])
     assert report["rows"] == 5 and report["unpaired"] == {"missing in B": 1}
+
+
+def test_every_command_of_the_guide_is_accepted():
+    guide = (Path(__file__).parents[2] / "examples" / "guide" / "compare.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python infer/compare.py (.*)$", guide, re.M)
+    configs = [parse_config(Config, "", shlex.split(command)) for command in commands]
+    assert len(configs) == 6 and {config.fail_worse for config in configs} == {None, 0.0}
+    assert configs[-1].named() == ["old.jsonl", "new.jsonl", "bundled", "third.jsonl"]

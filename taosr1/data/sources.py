@@ -11,6 +11,7 @@ from taosr1.data.judgements import judgement_to_dict, read_judgements, read_pars
 from taosr1.data.queries import say_between_files
 from taosr1.data.rows import split_spec
 from taosr1.data.varied import VARIED, with_variants
+from taosr1.synthetic.abilities.blocks import ABILITY_POOLS, read_abilities
 from taosr1.synthetic.shop import EXPLAINED, POOL_SIZES, read_pool
 from taosr1.task.judgement import Judgement
 
@@ -29,6 +30,7 @@ def load_rows(
 
     A source is a file, a pattern ("part-*.csv"), or a pool: "synthetic:labelled*500" draws one of that size, and
     "catalogue:products.jsonl:labelled*500" does so in a world that is made from this file of products.
+    "synthetic:ability-negation" is a test set of one ability, "synthetic:abilities" all of them.
     "varied:rows.jsonl" is a file with variants of its rows (`taosr1/data/varied.py`).
     `read.max_bad_rows` applies to each file, and ids are compared inside one file only: the pseudo-labels of a pool may
     stand beside its own grades, and a query_id that means another query in another file is said. `needs` are
@@ -124,10 +126,11 @@ def _load_pool(
         raise ValueError(f"{source}: names no file and pool, {expected}")
     else:
         spec = SYNTHETIC + source.partition(":")[2]
-        if pool not in (pools := (*POOL_SIZES, EXPLAINED)) or (size and count is None) or world not in _SHOP:
-            expected = f"expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools)}"
+        pools, tests = (*POOL_SIZES, EXPLAINED), ABILITY_POOLS
+        if pool not in pools + tests or (size and count is None) or world not in _SHOP:
+            expected = f"expected synthetic:NAME or synthetic:NAME*SIZE, NAME one of {', '.join(pools + tests)}"
             raise ValueError(f"{spec}: no such pool of the synthetic shop, {expected}")
-        rows = read_pool(pool, count, seed)
+        rows = read_abilities(pool, count, seed) if pool in tests else read_pool(pool, count, seed)
     world = spec.rpartition(":")[0]
     if not rows:
         raise ValueError(f"{spec}: no rows")

@@ -21,6 +21,7 @@ from taosr1.task.rules import facts_from_cot, implied_grade, load_rules
 if TYPE_CHECKING:
     from taosr1.learning.rollout_group import Rollout
     from taosr1.task.judgement import Judgement
+    from taosr1.task.prompt import Reply
     from taosr1.task.rules import Rule
 
 RewardPart = Callable[["Rollout", "Judgement"], float]
@@ -67,17 +68,31 @@ def rule_steps(reply: Rollout, gold: Judgement, rules: Sequence[Rule] | None = N
     Source: TaoSR-AGRL 2510.08048, rule-aware reward shaping; its formula is not public, this one is ours.
     """
     reference = parse_reply(gold.cot, "pre-cot")
-    wanted = facts_from_cot(reference)
-    if wanted is None:
+    if facts_from_cot(reference) is None:
         pair = f"{gold.query!r} / {gold.title!r}"
         raise ValueError(f"reward 'steps' compares with a chain of thought (column 'cot'), which {pair} lacks")
     if not consistency(reply, gold, rules):
         return 0.0
-    stated = facts_from_cot(reply.parsed)
-    same_category = stated.pop("category") == wanted.pop("category")
-    query = _overlap(_words(reply.parsed.query), _words(reference.query))
-    item = _overlap(_words(reply.parsed.item), _words(reference.item))
-    return (query + item + same_category + _overlap(set(stated.items()), set(wanted.items()))) / 4
+    return sum(step_agreement(reply.parsed, reference).values()) / 4
+
+
+def step_agreement(reply: Reply, reference: Reply) -> dict[str, float]:
+    """Agreement, 0 to 1, of the steps "query", "item", "category" and "attributes" with those of a reference.
+
+    Of a reply whose Category and Attributes lines cannot be read, both are 0.
+    Raises: ValueError where those of the reference cannot be read.
+    """
+    wanted, stated = facts_from_cot(reference), facts_from_cot(reply)
+    if wanted is None:
+        raise ValueError("the reference has no Category and Attributes lines that can be read (column 'cot')")
+    steps = {
+        "query": _overlap(_words(reply.query), _words(reference.query)),
+        "item": _overlap(_words(reply.item), _words(reference.item)),
+    }
+    if stated is None:
+        return steps | {"category": 0.0, "attributes": 0.0}
+    same_category = float(stated.pop("category") == wanted.pop("category"))
+    return steps | {"category": same_category, "attributes": _overlap(set(stated.items()), set(wanted.items()))}
 
 
 REWARD_PARTS: Mapping[str, RewardPart] = MappingProxyType({

@@ -84,12 +84,18 @@ def draw_query(rng: random.Random, kind: str, held_out: bool) -> Query:
     positive = _positive_demands(rng, kind, group, {special.attribute, "brand"} if special else set(), held_out)
     words["d"] = " ".join(rng.choice(catalogue.DEMAND_PHRASES[d.attribute]).format(v=d.value) for d in positive)
     template = rng.choice(catalogue.TEMPLATES[kind][1 if held_out else 0])
-    text = " ".join(template.format(**words).split()).strip(" ,")
-    return Query(kind, type_name, tuple(positive) + ((special,) if special else ()), template, text)
+    demands = tuple(positive) + ((special,) if special else ())
+    return Query(kind, type_name, demands, template, spelled(template, words))
+
+
+def spelled(template: str, words: dict[str, str]) -> str:
+    """The text of a query: a template filled in, without the spaces and commas that an empty part leaves."""
+    return " ".join(template.format(**words).split()).strip(" ,")
 
 
 # --- Drawing items ----------------------------------------------------------------------------------------------------
-def _random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
+def random_item(rng: random.Random, type_name: str, accessory: bool) -> Item:
+    """A product of this type, or an accessory of it, without a title."""
     group = GROUP_OF[type_name]
     brand, colour = rng.choice(ALL_BRANDS), rng.choice(VALUES["colour"][group])
     if accessory:
@@ -149,7 +155,7 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
         type_name = partner
     elif grade == 3:
         wanted[rng.choice(query.demands)] = rng.choice(("near", "near", "unknown"))
-    item = _random_item(rng, type_name, accessory)
+    item = random_item(rng, type_name, accessory)
     for demand, result in wanted.items():
         changed = _with_outcome(rng, item, demand, result)
         if changed is None and demand in decisive:
@@ -158,8 +164,10 @@ def _item_for(rng: random.Random, query: Query, grade: int) -> Item | None:
     return item
 
 
-def _title(rng: random.Random, item: Item) -> str:
-    name, brand, colour = rng.choice(TYPES[GROUP_OF[item.type]][item.type][0]), item.brand, item.colour
+def title_of(rng: random.Random, item: Item, name: str = "") -> str:
+    """A title that says everything about the product; name: the word for its type, one of its synonyms if empty."""
+    names, brand, colour = TYPES[GROUP_OF[item.type]][item.type][0], item.brand, item.colour
+    name = name or rng.choice(names)
     if item.accessory:
         forms = (f"{brand} {item.accessory} for {name} {colour}", f"{colour} {name} {item.accessory} by {brand}")
         return rng.choice(forms)
@@ -176,7 +184,8 @@ def _title(rng: random.Random, item: Item) -> str:
     return " ".join(rng.choice(forms).split())
 
 
-def _price(rng: random.Random, item: Item) -> str:
+def price_of(rng: random.Random, item: Item) -> str:
+    """A price near that of the brand's tier; only the brand decides what is cheaper."""
     _, _, base = TYPES[GROUP_OF[item.type]][item.type]
     base *= catalogue.TIER_PRICE_FACTOR[catalogue.TIERS.index(TIER_OF_BRAND[item.brand])]
     return f"${max(3, round(base * rng.uniform(0.85, 1.15) * (0.2 if item.accessory else 1.0)))}"
@@ -195,7 +204,7 @@ def draw_item(rng: random.Random, query: Query, grade: int, buckets: tuple[int, 
     for _ in range(tries):
         item = _item_for(rng, query, grade)
         if item and item_bucket(item) in buckets and decide(facts_of(query, item), rules)[0] == grade:
-            return replace(item, title=_title(rng, item), price=_price(rng, item))
+            return replace(item, title=title_of(rng, item), price=price_of(rng, item))
     return None
 
 

@@ -1,0 +1,1 @@
+"""Test sets of single abilities: `drafts.py` proposes minimal pairs, `blocks.py` checks them and makes the pools."""

@@ -18,6 +18,7 @@ Source: the paper measures abilities on test sets of their own (arXiv 2508.12365
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -69,10 +70,18 @@ def _finished(rng: random.Random, draft: Draft) -> Block | None:
 
 def _overlap_says_nothing(block: Block) -> bool:
     """Whether the words that query and title share, in number and in share, follow from one of the two alone."""
-    titles = [set(item.title.lower().split()) for item in block.items]
-    asked = [set(query.text.lower().split()) for query in block.queries]
-    (a, b), (c, d) = (((len(q & t), len(q & t) / len(q), len(q & t) / len(q | t)) for t in titles) for q in asked)
-    return (a, c) == (b, d) or (a, b) == (c, d)
+
+    def overlap(query: Query, item: Item) -> tuple[float, ...]:
+        asked, title = _words(query.text), _words(item.title)
+        shared = len(asked & title)
+        return shared, shared / len(asked), shared / len(asked | title)
+
+    (a, b), (c, d) = [[overlap(query, item) for item in block.items] for query in block.queries]
+    return (a == b and c == d) or (a == c and b == d)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def blocks(ability: str, seed: int = 0) -> Iterator[Block]:

@@ -174,13 +174,20 @@ def _other_name(rng: random.Random, *, sibling: bool) -> Draft:
     return _of_types(rng, ask(one), ask(other), one, other, 1 - ask.word)
 
 
-def _wished_or_excluded(rng: random.Random) -> Draft:
+def _wished_or_excluded(rng: random.Random) -> Draft | None:
     ask, type_name, attribute = _asker(rng, "plain"), _a_type(rng), rng.choice(EXCLUDABLE)
     value, another = rng.sample(VALUES[attribute][GROUP_OF[type_name]], 2)
     phrase = rng.choice(DEMAND_PHRASES[attribute])
     wish = ask(type_name, Demand(attribute, value), d=phrase.format(v=value))
     excluded = _asker(rng, "negation", ask.word)(type_name, Demand(attribute, value, excluded=True), x=value)
+    if not _as_long(wish, excluded):
+        return None
     return Draft((wish, excluded), _products(rng, type_name, attribute, value, another), ask.word)
+
+
+def _as_long(one: Query, other: Query) -> bool:
+    """Whether two queries have as many words; else the share of words that a title has would tell them apart."""
+    return len(set(one.text.replace(" ,", "").split())) == len(set(other.text.replace(" ,", "").split()))
 
 
 def _cheaper_brand(rng: random.Random) -> Draft:
@@ -191,7 +198,7 @@ def _cheaper_brand(rng: random.Random) -> Draft:
     return Draft(queries, _products(rng, type_name, "brand", offered, another), ask.word)
 
 
-def _wish_or_measure(rng: random.Random) -> Draft:
+def _wish_or_measure(rng: random.Random) -> Draft | None:
     """A brand is asked for, or something cheaper than it; the products are of that brand and of a cheaper one."""
     ask, type_name = _asker(rng, "plain"), _a_type(rng)
     cheap, dear = sorted(rng.sample(range(len(TIERS)), 2))
@@ -200,6 +207,8 @@ def _wish_or_measure(rng: random.Random) -> Draft:
     wish = ask(type_name, Demand("brand", brand), d=phrase.format(v=brand))
     names = _asker(rng, "affordable", ask.word, suits=lambda text: not _compares(text))
     like = names(type_name, Demand("price", brand), b=brand)
+    if not _as_long(wish, like):
+        return None
     return Draft((wish, like), _products(rng, type_name, "brand", brand, cheaper), ask.word)
 
 

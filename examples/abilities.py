@@ -262,7 +262,7 @@ def figure_of(report: list[dict]) -> Figure:
             number = report.index(own)
             _dots(panels[1], own["differences"], number, len(report), "", filled=own["way"] == AFTER)
         panels[1].axvline(0, color="0.4", linestyle=":")
-        panels[1].set_xlabel("difference in points to the stage before, or to the same judge at once")
+        panels[1].set_xlabel("difference in points to the answers before")
     for axes in panels:
         axes.grid(axis="x", alpha=0.25, linewidth=0.5)
         axes.tick_params(labelsize=9)

@@ -40,13 +40,17 @@ def minimal_pairs(rows: Sequence[Judgement]) -> list[tuple[int, int]]:
 def measure_pairs(rows: Sequence[Judgement], grades: Sequence, *, samples: int = 1000, seed: int = 0) -> dict:
     """How many `pairs` and `blocks` there are, and intervals of `pair_accuracy`, `accuracy` and `macro_f1`.
 
-    grades: (N,) predicted ones, None where a reply could not be read. Raises: ValueError as `minimal_pairs`.
+    grades: (N,) predicted ones, None where a reply could not be read.
+    Choice: a grade that no row has is wrong, but no class of its own. Of a set with two grades one such answer would
+    take a third of the macro-F1.
+    Raises: ValueError as `minimal_pairs`.
     """
-    gold, blocks = [row.grade for row in rows], [row.extra.get("block") for row in rows]
     right, of_block = _pairs_right(rows, grades)
+    gold, blocks = [row.grade for row in rows], [row.extra["block"] for row in rows]
     counts = {"pairs": len(right), "blocks": len(set(of_block))}
     of_pairs = bootstrap_interval("accuracy", [1] * len(right), right, of_block, samples, seed)
-    of_rows = bootstrap_intervals(("accuracy", "macro_f1"), gold, grades, blocks, samples, seed)
+    known = [grade if grade in gold else None for grade in grades]
+    of_rows = bootstrap_intervals(("accuracy", "macro_f1"), gold, known, blocks, samples, seed)
     return counts | {"pair_accuracy": of_pairs} | of_rows
 
 

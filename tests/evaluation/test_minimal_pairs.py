@@ -40,6 +40,12 @@ def test_a_pair_is_right_where_both_of_its_rows_are():
     assert (found["pair_accuracy"].low, found["pair_accuracy"].high) == (1 / 4, 1)
 
 
+def test_a_grade_that_no_row_has_is_wrong_and_no_class_of_its_own():
+    """As above with a 1 for the reply that could not be read: the F1 of grades 4 and 2 alone, not with a third of 0."""
+    found = measure_pairs(ROWS, [*GRADES[:-1], 1], samples=0)
+    assert found["macro_f1"].value == pytest.approx((6 / 8 + 6 / 7) / 2) and found["accuracy"].value == 6 / 8
+
+
 @pytest.mark.parametrize("grade", [1, 2, 4, None])
 def test_who_does_not_see_the_difference_has_no_pair(grade):
     assert measure_pairs(ROWS, [grade] * 8, samples=0)["pair_accuracy"].value == 0

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +134,22 @@ def test_wrong_flags_are_said_before_a_model_is_loaded(capsys):
         with pytest.raises(SystemExit):
             main(words)
         assert message in capsys.readouterr().err
+
+
+def test_the_commands_of_the_guide_run(tmp_path, monkeypatch, capsys):
+    """As they are written there, on fewer rows."""
+    root = Path(__file__).resolve().parents[2]
+    guide = (root / "examples" / "guide" / "abilities.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.findall(r"^    python (.*)$", guide, flags=re.M)]
+    fewer = {"examples/abilities.py": [*SMALL, "--no-picture"]}
+    monkeypatch.chdir(tmp_path)
+    for script, *flags in commands:
+        flags = [flag.replace("synthetic:abilities", "synthetic:abilities*40") for flag in flags]
+        runpy.run_path(str(root / script))["main"]([*flags, *fewer.get(script, ["--limit", "8"])])
+    assert [script for script, *_ in commands] == [*fewer, "infer/score.py", "infer/evaluate.py"]
+    scored = [json.loads(line) for line in Path("negation.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["block"] for row in scored] == ["negation-0"] * 4 + ["negation-1"] * 4
+    assert {row["query_kind"] for row in scored} == {"negation"}
+    named = set(re.findall(r"^\| `(\w+)` \|", guide, flags=re.M))
+    assert named == set(ABILITIES), "the guide's table has every ability"
+    assert "category" in json.loads(Path("abilities.json").read_text(encoding="utf-8"))["by_kind"]

@@ -210,9 +210,10 @@ def render(report: list[dict]) -> str:
 
 
 def shown(found: dict, sign: str = "") -> str:
-    """ "58.0 [51, 65]" of an interval, times 100; sign: "+" for a difference."""
+    """ "58.0 [51, 65]" of an interval, times 100; sign: "+" for a difference, whose bounds have a decimal, too."""
     value, low, high = (found[name] for name in ("value", "low", "high"))
-    bounds = "" if low is None else f" [{100 * low:{sign}.0f}, {100 * high:{sign}.0f}]"
+    form = f"{sign}.{1 if sign else 0}f"
+    bounds = "" if low is None else f" [{100 * low:{form}}, {100 * high:{form}}]"
     return f"{100 * value:{sign}.1f}{bounds}"
 
 

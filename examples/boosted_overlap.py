@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.metrics import grade_array
-from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
+from taosr1.evaluation.summary import Prediction, evaluate_predictions, render_report
 from taosr1.runtime.cli import option, parse_config
 from taosr1.runtime.files import write_json
 from taosr1.runtime.signals import run_main

@@ -42,8 +42,8 @@ from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.predict import Cost, predict_with_cost
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
-from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
 from taosr1.evaluation.scores import read_scores
+from taosr1.evaluation.summary import Prediction, evaluate_predictions, render_report
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.model.io.digest import model_digest
 from taosr1.runtime.chunked_job import job_identity, run_in_chunks

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "fast": {"task", "model", "sampling", "engine"},
     "judge_model": {"task", "data", "synthetic", "model", "sampling", "engine", "fast"},
     "learning": {"task", "data", "model", "sampling", "engine", "judge_model"},
-    "evaluation": {"task", "data", "model", "sampling", "engine", "judge_model"},
+    "evaluation": {"task", "data", "model", "sampling", "engine", "judge_model", "serving"},
     "serving": {"task", "data", "model", "sampling", "engine", "judge_model"},
     "judge": {"task", "data", "judge_model", "serving"},
     "server": {"task", "data", "synthetic", "model", "judge_model", "serving", "judge"},

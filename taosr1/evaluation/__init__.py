@@ -2,7 +2,7 @@
 
 from taosr1.evaluation.metrics import bootstrap_difference, bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error, ndcg_by_query
-from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
+from taosr1.evaluation.summary import Prediction, evaluate_predictions, render_report
 
 __all__ = [
     "Prediction",

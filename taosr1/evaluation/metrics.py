@@ -230,6 +230,19 @@ def bootstrap_intervals(
     return {name: percentile_interval(*found, len(per_query)) for name, found in values.items()}
 
 
+def f1_intervals(
+    gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int, seed: int
+) -> dict[int, Interval]:  # fmt: skip
+    """The F1 of each grade with its bootstrap interval over queries; NaN for a grade in neither gold nor predictions.
+
+    As in a mean over grades, one that a resample lost counts 0.
+    """
+    per_query = query_counts(gold, predicted, query_ids)
+    values, resamples = f1_of(per_query.sum(0)), np.nan_to_num(f1_of(resampled_counts(per_query, samples, seed)))
+    resamples[:, np.isnan(values)] = np.nan
+    return {g: _interval(values[g - 1], resamples[:, g - 1], per_query) for g in GRADES}
+
+
 def bootstrap_interval(
     metric: str, gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int = 1000, seed: int = 0
 ) -> Interval:

@@ -12,7 +12,7 @@ from pathlib import Path
 from taosr1.data.queries import query_keys
 from taosr1.evaluation.metrics import bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import brier_score, expected_calibration_error
-from taosr1.evaluation.report import Prediction
+from taosr1.evaluation.summary import Prediction
 from taosr1.judge_model import JudgeModel
 from taosr1.model.decoder import Decoder
 from taosr1.runtime.distributed import divide_work, on_rank_zero, this_rank

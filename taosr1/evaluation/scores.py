@@ -14,7 +14,7 @@ from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.gold import PRED_GRADE, is_empty
 from taosr1.data.judgements import read_parsed
 from taosr1.data.predictions import PREDICTED, is_predicted
-from taosr1.evaluation.report import Prediction
+from taosr1.evaluation.summary import Prediction
 from taosr1.runtime.bad_rows import shorten
 from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS
 from taosr1.task.judgement import Judgement

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -20,6 +20,7 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None, *, pos
     """A config field with its one-line help and, where there are only a few, its allowed values.
 
     positional: an argument without a flag; it can still be left out, so its script checks whether it was given.
+        Of type tuple[str, ...] it may be given several times.
     """
     metadata = {"help": help, "choices": tuple(choices) if choices else None, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
@@ -42,6 +43,7 @@ def parse_config(config: type[T], description: str, argv: Sequence[str] | None =
     path = flags.pop("config", None)
     try:
         given = {**(_read_config_file(path, fields, types) if path else {}), **flags}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         check([(_is_emptied(fields[name], value), f"{flag_of(name)} is empty, expected {_meaning(fields[name])}")
                for name, value in given.items()])  # fmt: skip
         return config(**given)
@@ -75,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> dict[str, datacl
         else:
             parse_value, metavar = _PARSERS[_base_type(kind)], None if choices else name.upper()
             form = {"type": parse_value, "choices": choices, "metavar": metavar}
-            form |= {"nargs": "?"} if positional else {}
+            form |= {"nargs": "*" if get_origin(kind) is tuple else "?"} if positional else {}
         parser.add_argument(name if positional else flag_of(name), default=argparse.SUPPRESS, help=help_text, **form)
     return fields
 

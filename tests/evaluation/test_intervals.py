@@ -17,7 +17,7 @@ from taosr1.evaluation.metrics import (
     bootstrap_interval,
     query_counts,
 )
-from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
+from taosr1.evaluation.summary import Prediction, evaluate_predictions, render_report
 from taosr1.task.judgement import Judgement
 
 QUERIES = ["a", "a", "b"]

@@ -14,7 +14,7 @@ from infer.score import main as score
 from taosr1.data.judgements import write_judgements
 from taosr1.data.sources import load_rows
 from taosr1.evaluation.predict import predict
-from taosr1.evaluation.report import evaluate_predictions
+from taosr1.evaluation.summary import evaluate_predictions
 from taosr1.model.io.model_folder import model_folder
 from taosr1.serving.calibration import apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.deployed import open_judge, store_beta, store_temperature, stored_beta, stored_temperature

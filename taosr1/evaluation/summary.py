@@ -64,7 +64,7 @@ def evaluate_predictions(
         "queries": len(set(queries)),
         "bootstrap": {**draw, "level": metrics.LEVEL, "over": "queries"},
         "metrics": metrics.bootstrap_intervals(list(metrics.COUNT_METRICS), gold, grades, queries, **draw),
-        "grades": _per_grade(counts),
+        "grades": _per_grade(counts, metrics.f1_intervals(gold, grades, queries, **draw)),
         "confusion": counts.tolist(),
         "by_kind": _by_kind(judgements, gold, grades, queries, draw),
         "ranking": _ranking(gold, predictions, queries),
@@ -104,11 +104,12 @@ def jsonable(value):
 # ---- sections of the report ------------------------------------------------------------------------------------------
 
 
-def _per_grade(counts: np.ndarray) -> dict:
+def _per_grade(counts: np.ndarray, f1: dict[int, metrics.Interval]) -> dict:
     hits, gold, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)[: len(GRADES)]
     shares = {"precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, gold)}
-    columns = {"f1": metrics.f1_of(counts), **shares, "gold": gold, "predicted": predicted}
-    return {grade: {name: column[grade - 1] for name, column in columns.items()} for grade in GRADES}
+    columns = {**shares, "gold": gold, "predicted": predicted}
+    of_grade = {grade: {name: column[grade - 1] for name, column in columns.items()} for grade in GRADES}
+    return {g: {"f1": f1[g].value, "f1_low": f1[g].low, "f1_high": f1[g].high, **of_grade[g]} for g in GRADES}
 
 
 def _by_kind(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from taosr1.evaluation.metrics import accuracy_of, bootstrap_interval, confusion_matrix, macro_f1
-from taosr1.evaluation.report import Prediction, evaluate_predictions, render_report
+from taosr1.evaluation.summary import Prediction, evaluate_predictions, render_report
 from taosr1.serving.tiering import cumulative_tier
 from taosr1.task.judgement import Judgement
 

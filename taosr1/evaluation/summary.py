@@ -195,7 +195,7 @@ def _tiering(
 
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
-_TITLES = {
+TITLES = {
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
     "good_f1": f"{GOOD_TIER} F1",
@@ -217,7 +217,7 @@ def render_report(report: dict) -> str:
         head += f" [95 % intervals: {draw['samples']:,} bootstrap resamples of queries, seed {draw['seed']}]"
         if report["queries"] == 1 or any(kind["queries"] == 1 for kind in report["by_kind"].values()):
             head += " A single query has no interval."
-    overall = [[_TITLES[name], _interval(name, value)] for name, value in report["metrics"].items()]
+    overall = [[TITLES[name], interval_text(name, value)] for name, value in report["metrics"].items()]
     sections = [head, aligned(["metric", "value"], overall), _grades_table(report), _kinds_table(report["by_kind"])]
     tables = {"calibration": _calibration_tables, "tiering": _tiering_table, "hallucination": _hallucination_table}
     sections += [table(report[name]) for name, table in tables.items() if report[name] is not None]
@@ -232,7 +232,7 @@ def _numbers(values: dict, *names: str) -> list[str]:
     return [_number(values[name]) for name in names]
 
 
-def _interval(name: str, interval: dict) -> str:
+def interval_text(name: str, interval: dict) -> str:
     scale, digits = (1.0, 3) if name in _NO_SHARES else (100.0, 2)
     value, low, high = (_number(interval[key], scale, digits) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]" if low != "-" else value
@@ -254,10 +254,10 @@ def _grades_table(report: dict) -> str:
 def _kinds_table(by_kind: dict) -> str:
     rows = [
         [kind, f"{scores['rows']:,}", f"{scores['queries']:,}"]
-        + [_interval(name, scores[name]) for name in KIND_METRICS]
+        + [interval_text(name, scores[name]) for name in KIND_METRICS]
         for kind, scores in by_kind.items()
     ]
-    return aligned(["query kind", "pairs", "queries", *(_TITLES[name] for name in KIND_METRICS)], rows)
+    return aligned(["query kind", "pairs", "queries", *(TITLES[name] for name in KIND_METRICS)], rows)
 
 
 def _calibration_tables(calibration: dict) -> str:
@@ -274,8 +274,8 @@ def _calibration_tables(calibration: dict) -> str:
 def _tiering_table(tiering: dict) -> str:
     beta = "" if tiering["beta"] is None else f" (beta {tiering['beta']:.4g})"
     titles = {"argmax": "argmax", "cumpt": f"CumPT{beta}", "difference": "CumPT - argmax, paired"}
-    rows = [[title, *(_interval(name, tiering[key][name]) for name in TIER_METRICS)] for key, title in titles.items()]
-    return aligned(["tiers", *(_TITLES[name] for name in TIER_METRICS)], rows)
+    rows = [[title, *(interval_text(name, tiering[key][name]) for name in TIER_METRICS)] for key, title in titles.items()]
+    return aligned(["tiers", *(TITLES[name] for name in TIER_METRICS)], rows)
 
 
 def _hallucination_table(hallucination: dict) -> str:

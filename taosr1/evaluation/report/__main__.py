@@ -39,7 +39,7 @@ from taosr1.runtime.signals import run_main
 
 @dataclass(frozen=True)
 class Config(OutFlags, ReadFlags):
-    inputs: tuple[str, ...] = option((), "run folders, and files of infer/score.py or infer/explain.py", positional=True)
+    inputs: tuple[str, ...] = option((), "run folders, files of infer/score.py or infer/explain.py", positional=True)
     out: str = option("report.html", "the HTML file to write")
     rows: int = option(5000, "rows of a score file that can be looked at, the wrong ones first (0: all)")
     groups: int = option(2000, "groups of a run that can be looked at, the first ones of each step (0: all)")

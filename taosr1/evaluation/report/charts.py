@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from taosr1.evaluation.report.html import Html, html_of, tag
 
@@ -21,7 +21,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """A line. band: (x, low, high) around it. says: what a mark says of its point. lines: False for marks alone.
+    """A line. band: (x, low, high) around it. says, sizes: the text and the radius of the mark at each point, if given.
 
     style: its colour, dash and mark, from 0; None for a thin grey line to compare with.
     """
@@ -30,13 +30,14 @@ class Series:
     points: Sequence[Point]
     style: int | None
     band: Sequence[tuple[float, float, float]] = ()
-    says: Sequence[str] = field(default=())
+    says: Sequence[str] = ()
+    sizes: Sequence[float] = ()
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, about `most` of them."""
+    """Round numbers from at or below `low` to at or above `high`, about `most` of them; from 0 where both are equal."""
     if not high > low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        low, high = min(0.0, 2 * low), max(0.0, 2 * high) or float(low == 0)
     size = 10 ** math.floor(math.log10((high - low) / most))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (size * factor) <= most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -50,12 +51,17 @@ def number(value: float) -> str:
 
 def line_chart(
     title: str, series: Sequence[Series], x_label: str, *, x_range: Point | None = None, y_range: Point | None = None,
-    marked: Sequence[tuple[float, float, str]] = (),
+    marked: Sequence[tuple[float, float, str]] = (), whole: bool = False,
 ) -> Html:  # fmt: skip
-    """Lines over two linear axes. marked: (from, to, what) ranges of x, such as the beta that is served."""
+    """Lines over two linear axes. marked: (from, to, what) ranges of x, such as the beta that is served.
+
+    whole: x counts something, so its ticks are whole numbers.
+    """
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points] + [y for one in series for _, *ends in one.band for y in ends]
     x_ticks, y_ticks = ticks(*(x_range or (min(xs), max(xs)))), ticks(*(y_range or (min(ys), max(ys))))
+    if whole and x_ticks[1] - x_ticks[0] < 1:
+        x_ticks = list(range(math.floor(x_ticks[0]), math.ceil(x_ticks[-1]) + 1))
 
     def x_of(x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
@@ -149,19 +155,21 @@ def _line(one: Series, x_of, y_of) -> Html:
     if one.style is not None:
         says = one.says or [f"{one.name}: {number(y)} at {number(x)}" for x, y in one.points]
         apart = max(1, math.ceil(len(one.points) / FEW))  # a long line shows its style at some of its points
-        marks = [_mark(one.style, x_of(x), y_of(y), what, 2.6) for (x, y), what in list(zip(one.points, says))[::apart]]
-        inside += marks
-    return tag("g", *inside, class_="compare" if one.style is None else f"style-{one.style % STYLES}", data_series=one.name)
+        points = list(zip(one.points, says, one.sizes or [2.6] * len(one.points)))[::apart]
+        inside += [_mark(one.style, x_of(x), y_of(y), what, size) for (x, y), what, size in points]
+    look = "compare" if one.style is None else f"style-{one.style % STYLES}"
+    return tag("g", *inside, class_=look, data_series=one.name)
 
 
 def _mark(style: int, x: float, y: float, says: str, r: float) -> Html:
     """A circle, square, triangle, diamond, cross or inverted triangle around a point."""
+    d, w = 2 * r, 1.3 * r  # a square's side; half a triangle's
     shapes = (
-        f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
-        f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}Z",
-        f"M{x:.1f} {y - r * 1.2:.1f}l{r * 1.2:.1f} {r * 2.2:.1f}h{-2.4 * r:.1f}Z",
-        f"M{x:.1f} {y - r * 1.3:.1f}l{r * 1.3:.1f} {r * 1.3:.1f}l{-r * 1.3:.1f} {r * 1.3:.1f}l{-r * 1.3:.1f} {-r * 1.3:.1f}Z",
-        f"M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}M{x - r:.1f} {y + r:.1f}l{2 * r} {-2 * r}",
-        f"M{x:.1f} {y + r * 1.2:.1f}l{r * 1.2:.1f} {-r * 2.2:.1f}h{-2.4 * r:.1f}Z",
+        f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {d:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-d:.1f} 0Z",
+        f"M{x - r:.1f} {y - r:.1f}h{d:.1f}v{d:.1f}h{-d:.1f}Z",
+        f"M{x:.1f} {y - w:.1f}l{w:.1f} {1.8 * w:.1f}h{-2 * w:.1f}Z",
+        f"M{x:.1f} {y - w:.1f}l{w:.1f} {w:.1f}l{-w:.1f} {w:.1f}l{-w:.1f} {-w:.1f}Z",
+        f"M{x - r:.1f} {y - r:.1f}l{d:.1f} {d:.1f}M{x - r:.1f} {y + r:.1f}l{d:.1f} {-d:.1f}",
+        f"M{x:.1f} {y + w:.1f}l{w:.1f} {-1.8 * w:.1f}h{-2 * w:.1f}Z",
     )
     return tag("path", html_of(tag("title", says)) if says else "", d=shapes[style % STYLES], class_="mark")

@@ -39,6 +39,11 @@ def html_of(*inside: object) -> Html:
     return Html("".join(one if isinstance(one, Html) else escape(clean_text(str(one))) for one in inside))
 
 
+def letter_of(place: int) -> str:
+    """A short name of an input: A, B, ..., Z, 27, ..."""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
+
+
 def tag(name: str, *inside: object, **attributes: object) -> Html:
     """An element. `class_` is the attribute class, `data_x` is data-x; None and False leave one out, True is bare."""
     shown = []
@@ -56,7 +61,7 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], caption: s
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
     body = [tag("tr", tag("th", row[0], scope="row"), *(_cell(cell) for cell in row[1:])) for row in rows]
     inside = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
-    return tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    return tag("div", inside, class_="scroll", tabindex=0, role="group", aria_label=caption)
 
 
 def _cell(cell: object) -> Html:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from taosr1.evaluation.curves import ASIDE, PANELS, Curve, RunCurves, by_recipe, read_metrics
 from taosr1.evaluation.report.charts import Series, legend, line_chart, number
-from taosr1.evaluation.report.html import Html, Part, data_block, html_of, table, tag
+from taosr1.evaluation.report.html import Html, Part, data_block, html_of, letter_of, table, tag
 from taosr1.runtime.files import read_json
 from taosr1.runtime.run_folder import SAMPLES_FILE
 
@@ -61,7 +61,9 @@ def over_seeds(name: str, curves: Sequence[Curve], style: int) -> Series:
 
 
 def _stage_part(stage: str, recipes: Sequence[Recipe]) -> Part:
-    names = [name_of(recipe) for recipe in recipes]
+    letters = [f"{letter_of(place)}: " * (len(recipes) > 1) for place in range(len(recipes))]
+    names = [letter + name_of(recipe) for letter, recipe in zip(letters, recipes)]
+    last = max([1, *(step for recipe in recipes for run in recipe for curve in run.curves.values() for step in curve)])
     panels, notes = [], []
     for metric, title in PANELS.items():
         series = []
@@ -73,8 +75,9 @@ def _stage_part(stage: str, recipes: Sequence[Recipe]) -> Part:
             elif line:
                 notes.append(f"{stage}, {metric}: the seeds of {name} have no step in common, so it is not drawn")
         if series:
-            chart = line_chart(f"{stage}: {metric}, {title}", series, "step")
-            caption = tag("figcaption", tag("b", title), f" ({metric}). ", *_last_values(series))
+            chart = line_chart(f"{stage}: {metric}, {title}", series, "step", x_range=(0, last), whole=True)
+            said = [f"{letters[one.style]}{number(one.points[-1][1])} at step {one.points[-1][0]}. " for one in series]
+            caption = tag("figcaption", tag("b", title), f" ({metric}). ", *said)
             panels.append(tag("figure", caption, chart))
     if not panels:
         notes.append(f"{stage}: no curve is logged yet")
@@ -82,17 +85,8 @@ def _stage_part(stage: str, recipes: Sequence[Recipe]) -> Part:
     if any(len(recipe) > 1 for recipe in recipes):
         how = tag("p", "A line is the mean over seeds, its band the lowest and the highest seed.", class_="quiet")
         key = html_of(key, how)
-    return Part(f"Curves: {stage}", html_of(key, tag("div", *panels, class_="charts"), _differing(recipes, names)), tuple(notes))
-
-
-def _last_values(series: Sequence[Series]) -> list[str]:
-    """In words what the lines come to."""
-    says = []
-    for one in series:
-        step, last = one.points[-1]
-        name = "" if len(series) == 1 else f"{chr(ord('A') + series.index(one))}: "
-        says.append(f"{name}{number(last)} at step {step}. ")
-    return says
+    body = html_of(key, tag("div", *panels, class_="charts"), _differing(recipes, names))
+    return Part(f"Curves: {stage}", body, tuple(notes))
 
 
 def _differing(recipes: Sequence[Recipe], names: Sequence[str]) -> Html:
@@ -112,7 +106,7 @@ def _differing(recipes: Sequence[Recipe], names: Sequence[str]) -> Html:
 def _cost(runs: Sequence[RunCurves]) -> tuple[list[str], list[list[object]]]:
     """What was logged of it: seconds of the steps alone, without evaluations and checkpoints."""
     header = ["run", "seed, commit, machine", "steps", "seconds", "s a step", "decoded tokens", "tokens/s",
-              "best dev macro-F1", "test macro-F1: start", "result"]  # fmt: skip
+              "best dev macro-F1", "test macro-F1 of the start", "of the result"]  # fmt: skip
     rows = []
     for run in runs:
         times, decoded = run.curves.get("time_s", {}), run.curves.get("decoded_tok", {})
@@ -170,7 +164,8 @@ def _groups_part(run: RunCurves, place: int, most: int) -> Part | None:
     body = html_of(
         tag("figure", tag("figcaption", tag("b", "Why groups were trained on or dropped"),
                           f" (share of the {len(rows):,} groups that were logged)."),
-            line_chart(f"{run.folder}: outcomes of groups", _outcomes(steps), "step", y_range=(0, 1)),
+            line_chart(f"{run.folder}: outcomes of groups", _outcomes(steps), "step", x_range=(0, max(steps)),
+                       y_range=(0, 1), whole=True),
             legend([(series.name, series.style) for series in _outcomes(steps)]), class_="one"),
         tag("div", class_="groups", data_source=name),
         data_block(name, {"why": WHY, "groups": shown}),
@@ -206,10 +201,10 @@ def group_record(row: dict) -> dict:
         found[key] = {"text": text, "label": label, "reward": reward, "advantage": advantage, "source": source,
                       "parts": _at(parts, place) or {}}  # fmt: skip
     kept = {name: row.get(name) for name in ("step", "query", "title", "gold", "right", "dropped")}
-    probs = row.get("probs") or []
     if not replies:  # its first tokens alone were drawn
         kept["labels"] = labels
-    return kept | {"probs": probs, "size": len(labels), "replies": [each | {"times": times[key]} for key, each in found.items()]}
+    counted = [each | {"times": times[key]} for key, each in found.items()]
+    return kept | {"probs": row.get("probs") or [], "size": len(labels), "replies": counted}
 
 
 def _at(column: object, place: int) -> object:

@@ -10,7 +10,7 @@ from taosr1.evaluation.report.html import Html, Part, data_block, html_of, table
 from taosr1.evaluation.report.measures import SWEPT, Measured, differences, same_pairs
 from taosr1.evaluation.scores import Scored
 from taosr1.evaluation.summary import KIND_METRICS, TITLES, interval_text
-from taosr1.task.grades import GRADES, TIER_OF_GRADE, TIERS, grade_name
+from taosr1.task.grades import GRADES, TIERS, grade_name
 from taosr1.task.prompt import ITEM_FIELDS
 
 COMPARED = ("macro_f1", "accuracy", "good_f1", "quadratic_kappa", "signed_bias")
@@ -64,10 +64,13 @@ def _overall(measured: Sequence[Measured], files, together, bootstrap: int, seed
         why = "the files do not hold the same pairs with the same gold grades, each once"
         notes.append(f"no paired differences: {why if not together else 'more than two files'}")
     how = f"In brackets: 95 % intervals, {bootstrap:,} bootstrap resamples of queries, seed {seed}."
-    return Part("Metrics", html_of(table(header, rows, "Metrics, times 100"), tag("p", how, class_="quiet")), tuple(notes))
+    body = html_of(table(header, rows, "Metrics, times 100"), tag("p", how, class_="quiet"))
+    return Part("Metrics", body, tuple(notes))
 
 
-def _dots(names: Sequence[str], of_file: Sequence[Sequence[dict]], files: Sequence[Measured], title: str, what: str) -> Html:
+def _dots(
+    names: Sequence[str], of_file: Sequence[Sequence[dict]], files: Sequence[Measured], title: str, what: str
+) -> Html:  # fmt: skip
     chart = dot_chart(title, names, of_file, what, (0, 1))
     key = legend([(each.name, style) for style, each in enumerate(files)])
     return tag("figure", tag("figcaption", tag("b", title)), chart, key)
@@ -76,18 +79,23 @@ def _dots(names: Sequence[str], of_file: Sequence[Sequence[dict]], files: Sequen
 def _grades(files: Sequence[Measured]) -> Part:
     """F1 of each grade, best first, with its interval; precision, recall and pairs in the table."""
     best_first, tables = GRADES[::-1], []
-    marks = [[{"value": (found := each.summary["grades"][str(g)])["f1"], "low": found["f1_low"], "high": found["f1_high"]}
-              for g in best_first] for each in files]  # fmt: skip
+    marks = [[_f1_of(each.summary["grades"][str(grade)]) for grade in best_first] for each in files]
     for each, column in zip(files, marks):
         rows = []
         for grade, f1 in zip(best_first, column):
             found = each.summary["grades"][str(grade)]
             shares = [_share(found[name]) for name in ("precision", "recall")]
-            rows.append([grade_name(grade), interval_text("f1", f1), *shares, f"{found['gold']:,}", f"{found['predicted']:,}"])
+            counts = [f"{found[name]:,}" for name in ("gold", "predicted")]
+            rows.append([grade_name(grade), interval_text("f1", f1), *shares, *counts])
         header = ["grade", "F1", "precision", "recall", "gold pairs", "predicted"]
         tables.append(table(header, rows, f"Per grade, {each.name}"))
-    chart = _dots([grade_name(grade) for grade in best_first], marks, files, "F1 of each grade", "F1, with 95 % interval")
+    names = [grade_name(grade) for grade in best_first]
+    chart = _dots(names, marks, files, "F1 of each grade", "F1, with 95 % interval")
     return Part("Per grade", html_of(tag("div", chart, class_="charts"), *tables))
+
+
+def _f1_of(grade: dict) -> dict:
+    return {"value": grade["f1"], "low": grade["f1_low"], "high": grade["f1_high"]}
 
 
 def _kinds(files: Sequence[Measured]) -> list[Part]:
@@ -100,7 +108,8 @@ def _kinds(files: Sequence[Measured]) -> list[Part]:
     for name in ("macro_f1", "tier_accuracy"):
         marks = [[each.summary["by_kind"].get(kind, {}).get(name, nothing) for kind in kinds] for each in files]
         if any(found["value"] is not None for column in marks for found in column):
-            charts.append(_dots(kinds, marks, files, f"{TITLES[name]} of each kind of query", f"{TITLES[name]}, 95 % interval"))
+            title = TITLES[name]
+            charts.append(_dots(kinds, marks, files, f"{title} of each kind of query", f"{title}, 95 % interval"))
     for each in files:
         rows = [[tag("bdi", kind), f"{found['rows']:,}", f"{found['queries']:,}",
                  *(interval_text(name, found[name]) for name in KIND_METRICS)]
@@ -123,15 +132,15 @@ def _given(files: Sequence[Measured]) -> Part:
     for grade in (*GRADES[::-1], None):
         counts = [sum(row.prediction.grade == grade for row in each.rows) for each in files]
         if grade or any(counts):
-            rows.append([grade_name(grade) if grade else "no grade could be read", *map(_counted(files), counts, files)])
+            rows.append([grade_name(grade) if grade else "no grade could be read", *map(_counted, counts, files)])
     for tier in TIERS:
         counts = [sum(row.prediction.tier == tier for row in each.rows) for each in files]
-        rows.append([f"tier {tier}", *map(_counted(files), counts, files)])
+        rows.append([f"tier {tier}", *map(_counted, counts, files)])
     return Part("What was given", table(["given", *_named(files)], rows, "How often each grade and tier was given"))
 
 
-def _counted(files):
-    return lambda count, each: f"{count:,} ({100 * count / len(each.rows):.1f} %)"
+def _counted(count: int, each: Measured) -> str:
+    return f"{count:,} ({100 * count / len(each.rows):.1f} %)"
 
 
 def _confusion(files: Sequence[Measured]) -> Part:
@@ -141,8 +150,8 @@ def _confusion(files: Sequence[Measured]) -> Part:
         for gold in best_first:
             counts = each.summary["confusion"][gold - 1]
             cells = [(grade, counts[grade - 1]) for grade in best_first] + ([(None, counts[-1])] if unread else [])
-            total = sum(counts)
-            rows.append([grade_name(gold), *(_cell(count, float(ratio(count, total)), grade == gold) for grade, count in cells)])
+            shares = [(grade, count, float(ratio(count, sum(counts)))) for grade, count in cells]
+            rows.append([grade_name(gold), *(_cell(count, share, grade == gold) for grade, count, share in shares)])
         header = ["gold, down", *(f"as {grade}" for grade in best_first), *(["unread"] if unread else [])]
         return table(header, rows, "Pairs, and their share of the gold grade's", class_="confusion")
 
@@ -166,20 +175,27 @@ def _reliability(each: Measured) -> Html:
     for style, when in enumerate(("before", "after")):
         bins = found[when]["bins"]
         says = [f"{when}: stated {b['confidence']:.3f}, right {b['accuracy']:.3f}, {b['rows']:,} pairs" for b in bins]
-        series.append(Series(when, [(b["confidence"], b["accuracy"]) for b in bins], style, says=says))
+        most = max(b["rows"] for b in bins)
+        sizes = [1.5 + 5 * (b["rows"] / most) ** 0.5 for b in bins]
+        points = [(b["confidence"], b["accuracy"]) for b in bins]
+        series.append(Series(when, points, style, says=says, sizes=sizes))
     title = f"{each.name}: share of right grades over the probability of the most probable grade"
     chart = line_chart(title, series, "stated probability of the grade given", x_range=(0, 1), y_range=(0, 1))
     rows = [[when, f"{100 * found[when]['ece']:.2f}", f"{found[when]['brier']:.4f}", f"{found[when]['nll']:.4f}"]
             for when in ("before", "after")]  # fmt: skip
-    bins = [[f"{when}, {b['low']:.2f} - {b['high']:.2f}", f"{b['rows']:,}", _share(b["confidence"]), _share(b["accuracy"])]
-            for when in ("before", "after") for b in found[when]["bins"]]  # fmt: skip
+    bins = [
+        [f"{when}, {b['low']:.2f} - {b['high']:.2f}", f"{b['rows']:,}", _share(b["confidence"]), _share(b["accuracy"])]
+        for when in ("before", "after")
+        for b in found[when]["bins"]
+    ]
     one, two = found["temperatures"]
     how = (
-        "Before: the probabilities in the file, which a temperature stored beside the weights has scaled already. "
+        "Before: as in the file, where a temperature that is stored beside the weights has scaled them already. "
         f"After: divided by a temperature that was fitted on the other half of the queries ({one:.3g} and {two:.3g})."
     )
     return html_of(
-        tag("figure", tag("figcaption", tag("b", "Share of right grades, over stated probability")), chart,
+        tag("figure", tag("figcaption", tag("b", "Share of right grades, over stated probability. "),
+            "The larger a mark, the more pairs it stands for."), chart,
             legend([("before", 0), ("after", 1), ("as stated", None)])),
         table(["", "ECE", "Brier", "NLL"], rows, "Errors of the probabilities"), tag("p", how, class_="quiet"),
         tag("details", tag("summary", "The bins"),
@@ -203,7 +219,8 @@ def _sweep(each: Measured) -> Html:
         says.append(f"Served (the grey bar): beta {span}, found from the tiers in the file.")
         served = each.summary["tiering"]["cumpt"]["tier_macro_f1"]
         says.append(f"Its tier macro-F1 is {interval_text('tier_macro_f1', served)}, argmax's is {_share(level)}.")
-    says.append(f"In hindsight {best['beta']:.2f} is best on these rows, with {_share(best['tier_macro_f1'])}: choose beta on others.")
+    top = _share(best["tier_macro_f1"])
+    says.append(f"In hindsight {best['beta']:.2f} is best on these rows, with {top}: choose beta on others.")
     title = f"{each.name}: quality of CumPT's tiers over beta"
     chart = line_chart(title, series, "beta", x_range=(0, 1), y_range=(0, 1), marked=marked)
     rows = [[f"{row['beta']:.2f}", *(_share(row[name]) for name in SWEPT)] for row in each.sweep[4::5]]
@@ -222,8 +239,9 @@ def _rows(files: Sequence[Measured], together: list[list[Scored]] | None, most: 
     """One table of all files where they hold the same pairs, else one of each."""
     if together:
         return [_browser("rows", [each.name for each in files], list(zip(*together)), most)]
-    return [_browser(f"rows-{place}", [each.name], [(row,) for row in each.rows], most, f" of {each.name}" * (len(files) > 1))
-            for place, each in enumerate(files)]  # fmt: skip
+    alone = [(each, f" of {each.name}" * (len(files) > 1)) for each in files]
+    return [_browser(f"rows-{place}", [each.name], [(row,) for row in each.rows], most, of)
+            for place, (each, of) in enumerate(alone)]  # fmt: skip
 
 
 def _browser(name: str, judges: Sequence[str], rows: Sequence[tuple[Scored, ...]], most: int, of: str = "") -> Part:
@@ -232,9 +250,10 @@ def _browser(name: str, judges: Sequence[str], rows: Sequence[tuple[Scored, ...]
     shown = rows
     if most and len(rows) > most:
         shown = sorted(rows, key=lambda row: not _is_wrong(row))[:most]
-        notes = (f"{len(shown):,} of {len(rows):,} rows{of} can be looked at, the wrong ones first; --rows 0 takes all",)
-    data = {"judges": list(judges), "grades": {g: grade_name(g) for g in GRADES}, "tiers": {g: TIER_OF_GRADE[g] for g in GRADES},
-            "rows": [_row_record(row) for row in shown]}  # fmt: skip
+        sizes = f"{len(shown):,} of {len(rows):,} rows{of}"
+        notes = (f"{sizes} can be looked at, the wrong ones first; --rows 0 takes all (a larger file)",)
+    names = {grade: grade_name(grade) for grade in GRADES}
+    data = {"judges": list(judges), "grades": names, "rows": [_row_record(row) for row in shown]}
     body = html_of(tag("div", class_="rows", data_source=name), data_block(name, data))
     return Part(f"Rows{of}", body, notes)
 
@@ -249,11 +268,13 @@ def _row_record(row: tuple[Scored, ...]) -> dict:
     more = {field: _cut(getattr(pair, field)) for field in ITEM_FIELDS[1:] if getattr(pair, field)}
     said = [
         {"grade": p.grade, "tier": p.tier, "probs": p.probs and [round(value, 4) for value in p.probs],
-         "mass": p.label_mass, "decision": p.decision, "implied": p.implied, "reply": _cut(each.reply)}
+         "mass": p.label_mass, "decision": p.decision, "implied": p.implied, "reply": _cut(each.reply),
+         "outside": _cut(str(each.judgement.extra.get("outside") or ""))}
         for each in row for p in [each.prediction]
     ]  # fmt: skip
     said = [{key: value for key, value in one.items() if value not in (None, "")} for one in said]
-    found = {"q": _cut(pair.query), "t": _cut(pair.title), "kind": pair.query_kind, "gold": pair.grade, "more": more, "said": said}
+    found = {"q": _cut(pair.query), "t": _cut(pair.title), "kind": pair.query_kind, "gold": pair.grade}
+    found |= {"more": more, "said": said}
     return {key: value for key, value in found.items() if value not in (None, "", {})}
 
 

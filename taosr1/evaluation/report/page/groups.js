@@ -23,7 +23,7 @@ const groupsOf = (box) => {
 
   const repliesOf = (inside, group) => {
     const scroll = add(inside, "div", "", { className: "scroll", tabIndex: 0,
-      data: { role: "region", "aria-label": `Replies on ${group.query}` } });
+      data: { role: "group", "aria-label": `Replies on ${group.query}` } });
     const table = add(scroll, "table", "", { className: "browse" });
     const head = add(add(table, "thead"), "tr"), body = add(table, "tbody");
     for (const title of ["Times", "Label", "Reward", "Advantage", "Reply"]) add(head, "th", title, { scope: "col" });

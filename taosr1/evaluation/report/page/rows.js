@@ -9,7 +9,7 @@ const rowsOf = (box) => {
   const texts = rows.map((row) => [row.q, row.t, ...Object.values(row.more ?? {}), ...row.said.map((one) => one.reply ?? "")]
     .join("\n").toLowerCase());
   const graded = rows.some((row) => row.gold !== undefined), two = judges.length > 1;
-  const name = (judge) => (two ? `${"ABCDEF"[judge] ?? judge + 1}` : "");
+  const name = (judge) => (two ? `${judge < 26 ? String.fromCharCode(65 + judge) : judge + 1}` : "");
 
   const shows = [["all", "all rows"]];
   if (graded) shows.push(["wrong", two ? "any judge wrong" : "wrong"], ["right", two ? "all judges right" : "right"]);
@@ -26,7 +26,7 @@ const rowsOf = (box) => {
 
   if (two) {
     const key = add(box, "p", "", { className: "quiet" });
-    judges.forEach((text, judge) => { add(key, "span", `${name(judge)}: `); add(key, "bdi", text); add(key, "span", "  "); });
+    judges.forEach((text, judge) => { add(key, "span", `${name(judge)}: `); add(key, "bdi", text); add(key, "br"); });
   }
   const controls = add(box, "div", "", { className: "controls" });
   const any = [["", "any"]], byGrade = [4, 3, 2, 1].map((grade) => [String(grade), grades[grade]]);
@@ -48,7 +48,7 @@ const rowsOf = (box) => {
       columns.push([`Confidence ${name(judge)}`.trim(), `top${judge}`, (row) => top(row, judge)]);
     }
   });
-  const scroll = add(box, "div", "", { className: "scroll", tabIndex: 0, data: { role: "region", "aria-label": "Rows" } });
+  const scroll = add(box, "div", "", { className: "scroll", tabIndex: 0, data: { role: "group", "aria-label": "Rows" } });
   const table = add(scroll, "table", "", { className: "browse" });
   const head = add(add(table, "thead"), "tr"), body = add(table, "tbody");
   const heads = columns.map(([title, key]) => {
@@ -71,6 +71,7 @@ const rowsOf = (box) => {
       if (two) add(inside, "h3", `${name(judge)}: ${judges[judge]}`);
       const says = [one.grade ? `grade ${grades[one.grade]}` : "no grade could be read"];
       if (one.tier) says.push(`tier ${one.tier}`);
+      if (one.outside) says.push(`outside of what the judge has learned (${one.outside})`);
       if (one.mass !== undefined) says.push(`label mass ${fixed(one.mass)}`);
       if (one.decision) says.push(`its Decision line says ${grades[one.decision]}`);
       if (one.implied) says.push(`its steps imply ${grades[one.implied]}`);

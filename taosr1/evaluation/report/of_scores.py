@@ -197,7 +197,7 @@ def _reliability(each: Measured) -> Html:
         tag("figure", tag("figcaption", tag("b", "Share of right grades, over stated probability. "),
             "The larger a mark, the more pairs it stands for."), chart,
             legend([("before", 0), ("after", 1), ("as stated", None)])),
-        table(["", "ECE", "Brier", "NLL"], rows, "Errors of the probabilities"), tag("p", how, class_="quiet"),
+        table(["temperature", "ECE", "Brier", "NLL"], rows, "Errors of the probabilities"), tag("p", how, class_="quiet"),
         tag("details", tag("summary", "The bins"),
             table(["bin", "pairs", "stated", "right"], bins, "Bins of stated probability")),
     )  # fmt: skip

@@ -26,9 +26,11 @@ const groupsOf = (box) => {
       data: { role: "group", "aria-label": `Replies on ${group.query}` } });
     const table = add(scroll, "table", "", { className: "browse" });
     const head = add(add(table, "thead"), "tr"), body = add(table, "tbody");
-    for (const title of ["Times", "Label", "Reward", "Advantage", "Reply"]) add(head, "th", title, { scope: "col" });
+    for (const title of ["Reply", "Times", "Label", "Reward", "Advantage"]) add(head, "th", title, { scope: "col" });
     for (const one of group.replies) {
-      const line = add(body, "tr");
+      const line = add(body, "tr"), cell = add(line, "td", "", { className: "wide" });
+      if (one.source && one.source !== "model") add(cell, "b", `from the ${one.source}`);
+      add(cell, "pre", one.text, { className: "text" });
       add(line, "td", `${one.times} ×`);
       const wrong = one.label !== group.gold;
       add(line, "td", wrong ? `✗ ${one.label ?? "unread"}` : `${one.label}`, { className: wrong ? "wrong" : "" });
@@ -36,9 +38,6 @@ const groupsOf = (box) => {
       const shown = parts.length > 1 ? ` (${parts.map(([what, value]) => `${what} ${fixed(value, 2)}`).join(", ")})` : "";
       add(line, "td", fixed(one.reward, 2) + shown);
       add(line, "td", one.advantage === null ? "-" : fixed(one.advantage, 3));
-      const cell = add(line, "td", "", { className: "wide" });
-      if (one.source && one.source !== "model") add(cell, "b", `from the ${one.source}`);
-      add(cell, "pre", one.text, { className: "text" });
     }
   };
 

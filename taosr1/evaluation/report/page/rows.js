@@ -51,6 +51,7 @@ const rowsOf = (box) => {
   const scroll = add(box, "div", "", { className: "scroll", tabIndex: 0, data: { role: "group", "aria-label": "Rows" } });
   const table = add(scroll, "table", "", { className: "browse" });
   const head = add(add(table, "thead"), "tr"), body = add(table, "tbody");
+  add(head, "th", "More", { scope: "col" });
   const heads = columns.map(([title, key]) => {
     const cell = add(head, "th", "", { scope: "col", className: key === "q" || key === "t" ? "wide" : "" });
     add(cell, "button", title, { type: "button" }).addEventListener("click", () => {
@@ -60,7 +61,6 @@ const rowsOf = (box) => {
     });
     return cell;
   });
-  add(head, "th", "More", { scope: "col" });
 
   const detail = (cell, row) => {
     const inside = add(cell, "div", "", { className: "detail" }), facts = add(inside, "dl");
@@ -85,6 +85,7 @@ const rowsOf = (box) => {
     body.replaceChildren();
     for (const row of part) {
       const line = add(body, "tr");
+      const more = add(add(line, "td"), "button", "Why", { type: "button", data: { "aria-expanded": "false" } });
       add(line, "td", "").append(Object.assign(document.createElement("bdi"), { textContent: row.q }));
       add(line, "td", "").append(Object.assign(document.createElement("bdi"), { textContent: row.t ?? "" }));
       if (graded) add(line, "td", row.gold ? grades[row.gold] : "-");
@@ -94,7 +95,6 @@ const rowsOf = (box) => {
         add(line, "td", wrong ? `✗ ${shown}` : shown, { className: wrong ? "wrong" : "" });
         if (columns.some(([, key]) => key === `top${judge}`)) add(line, "td", row.said[judge].probs ? fixed(top(row, judge)) : "-");
       });
-      const more = add(add(line, "td"), "button", "Why", { type: "button", data: { "aria-expanded": "false" } });
       more.addEventListener("click", () => {
         const open = more.getAttribute("aria-expanded") === "true";
         more.setAttribute("aria-expanded", String(!open));

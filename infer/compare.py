@@ -44,10 +44,10 @@ from taosr1.data.sources import load_rows
 from taosr1.engine import PLAIN_HELP
 from taosr1.evaluation.pairing import PAIR_BY, Side, pair_rows
 from taosr1.evaluation.predict import predict
-from taosr1.evaluation.report import Prediction, jsonable
 from taosr1.evaluation.scores import read_scores
 from taosr1.evaluation.side_by_side import METRICS, Settings, compare
 from taosr1.evaluation.side_by_side_text import ranked_lists, render_comparison, render_lists
+from taosr1.evaluation.summary import Prediction, jsonable
 from taosr1.judge import Judge
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES
 from taosr1.runtime.cli import at_least, check, option, parse_config

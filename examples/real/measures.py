@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from taosr1.data.queries import query_keys
-from taosr1.evaluation.metrics import COUNT_METRICS, macro_f1, percentile_interval, query_draws, ratio
-from taosr1.evaluation.paired import GRADE_F1, Statistic, auc_statistic, count_statistics, mean_statistic
+from taosr1.evaluation.metrics import COUNT_METRICS, GRADE_F1, macro_f1, percentile_interval, query_draws, ratio
+from taosr1.evaluation.paired import Statistic, auc_statistic, count_statistics, mean_statistic
 from taosr1.evaluation.ranking import auc, expected_calibration_error, expected_grade, ndcg_by_query
 from taosr1.serving.calibration import apply_temperature, fit_temperature
 from taosr1.task.grades import GOOD_TIER, GRADES, TIER_OF_GRADE

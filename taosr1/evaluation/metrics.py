@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -149,6 +150,16 @@ COUNT_METRICS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+def _grade_f1(grade: int, counts: np.ndarray, full: np.ndarray | None = None) -> np.ndarray:
+    """F1 of a grade; 0 where a resample lost one that all rows have."""
+    f1, known = f1_of(counts)[..., grade - 1], full is not None and not np.isnan(f1_of(full)[grade - 1])
+    return np.nan_to_num(f1) if known else f1
+
+
+# Of each grade, in their order.
+GRADE_F1: dict[str, Callable[..., np.ndarray]] = {f"f1_{grade}": partial(_grade_f1, grade) for grade in GRADES}
+
+
 # ---- from grades -----------------------------------------------------------------------------------------------------
 
 
@@ -222,25 +233,12 @@ def query_draws(queries: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 def bootstrap_intervals(
     metrics: Sequence[str], gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int, seed: int
 ) -> dict[str, Interval]:
-    """Metrics of `COUNT_METRICS` with their bootstrap intervals over queries, all from the same resamples."""
+    """Metrics of `COUNT_METRICS` or `GRADE_F1` with bootstrap intervals over queries, all from the same resamples."""
     metric_of = {name: _count_metric(name) for name in metrics}
     per_query = query_counts(gold, predicted, query_ids)
     total, resamples = per_query.sum(0), resampled_counts(per_query, samples, seed)
     values = {name: (metric(total), metric(resamples, total)) for name, metric in metric_of.items()}
     return {name: percentile_interval(*found, len(per_query)) for name, found in values.items()}
-
-
-def f1_intervals(
-    gold: Sequence, predicted: Sequence, query_ids: Sequence, samples: int, seed: int
-) -> dict[int, Interval]:  # fmt: skip
-    """The F1 of each grade with its bootstrap interval over queries; NaN for a grade in neither gold nor predictions.
-
-    As in a mean over grades, one that a resample lost counts 0.
-    """
-    per_query = query_counts(gold, predicted, query_ids)
-    values, resamples = f1_of(per_query.sum(0)), np.nan_to_num(f1_of(resampled_counts(per_query, samples, seed)))
-    resamples[:, np.isnan(values)] = np.nan
-    return {g: _interval(values[g - 1], resamples[:, g - 1], per_query) for g in GRADES}
 
 
 def bootstrap_interval(
@@ -268,9 +266,10 @@ def bootstrap_difference(
 
 
 def _count_metric(name: str) -> Callable[..., np.ndarray]:
-    if name not in COUNT_METRICS:
-        raise ValueError(f"metric is {name!r}, expected one of {', '.join(COUNT_METRICS)}")
-    return COUNT_METRICS[name]
+    known = COUNT_METRICS | GRADE_F1
+    if name not in known:
+        raise ValueError(f"metric is {name!r}, expected one of {', '.join(known)}")
+    return known[name]
 
 
 def percentile_interval(value: float, resamples: np.ndarray, queries: int) -> Interval:

@@ -13,8 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from taosr1.evaluation.metrics import Interval, f1_of, percentile_interval, query_counts, query_draws, ratio
-from taosr1.task.grades import GRADES
+from taosr1.evaluation.metrics import Interval, percentile_interval, query_counts, query_draws, ratio
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 CountMetric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # as those of COUNT_METRICS
@@ -45,14 +44,6 @@ def count_statistics(
         return metric(np.tensordot(weights, per_query, axes=1), full)
 
     return {name: partial(of_counts, metric) for name, metric in metrics.items()}
-
-
-def _grade_f1(grade: int, counts: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """F1 of a grade; 0 where a resample lost one that the rows have."""
-    return np.where(np.isnan(f1_of(full)), np.nan, np.nan_to_num(f1_of(counts)))[..., grade - 1]
-
-
-GRADE_F1: dict[str, CountMetric] = {f"f1_{grade}": partial(_grade_f1, grade) for grade in GRADES}
 
 
 def mean_statistic(values: Sequence[float]) -> Statistic:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import plain, query_keys
-from taosr1.evaluation.report import Prediction
+from taosr1.evaluation.summary import Prediction
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.messages import counted, visible
 from taosr1.task.judgement import PRODUCT_TEXT, Judgement

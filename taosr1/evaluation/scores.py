@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def read_scores(
     The prediction is `pred_grade`, in files of before version 0.2 `grade` (`taosr1/data/gold.py`). Copies of such files
     as tables are read too. flag: the option that errors name. need_gold: False where a row may have no gold grade.
     need_probs: False to read what infer/explain.py wrote of a thinker too, which has no probabilities and may have no
-    grade.
+    grade. Of infer/explain.py's rows the reply, and the grades that its reasons come to, are read as well.
 
     Raises: FileNotFoundError; ValueError naming file, line and field, as `read_judgements`, also for a row without a
         gold grade (where it is needed) and for one that infer/score.py cannot have written.
@@ -45,13 +46,14 @@ def read_scores(
 
 
 def _prediction(row: dict, judgement: Judgement, *, need_probs: bool) -> Prediction:
-    row = under_our_names(row, {"grade", *PREDICTED})
+    row = under_our_names(row, {"grade", "reply", "well_formed", *PREDICTED})
     name = PRED_GRADE if PRED_GRADE in row else "grade"
     grade, mass, probs, tier = _number(row.get(name)), _number(row.get("label_mass")), row.get("probs"), row.get("tier")
     if name == "grade" and "probs" not in row:
         raise ValueError("field 'gold_grade' is missing, and so is 'pred_grade': is this an output of infer/score.py?")
+    reasons = _reasons(row)
     if not need_probs and is_predicted(row) and all(map(is_empty, (probs, mass))):
-        return _of_a_thinker(grade)
+        return replace(_of_a_thinker(grade), **reasons)
     if isinstance(grade, bool) or grade not in GRADES:
         raise ValueError(f"field {name!r} is {shorten(repr(grade))}, expected the predicted grade 1-4")
     if tier not in TIERS:
@@ -65,7 +67,16 @@ def _prediction(row: dict, judgement: Judgement, *, need_probs: bool) -> Predict
         raise ValueError(f"field 'probs' is {shorten(repr(probs))}, {expected}")
     if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 <= mass <= 1:
         raise ValueError(f"field 'label_mass' is {shorten(repr(mass))}, expected a number from 0 to 1")
-    return Prediction(int(grade), tuple(checked_probs([probs])[0].tolist()), mass, tier=tier)
+    return Prediction(int(grade), tuple(checked_probs([probs])[0].tolist()), mass, tier=tier, **reasons)
+
+
+def _reasons(row: dict) -> dict:
+    """What infer/explain.py adds to a prediction; {} of other rows, whose columns of these names are their own."""
+    if not is_predicted(row) or "well_formed" not in row:
+        return {}
+    stated = {name: _number(row.get(name)) for name in ("decision", "implied")}
+    known = {name: int(grade) for name, grade in stated.items() if type(grade) in (int, float) and grade in GRADES}
+    return known | ({"reply": row["reply"]} if isinstance(row.get("reply"), str) else {})
 
 
 def _of_a_thinker(grade: Any) -> Prediction:

@@ -10,7 +10,6 @@ import numpy as np
 
 from taosr1.evaluation import metrics, ranking
 from taosr1.evaluation.paired import (
-    GRADE_F1,
     SAME,
     Statistic,
     auc_statistic,
@@ -22,7 +21,7 @@ from taosr1.evaluation.paired import (
     sign_test,
 )
 from taosr1.evaluation.pairing import Paired
-from taosr1.evaluation.report import Prediction, scores_to_rank_by
+from taosr1.evaluation.summary import Prediction, scores_to_rank_by
 from taosr1.runtime.messages import counted
 from taosr1.task.grades import GOOD_TIER, GRADES, GRADES_OF_TIER, TIER_OF_GRADE, TIERS
 
@@ -145,12 +144,12 @@ def _against_gold(a: _Answers, b: _Answers, kinds: Sequence[str], settings: Sett
         },
         "gsb": {"k": settings.k, **sign_test(change), "gsb": mean_interval(signs, **draw)},
         "by_kind": _by_kind(a, b, kinds, draw),
-        "by_grade": _by_grade(a, b, {name: found[name] for name in GRADE_F1}),
+        "by_grade": _by_grade(a, b, {name: found[name] for name in metrics.GRADE_F1}),
     }
 
 
 def _statistics(side: _Answers, grades_full: np.ndarray, tiers_full: np.ndarray, s: Settings) -> dict[str, Statistic]:
-    of_grades = {name: metrics.COUNT_METRICS[name] for name in _OF_GRADES} | GRADE_F1
+    of_grades = {name: metrics.COUNT_METRICS[name] for name in _OF_GRADES} | metrics.GRADE_F1
     of_tiers = {"tier_macro_f1": metrics.COUNT_METRICS["tier_macro_f1"]}
     goodrate = np.array(list(ranking.item_goodrate_by_query(side.score, side.gold, side.names, s.k).values()))
     return {

@@ -8,8 +8,8 @@ import numpy as np
 
 from taosr1.data.queries import plain
 from taosr1.evaluation.pairing import Paired
-from taosr1.evaluation.report import scores_to_rank_by
 from taosr1.evaluation.side_by_side import CHANGES, METRICS, tier_of
+from taosr1.evaluation.summary import scores_to_rank_by
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.messages import aligned, counted, visible
 from taosr1.task.grades import TIERS, grade_name

@@ -27,7 +27,7 @@ class Prediction:
     grade: 1-4, or None where the reply could not be parsed (counted as wrong). probs: P(grade 1..4). label_mass:
     full-vocabulary probability of the four labels. decision: grade on the Decision line of the chain of thought.
     implied: grade that its steps imply under the rules. tier: Good, Mid or Bad by a tiering rule such as CumPT (argmax
-    tiers follow from `probs`).
+    tiers follow from `probs`). reply: the text that grade or reasons were read from.
     """
 
     grade: int | None = None
@@ -36,6 +36,7 @@ class Prediction:
     decision: int | None = None
     implied: int | None = None
     tier: str | None = None
+    reply: str | None = None
 
 
 def evaluate_predictions(
@@ -59,12 +60,13 @@ def evaluate_predictions(
     gold, grades, queries = _checked(judgements, predictions)
     draw = {"samples": bootstrap, "seed": seed}
     counts = metrics.confusion_matrix(gold, grades)
+    f1_of_grades = metrics.bootstrap_intervals(list(metrics.GRADE_F1), gold, grades, queries, **draw)
     report = {
         "rows": len(gold),
         "queries": len(set(queries)),
         "bootstrap": {**draw, "level": metrics.LEVEL, "over": "queries"},
         "metrics": metrics.bootstrap_intervals(list(metrics.COUNT_METRICS), gold, grades, queries, **draw),
-        "grades": _per_grade(counts, metrics.f1_intervals(gold, grades, queries, **draw)),
+        "grades": _per_grade(counts, f1_of_grades),
         "confusion": counts.tolist(),
         "by_kind": _by_kind(judgements, gold, grades, queries, draw),
         "ranking": _ranking(gold, predictions, queries),
@@ -104,12 +106,14 @@ def jsonable(value):
 # ---- sections of the report ------------------------------------------------------------------------------------------
 
 
-def _per_grade(counts: np.ndarray, f1: dict[int, metrics.Interval]) -> dict:
+def _per_grade(counts: np.ndarray, f1: dict[str, metrics.Interval]) -> dict:
     hits, gold, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)[: len(GRADES)]
     shares = {"precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, gold)}
     columns = {**shares, "gold": gold, "predicted": predicted}
     of_grade = {grade: {name: column[grade - 1] for name, column in columns.items()} for grade in GRADES}
-    return {g: {"f1": f1[g].value, "f1_low": f1[g].low, "f1_high": f1[g].high, **of_grade[g]} for g in GRADES}
+    for grade, found in zip(GRADES, f1.values()):
+        of_grade[grade] = {"f1": found.value, "f1_low": found.low, "f1_high": found.high, **of_grade[grade]}
+    return of_grade
 
 
 def _by_kind(
@@ -274,7 +278,9 @@ def _calibration_tables(calibration: dict) -> str:
 def _tiering_table(tiering: dict) -> str:
     beta = "" if tiering["beta"] is None else f" (beta {tiering['beta']:.4g})"
     titles = {"argmax": "argmax", "cumpt": f"CumPT{beta}", "difference": "CumPT - argmax, paired"}
-    rows = [[title, *(interval_text(name, tiering[key][name]) for name in TIER_METRICS)] for key, title in titles.items()]
+    rows = [
+        [title, *(interval_text(name, tiering[key][name]) for name in TIER_METRICS)] for key, title in titles.items()
+    ]
     return aligned(["tiers", *(TITLES[name] for name in TIER_METRICS)], rows)
 
 

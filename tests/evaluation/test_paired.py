@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from taosr1.evaluation.metrics import COUNT_METRICS, bootstrap_difference
+from taosr1.evaluation.metrics import COUNT_METRICS, GRADE_F1, bootstrap_difference
 from taosr1.evaluation.paired import (
-    GRADE_F1,
     auc_statistic,
     count_statistics,
     mean_interval,

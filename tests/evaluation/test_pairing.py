@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from taosr1.evaluation.pairing import Side, pair_rows
-from taosr1.evaluation.report import Prediction
+from taosr1.evaluation.summary import Prediction
 from taosr1.task.judgement import Judgement
 
 ROWS = [

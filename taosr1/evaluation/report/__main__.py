@@ -4,8 +4,8 @@
     python -m taosr1.evaluation.report runs/seed-0/sft runs/seed-1/sft runs/seed-2/sft --out sft.html
     python -m taosr1.evaluation.report scored.jsonl other.jsonl --out report.html
 
-Reads run folders of train/ and rows of infer/score.py, infer/explain.py or infer/sample.py, as many as are given. Runs
-that differ only in their seed are one curve with a band; runs of one stage share their axes, runs of two stages never
+Reads run folders of train/ and files of infer/score.py or infer/explain.py, as many as are given. Runs that differ only
+in their seed are one curve with a band; runs of one stage share their axes, runs of two stages never
 do; score files stand side by side, and where they hold the same pairs their differences are paired.
 
 A run shows its curves, its groups step by step (rewards, advantages, why they were dropped), and what it cost. Scores
@@ -28,7 +28,7 @@ from taosr1.evaluation.report.html import page, tag
 from taosr1.evaluation.report.measures import Measured, measure
 from taosr1.evaluation.report.of_runs import runs_part
 from taosr1.evaluation.report.of_scores import scores_part
-from taosr1.evaluation.scores import read_any_scores
+from taosr1.evaluation.scores import read_scores
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import replace_file
 from taosr1.runtime.messages import counted, visible
@@ -62,7 +62,7 @@ class Config(OutFlags, ReadFlags):
 def read_inputs(config: Config) -> tuple[list[RunCurves], list[Measured]]:
     """The runs and the measured score files, each in the order given.
 
-    Raises: FileNotFoundError; ValueError for a folder that is no run, and for rows as `read_any_scores`.
+    Raises: FileNotFoundError; ValueError for a folder that is no run, and for rows as `read_scores`.
     """
     runs, scores = [], []
     for name in config.inputs:
@@ -74,7 +74,7 @@ def read_inputs(config: Config) -> tuple[list[RunCurves], list[Measured]]:
                 )
             runs.append(read_run(path))
         else:
-            rows = read_any_scores(name, config)
+            rows = read_scores(name, config, flag="SCORES", need_gold=False, need_probs=False)
             scores.append(measure(name, rows, bootstrap=config.bootstrap, seed=config.seed))
     return runs, scores
 

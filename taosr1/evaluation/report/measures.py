@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from taosr1.data.gold import LABELLED_BY
 from taosr1.data.queries import query_keys
 from taosr1.evaluation import metrics, ranking
-from taosr1.evaluation.scores import Scored
-from taosr1.evaluation.summary import evaluate_predictions
+from taosr1.evaluation.pairing import Paired, Side, pair_rows
+from taosr1.evaluation.summary import Prediction, evaluate_predictions, jsonable
 from taosr1.runtime.messages import counted
 from taosr1.serving.calibration import apply_temperature, fit_temperature, mean_nll
 from taosr1.serving.tiering import cumulative_grade
 from taosr1.task.grades import GRADES, TIERS
+from taosr1.task.judgement import Judgement
 
 BETAS = tuple(round(0.01 * step, 2) for step in range(1, 101))
 ROUNDING = 5e-6  # of a sum of probabilities that were written with 6 digits
@@ -25,6 +27,7 @@ SWEPT = ("tier_macro_f1", "tier_accuracy", "good_f1")
 class Measured:
     """A score file and its numbers.
 
+    rows, predictions: (N,); a row without a gold grade has grade None, also where it has a judge's pseudo-label.
     summary: of `evaluate_predictions` over the graded rows, None without any. sweep: {"beta": ..., each of `SWEPT`}
     for each of `BETAS`; argmax: the same of the most probable grade. served: the betas that give the tiers in the file,
     None where no single one does. calibration: "before" and "after" a temperature, and the temperatures.
@@ -32,7 +35,8 @@ class Measured:
     """
 
     name: str
-    rows: list[Scored]
+    rows: list[Judgement]
+    predictions: list[Prediction]
     summary: dict | None = None
     sweep: list[dict] = field(default_factory=list)
     argmax: dict | None = None
@@ -41,42 +45,46 @@ class Measured:
     missing: tuple[str, ...] = ()
 
 
-def measure(name: str, rows: Sequence[Scored], *, bootstrap: int = 1000, seed: int = 0) -> Measured:
+def measure(name: str, scored: Sequence[tuple[Judgement, Prediction]], *, bootstrap: int, seed: int) -> Measured:
     """The numbers of a score file; nothing is computed from what it does not hold.
 
     Raises: ValueError as `evaluate_predictions`.
     """
-    rows, missing = list(rows), []
-    graded = [row for row in rows if row.judgement.grade is not None]
+    rows, predictions = [row for row, _ in scored], [prediction for _, prediction in scored]
+    missing = []
+    if labelled := sum(bool(row.extra.get(LABELLED_BY)) for row in rows):
+        missing.append(f"{counted(labelled, 'grade')} from a judge (labelled_by): no gold grades")
+        rows = [replace(row, grade=None) if row.extra.get(LABELLED_BY) else row for row in rows]
+    graded = [(row, prediction) for row, prediction in zip(rows, predictions) if row.grade is not None]
     if not graded:
         missing.append("no gold grades: only how often each grade and tier was given, and the rows")
-        return Measured(name, rows, missing=tuple(missing))
+        return Measured(name, rows, predictions, missing=tuple(missing))
     if len(graded) < len(rows):
         missing.append(f"{counted(len(rows) - len(graded), 'row')} without a gold grade, in no number below")
-    pairs = [row.judgement for row in graded], [row.prediction for row in graded]
+    pairs = tuple(list(column) for column in zip(*graded))
     summary = evaluate_predictions(*pairs, bootstrap=bootstrap, seed=seed)
     if set(summary["by_kind"]) == {"(none)"}:
         missing.append("no query_kind: nothing per kind of query")
-    if not any(row.reply for row in rows):
+    if not any(prediction.reply for prediction in predictions):
         missing.append("no replies (infer/explain.py writes them): no reasons beside the rows")
-    known = [row for row in graded if row.prediction.probs is not None]
+    known = [(row, prediction) for row, prediction in graded if prediction.probs is not None]
     if not known:
         missing.append("no label probabilities: no reliability diagram, no CumPT over beta")
-        return Measured(name, rows, summary, missing=tuple(missing))
+        return Measured(name, rows, predictions, summary, missing=tuple(missing))
     if len(known) < len(graded):
         lack = counted(len(graded) - len(known), "row")
         missing.append(f"{lack} without label probabilities, in neither the reliability diagram nor CumPT over beta")
-    probs = np.array([row.prediction.probs for row in known])
-    gold = np.array([row.judgement.grade for row in known])
+    probs = np.array([prediction.probs for _, prediction in known])
+    gold = np.array([row.grade for row, _ in known])
     sweep = [{"beta": beta, **_tier_scores(gold, cumulative_grade(probs, beta))} for beta in BETAS]
-    served = betas_behind(probs, [row.prediction.tier for row in known])
+    served = betas_behind(probs, [prediction.tier for _, prediction in known])
     if served is None:
         missing.append("its tiers are not those of CumPT with one beta: none is marked in the sweep")
-    calibration = cross_fitted(probs, gold, query_keys([row.judgement for row in known]))
+    calibration = cross_fitted(probs, gold, query_keys([row for row, _ in known]))
     if calibration is None:
         missing.append("a single query: no temperature can be fitted on other queries than it is measured on")
     argmax = _tier_scores(gold, probs.argmax(-1) + 1)
-    return Measured(name, rows, summary, sweep, argmax, served, calibration, tuple(missing))
+    return Measured(name, rows, predictions, summary, sweep, argmax, served, calibration, tuple(missing))
 
 
 def _tier_scores(gold: np.ndarray, grades: np.ndarray) -> dict[str, float]:
@@ -129,26 +137,18 @@ def _errors(probs: np.ndarray, gold: np.ndarray) -> dict:
     }
 
 
-def same_pairs(files: Sequence[Measured]) -> list[list[Scored]] | None:
-    """The rows of every file in the order of the first, where all hold the same pairs with the same gold; else None."""
-    keys = [[_pair(row) for row in each.rows] for each in files]
-    if len(files) < 2 or any(len(set(own)) < len(own) or set(own) != set(keys[0]) for own in keys):
-        return None
-    of_key = [dict(zip(own, each.rows)) for own, each in zip(keys, files)]
-    return [[of[key] for key in keys[0]] for of in of_key]
+def paired(files: Sequence[Measured]) -> Paired | str:
+    """The pairs that all files hold, by query and product; why there are none where any file lacks one of them."""
+    try:
+        return pair_rows([Side(each.name, each.rows, each.predictions) for each in files])
+    except ValueError as problem:
+        return str(problem).partition(" (--max-unpaired")[0].partition(". Are they")[0]
 
 
-def _pair(row: Scored) -> tuple:
-    pair = row.judgement
-    product = (pair.title, pair.brand, pair.attributes, pair.category, pair.description, pair.price)
-    return (pair.query_id, pair.item_id, pair.query, *product, pair.grade)
-
-
-def differences(files: Sequence[Sequence[Scored]], names: Sequence[str], bootstrap: int, seed: int) -> dict[str, dict]:
-    """`bootstrap_difference` of the graded rows of two files, the second minus the first, rows in the same order."""
-    pairs = [(one, two) for one, two in zip(*files) if one.judgement.grade is not None]
-    gold = [one.judgement.grade for one, _ in pairs]
-    before, after = ([row.prediction.grade for row in column] for column in zip(*pairs))
-    queries = query_keys([one.judgement for one, _ in pairs])
+def differences(pairs: Paired, names: Sequence[str], bootstrap: int, seed: int) -> dict[str, dict]:
+    """`bootstrap_difference` of the graded pairs of two files, the second minus the first."""
+    graded = [place for place, row in enumerate(pairs.rows) if row.grade is not None]
+    gold, queries = [pairs.rows[place].grade for place in graded], [pairs.queries[place] for place in graded]
+    before, after = ([column[place].grade for place in graded] for column in pairs.predictions)
     found = {n: metrics.bootstrap_difference(n, gold, before, after, queries, bootstrap, seed) for n in names}
-    return {name: {key: None if np.isnan(x) else x for key, x in vars(each).items()} for name, each in found.items()}
+    return jsonable(found)

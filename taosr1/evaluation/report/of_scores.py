@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taosr1.evaluation.metrics import ratio
+from taosr1.evaluation.pairing import Paired
 from taosr1.evaluation.report.charts import Series, dot_chart, legend, line_chart
 from taosr1.evaluation.report.html import Html, Part, data_block, html_of, table, tag
-from taosr1.evaluation.report.measures import SWEPT, Measured, differences, same_pairs
-from taosr1.evaluation.scores import Scored
-from taosr1.evaluation.summary import KIND_METRICS, TITLES, interval_text
+from taosr1.evaluation.report.measures import SWEPT, Measured, differences, paired
+from taosr1.evaluation.summary import KIND_METRICS, TITLES, Prediction, interval_text
 from taosr1.task.grades import GRADES, TIERS, grade_name
+from taosr1.task.judgement import Judgement
 from taosr1.task.prompt import ITEM_FIELDS
 
 COMPARED = ("macro_f1", "accuracy", "good_f1", "quadratic_kappa", "signed_bias")
@@ -23,7 +24,7 @@ def scores_part(files: Sequence[Measured], most_rows: int, bootstrap: int, seed:
     if not files:
         return []
     measured = [each for each in files if each.summary]
-    together = same_pairs(files)
+    together = paired(files) if len(files) > 1 else ""
     parts = [_given(files)]
     if measured:
         parts = [_overall(measured, files, together, bootstrap, seed), *parts]
@@ -55,14 +56,14 @@ def _overall(measured: Sequence[Measured], files, together, bootstrap: int, seed
     rows += [[title, *(interval_text(name, each.summary["metrics"][name]) for each in measured)]
              for name, title in TITLES.items()]  # fmt: skip
     header, notes = ["metric", *_named(measured)], []
-    if len(files) == 2 and len(measured) == 2 and together:
+    if len(files) == 2 and len(measured) == 2 and isinstance(together, Paired):
         found = differences(together, COMPARED, bootstrap, seed)
         header.append("second - first, paired")
         rows = [[*row, "" if place == 0 else interval_text(name, found[name]) if name in found else "-"]
                 for place, (name, row) in enumerate(zip(["", *TITLES], rows))]  # fmt: skip
     elif len(measured) > 1:
-        why = "the files do not hold the same pairs with the same gold grades, each once"
-        notes.append(f"no paired differences: {why if not together else 'more than two files'}")
+        why = together if isinstance(together, str) else "they are of two files, of any two of these"
+        notes.append(f"no paired differences: {why}")
     how = f"In brackets: 95 % intervals, {bootstrap:,} bootstrap resamples of queries, seed {seed}."
     body = html_of(table(header, rows, "Metrics, times 100"), tag("p", how, class_="quiet"))
     return Part("Metrics", body, tuple(notes))
@@ -130,11 +131,11 @@ def _given(files: Sequence[Measured]) -> Part:
     """How often each grade and tier was given, of all rows, with gold or without."""
     rows = []
     for grade in (*GRADES[::-1], None):
-        counts = [sum(row.prediction.grade == grade for row in each.rows) for each in files]
+        counts = [sum(found.grade == grade for found in each.predictions) for each in files]
         if grade or any(counts):
             rows.append([grade_name(grade) if grade else "no grade could be read", *map(_counted, counts, files)])
     for tier in TIERS:
-        counts = [sum(row.prediction.tier == tier for row in each.rows) for each in files]
+        counts = [sum(found.tier == tier for found in each.predictions) for each in files]
         rows.append([f"tier {tier}", *map(_counted, counts, files)])
     return Part("What was given", table(["given", *_named(files)], rows, "How often each grade and tier was given"))
 
@@ -197,7 +198,8 @@ def _reliability(each: Measured) -> Html:
         tag("figure", tag("figcaption", tag("b", "Share of right grades, over stated probability. "),
             "The larger a mark, the more pairs it stands for."), chart,
             legend([("before", 0), ("after", 1), ("as stated", None)])),
-        table(["temperature", "ECE", "Brier", "NLL"], rows, "Errors of the probabilities"), tag("p", how, class_="quiet"),
+        table(["temperature", "ECE", "Brier", "NLL"], rows, "Errors of the probabilities"),
+        tag("p", how, class_="quiet"),
         tag("details", tag("summary", "The bins"),
             table(["bin", "pairs", "stated", "right"], bins, "Bins of stated probability")),
     )  # fmt: skip
@@ -235,16 +237,21 @@ def _sweep(each: Measured) -> Html:
 # ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(files: Sequence[Measured], together: list[list[Scored]] | None, most: int) -> list[Part]:
+Row = tuple[Judgement, Sequence[Prediction]]  # a pair, and what each judge says of it
+
+
+def _rows(files: Sequence[Measured], together: Paired | str, most: int) -> list[Part]:
     """One table of all files where they hold the same pairs, else one of each."""
-    if together:
-        return [_browser("rows", [each.name for each in files], list(zip(*together)), most)]
-    alone = [(each, f" of {each.name}" * (len(files) > 1)) for each in files]
-    return [_browser(f"rows-{place}", [each.name], [(row,) for row in each.rows], most, of)
-            for place, (each, of) in enumerate(alone)]  # fmt: skip
+    if isinstance(together, Paired):
+        return [_browser("rows", together.names, list(zip(together.rows, zip(*together.predictions))), most)]
+    parts = []
+    for place, each in enumerate(files):
+        rows = [(row, [found]) for row, found in zip(each.rows, each.predictions)]
+        parts.append(_browser(f"rows-{place}", [each.name], rows, most, f" of {each.name}" * (len(files) > 1)))
+    return parts
 
 
-def _browser(name: str, judges: Sequence[str], rows: Sequence[tuple[Scored, ...]], most: int, of: str = "") -> Part:
+def _browser(name: str, judges: Sequence[str], rows: Sequence[Row], most: int, of: str = "") -> Part:
     """A table that the page's script fills; where there are too many rows, the wrong ones come first."""
     notes = ()
     shown = rows
@@ -258,23 +265,22 @@ def _browser(name: str, judges: Sequence[str], rows: Sequence[tuple[Scored, ...]
     return Part(f"Rows{of}", body, notes)
 
 
-def _is_wrong(row: tuple[Scored, ...]) -> bool:
-    gold = row[0].judgement.grade
-    return gold is not None and any(each.prediction.grade != gold for each in row)
+def _is_wrong(row: Row) -> bool:
+    gold, said = row[0].grade, row[1]
+    return gold is not None and any(found.grade != gold for found in said)
 
 
-def _row_record(row: tuple[Scored, ...]) -> dict:
-    pair = row[0].judgement
+def _row_record(row: Row) -> dict:
+    pair, said = row
     more = {field: _cut(getattr(pair, field)) for field in ITEM_FIELDS[1:] if getattr(pair, field)}
     said = [
         {"grade": p.grade, "tier": p.tier, "probs": p.probs and [round(value, 4) for value in p.probs],
-         "mass": p.label_mass, "decision": p.decision, "implied": p.implied, "reply": _cut(each.reply),
-         "outside": _cut(str(each.judgement.extra.get("outside") or ""))}
-        for each in row for p in [each.prediction]
+         "mass": p.label_mass, "decision": p.decision, "implied": p.implied, "reply": _cut(p.reply or "")}
+        for p in said
     ]  # fmt: skip
     said = [{key: value for key, value in one.items() if value not in (None, "")} for one in said]
     found = {"q": _cut(pair.query), "t": _cut(pair.title), "kind": pair.query_kind, "gold": pair.grade}
-    found |= {"more": more, "said": said}
+    found |= {"outside": _cut(str(pair.extra.get("outside") or "")), "more": more, "said": said}
     return {key: value for key, value in found.items() if value not in (None, "", {})}
 
 

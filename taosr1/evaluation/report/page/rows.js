@@ -67,11 +67,11 @@ const rowsOf = (box) => {
     for (const [what, text] of Object.entries({ query: row.q, title: row.t, "kind of query": row.kind, ...row.more })) {
       if (text) { add(facts, "dt", what); add(facts, "dd", "").append(Object.assign(document.createElement("bdi"), { textContent: text })); }
     }
+    if (row.outside) add(inside, "p", `Outside of what the judge${two ? " A" : ""} has learned: ${row.outside}.`);
     row.said.forEach((one, judge) => {
       if (two) add(inside, "h3", `${name(judge)}: ${judges[judge]}`);
       const says = [one.grade ? `grade ${grades[one.grade]}` : "no grade could be read"];
       if (one.tier) says.push(`tier ${one.tier}`);
-      if (one.outside) says.push(`outside of what the judge has learned (${one.outside})`);
       if (one.mass !== undefined) says.push(`label mass ${fixed(one.mass)}`);
       if (one.decision) says.push(`its Decision line says ${grades[one.decision]}`);
       if (one.implied) says.push(`its steps imply ${grades[one.implied]}`);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import ModuleType
 
@@ -22,6 +22,7 @@ from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.synthetic.shop import read_pool
 from taosr1.task.prompt import PromptConfig
+from tests.browsers import BROWSERS, CHROMIUM_FLAGS, chromium_path
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -123,3 +124,19 @@ def make_judge(tiny_tokenizer) -> Callable[..., JudgeModel]:
         return JudgeModel(model, tiny_tokenizer, PromptConfig(order, "brief", ("title",)))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """A real Chromium, that of the system.
+
+    Of a module: while it is open, playwright's event loop runs in this thread, and no test could start one of its own.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install .[dev])")
+    path = chromium_path()
+    if path is None:
+        pytest.skip(f"no browser found, expected one of {', '.join(BROWSERS)} (Debian: apt install chromium)")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        yield found
+        found.close()

@@ -48,7 +48,8 @@ KNOWN |= VAGUE_NAMES | {name: name for name in (*COLUMNS, "split", GOLD_GRADE, *
 # Columns that our own programs and ESCI write: nobody needs to be told that the judge does not see them.
 SILENT = {
     "tier", "probs", "label_mass", "score", "outside", "prompt_sha", "gold_grade", "labelled_by", "split",
-    "small_version", "large_version", "example_id", *ESCI_COLUMNS,
+    "reply", "finished", "well_formed", "decision", "implied", "small_version", "large_version", "example_id",
+    *ESCI_COLUMNS,
 }  # fmt: skip
 SHOWN_NAMES = 12
 

@@ -81,7 +81,7 @@ def read_run(folder: str | Path) -> RunCurves:
     if left_out:
         values = ", ".join(f"{name} ({count})" for name, count in left_out.items())
         notes.append(f"{folder / METRICS_FILE}: values that are not finite are left out: {values}")
-    config, environment = (_settings(folder / name) for name in (CONFIG_FILE, "env.json"))
+    config, environment = (settings_of(folder / name) for name in (CONFIG_FILE, "env.json"))
     seed = f"seed {config['seed']}" if "seed" in config else ""
     facts = (seed, environment.get("commit"), environment.get("cuda") or environment.get("machine"))
     return RunCurves(folder, curves, ", ".join(str(fact) for fact in facts if fact), tuple(notes), config)
@@ -141,8 +141,9 @@ def curves_of(rows: Sequence[dict]) -> tuple[dict[str, Curve], dict[str, int]]:
     return curves, dict(left_out)
 
 
-def _settings(path: Path) -> dict:
+def settings_of(path: Path) -> dict:
+    """A JSON file of a run folder, {} where it is missing or broken."""
     try:
         return read_json(path)
     except (OSError, ValueError):
-        return {}  # the legend then lacks it
+        return {}  # what reads it then lacks it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -113,35 +112,6 @@ def start_server(tmp_path_factory) -> Iterator[Callable[..., RunningServer]]:
 def server(start_server) -> RunningServer:
     """The bundled student, served with default settings."""
     return start_server("--model", "bundled")
-
-
-CHROMIUM_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-def chromium_path() -> str | None:
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    """A real Chromium, that of the system: playwright's own would be a download.
-
-    Of a module: while it is open, playwright's event loop runs in this thread, and no test could start one of its own.
-    """
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install .[dev])")
-    path = chromium_path()
-    if path is None:
-        pytest.skip(f"no browser found, expected one of {', '.join(BROWSERS)} (Debian: apt install chromium)")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
-        yield found
-        found.close()
 
 
 class OpenPage:

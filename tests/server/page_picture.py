@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
-from conftest import CHROMIUM_FLAGS, ROOT, OpenPage, RunningServer, chromium_path
+from conftest import ROOT, OpenPage, RunningServer
 from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(ROOT))
+
+from tests.browsers import CHROMIUM_FLAGS, chromium_path
 
 
 def main() -> None:

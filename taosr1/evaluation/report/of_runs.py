@@ -5,12 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
-from taosr1.evaluation.curves import ASIDE, PANELS, Curve, RunCurves, by_recipe, read_metrics
+from taosr1.evaluation.curves import ASIDE, PANELS, Curve, RunCurves, by_recipe, read_metrics, settings_of
 from taosr1.evaluation.report.charts import Series, legend, line_chart, number
 from taosr1.evaluation.report.html import Html, Part, data_block, html_of, letter_of, table, tag
-from taosr1.runtime.files import read_json
 from taosr1.runtime.run_folder import SAMPLES_FILE
 
 WHY = {
@@ -111,7 +109,7 @@ def _cost(runs: Sequence[RunCurves]) -> tuple[list[str], list[list[object]]]:
     for run in runs:
         times, decoded = run.curves.get("time_s", {}), run.curves.get("decoded_tok", {})
         seconds, tokens = sum(times.values()), sum(decoded.values())
-        test = _read(run.folder / "test.json")
+        test = settings_of(run.folder / "test.json")  # a run without --test has none
         best = max(run.curves.get("dev_macro_f1", {}).values(), default=None)
         rows.append([
             tag("bdi", run.folder), run.origin or "-", max(times, default=0), f"{seconds:,.0f}",
@@ -127,13 +125,6 @@ def _tested(test: dict, which: str) -> str:
     if not isinstance(value, (int, float)):
         return "-"
     return f"{100 * value:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low is not None else "")
-
-
-def _read(path: Path) -> dict:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return {}  # a run without --test has none
 
 
 # ---- Groups ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ let names = 0;
 /** A select or input with its label; `change` is called with what it says, now and whenever it changes. */
 const control = (parent, label, options, change) => {
   const id = `control-${names++}`;
-  const box = add(parent, "label", label, { htmlFor: id });
+  const box = add(parent, "div", "", { className: "field" });
+  add(box, "label", label, { htmlFor: id });
   const field = add(box, options ? "select" : "input", "", { id });
   if (options) for (const [value, text] of options) add(field, "option", text, { value });
   else field.type = "search";

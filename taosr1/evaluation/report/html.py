@@ -100,7 +100,8 @@ def page(title: str, parts: Sequence[Part], notes: Sequence[Html]) -> str:
     header = tag("header", tag("h1", "taosr1 report"), tag("p", tag("bdi", title)),
                  tag("nav", *links, aria_label="Parts"))  # fmt: skip
     footer = tag("footer", f"Written by taosr1 {__version__}. F1 and shares are times 100. This file needs no network.")
-    main = tag("main", left_out if notes else Html(""), *sections)
+    no_script = tag("noscript", tag("p", "Without JavaScript the rows and the groups are not shown; all else is."))
+    main = tag("main", no_script, left_out if notes else Html(""), *sections)
     body = tag("body", header, main, footer, Html(f"<script>{script}</script>"))
     return f'<!doctype html>\n<html lang="en">{tag("head", head)}{body}</html>\n'
 

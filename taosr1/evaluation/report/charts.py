@@ -15,7 +15,7 @@ from taosr1.evaluation.report.html import Html, html_of, tag
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
 STYLES = 6
-FEW = 40  # lines with fewer points show a mark at each of them
+FEW, SOME = 40, 10  # lines of at most so many points have a mark at each; longer ones about so many marks
 Point = tuple[float, float]
 
 
@@ -154,8 +154,9 @@ def _line(one: Series, x_of, y_of) -> Html:
     inside.append(tag("path", d=f"M{path}", class_="line"))
     if one.style is not None:
         says = one.says or [f"{one.name}: {number(y)} at {number(x)}" for x, y in one.points]
-        apart = max(1, math.ceil(len(one.points) / FEW))  # a long line shows its style at some of its points
-        points = list(zip(one.points, says, one.sizes or [2.6] * len(one.points)))[::apart]
+        apart = math.ceil(len(one.points) / SOME) if len(one.points) > FEW else 1
+        first = one.style % STYLES * apart // STYLES  # so that lines which lie on each other both show their marks
+        points = list(zip(one.points, says, one.sizes or [2.6] * len(one.points)))[first::apart]
         inside += [_mark(one.style, x_of(x), y_of(y), what, size) for (x, y), what, size in points]
     look = "compare" if one.style is None else f"style-{one.style % STYLES}"
     return tag("g", *inside, class_=look, data_series=one.name)

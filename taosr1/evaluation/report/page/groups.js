@@ -55,7 +55,7 @@ const groupsOf = (box) => {
       else add(inside, "p", `Only first tokens were drawn; labels ${(group.labels ?? []).map((label) => label ?? "unread").join(" ")}.`);
     }
   };
-  const restart = pager(box, 20, "groups", draw);
+  const restart = pager(box, 5, "groups", draw);
 
   const update = () => {
     const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);

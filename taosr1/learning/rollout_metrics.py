@@ -21,12 +21,14 @@ def rollout_metrics(
     """Metrics of a step; `sampled` are the groups of all its attempts, `kept` those that are trained on.
 
     reward_balanced is the mean over grades of the share of right replies: the plain mean rises while rare grades are
-    lost. survived_cv is of the groups that difficulty kept, kept_cv of those that are left after class balance too.
+    lost; right_frac/K is that share for gold grade K. reply_share/K: replies that give grade K, unreadable_frac: that
+    give none. survived_cv is of the groups that difficulty kept, kept_cv of those left after class balance too.
     Rewards, their parts and lengths are those of decoded groups: with --difficulty prefill, of kept ones. A teacher's
     replies count in none of them.
     """
     shares = [_mean([reply.grade == group.gold for reply in _own(group)]) for group in sampled]
     right_of = {grade: [x for x, group in zip(shares, sampled) if group.gold == grade] for grade in GRADES}
+    given = [reply.grade for group in sampled for reply in _own(group)]
     decoded = [_own(group) for group in sampled if group.decoded]
     own = [reply for replies in decoded for reply in replies]
     lengths, rewards = [len(reply.ids) for reply in own], [reply.reward for reply in own]
@@ -40,6 +42,10 @@ def rollout_metrics(
         "kept_frac": len(kept) / len(sampled),
         "all_right_frac": _mean([share == 1 for share in shares]),
         "all_wrong_frac": _mean([share == 0 for share in shares]),
+        "too_easy_frac": _mean([group.dropped == "too easy" for group in sampled]),
+        "unreadable_frac": _mean([grade is None for grade in given]),
+        **{f"reply_share/{grade}": _mean([found == grade for found in given]) for grade in GRADES},
+        **{f"right_frac/{grade}": _mean(of_grade) for grade, of_grade in right_of.items() if of_grade},
         "kept_groups": len(kept),
         "survived_cv": grade_share_cv([group.gold for group in sampled if group.dropped in ("", "balance")]),
         "kept_cv": grade_share_cv([group.gold for group in kept]),

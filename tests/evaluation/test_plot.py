@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infer.plot import (
-    NEVER_SMOOTHED,
-    PANELS,
-    RunCurves,
-    curves_of,
-    figure_of,
-    main,
-    panels_of,
-    read_metrics,
-    read_run,
-    smoothed,
-)
+from infer.plot import NEVER_SMOOTHED, PANELS, figure_of, main, panels_of, smoothed
+from taosr1.evaluation.curves import RunCurves, curves_of, read_metrics, read_run
 from taosr1.runtime.run_folder import Run
 
 LINES = [

@@ -16,7 +16,7 @@ from taosr1.task.grades import GRADES, grade_name
 MANY = 0.1  # share of cut or unreadable replies: the default runs have below 0.01
 TIED = 0.95  # share of groups that teach nothing: the default run has 0.86, and is left with 11 of 80 groups
 SHORT = 0.75  # share of steps with fewer than --min-groups groups: the default run has 0.2
-COLD, HOT = 0.5, 1.5  # temperatures: below, replies to a prompt are all alike; above, tiny models write no words
+COLD, HOT = 0.5, 1.2  # temperatures: below, replies to a prompt are all alike; above, small models write no words
 ENTROPY_GONE = 0.1  # of the entropy that the run began with: the default run keeps all of it
 ENTROPY_ROSE = 5.0  # times the entropy at the start, and more than
 ENTROPY_NOISE = 0.3  # nats: a judge that is sure of its form has 0.03, a large one 0.1 to 0.3
@@ -205,8 +205,8 @@ def no_grade(run: Record) -> Finding | None:
         return run.finding("the form is lost", what, "lower {lr}, or raise {kl_beta}")
     if cut > MANY:
         what = f"{_percent(cut)} of the replies were cut before they ended, and {what}"
-        change = "raise {max_new_tokens}; where the model has not learned when to end, train/sft.py comes first"
-        return run.finding("replies cut", what, change)
+        untrained = "; where the model has not learned when to end, train/sft.py comes first" if late > MANY else ""
+        return run.finding("replies cut", what, "raise {max_new_tokens}" + untrained)
     if late > MANY:
         return run.finding("the form was never learned", what, "train/sft.py comes first: it teaches the form")
     return None
@@ -223,10 +223,11 @@ def tied(run: Record) -> Finding | None:
     cause = max(causes, key=causes.get)
     if run.setting("temperature") < COLD:
         return run.finding("replies all alike", what, "raise {temperature}: the replies to a prompt hardly differ")
-    if run.setting("gamma") and causes["too_easy"] > TIED - causes["all_right"]:
+    if share - causes["too_easy"] <= TIED:
         return run.finding("gamma too low", what, "raise {gamma}, which drops what the model is mostly right on")
     if cause == "all_wrong":  # where no grade can be read, `no_grade` says why
-        change = "train/sft.py comes first; or raise {samples}, or give --data easier rows"
+        change = "look at the grades of --data (python -m taosr1.data.inspect FILE shows how they are read); if they "
+        change += "are right, train/sft.py comes first, or raise {samples}"
         return run.finding("rows too hard", what, change) if run.late("unreadable_frac") <= MANY else None
     return run.finding("rows too easy", what, "give --data rows that the model does not know, or raise {samples}")
 

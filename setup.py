@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["taosr1", "taosr1.*"]),
-    package_data={"taosr1": ["bundled/*/*", "py.typed"], "taosr1.server": ["page/*", "*.json"], "taosr1.task": ["*.jsonl"]},
+    package_data={"taosr1": ["bundled/*/*", "py.typed"], "taosr1.server": ["page/*", "*.json"], "taosr1.task": ["*.jsonl"], "taosr1.evaluation": ["default_runs/*.csv"]},
     install_requires=["torch>=2.9", "safetensors>=0.5", "tokenizers>=0.21", "numpy>=1.26", "tqdm>=4.66"],
     extras_require={
         "test": ["pytest>=8"],

@@ -22,6 +22,7 @@ ENTROPY_ROSE = 5.0  # times the entropy at the start, and more than
 ENTROPY_NOISE = 0.3  # nats: a judge that is sure of its form has 0.03, a large one 0.1 to 0.3
 KL_AWAY = 0.5  # nats a token: the default run ends at 0.03, and single steps of it reach 0.1
 KL_STILL = 1e-5  # nats a token, after the first quarter of the steps: the default run has 0.02 by then
+DEV_STILL = 1e-5  # of any dev score: rounding
 CLIPPED = 0.1  # share of tokens that the clip stopped: 0 in the default run, a few percent where PPO learns well
 SURE = 3.0  # standard errors: one run in 700 by chance
 VANISHED = 0.25  # of the share of replies that gave a grade at first
@@ -278,15 +279,16 @@ def many_clipped(run: Record) -> Finding | None:
 
 
 def policy_still(run: Record) -> Finding | None:
-    """By the KL term; without a reference by dev scores that are all the same to the last digit."""
+    """By the KL term; without a reference by dev scores that are all the same."""
     if run.steps < MIN_STEPS or not max(run.values("grad_norm"), default=0.0) > 0:
         return None
     dev = run.values("dev_macro_f1")
-    frozen = len(dev) > 1 and all(len(set(run.values(name))) == 1 for name in run.curves if name.startswith("dev_"))
+    scores = [run.values(name) for name in run.curves if name.startswith("dev_")]
+    frozen = len(dev) > 1 and all(max(values) - min(values) < DEV_STILL for values in scores)
     if run.late("kl") < KL_STILL:
         what = f"KL to the starting model is {run.late('kl'):.1g} nats a token: the policy has not moved"
     elif "kl" not in run.curves and frozen and no_grade(run) is None:
-        what = f"all {len(dev)} evaluations gave the same numbers: the policy has not moved"
+        what = f"all {len(dev)} evaluations on dev gave the same numbers: the policy has not moved"
     else:
         return None
     return run.finding("learning rate too low", what, "raise {lr}")
@@ -299,7 +301,7 @@ def grade_vanishes(run: Record) -> Finding | None:
     """A grade is given ever less, while the mean reward rises or stays: the frequent grades pay for it."""
     for grade in GRADES:
         first, late = run.early(f"reply_share/{grade}"), run.late(f"reply_share/{grade}")
-        vanished = run.steps >= MIN_STEPS and first > COMMON and late < VANISHED * first
+        vanished = run.rise(f"reply_share/{grade}") < -SURE and first > COMMON and late < VANISHED * first
         if vanished and run.late("reward") >= run.early("reward"):
             what = f"{grade_name(grade)} was {_percent(first)} of the replies and is {_percent(late)}, while the mean "
             what += f"reward went from {run.early('reward'):.2f} to {run.late('reward'):.2f}"

@@ -7,7 +7,6 @@ and highest value over seeds. Metrics of training steps are means over a window 
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +30,11 @@ COMPARABLE = {
     "accept_changed", "max_skipped", "micro_batch_tok", "device", "dtype", "plain", "deterministic", "fsdp",
     "activation_checkpointing",
 }  # fmt: skip
-PATHS = {"dpo": {"data", "dev"}}  # of the stage before, whose files anybody may name as they like
+PATHS = {"dpo": {"data"}}  # of the stage before, which anybody may name as they like; its --dev says what it is of
 # How far outside the band a metric has to be, as a factor or in its own units: the bands are of three seeds, and a run
 # of fewer steps lowers its learning rate sooner. A tenth of the default learning rate moves the KL term by far more.
-FACTORS = {"loss": 1.5, "kl": 10.0, "rewards/margins": 3.0}
+FACTORS = {"loss": 2.0, "kl": 10.0, "rewards/margins": 3.0}
+SMALL = {"loss": 0.02, "kl": 2e-3, "rewards/margins": 0.05}  # below these a factor says nothing
 DISTANCES = {"dev_macro_f1": 0.05}
 LOW_WHERE_SLOW = ("kl", "rewards/margins")  # what rises with every step in the policy's own direction
 
@@ -137,10 +137,11 @@ def _outside(run: Record, expected: Expected, name: str) -> Finding | None:
     if step is None or not (factor or distance):
         return None
     band, value = bands[step], mine[step]
-    below = value < (band.low / factor if factor else band.low - distance)
-    above = value > (band.high * factor if factor else math.inf)
-    if name == "loss":
-        below = False  # better than expected is no finding
+    if factor:
+        below = name != "loss" and band.low > SMALL[name] and value < band.low / factor  # a lower loss is no fault
+        above = value > factor * max(band.high, SMALL[name])
+    else:
+        below, above = value < band.low - distance, False
     if not (below or above):
         return None
     rate, usual = run.setting("lr"), float(expected.config["lr"])

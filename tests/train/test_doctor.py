@@ -1,4 +1,4 @@
-"""Every diagnosis is provoked by a run that is really trained, and what a run says at its end is what the doctor says."""
+"""Every diagnosis is provoked by a run that is really trained; what a run says at its end is what the doctor says."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def files(tmp_path_factory) -> dict[str, str]:
     of = {grade: [row for row in rows if row.grade == grade] for grade in (1, 2, 3, 4)}
     swapped = [replace(row, grade={1: 4, 4: 1}[row.grade]) for row in (of[1] + of[4])[:40]]
     fours = [replace(row, grade=4) for row in of[2][:40] + of[4][:20]]
-    sets = {"easy": of[1][:20], "swapped": swapped, "all 4": fours, "mostly 4": fours + of[1][:8],
-            "1 and 4": of[1][:20] + of[4][:20], "products": rows[:40]}  # fmt: skip
+    sets = {"easy": of[1][:20], "swapped": swapped, "all 4": fours,
+            "1 and 4": of[1][:20] + of[4][:20], "products": rows[:12]}  # fmt: skip
     for name, found in sets.items():
         write_judgements(folder / f"{name}.jsonl", found)
     paths = {name: str(folder / f"{name}.jsonl") for name in (*sets, "pairs", "both orders")}
@@ -55,27 +55,30 @@ PROVOKED = [
     ("replies cut", grpo, [*THINKER, "--steps", "1", "--max-new-tokens", "12"]),
     ("sampled too hot", grpo, [*THINKER, "--steps", "1", "--temperature", "4"]),
     ("the form is lost", grpo, [*THINKER, "--steps", "4", "--lr", "1e-2"]),
-    ("rows too easy", grpo, [*STUDENT, "--steps", "1", "--data", "FILE:easy"]),
+    ("rows too easy", grpo, [*STUDENT, "--steps", "1", "--data", "FILE:easy", "--temperature", "0.6"]),
     ("rows too hard", grpo, [*STUDENT, "--steps", "1", "--data", "FILE:swapped"]),
     ("replies all alike", grpo, [*THINKER, "--steps", "1", "--temperature", "0.05"]),
     ("gamma too low", grpo, [*STUDENT, "--steps", "2", "--temperature", "1.2", "--samples", "8", "--gamma", "2"]),
     ("few groups", grpo, [*THINKER, "--steps", "2", "--min-groups", "8"]),
-    ("entropy gone", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "2e-3", "--data", "FILE:all 4"]),
+    ("entropy gone", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "2e-3", "--data", "FILE:all 4",
+                            "--max-new-tokens", "1"]),
     ("entropy explodes", grpo, [*THINKER, "--steps", "6", "--lr", "3e-3"]),
     ("KL runs away", grpo, [*THINKER, "--steps", "4", "--lr", "3e-3"]),
     ("many tokens clipped", grpo, [*STUDENT, "--steps", "6", "--updates", "3", "--eval-every", "6", "--lr", "3e-3"]),
     ("learning rate too low", grpo, [*STUDENT, "--steps", "8", "--lr", "1e-9"]),
     ("learning rate too low", grpo, [*STUDENT, "--steps", "8", "--lr", "1e-9", "--kl-beta", "0", "--eval-every", "4"]),
     ("a grade vanishes", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "2e-3", "--data", "FILE:all 4"]),
-    ("reward without right grades", grpo, [*LABEL_ALONE, "--steps", "24", "--lr", "1e-3", "--data", "FILE:mostly 4"]),
-    ("reward falls", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "1e-2", "--eval-every", "0"]),
+    ("reward without right grades", grpo, [*LABEL_ALONE, "--steps", "24", "--lr", "1e-3", "--rewards", "label=-1",
+                                           "--groups", "16"]),
+    ("reward falls", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "3e-3", "--normalise", "token"]),
     ("dev falls", grpo, [*LABEL_ALONE, "--steps", "12", "--lr", "1e-2", "--eval-every", "1"]),
-    ("learning rate too high", sft, [*SFT, "--data", "synthetic:reasoned*60", "--lr", "0.3"]),
-    ("not finite", sft, [*SFT, "--data", "synthetic:reasoned*60", "--lr", "1e38"]),
+    ("learning rate too high", sft, [*SFT, "--order", "post-cot", "--data", "synthetic:reasoned*60", "--lr", "0.3"]),
+    ("not finite", sft, [*SFT, "--data", "synthetic:reasoned*60", "--lr", "1e30"]),
     ("learning rate too low", sft, [*TINY, "--steps", "8", "--lr", "1e-9", "--muon-lr", "1e-9"]),
     ("low label mass", sft, [*TINY, "--steps", "1", "--lr", "1e-9"]),
     ("one grade for all", sft, [*TINY, "--steps", "8", "--grade-power", "1"]),
-    ("a grade is never given", sft, [*SFT, "--data", "FILE:1 and 4", "--lr", "1e-3", "--eval-every", "1"]),
+    ("a grade is never given", sft, [*SFT, "--data", "FILE:1 and 4", "--lr", "3e-3", "--eval-every", "2",
+                                     "--steps", "16"]),
     ("dev falls while training improves", sft, [*SFT, "--data", "FILE:swapped", "--lr", "1e-3", "--eval-every", "1"]),
     ("unreadable on dev", sft, [*SFT, "--model", "bundled", "--order", "pre-cot", "--data", "synthetic:reasoned*60",
                                 "--max-new-tokens", "3"]),
@@ -85,12 +88,14 @@ PROVOKED = [
                                           "--steps", "12", "--batch-size", "16", "--lr", "1e-3"]),
     ("chosen replies get less likely", dpo, ["--model", "bundled-student", "--data", "FILE:pairs", *DEV,
                                              "--steps", "12", "--batch-size", "8", "--nll-coef", "0", "--lr", "3e-3"]),
-    ("dev loss rises", pretrain, ["--model", "bundled", "--data", "FILE:products", "--steps", "24", "--lr", "3e-3",
+    ("dev loss rises", pretrain, ["--model", "bundled", "--data", "FILE:products", "--steps", "40", "--lr", "1e-2",
                                   "--batch-size", "8", "--eval-every", "4"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "train", "argv"), PROVOKED, ids=[f"{name}, {t.__module__}" for name, t, _ in PROVOKED])
+@pytest.mark.parametrize(
+    ("name", "train", "argv"), PROVOKED, ids=[f"{name}, {t.__module__}" for name, t, _ in PROVOKED]
+)
 def test_a_run_that_goes_wrong_is_told_what_is_wrong(name, train, argv, files, tmp_path, capsys):
     argv = [files[word.removeprefix("FILE:")] if word.startswith("FILE:") else word for word in argv]
     try:

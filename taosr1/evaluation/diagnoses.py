@@ -103,8 +103,11 @@ def _balance_of(run: Record) -> str:
 def grade_missing(run: Record) -> Finding | None:
     """One grade for all dev rows, or one that none of them is given although dev has it.
 
-    The second is no chance where dev is large, or where the grade was found before.
+    The second is no chance where dev is large, or where the grade was found before. A fresh model finds the rare grades
+    last: the first half of a run is not judged.
     """
+    if 2 * run.steps < run.setting("steps"):
+        return None
     shares = {grade: run.last(f"dev_share/{grade}") for grade in GRADES}
     recall = {grade: run.values(f"dev_recall/{grade}") for grade in GRADES}
     present = [grade for grade in GRADES if recall[grade]]
@@ -137,7 +140,7 @@ def dev_unreadable(run: Record) -> Finding | None:
 
 def low_label_mass(run: Record) -> Finding | None:
     mass = run.last("dev_label_mass")
-    if not mass < LOW_MASS:
+    if not mass < LOW_MASS or 2 * run.steps < run.setting("steps"):
         return None
     what = f"label mass on dev is {mass:.2f}: the rest of the probability is on tokens that are no label"
     change = "raise {label_weight} or {steps}" if run.stage == "sft" else "lower {lr}, or begin with train/sft.py"

@@ -74,11 +74,13 @@ class Record:
 
     def early(self, name: str) -> float:
         """Mean over the first quarter of the steps."""
-        return _mean([x for step, x in self.curves.get(name, {}).items() if step <= max(1, self.steps // 4)])
+        last = max(1, self.steps // 4)
+        return _mean([x for step, x in self.curves.get(name, {}).items() if step <= last])
 
     def late(self, name: str) -> float:
         """Mean over the last quarter of the steps."""
-        return _mean([x for step, x in self.curves.get(name, {}).items() if step >= self.late_step])
+        first = self.late_step
+        return _mean([x for step, x in self.curves.get(name, {}).items() if step >= first])
 
     def rise(self, name: str) -> float:
         """`late` minus `early` in standard errors, from the scatter of each quarter; NaN below 4 values in each."""

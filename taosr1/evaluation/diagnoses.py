@@ -31,6 +31,7 @@ FALL = 0.05  # of dev macro-F1 over 1,000 rows, twice its 95 % half width; grows
 ONE_GRADE = 0.95  # share of dev rows that get the same grade
 LOW_MASS = 0.9  # label mass: the default DPO run ends at 0.96
 STILL = 0.05  # relative change of a loss that counts as none: batches of 64 scatter by 0.02
+NOTHING = 0.05  # nats: the loss of a judge that knows its rows is 0.00 to 0.02
 LEARNED = 0.9  # mean probability of a token from which on a loss has little left to fall
 MARGIN = 0.05  # DPO's margin; the default run has 1.1. A pair's loss is then ln 2 = 0.69 to within 0.03
 PUSHED_DOWN = 3.0  # nats: the chosen reply is 20 times less likely than at the start. 0.2 in the default run
@@ -151,7 +152,8 @@ def low_label_mass(run: Record) -> Finding | None:
 
 
 def loss_rises(run: Record) -> Finding | None:
-    if run.steps < MIN_STEPS or not run.late("loss") > (1 + STILL) * min(run.first("loss"), run.early("loss")):
+    before = min(run.first("loss"), run.early("loss"))
+    if run.steps < MIN_STEPS or not run.late("loss") > max((1 + STILL) * before, before + NOTHING):
         return None
     what = f"the loss was {run.first('loss'):.2f} at the first step and is {run.late('loss'):.2f}"
     return run.finding("learning rate too high", what, f"lower {_rates(run)}")
@@ -241,9 +243,9 @@ def few_groups(run: Record) -> Finding | None:
     short = sum(count < least for count in kept)
     if tied(run) or no_grade(run) or not short > SHORT * max(1, len(kept)):
         return None
-    what = f"{short} of {len(kept)} steps had fewer groups to train on than --min-groups {least:.0f}, the last ones "
+    what = f"{short} of {len(kept)} steps had fewer than {least:.0f} groups to train on, the last ones "
     what += f"{run.late('kept_groups'):.1f}: the gradient is mostly noise"
-    return run.finding("few groups", what, "raise {groups} or {max_resample}")
+    return run.finding("few groups", what, "raise {groups} or {max_resample} ({min_groups})")
 
 
 # ---- GRPO: the policy ------------------------------------------------------------------------------------------------

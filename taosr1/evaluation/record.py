@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +132,13 @@ def read_record(folder: str | Path) -> Record:
     return record_of(rows, config, identity, notes, where=str(folder / CONFIG_FILE))
 
 
-def record_of(rows, config: Mapping, identity: Mapping = {}, notes=(), where: str = CONFIG_FILE) -> Record:  # noqa: B006
+def record_of(
+    rows: Sequence[dict],
+    config: Mapping[str, object],
+    identity: Mapping[str, object] | None = None,
+    notes: Sequence[str] = (),
+    where: str = CONFIG_FILE,
+) -> Record:
     """The record of rows of metrics.jsonl. Raises: ValueError for a config of no training script."""
     stage = next((name for name, keys in STAGE_OF_SETTINGS.items() if all(key in config for key in keys)), "")
     if not stage:
@@ -141,6 +147,6 @@ def record_of(rows, config: Mapping, identity: Mapping = {}, notes=(), where: st
     curves, _ = curves_of(rows)
     bad = {row["step"] for row in rows if isinstance(row.get("loss"), float) and not math.isfinite(row["loss"])}
     bad |= {row["step"] for row in rows if row.get("skipped", 0) not in (0, None)}
-    dev_rows = str(identity.get("dev", "")).partition(" ")[0]
+    dev_rows = str((identity or {}).get("dev", "")).partition(" ")[0]
     found = int(dev_rows) if dev_rows.isdecimal() else DEV_ROWS
     return Record(stage, config, curves, tuple(sorted(bad)), max(1, found), tuple(notes))

@@ -81,6 +81,16 @@ def test_a_run_outside_the_band_is_told_which_way_its_learning_rate_lies(stage, 
     assert "outside the expected curves" not in {f.name for f in examine(with_curve(run, **{curve: 1 / factor}))[0]}
 
 
+def test_a_real_run_with_a_learning_rate_a_thousand_times_too_low_is_below_the_band():
+    """Recorded, as it takes minutes: python train/grpo.py --test '' --lr 1e-7"""
+    config, rows = recorded(Path(__file__).parent / "other_runs" / "grpo-low.jsonl.gz")
+    assert (config["lr"], config["test"], max(row["step"] for row in rows)) == (1e-7, "", 100)
+    found = {finding.name: str(finding) for finding in examine(record_of(rows, config))[0]}
+    assert found.keys() == {"learning rate too low", "outside the expected curves"}
+    assert "KL to the starting model is 4e-07 nats a token: the policy has not moved" in found["learning rate too low"]
+    assert found["outside the expected curves"].endswith("Raise --lr (now 1e-07): the default run has 0.00015")
+
+
 def test_bands_are_the_median_and_the_extremes_of_windows():
     """Windows of 2 over steps 1 to 5: the means of 1, 2 and of 3, 4; the window that is not full is left out."""
     assert windowed({1: 1.0, 2: 3.0, 3: 5.0, 4: 7.0, 5: 100.0}, 2) == {2: 2.0, 4: 6.0}
@@ -151,7 +161,7 @@ def test_the_guide_has_a_row_for_every_diagnosis_and_none_that_is_gone():
 
 
 def test_every_diagnosis_is_provoked_by_a_run():
-    provoked = {name for name, _, _ in importlib.import_module("tests.train.test_doctor").PROVOKED}
+    provoked = {name for names, _, _ in importlib.import_module("tests.train.test_doctor").PROVOKED for name in names}
     assert names_of_findings() - provoked == {"the form was never learned", "outside the expected curves"}
 
 

@@ -52,61 +52,70 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 # What is found, and the run that provokes it. "FILE:easy" stands for a file of the fixture.
 PROVOKED = [
-    ("replies cut", grpo, [*THINKER, "--steps", "1", "--max-new-tokens", "12"]),
-    ("sampled too hot", grpo, [*THINKER, "--steps", "1", "--temperature", "4"]),
-    ("the form is lost", grpo, [*THINKER, "--steps", "4", "--lr", "1e-2"]),
-    ("rows too easy", grpo, [*STUDENT, "--steps", "1", "--data", "FILE:easy", "--temperature", "0.6"]),
-    ("rows too hard", grpo, [*STUDENT, "--steps", "1", "--data", "FILE:swapped"]),
-    ("replies all alike", grpo, [*THINKER, "--steps", "1", "--temperature", "0.05"]),
-    ("gamma too low", grpo, [*STUDENT, "--steps", "2", "--temperature", "1.2", "--samples", "8", "--gamma", "2"]),
-    ("few groups", grpo, [*THINKER, "--steps", "2", "--min-groups", "8"]),
-    ("entropy gone", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "2e-3", "--data", "FILE:all 4",
-                            "--max-new-tokens", "1"]),
-    ("entropy explodes", grpo, [*THINKER, "--steps", "6", "--lr", "3e-3"]),
-    ("KL runs away", grpo, [*THINKER, "--steps", "4", "--lr", "3e-3"]),
-    ("many tokens clipped", grpo, [*STUDENT, "--steps", "6", "--updates", "3", "--eval-every", "6", "--lr", "3e-3"]),
-    ("learning rate too low", grpo, [*STUDENT, "--steps", "8", "--lr", "1e-9"]),
-    ("learning rate too low", grpo, [*STUDENT, "--steps", "8", "--lr", "1e-9", "--kl-beta", "0", "--eval-every", "4"]),
-    ("a grade vanishes", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "2e-3", "--data", "FILE:all 4"]),
-    ("reward without right grades", grpo, [*LABEL_ALONE, "--steps", "24", "--lr", "1e-3", "--rewards", "label=-1",
+    (("replies cut",), grpo, [*THINKER, "--steps", "1", "--max-new-tokens", "12"]),
+    (("sampled too hot",), grpo, [*THINKER, "--steps", "1", "--temperature", "4"]),
+    (("the form is lost",), grpo, [*THINKER, "--steps", "4", "--lr", "1e-2"]),
+    (("rows too easy",), grpo, [*STUDENT, "--steps", "1", "--data", "FILE:easy", "--temperature", "0.6"]),
+    (("rows too hard",), grpo, [*STUDENT, "--steps", "1", "--data", "FILE:swapped"]),
+    (("replies all alike",), grpo, [*THINKER, "--steps", "1", "--temperature", "0.05"]),
+    (("gamma too low",), grpo, [*STUDENT, "--steps", "2", "--temperature", "1.2", "--samples", "8", "--gamma", "2"]),
+    (("few groups",), grpo, [*THINKER, "--steps", "2", "--min-groups", "8"]),
+    (("entropy gone", "a grade vanishes"), grpo, [*LABEL_ALONE, "--steps", "32", "--lr", "1e-3", "--data", "FILE:all 4",
+                                                  "--eval-every", "0"]),
+    (("KL runs away", "entropy explodes"), grpo, [*THINKER, "--steps", "6", "--lr", "3e-3"]),
+    (("many tokens clipped",), grpo, [*STUDENT, "--steps", "6", "--updates", "3", "--eval-every", "6", "--lr", "3e-3"]),
+    (("learning rate too low",), grpo, [*STUDENT, "--steps", "8", "--lr", "1e-9"]),
+    (("learning rate too low",), grpo, [*STUDENT, "--steps", "8", "--lr", "1e-9", "--kl-beta", "0",
+                                         "--eval-every", "4"]),
+    (("reward without right grades",), grpo, [*LABEL_ALONE, "--steps", "24", "--lr", "1e-3", "--rewards", "label=-1",
                                            "--groups", "16"]),
-    ("reward falls", grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "3e-3", "--normalise", "token"]),
-    ("dev falls", grpo, [*LABEL_ALONE, "--steps", "12", "--lr", "1e-2", "--eval-every", "1"]),
-    ("learning rate too high", sft, [*SFT, "--order", "post-cot", "--data", "synthetic:reasoned*60", "--lr", "0.3"]),
-    ("not finite", sft, [*SFT, "--data", "synthetic:reasoned*60", "--lr", "1e30"]),
-    ("learning rate too low", sft, [*TINY, "--steps", "8", "--lr", "1e-9", "--muon-lr", "1e-9"]),
-    ("low label mass", sft, [*TINY, "--steps", "1", "--lr", "1e-9"]),
-    ("one grade for all", sft, [*TINY, "--steps", "8", "--grade-power", "1"]),
-    ("a grade is never given", sft, [*SFT, "--data", "FILE:1 and 4", "--lr", "3e-3", "--eval-every", "2",
+    (("reward falls",), grpo, [*LABEL_ALONE, "--steps", "16", "--lr", "3e-3", "--normalise", "token"]),
+    (("dev falls",), grpo, [*LABEL_ALONE, "--steps", "12", "--lr", "1e-2", "--eval-every", "1"]),
+    (("learning rate too high",), sft, [*SFT, "--order", "post-cot", "--data", "synthetic:reasoned*60", "--lr", "0.3"]),
+    (("not finite",), sft, [*SFT, "--data", "synthetic:reasoned*60", "--lr", "1e30"]),
+    (("learning rate too low",), sft, [*TINY, "--steps", "8", "--lr", "1e-9", "--muon-lr", "1e-9"]),
+    (("low label mass",), sft, [*TINY, "--steps", "1", "--lr", "1e-9"]),
+    (("one grade for all",), sft, [*TINY, "--steps", "8", "--grade-power", "1"]),
+    (("a grade is never given",), sft, [*SFT, "--data", "FILE:1 and 4", "--lr", "3e-3", "--eval-every", "2",
                                      "--steps", "16"]),
-    ("dev falls while training improves", sft, [*SFT, "--data", "FILE:swapped", "--lr", "1e-3", "--eval-every", "1"]),
-    ("unreadable on dev", sft, [*SFT, "--model", "bundled", "--order", "pre-cot", "--data", "synthetic:reasoned*60",
+    (("dev falls while training improves",), sft, [*SFT, "--data", "FILE:swapped", "--lr", "1e-3",
+                                                    "--eval-every", "1"]),
+    (("unreadable on dev",), sft, [*SFT, "--model", "bundled", "--order", "pre-cot", "--data", "synthetic:reasoned*60",
                                 "--max-new-tokens", "3"]),
-    ("learning rate too low", dpo, ["--model", "bundled-student", "--data", "FILE:pairs", *DEV, "--steps", "8",
+    (("learning rate too low",), dpo, ["--model", "bundled-student", "--data", "FILE:pairs", *DEV, "--steps", "8",
                                     "--batch-size", "8", "--lr", "1e-9"]),
-    ("pairs contradict each other", dpo, ["--model", "bundled-student", "--data", "FILE:both orders", *DEV,
+    (("pairs contradict each other",), dpo, ["--model", "bundled-student", "--data", "FILE:both orders", *DEV,
                                           "--steps", "12", "--batch-size", "16", "--lr", "1e-3"]),
-    ("chosen replies get less likely", dpo, ["--model", "bundled-student", "--data", "FILE:pairs", *DEV,
+    (("chosen replies get less likely",), dpo, ["--model", "bundled-student", "--data", "FILE:pairs", *DEV,
                                              "--steps", "12", "--batch-size", "8", "--nll-coef", "0", "--lr", "3e-3"]),
-    ("dev loss rises", pretrain, ["--model", "bundled", "--data", "FILE:products", "--steps", "40", "--lr", "1e-2",
+    (("dev loss rises",), pretrain, ["--model", "bundled", "--data", "FILE:products", "--steps", "40", "--lr", "1e-2",
                                   "--batch-size", "8", "--eval-every", "4"]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "train", "argv"), PROVOKED, ids=[f"{name}, {t.__module__}" for name, t, _ in PROVOKED]
+    ("names", "train", "argv"), PROVOKED, ids=[f"{', '.join(names)} ({t.__module__})" for names, t, _ in PROVOKED]
 )
-def test_a_run_that_goes_wrong_is_told_what_is_wrong(name, train, argv, files, tmp_path, capsys):
+def test_a_run_that_goes_wrong_is_told_what_is_wrong(names, train, argv, files, tmp_path, capsys):
     argv = [files[word.removeprefix("FILE:")] if word.startswith("FILE:") else word for word in argv]
     try:
         train([*argv, "--out", str(tmp_path / "run")])
     except FloatingPointError:
-        assert name == "not finite"
+        assert names == ("not finite",)  # such a run has no end to say something at
     said = capsys.readouterr().out
     run = read_record(tmp_path / "run")
     found = {finding.name: finding for finding in examine(run)[0]}
-    assert name in found, f"found {list(found)}"
-    assert 1 <= found[name].step <= run.steps and "nan" not in str(found[name])
-    assert name == "not finite" or f"doctor: {found[name]}" in said
-    assert main([str(tmp_path / "run")]) == 0 and str(found[name]) in capsys.readouterr().out
+    assert set(names) <= found.keys(), f"found {list(found)}"
+    for name in names:
+        assert 1 <= found[name].step <= run.steps and "nan" not in str(found[name])
+        assert name == "not finite" or f"doctor: {found[name]}" in said
+    assert main([str(tmp_path / "run")]) == 0 and str(found[names[0]]) in capsys.readouterr().out
     assert main([str(tmp_path / "run"), "--strict"]) == 1
+
+
+def test_a_run_that_goes_well_ends_with_one_line_that_says_so(tmp_path, capsys):
+    well = ["--data", "synthetic:reasoned*60", "--order", "post-cot", "--lr", "1e-4"]
+    sft([*SFT, *well, "--out", str(tmp_path / "run")])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("doctor:")]
+    assert said == [f"doctor: nothing found; notes: python -m taosr1.evaluation.doctor {tmp_path / 'run'}"]
+    assert main([str(tmp_path / "run"), "--strict"]) == 0

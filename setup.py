@@ -15,6 +15,7 @@ setup(
     packages=find_packages(include=["taosr1", "taosr1.*"]),
     package_data={
         "taosr1": ["bundled/*/*", "py.typed"],
+        "taosr1.evaluation": ["default_runs/*.csv"],
         "taosr1.evaluation.report": ["page/*"],
         "taosr1.server": ["page/*", "*.json"],
         "taosr1.task": ["*.jsonl"],

@@ -160,7 +160,7 @@ def test_the_search_sees_texts_of_shared_modules_and_knows_every_scripts_flags()
     """Else the test above would pass by looking at nothing."""
     named = {flag for file, name in reached("train/grpo.py") for _, text in texts(definitions(file)[name])
              for flag in FLAG.findall(text) if not file.startswith("train/")}  # fmt: skip
-    assert {"--max-new-tokens", "--gamma", "--resume", "--accept-changed", "--max-bad-rows", "--out"} <= named
+    assert {"--max-new-tokens", "--min-groups", "--resume", "--accept-changed", "--max-bad-rows", "--out"} <= named
     assert all("--out" in flags_of(script) for script in SCRIPTS if script != "infer/serve.py")
     assert all(len(flags_of(script)) > 2 for script in SCRIPTS)
     assert "--micro-batch-tok" not in flags_of("infer/evaluate.py")

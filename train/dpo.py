@@ -30,6 +30,7 @@ from taosr1.data.flags import AS_FOUND, ReadFlags
 from taosr1.data.splits import AUTO, load_dev, resolved_of_pairs
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
+from taosr1.evaluation.doctor import say_findings
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge_model import BUNDLED_STUDENT, DTYPES, JudgeModel
 from taosr1.learning.batches import (
@@ -251,6 +252,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         schedule=Schedule.of(config), optimizers=make_optimizers(judge.model, config.lr, weight_decay=0.0),
         distributed=distributed, evaluate=score_dev if dev else None,
     )  # fmt: skip
+    say_findings(run.folder)
     return last | say_finished(run, judge, config, "dpo")
 
 

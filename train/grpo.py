@@ -34,6 +34,7 @@ from taosr1.data.sources import load_rows
 from taosr1.data.splits import AUTO, AUTO_HELP, Rows, load_splits, resolved
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
+from taosr1.evaluation.doctor import say_findings
 from taosr1.evaluation.predict import before_and_after, dev_scores
 from taosr1.judge_model import BUNDLED, DTYPES, JudgeModel
 from taosr1.learning.batches import Batch, Example, collate, label_token_weights
@@ -283,7 +284,7 @@ def rollouts(
         if len(kept) >= config.min_groups:
             break
     add_advantages(kept, sampler.grades, config)
-    count_outcomes(cursor, sampled, kept, config, sampler.judge.prompt.order)
+    count_outcomes(cursor, sampled, kept, config)
     records = sample_records(sampled, rows, config.steps // config.updates)
     metrics = rollout_metrics(sampled, kept, attempt + 1, weights) | {"samples_left_out": len(sampled) - len(records)}
     return StepItems(kept, metrics, records)
@@ -327,6 +328,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         start, best = start_weights(distributed, reference, config.model), best_weights(distributed, config.out)
         compared = {"start": start, "result": best}
         before_and_after(judge, compared, config.out, rows.test, config.max_new_tokens)
+    say_findings(run.folder)
     return last | say_finished(run, judge, config, "grpo")
 
 

@@ -26,6 +26,7 @@ from taosr1.data.catalogue import read_catalogue
 from taosr1.data.flags import ReadFlags
 from taosr1.data.sources import is_made, load_rows
 from taosr1.engine import PLAIN_HELP
+from taosr1.evaluation.doctor import say_findings
 from taosr1.judge_model import DTYPES, JudgeModel
 from taosr1.learning.batches import Batch, Example, micro_batches
 from taosr1.learning.distributed_model import DistributedModel, init_distributed
@@ -137,6 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         evaluate=lambda judge: dev_scores(judge.model, dev, distributed, config.micro_batch_tok),
     )  # fmt: skip
     run.close()
+    say_findings(run.folder)
     best = read_best(run.checkpoints)
     print(f"pretrain: dev loss {-best[DEV_LOGP]:.3f} nats per token at step {best['step']}; run folder {config.out}")
     print(f"next: python train/sft.py --model {config.out} --order label --data GRADED_ROWS   (a file of yours)")

@@ -26,6 +26,7 @@ from taosr1.data.flags import ReadFlags
 from taosr1.data.splits import AUTO, AUTO_HELP, load_splits, resolved
 from taosr1.data.summary import say_data
 from taosr1.engine import PLAIN_HELP
+from taosr1.evaluation.doctor import say_findings
 from taosr1.evaluation.predict import dev_scores
 from taosr1.judge_model import DTYPES, TINY
 from taosr1.learning.batches import Batch, label_token_weights
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         distributed=distributed,
         evaluate=lambda judge: dev_scores(judge, dev, config.max_new_tokens),
     )
+    say_findings(run.folder)
     return last | say_finished(run, judge, config, "sft")
 
 

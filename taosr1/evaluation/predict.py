@@ -97,16 +97,23 @@ def _with_steps(reply: Reply) -> Prediction:
 def dev_scores(judge: JudgeModel, rows: Sequence[Judgement], max_new_tokens: int = 96) -> dict[str, float]:
     """What the training loop logs and chooses its best checkpoint by.
 
-    Returns: macro-F1, the share of unreadable replies and, for judges that answer first, ECE and Brier score.
+    Returns: macro-F1; the share of unreadable replies; for each grade the share of rows that are given it and, where
+    some row has it, the share of those that are found (recall); for judges that answer first, mean label mass, ECE and
+    Brier score.
     """
     predictions = predict_together(judge, rows, max_new_tokens)
     gold = [row.grade for row in rows]
     grades = [prediction.grade for prediction in predictions]
     scores = {"dev_macro_f1": macro_f1(gold, grades), "dev_unparsed_frac": grades.count(None) / len(rows)}
+    scores |= {f"dev_share/{grade}": grades.count(grade) / len(rows) for grade in GRADES}
+    right = [found for found, wanted in zip(grades, gold) if found == wanted]
+    scores |= {f"dev_recall/{grade}": right.count(grade) / gold.count(grade) for grade in GRADES if grade in gold}
     probs = [prediction.probs for prediction in predictions]
     if None in probs:
         return scores
-    return scores | {"dev_ece": expected_calibration_error(probs, gold), "dev_brier": brier_score(probs, gold)}
+    mass = sum(prediction.label_mass for prediction in predictions) / len(rows)
+    calibration = {"dev_ece": expected_calibration_error(probs, gold), "dev_brier": brier_score(probs, gold)}
+    return scores | {"dev_label_mass": mass} | calibration
 
 
 def before_and_after(

@@ -12,8 +12,6 @@ from taosr1.learning.rollout_group import Group, Rollout
 from taosr1.runtime.distributed import this_rank
 from taosr1.task.grades import GRADES
 
-MANY_CUT = 0.1  # share of cut replies from which on they are worth a word
-
 
 def rollout_metrics(
     sampled: Sequence[Group], kept: Sequence[Group], attempts: int, reward_names: Iterable[str]
@@ -21,12 +19,14 @@ def rollout_metrics(
     """Metrics of a step; `sampled` are the groups of all its attempts, `kept` those that are trained on.
 
     reward_balanced is the mean over grades of the share of right replies: the plain mean rises while rare grades are
-    lost. survived_cv is of the groups that difficulty kept, kept_cv of those that are left after class balance too.
+    lost; right_frac/K is that share for gold grade K. reply_share/K: replies that give grade K, unreadable_frac: that
+    give none. survived_cv is of the groups that difficulty kept, kept_cv of those left after class balance too.
     Rewards, their parts and lengths are those of decoded groups: with --difficulty prefill, of kept ones. A teacher's
     replies count in none of them.
     """
     shares = [_mean([reply.grade == group.gold for reply in _own(group)]) for group in sampled]
     right_of = {grade: [x for x, group in zip(shares, sampled) if group.gold == grade] for grade in GRADES}
+    given = [reply.grade for group in sampled for reply in _own(group)]
     decoded = [_own(group) for group in sampled if group.decoded]
     own = [reply for replies in decoded for reply in replies]
     lengths, rewards = [len(reply.ids) for reply in own], [reply.reward for reply in own]
@@ -40,6 +40,10 @@ def rollout_metrics(
         "kept_frac": len(kept) / len(sampled),
         "all_right_frac": _mean([share == 1 for share in shares]),
         "all_wrong_frac": _mean([share == 0 for share in shares]),
+        "too_easy_frac": _mean([group.dropped == "too easy" for group in sampled]),
+        "unreadable_frac": _mean([grade is None for grade in given]),
+        **{f"reply_share/{grade}": _mean([found == grade for found in given]) for grade in GRADES},
+        **{f"right_frac/{grade}": _mean(of_grade) for grade, of_grade in right_of.items() if of_grade},
         "kept_groups": len(kept),
         "survived_cv": grade_share_cv([group.gold for group in sampled if group.dropped in ("", "balance")]),
         "kept_cv": grade_share_cv([group.gold for group in kept]),
@@ -58,36 +62,29 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-# ---- What is told ----------------------------------------------------------------------------------------------------
+# ---- What is told at the end (taosr1/evaluation/diagnoses.py: why nothing was learned, and what to change) -----------
 
 
-def count_outcomes(cursor: dict, sampled: Sequence[Group], kept: Sequence[Group], settings, order: str) -> None:
-    """Add a step's groups to the counts in the cursor, by why they were dropped, and its replies.
+def count_outcomes(cursor: dict, sampled: Sequence[Group], kept: Sequence[Group], settings) -> None:
+    """Add a step's groups to the counts in the cursor, by why they were dropped.
 
-    settings: the config of train/grpo.py; order: of the judge's reply. A note is printed after the first step where
-    most of its replies were cut: the run need not end before that is known.
+    settings: the config of train/grpo.py. A note is printed after the first step where most of its replies were cut:
+    the run need not end before that is known.
     """
+    own = [reply for group in sampled if group.decoded for reply in _own(group)]
+    cut = sum(not reply.finished for reply in own)
+    if "outcomes" not in cursor and cut > len(own) / 2 and this_rank().is_rank_zero:
+        limit = f"--max-new-tokens {settings.max_new_tokens}"
+        print(f"note: {cut} of the first {len(own)} replies were cut at {limit}: raise it", file=sys.stderr)
     happened = [group.dropped or "trained on" for group in sampled] + ["steps"]
     happened += ["steps short of groups"] * (len(kept) < settings.min_groups) + ["steps without a group"] * (not kept)
-    _add(cursor.setdefault("outcomes", {}), Counter(happened))
-    own = [reply for group in sampled if group.decoded for reply in _own(group)]
-    cut = [reply for reply in own if not reply.finished]
-    found = {"sampled": len(own), "cut": len(cut), "unreadable": sum(reply.grade is None for reply in own)}
-    # Where the label comes first, a reply that is cut has it all the same.
-    found["cut before the label"] = sum(reply.grade is None for reply in cut) if order == "pre-cot" else 0
-    if "replies" not in cursor and len(cut) > len(own) / 2 and this_rank().is_rank_zero:
-        limit = f"--max-new-tokens {settings.max_new_tokens}"
-        print(f"note: {len(cut)} of the first {len(own)} replies were cut at {limit}: raise it", file=sys.stderr)
-    _add(cursor.setdefault("replies", {}), found)
-
-
-def _add(counts: dict[str, int], more: dict[str, int]) -> None:
-    for name, count in more.items():
+    counts = cursor.setdefault("outcomes", {})
+    for name, count in Counter(happened).items():
         counts[name] = counts.get(name, 0) + count
 
 
 def describe_outcomes(cursor: dict) -> str:
-    """What became of a run's groups, with advice where nothing was learned; "" where none was sampled."""
+    """What became of a run's groups; "" where none was sampled."""
     outcomes = cursor.get("outcomes", {})
     if not outcomes:
         return ""
@@ -98,22 +95,4 @@ def describe_outcomes(cursor: dict) -> str:
         short, none = outcomes["steps short of groups"], outcomes.get("steps without a group", 0)
         text += f"; of {outcomes['steps']} batches of rollouts {short} held fewer than --min-groups groups to train on"
         text += f", {none} none at all"
-    replies = Counter(cursor.get("replies", {}))  # a run of an older version counted none
-    if replies["cut"] > MANY_CUT * replies["sampled"]:
-        text += f"; {replies['cut']} of {replies['sampled']} replies were cut: raise --max-new-tokens"
-    if outcomes.get("trained on"):
-        return text
-    return f"{text}. Nothing was learned: {_advice(max(groups, key=groups.get), replies)}"
-
-
-def _advice(outcome: str, replies: Counter) -> str:
-    """What to do where most groups were dropped for this reason."""
-    if outcome == "all right":
-        return "the model already knows these rows: give it others, or raise --temperature or --samples"
-    if outcome == "too easy":
-        return "--gamma drops what the model is mostly right on: raise it"
-    if replies["cut before the label"] > replies["sampled"] / 2:
-        return "most replies were cut before they reached their grade, which --max-new-tokens leaves no room for"
-    if replies["unreadable"] > replies["sampled"] / 2:
-        return "most replies have no grade that can be read: train/sft.py teaches their form first"
-    return "the model is never right here: train/sft.py comes first, or raise --temperature or --samples"
+    return text if outcomes.get("trained on") else f"{text}. Nothing was learned"

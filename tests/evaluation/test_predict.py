@@ -20,6 +20,7 @@ from taosr1.model.decoder import Decoder, DecoderConfig
 from taosr1.model.io.weights import save_pretrained
 from taosr1.model.tokenizer import Tokenizer, train_tokenizer
 from taosr1.runtime.files import new_folder
+from taosr1.task.grades import GRADES
 from taosr1.task.prompt import PromptConfig, encode_reply
 
 # No token twice, so that each is followed by the next one only.
@@ -92,13 +93,20 @@ def test_a_judge_that_thinks_first_is_decoded_and_has_no_probabilities(parrot):
 
 def test_a_reply_that_is_cut_or_says_nothing_has_no_grade_and_counts_as_wrong(parrot):
     cut = dev_scores(parrot("pre-cot"), ROWS, max_new_tokens=4)
-    assert cut == {"dev_macro_f1": 0.0, "dev_unparsed_frac": 1.0}
+    shares = {f"dev_share/{grade}": 0.0 for grade in GRADES}
+    recalls = {f"dev_recall/{row.grade}": 0.0 for row in ROWS}
+    assert cut == {"dev_macro_f1": 0.0, "dev_unparsed_frac": 1.0, **shares, **recalls}
     assert [prediction.grade for prediction in predict(parrot("pre-cot", "none"), ROWS)] == [None] * 6
 
 
 def test_dev_scores_are_macro_f1_and_the_share_that_could_not_be_read(parrot):
     # Always grade 1 where 2 of 6 are: precision 1/3, recall 1, F1 1/2; the other three grades 0.
-    assert dev_scores(parrot("pre-cot"), ROWS) == {"dev_macro_f1": pytest.approx(0.125), "dev_unparsed_frac": 0.0}
+    scores = dev_scores(parrot("pre-cot"), ROWS)
+    assert (scores["dev_macro_f1"], scores["dev_unparsed_frac"]) == (pytest.approx(0.125), 0.0)
+    assert {name: value for name, value in scores.items() if "/" in name and value} == {
+        "dev_share/1": 1.0, "dev_recall/1": 1.0
+    }  # fmt: skip
+    assert {name for name in scores if name.startswith("dev_recall")} == {f"dev_recall/{row.grade}" for row in ROWS}
 
 
 def test_dev_scores_tell_how_calibrated_a_judge_is_that_answers_first(parrot):
@@ -108,6 +116,8 @@ def test_dev_scores_tell_how_calibrated_a_judge_is_that_answers_first(parrot):
     assert scores["dev_ece"] == pytest.approx(expected_calibration_error(probs, gold))
     assert scores["dev_brier"] == pytest.approx(brier_score(probs, gold))
     assert scores["dev_ece"] > 0.5 and scores["dev_brier"] > 1  # always 2, with a high probability
+    masses = [prediction.label_mass for prediction in predict(judge, ROWS)]
+    assert scores["dev_label_mass"] == pytest.approx(sum(masses) / len(ROWS)) and min(masses) > 0
 
 
 def test_no_rows_cost_nothing(parrot):

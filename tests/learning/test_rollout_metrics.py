@@ -1,48 +1,24 @@
-"""What a GRPO run says of its groups: the advice fits why nothing was learned."""
+"""What a GRPO run says of its groups: how many there were, and what became of them."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from taosr1.learning.rollout_metrics import describe_outcomes
+from taosr1.learning.rollout_group import Group, Rollout
+from taosr1.learning.rollout_metrics import count_outcomes, describe_outcomes
 
 
-def described(groups: dict[str, int], replies: dict[str, int] | None = None, **steps: int) -> str:
+def described(groups: dict[str, int], **steps: int) -> str:
     outcomes = {"steps": 2} | groups | {name.replace("_", " "): count for name, count in steps.items()}
-    return describe_outcomes({"outcomes": outcomes} | ({} if replies is None else {"replies": replies}))
-
-
-def replies(sampled: int, cut: int = 0, unreadable: int = 0, before: int = 0) -> dict[str, int]:
-    return {"sampled": sampled, "cut": cut, "unreadable": unreadable, "cut before the label": before}
-
-
-KNOWN = "the model already knows these rows: give it others, or raise --temperature or --samples"
-NEVER = "the model is never right here: train/sft.py comes first, or raise --temperature or --samples"
-CUT = "most replies were cut before they reached their grade, which --max-new-tokens leaves no room for"
-FORM = "most replies have no grade that can be read: train/sft.py teaches their form first"
-
-
-@pytest.mark.parametrize(
-    ("groups", "found", "advice"),
-    [
-        ({"all right": 9, "all wrong": 1}, replies(40), KNOWN),
-        ({"all right": 9, "all wrong": 1}, None, KNOWN),  # continued from a version that counted no replies
-        ({"all wrong": 9, "all right": 1}, replies(40, unreadable=3), NEVER),
-        ({"all wrong": 9}, replies(36, cut=36, unreadable=36, before=36), CUT),
-        ({"all wrong": 9}, replies(36, cut=20, unreadable=22, before=19), CUT),
-        ({"all wrong": 9}, replies(36, cut=36, unreadable=1), NEVER),  # the label comes first, and was read
-        ({"all wrong": 9}, replies(36, cut=5, unreadable=30, before=5), FORM),
-        ({"too easy": 5, "all wrong": 1}, replies(24), "--gamma drops what the model is mostly right on: raise it"),
-        ({"all wrong": 3}, replies(0), NEVER),  # --difficulty prefill decodes nothing of dropped groups
-    ],
-)
-def test_the_advice_fits_the_cause(groups, found, advice):
-    assert described(groups, found).endswith(f". Nothing was learned: {advice}")
+    return describe_outcomes({"outcomes": outcomes})
 
 
 def test_groups_are_counted_by_what_became_of_them():
-    said = described({"all right": 9, "all wrong": 1}, steps_without_a_group=2)
-    assert said.startswith("of 10 sampled groups: 9 all right, 1 all wrong. Nothing was learned: ")
+    assert described({"all right": 9, "all wrong": 1}, steps_without_a_group=2) == (
+        "of 10 sampled groups: 9 all right, 1 all wrong. Nothing was learned"
+    )
     assert described({"trained on": 3, "balance": 1}) == "of 4 sampled groups: 3 trained on, 1 balance"
     assert described({"trained on": 3}, steps=9, steps_short_of_groups=4, steps_without_a_group=2) == (
         "of 3 sampled groups: 3 trained on; of 9 batches of rollouts 4 held fewer than --min-groups groups to train "
@@ -50,7 +26,14 @@ def test_groups_are_counted_by_what_became_of_them():
     )
 
 
-@pytest.mark.parametrize(("cut", "told"), [(0, False), (4, False), (5, True), (40, True)])
-def test_cut_replies_are_told_where_they_are_more_than_a_tenth_and_something_was_learned(cut, told):
-    said = described({"trained on": 10}, replies(40, cut=cut))
-    assert (f"; {cut} of 40 replies were cut: raise --max-new-tokens" in said) == told
+@pytest.mark.parametrize(("cut", "told"), [(0, False), (2, False), (3, True), (4, True)])
+def test_the_first_step_tells_where_most_replies_were_cut_and_later_ones_are_silent(capsys, cut, told):
+    replies = [Rollout("model", "", [1], finished=number >= cut) for number in range(4)]
+    group, cursor = Group(0, [1], 4, replies), {}
+    settings = SimpleNamespace(max_new_tokens=5, min_groups=2)
+    count_outcomes(cursor, [group], [group], settings)
+    said = capsys.readouterr().err
+    assert said == (f"note: {cut} of the first 4 replies were cut at --max-new-tokens 5: raise it\n" if told else "")
+    count_outcomes(cursor, [group], [], settings)
+    assert capsys.readouterr().err == ""
+    assert cursor["outcomes"] == {"trained on": 2, "steps": 2, "steps short of groups": 2, "steps without a group": 1}

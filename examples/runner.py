@@ -99,20 +99,23 @@ def placeholders(*texts: str) -> set[str]:
     return {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
-def make_command(text: str, values: dict[str, object], quick: bool = False) -> Command:
-    """A command from its text with placeholders. Raises: ValueError for one without a value, or without --out."""
+def make_command(text: str, values: dict[str, object], sizes: dict[str, int] | None = None) -> Command:
+    """A command from its text with placeholders; sizes: of its quick form (`small`).
+
+    Raises: ValueError for a placeholder without a value, and for a command without --out.
+    """
     try:
         words = shlex.split(text.format_map({name: shlex.quote(str(value)) for name, value in values.items()}))
     except KeyError as error:
         raise ValueError(f"no placeholder is called {error}") from error
-    words = small(words) if quick else words
+    words = small(words, sizes) if sizes else words
     return Command(words, results_of(words))
 
 
-def small(words: Sequence[str]) -> list[str]:
-    """The command with numbers of steps and rows that take seconds."""
+def small(words: Sequence[str], sizes: dict[str, int]) -> list[str]:
+    """The command with other numbers of steps and rows, such as `SMALL`, which take seconds."""
     text = shlex.join(words)
-    for flag, value in SMALL.items():
+    for flag, value in sizes.items():
         text = re.sub(rf"--{flag} \d+", f"--{flag} {value}", text)
     return shlex.split(text)
 
@@ -160,6 +163,10 @@ def advance(active: Active) -> bool:
     if not left:
         return False
     active.at, words = left[0], run.commands[left[0]].words
+    if "--steps" not in words:  # a training continues; another command refuses to overwrite what it wrote and was lost
+        for path in run.commands[active.at].results:
+            if path.is_file():
+                path.unlink()
     print(f"{run.name}: python {shlex.join(words)}", flush=True)
     # More threads than cores would be many times slower.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

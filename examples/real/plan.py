@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.real.rows import Row
-from examples.runner import Command, Run, make_command, placeholders
+from examples.runner import SMALL, Command, Run, make_command, placeholders
 
 DATA_SETS = ("esci", "chorus")
 RESERVED = ("fit", "dev", "out", "seed", "data", "scores")  # placeholders
@@ -99,7 +99,7 @@ def _run(
 
     def command(text: str, **more: object) -> Command:
         try:
-            return make_command(text, {**known, **more}, quick)
+            return make_command(text, {**known, **more}, SMALL if quick else None)
         except ValueError as error:
             raise ValueError(f"row {row.name}: {error} (examples/real/rows.py)") from error
 

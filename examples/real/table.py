@@ -175,7 +175,7 @@ def _interval(found: dict) -> str:
     return "" if found["low"] is None else f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
@@ -201,7 +201,7 @@ def _main_table(table: dict, test: str) -> list[str]:
             f"people: {name}", "-", _number(macro) + _interval(macro), "-", _number(found["quadratic_kappa"], 1, 2),
             _number(auc) + _interval(auc), _number(within) + _interval(within), _number(found["ndcg"]), "-", "-", "-",
         ])  # fmt: skip
-    return _markdown(head, cells)
+    return markdown(head, cells)
 
 
 def _grades_table(table: dict, test: str) -> list[str]:
@@ -214,7 +214,7 @@ def _grades_table(table: dict, test: str) -> list[str]:
     ]
     for name, found in table["ceiling"].get(test, {}).items():
         cells.append([f"people: {name}", "-", *(_number(found[key]) for key in names)])
-    return _markdown(head, cells)
+    return markdown(head, cells)
 
 
 def _kinds_table(table: dict, test: str) -> list[str]:
@@ -230,4 +230,4 @@ def _kinds_table(table: dict, test: str) -> list[str]:
         pairs = [f"{_number(own[kind]['macro_f1'])} / {_number(own[kind]['auc'])}" for kind in kinds]
         cells.append([row["what"], TITLES[row["trained"]], *pairs])
     title = f"## {TITLES[test]} test, by kind of query (queries): macro-F1, decided / AUC of Good"
-    return ["", title, "", *_markdown(head, cells)]
+    return ["", title, "", *markdown(head, cells)]

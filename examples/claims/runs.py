@@ -1,9 +1,10 @@
 """The trainings of examples/reproduce.py, each made once for all claims that read it. This file is all that names them.
 
 Placeholders: {out} is the folder of the run and {NAME} that of another run with the same seed, which is made before;
-{seed} {dtype}; {tiny} {tiny_thinker} {lr} are fresh weights and their learning rate, {flow} the balance of preference
-pairs (under --quick bundled weights and none: a few steps from fresh ones would write no reply that can be read); {reasoned} {reasoned_300} {labelled} {explained}
-{unlabelled} {dev} {test} are pools of the shop. Every model is {out}/model.
+{seed} {dtype}; {tiny} {tiny_thinker} {lr} are fresh weights and their learning rate, {flow} how preference pairs are
+balanced (under --quick bundled weights and not at all: a few steps from fresh ones would write no reply that can be
+read); {reasoned} {reasoned_300} {labelled} {explained} {unlabelled} {dev} {test} are pools of the shop. Every model is
+{out}/model.
 
 minutes: on one core; those of examples/guide/results.md, or measured at seed 0. The plan's length is their sum.
 """
@@ -72,7 +73,7 @@ def _thinker(name: str, flags: str, minutes: float) -> Spec:
 
 
 def _dpo(name: str, source: str) -> Spec:
-    return Spec(name, 1.0, (f"{MINE} --source {source} --out {{out}}/pairs.jsonl", DPO))
+    return Spec(name, 1.0, (f"{MINE} --source {source} --balance {{flow}} --out {{out}}/pairs.jsonl", DPO))
 
 
 def _of_pairs(pairs: int) -> tuple[Spec, ...]:

@@ -67,13 +67,13 @@ class Replies:
     names: np.ndarray
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def read_probs(path: Path) -> Scored:
     """A file of infer/score.py."""
     return scored(path)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def read_replies(path: Path, order: str) -> Replies:
     """A file of infer/sample.py."""
     rows = [row for _, row in read_jsonl(path)]
@@ -118,7 +118,7 @@ def least_cost_tier(probs: np.ndarray, shares: Sequence[float]) -> list[str]:
     return [TIERS[tier] for tier in (of_tier / np.maximum(shares, 1e-9)).argmax(-1)]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def tiers_by(rule: str, dev_file: Path, test_file: Path) -> list[str]:
     """The tiers of the test rows; what a rule has to know is fitted on dev."""
     dev, test = read_probs(dev_file), read_probs(test_file)

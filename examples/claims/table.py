@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examples.claims.claims import CLAIMS
-from examples.claims.measures import CONFIRMED, NULL, REVERSED, RULES
+from examples.claims.measures import CONFIRMED, MEASURES, NULL, REVERSED, RULES
+from examples.claims.plan import parse_side
 from examples.real.table import markdown
 
 RULE = (
@@ -32,7 +33,8 @@ def render(table: dict) -> str:
         f"{len(table['claims'])} of {len(CLAIMS)} claims: {counts}.", "", *_claims_table(table["claims"]),
     ]  # fmt: skip
     # What examples/abilities.py finds becomes one more section here.
-    for section in (_pass_section, _calibration_section, _kinds_section, _policies_section, _curves_section):
+    sections = (_pass_section, _calibration_section, _kinds_section, _policies_section, _curves_section, _cost_section)
+    for section in sections:
         lines += section(table)
     if table["left_out"]:
         lines += ["", "## Failed", "", *(f"- {name}: {why}" for name, why in table["left_out"].items())]
@@ -71,6 +73,8 @@ def _claims_table(claims: Sequence[dict]) -> list[str]:
         gap = number(row["difference"], interval=True, sign="+")
         if row["better"] is None:
             gap = f"r x 100: {gap}"
+        elif MEASURES[parse_side(row["better"]["side"])[0]].lower and row["worse"]["value"]:
+            gap += f"; {100 * row['better']['value'] / row['worse']['value'] - 100:+.0f} %"
         rival = row["rival"] or {}
         rows.append([
             row["text"], row["paper"], _named(row["better"]), _named(row["worse"]), gap, f"**{row['verdict']}**",
@@ -130,3 +134,15 @@ def _curves_section(table: dict) -> list[str]:
                     f"predict {100 * after['predicted']:.1f}."
                 )
     return lines
+
+
+def _cost_section(table: dict) -> list[str]:
+    """What each training took by itself, readings left out."""
+    taken: dict[str, list[float]] = {}
+    for name, minutes in table["minutes"].items():
+        run, _, _ = name.rpartition("-")
+        if "." not in run:
+            taken.setdefault(run, []).append(minutes)
+    rows = [[run, ", ".join(f"{minutes:.1f}" for minutes in found)] for run, found in taken.items()]
+    title = "## Minutes of each training on one core, by seed"
+    return ["", title, "", *markdown(["run", "minutes"], rows)] if rows else []

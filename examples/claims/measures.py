@@ -222,7 +222,7 @@ def _tiers(rule: str, kind: str, files: dict[str, Path], thinks: bool) -> Measur
 
 def tiers(rule: str, kind: str = "") -> Measure:
     """Macro-F1 over Good, Mid and Bad by a rule, of all test pairs or of one kind of query."""
-    return Measure(f"tier macro-F1, {rule}", ("test", "dev"), partial(_tiers, rule, kind))
+    return Measure(f"tier macro-F1, {rule} {kind}".rstrip(), ("test", "dev"), partial(_tiers, rule, kind))
 
 
 def _calibration(scale: bool, files: dict[str, Path], thinks: bool) -> Measured:

@@ -144,7 +144,7 @@ def claim_row(made: Made, claim: Claim) -> dict | None:
     else:
         found = made.difference(claim.better, claim.worse, seeds)
         decided, why = verdict(found["low"], found["high"], found["seeds"])
-    commits = made.commits(sides, seeds)
+    commits = made.commits([*sides, *filter(None, [claim.rival])], seeds)
     if len(commits) > 1:
         decided, why = "none", f"its runs are of several commits: {', '.join(commits)}"
     missing = len(seeds) < made.seeds

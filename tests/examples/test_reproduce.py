@@ -298,6 +298,8 @@ def test_the_table_has_every_claim_with_its_verdict_and_its_rival(made):
     assert rows.keys() == {claim.name for claim in CLAIMS} and table["commits"] == ["1234567"]
     assert rows["post-over-pre"]["verdict"] == "confirmed" and rows["think-first"]["verdict"] == "null"
     assert rows["cv"]["better"] is None and rows["cv"]["difference"]["value"] < 0
+    kinds = [found["cumpt"]["value"] for found in table["tiers_by_kind"].values()]
+    assert len(kinds) == 6 and len(set(kinds)) == 6  # all, and five kinds: no two have the same rows
     assert rows["post-over-pre"]["rival"]["difference"]["value"] > 0.1
     assert all(len(row["difference"]["seeds"]) == 2 for row in rows.values())
     shown = render(table)

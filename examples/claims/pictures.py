@@ -7,6 +7,7 @@ from pathlib import Path
 from infer.plot import save_figure
 from taosr1.runtime.messages import install
 
+LOGARITHMIC = 20  # an axis that spans more than so many times its beginning
 MARKERS = "os^Dvx"  # beside colours, for readers who see few of them
 
 
@@ -23,7 +24,7 @@ def draw(table: dict, out: Path) -> list[Path]:
     written = []
 
     def new(title: str, x: str, y: str):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x)
@@ -40,27 +41,29 @@ def draw(table: dict, out: Path) -> list[Path]:
         if not any(lines.values()):
             continue
         seeds = max(len(point["seeds"]) for points in lines.values() for point in points)
-        figure, axes = new(f"{curve['title']}; {_about(table, seeds)}", curve["x"], "macro-F1 x 100")
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({point["x"] for points in lines.values() for point in points}))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        figure, axes = new(f"{curve['title']}\n{_about(table, seeds)}", curve["x"], "macro-F1 x 100")
+        places = sorted({point["x"] for points in lines.values() for point in points})
+        if places[-1] > LOGARITHMIC * places[0]:
+            axes.set_xscale("log")
+            axes.set_xticks(places)
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
         for number, (what, points) in enumerate(lines.items()):
             xs, values = [p["x"] for p in points], [100 * p["value"] for p in points]
             style = {"color": f"C{number}", "marker": MARKERS[number % len(MARKERS)]}
             axes.plot(xs, values, label=what, linewidth=1.2, markersize=4, **style)
             spread = [(p["x"], 100 * value) for p in points for value in p["seeds"] if len(p["seeds"]) > 1]
             axes.scatter(*zip(*spread), s=8, alpha=0.5, color=f"C{number}") if spread else None
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
         save(figure, f"curve-{curve['name']}.svg")
     if table["policies"]:
         seeds = max(map(len, table["policies"].values()))
-        figure, axes = new(f"Sampling policies of GRPO; {_about(table, seeds)}", "CV of the grade shares trained on",
+        figure, axes = new(f"Sampling policies of GRPO\n{_about(table, seeds)}", "CV of the grade shares trained on",
                            "macro-F1 x 100")  # fmt: skip
         for number, (run, points) in enumerate(table["policies"].items()):
             style = {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
             axes.scatter(*zip(*[(cv, 100 * value) for cv, value in points]), label=run, s=20, **style)
-        axes.legend(frameon=False, fontsize=7)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=7)
         save(figure, "policies.svg")
     return written
 

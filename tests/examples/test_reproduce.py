@@ -350,7 +350,7 @@ def test_pictures_have_the_points_of_the_table(made, tmp_path):
         "curve-pairs.svg", "curve-size.svg", "curve-grpo-steps.svg", "policies.svg",
     ]  # fmt: skip
     text = paths[0].read_text(encoding="utf-8")
-    assert "How many reasoned pairs are needed; 2 seeds, commit 1234567" in text and "thinker" in text
+    assert "How many reasoned pairs are needed" in text and "2 seeds, commit 1234567" in text and "thinker" in text
 
 
 def test_the_command_refuses_unknown_claims_and_shows_its_plan(tmp_path, capsys):

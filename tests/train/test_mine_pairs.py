@@ -210,5 +210,6 @@ def test_wrong_use_says_what_to_change(post, tmp_path, refused, more, message):
 def test_no_pairs_at_all_is_an_error_that_says_why(base, tmp_path, refused):
     flags = ["--model", base, "--data", "synthetic:labelled*6", "--samples", "2", "--max-new-tokens", "2"]
     message = refused(mine, *flags, "--out", tmp_path / "p.jsonl")
-    assert "no preference pairs: 0 mined, 0 left after --source both --balance flow; outcomes {'no teacher': 6}" in message
+    assert "no preference pairs: 0 mined, 0 left after --source both --balance flow; outcomes" in message
+    assert "{'no teacher': 6}" in message
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
 """What examples/reproduce.py measures of a run, and the rule that turns a difference into a verdict.
 
-A measure is a statistic of weights of queries, (S, Q) -> (S,), as in examples/real/measures.py: all ones give its
+A measure is a statistic of weights of queries, (S, Q) -> (S,), as in taosr1/evaluation/paired.py: all ones give its
 value, the number of times that a query was drawn gives a resample. All runs are tested on the same pairs and get the
 same resamples, so differences are paired; several seeds are averaged within each resample.
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.real.measures import Scored, Statistic, counted, difference, estimate
+from examples.real.measures import Scored, difference, estimate
 from examples.real.score_files import scored
 from taosr1.data.queries import query_keys
-from taosr1.evaluation.metrics import COUNT_METRICS, query_counts, ratio
+from taosr1.evaluation.metrics import COUNT_METRICS, ratio
+from taosr1.evaluation.paired import Statistic, count_statistics
 from taosr1.evaluation.ranking import reliability_bins
 from taosr1.runtime.jsonl import read_jsonl
 from taosr1.sampling.passn import grade_prior, pass_at_n
@@ -143,8 +144,7 @@ Measured = tuple[int, Statistic]  # the number of queries, and the statistic of 
 
 
 def _counted(metric: str, gold: Sequence, grades: Sequence, names: Sequence[str]) -> Measured:
-    per_query = query_counts(gold, grades, names)
-    return len(per_query), counted(COUNT_METRICS[metric], per_query)
+    return len(np.unique(names)), count_statistics({metric: COUNT_METRICS[metric]}, gold, grades, names)[metric]
 
 
 def _per_query(names: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:

@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
 
 import numpy as np
 
-from examples.quickstart import MUON, REASONED, Plan, run_all
+from examples.quickstart import MUON, REASONED, Plan
+from examples.runner import make_all
 from infer import merge
 from taosr1.data.sources import load_rows
 from taosr1.judge_model import JudgeModel, fast_dtype, load_judge
@@ -56,7 +57,7 @@ def make(config: Config) -> JudgeModel:
     plan.ours()
     explained = {"order": "post-cot", "label_weight": 8, "data": f"{plan.path('pool.jsonl')},{REASONED}"}
     plan.sft(STUDENT, "student-label", start="student-label", steps=1600, **explained, **MUON)
-    run_all([step for step in plan.steps if step.name not in NOT_NEEDED], config.jobs, folder)
+    make_all([step for step in plan.steps if step.name not in NOT_NEEDED], config.jobs)
     merge.main(["--model", str(folder / STUDENT), "--out", config.out])
     judge = load_judge(config.out)
     rows = [row for pool in POOLS for row in load_rows(f"synthetic:{pool}", seed=config.seed)]

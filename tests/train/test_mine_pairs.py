@@ -134,6 +134,14 @@ def test_flow_balance_keeps_as_many_pairs_each_way(post, tmp_path, look):
     assert flow and all(count == flow[b, a] for (a, b), count in flow.items() if b is not None)
 
 
+@pytest.mark.parametrize("source", ["self", "oracle"])
+def test_pairs_of_one_source_alone_can_be_kept(source, post, tmp_path, look):
+    flags = ["--model", post, *QUICK, "--prompts", "0", "--balance", "none"]
+    both = mine([*flags, "--out", str(tmp_path / "both.jsonl")])["sources"]
+    alone = mine([*flags, "--source", source, "--out", str(tmp_path / "pairs.jsonl")])["sources"]
+    assert len(both) == 2 and alone == {source: both[source]}
+
+
 def test_a_right_reply_that_was_cut_is_not_chosen(post, tmp_path, look):
     flags = ["--model", post, *QUICK, "--data", "synthetic:reasoned*40", "--max-new-tokens", "4", "--balance", "none"]
     counts = mine([*flags, "--out", str(tmp_path / "p.jsonl")])
@@ -202,5 +210,6 @@ def test_wrong_use_says_what_to_change(post, tmp_path, refused, more, message):
 def test_no_pairs_at_all_is_an_error_that_says_why(base, tmp_path, refused):
     flags = ["--model", base, "--data", "synthetic:labelled*6", "--samples", "2", "--max-new-tokens", "2"]
     message = refused(mine, *flags, "--out", tmp_path / "p.jsonl")
-    assert "no preference pairs: 0 mined, 0 left after --balance flow; outcomes {'no teacher': 6}" in message
+    assert "no preference pairs: 0 mined, 0 left after --source both --balance flow; outcomes" in message
+    assert "{'no teacher': 6}" in message
     assert list(tmp_path.iterdir()) == []

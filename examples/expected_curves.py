@@ -17,14 +17,13 @@ import datetime
 import gzip
 import io
 import json
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout runs without being installed
 
-from examples.quickstart import Step, run_all
+from examples.runner import Command, Run, make_all, stop_on_sigterm
 from taosr1.evaluation.curves import read_run
 from taosr1.evaluation.diagnoses import diagnose
 from taosr1.evaluation.expected import FOLDER, WINDOWS, bands_of, settings_text
@@ -57,20 +56,24 @@ def command_of(stage: str, seed: object, folder: object) -> str:
     return f"train/{stage}.py --seed {seed}{more} --out {folder}/{stage}-{seed}"
 
 
-def plan(folder: Path, stages: list[str], seeds: int) -> list[Step]:
+def plan(folder: Path, stages: list[str], seeds: int) -> list[Run]:
     """Every run, and the pairs that DPO needs. They start from the bundled judges."""
     made = []
+
+    def add(name: str, words: list[str], needs: tuple[str, ...], result: Path) -> None:
+        made.append(Run(name, folder / "steps" / name, needs, (Command(words, (result,)),)))
+
     for seed in range(seeds):
         pairs = folder / f"pairs-{seed}.jsonl"
         if "dpo" in stages:
             mine = ["train/mine_pairs.py", "--model", "bundled-student", "--seed", str(seed), "--out", str(pairs)]
-            made.append(Step(f"pairs-{seed}", mine, (), pairs))
+            add(f"pairs-{seed}", mine, (), pairs)
         for stage in stages:
             model = {"sft": [], "dpo": ["--model", "bundled-student"], "grpo": ["--model", "bundled"]}[stage]
             words = command_of(stage, seed, folder).replace("--test ''", "--test=").split()
             done = folder / f"{stage}-{seed}/checkpoints/step-{STEPS[stage]:06d}/state.json"
             needs = (f"pairs-{seed}",) if stage == "dpo" else ()
-            made.append(Step(f"{stage}-{seed}", [*words, *model], needs, done))
+            add(f"{stage}-{seed}", [*words, *model], needs, done)
     return made
 
 
@@ -114,9 +117,9 @@ def write_recording(run: Path, target: Path) -> None:
 def main(argv: list[str] | None = None) -> dict[str, int]:
     """Returns: the number of findings by run; all are 0 where the rules are right."""
     config = parse_config(Config, __doc__, argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running steps are stopped too
+    stop_on_sigterm()
     folder, stages = Path(config.out).resolve(), config.stages.split(",")
-    run_all(plan(folder, stages, config.seeds), config.jobs, folder)
+    make_all(plan(folder, stages, config.seeds), config.jobs)
     found = {}
     for stage in stages:
         runs = [folder / f"{stage}-{seed}" for seed in range(config.seeds)]

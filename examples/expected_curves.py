@@ -1,7 +1,7 @@
 """The curves that the default run of every stage gives, over seeds: what the doctor compares other runs with.
 
     python examples/expected_curves.py                # three seeds: 95 minutes on two cores that were busy otherwise
-    python examples/expected_curves.py --stages dpo --seeds 1 --write /tmp/curves
+    python examples/expected_curves.py --stages dpo --seeds 1 --write runs/curves
 
 Each run is one command with default settings but for --seed (and --test '' in GRPO, whose comparison at the end is no
 curve), printed as it starts; what is finished is not run again. Written are taosr1/evaluation/default_runs/STAGE.csv:

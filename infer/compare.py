@@ -31,6 +31,7 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -147,8 +148,9 @@ def judged_side(spec: str, letter: str, rows: list[Judgement], config: Config) -
         name, model = open_judge(spec, **settings, max_new_tokens=config.max_new_tokens)
         judge = Judge.serving(name, model)
     except (FileNotFoundError, ValueError) as error:
-        message = str(error).removeprefix("--").removeprefix(f"model {spec}: ")
-        hint = f" (its flags are those of infer/score.py, whose output can be {letter} too)" if "--" in message else ""
+        message = re.sub(rf"^(--)?model {re.escape(spec)}: ", "", str(error))  # the judge is named in front
+        others = "--" in message and not message.startswith("--max-new-tokens")  # that one is this script's too
+        hint = f" (its flags are those of infer/score.py, whose output can be {letter} too)" if others else ""
         raise type(error)(f"{letter}, {spec}: {message}{hint}") from error
     if model.prompt.order == "pre-cot":
         found = predict(model, rows, max_new_tokens=config.max_new_tokens)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infer import compare
 from taosr1.judge_model import BUNDLED, load_judge
 from taosr1.task.judgement import Judgement
 
@@ -33,7 +34,8 @@ def test_every_script_with_the_flag_is_tried_below():
         name for name, config in configs.items()
         if config and "max_new_tokens" in {field.name for field in dataclasses.fields(config)}
     }  # fmt: skip
-    assert having - {"infer.serve"} == FLAGS.keys()  # that one is tried in tests/server/test_security.py
+    elsewhere = {"infer.serve", "infer.compare"}  # tried in tests/server/test_security.py, and below
+    assert having - elsewhere == FLAGS.keys()
 
 
 @pytest.mark.parametrize("tokens", [513, 100_000, 100_000_000])
@@ -48,6 +50,13 @@ def test_a_longer_reply_than_the_model_has_room_for_is_refused_with_the_number_t
     assert said.endswith("half of them for the prompt: give at most 512")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 500_000  # KiB
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_comparison_refuses_it_too_and_names_the_judge(refused):
+    judges = ["bundled-student", "bundled-thinker"]
+    said = refused(compare.main, *judges, "--data", "synthetic:test*4", "--max-new-tokens", 513)
+    assert said.startswith("A, bundled-student: --max-new-tokens is 513, but --model bundled-student has 1024 ")
+    assert said.endswith("give at most 512")
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -21,7 +21,6 @@ Deviation from the paper: its test sets of single abilities are not public, thes
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -34,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a fresh checkout
 
 from infer.plot import save_figure
 from taosr1.data.sources import load_rows
-from taosr1.evaluation.metrics import Interval
 from taosr1.evaluation.minimal_pairs import CHANCE, measure_pairs, pair_difference
 from taosr1.evaluation.predict import greedy_replies, predict
+from taosr1.evaluation.summary import jsonable
 from taosr1.judge_model import SERVING_DTYPE_HELP, SERVING_DTYPES, JudgeModel
 from taosr1.learning.rewards import step_agreement
 from taosr1.runtime.cli import Parser, add_flags, at_least, check, option
@@ -176,17 +175,6 @@ def right_lines(rows: Sequence[Judgement], replies: Sequence[Reply]) -> dict[str
     """The share of replies whose Item, Category and Attributes lines say what is true, each line for itself."""
     agreed = [step_agreement(reply, parse_reply(row.cot, "pre-cot")) for row, reply in zip(rows, replies)]
     return {name: sum(steps[name] == 1 for steps in agreed) / len(rows) for name in STEPS}
-
-
-def jsonable(value: object) -> object:
-    """Intervals as objects, NaN as None."""
-    if isinstance(value, Interval):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {key: jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [jsonable(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def render(report: list[dict]) -> str:

@@ -193,7 +193,8 @@ def way_out_of(counts: dict, config: Config) -> str:
         return f"most replies were cut: raise --max-new-tokens {config.max_new_tokens}"
     if replies["unreadable"] > replies["sampled"] / 2:
         return "most replies have no grade that can be read: train/sft.py teaches their form first"
-    return "give other rows with --data, raise --samples or --temperature, or keep all pairs with --balance none"
+    keep = "keep all pairs with --source both --balance none"
+    return f"give other rows with --data, raise --samples or --temperature, or {keep}"
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -227,8 +228,8 @@ def main(argv: list[str] | None = None) -> dict:
         if not pairs:
             raise NothingToWriteError(
                 f"no preference pairs: {len(mined)} mined, 0 left after --source {config.source} --balance "
-                f"{config.balance}; "
-                f"outcomes {counts['outcomes']}, replies {counts['replies']}; {way_out_of(counts, config)}"
+                f"{config.balance}; outcomes {counts['outcomes']}, replies {counts['replies']}; "
+                f"{way_out_of(counts, config)}"
             )
         counts |= {
             "mined": len(mined),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from examples.claims.claims import CLAIMS
 from examples.claims.measures import CONFIRMED, MEASURES, NULL, REVERSED, RULES
 from examples.claims.plan import parse_side
-from examples.real.table import markdown
+from examples.real.table import commits_line, markdown, unfinished
 
 RULE = (
     "**Verdict**, written down before the runs: the difference in the paper's direction, of the mean over seeds, has a "
@@ -29,24 +29,15 @@ def render(table: dict) -> str:
     )
     lines = [
         "# The paper's claims, on the embedded shop", "", RULE, "", ABOUT,
-        f"{table['bootstrap']:,} bootstrap resamples of queries. {table['machine']}. {_commits(table['commits'])}", "",
+        f"{table['bootstrap']:,} bootstrap resamples of queries. {table['machine']}. {commits_line(table['commits'])}",
+        "",
         f"{len(table['claims'])} of {len(CLAIMS)} claims: {counts}.", "", *_claims_table(table["claims"]),
     ]  # fmt: skip
     # What examples/abilities.py finds becomes one more section here.
     sections = (_pass_section, _calibration_section, _kinds_section, _policies_section, _curves_section, _cost_section)
     for section in sections:
         lines += section(table)
-    if table["left_out"]:
-        lines += ["", "## Failed", "", *(f"- {name}: {why}" for name, why in table["left_out"].items())]
-    if table["to_come"]:
-        lines += ["", f"Still to come: {', '.join(table['to_come'])}."]
-    return "\n".join(lines) + "\n"
-
-
-def _commits(commits: Sequence[str]) -> str:
-    if len(commits) > 1:
-        return f"**The runs are of several commits: {', '.join(commits)}.**"
-    return f"Commit {commits[0]}." if commits else "No run is finished."
+    return "\n".join(lines + unfinished(table)) + "\n"
 
 
 def number(found: dict | None, interval: bool = False, seeds: bool = True, sign: str = "") -> str:

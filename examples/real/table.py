@@ -131,24 +131,31 @@ def render(table: dict) -> str:
     tests = [test for test in DATA_SETS if test in judged]
     lines = ["# Judges on people's judgements", "", *_verdicts(table), "", table["read_as"], ABOUT]
     lines += [f"95 % intervals in brackets: {table['bootstrap']:,} bootstrap resamples of queries. {table['machine']}."]
-    lines += [_commits(table["commits"])]
+    lines += [commits_line(table["commits"])]
     for test in tests:
         lines += ["", f"## {TITLES[test]} test", "", *_main_table(table, test)]
     for test in tests:
         lines += ["", f"## {TITLES[test]} test, by grade (F1, decided)", "", *_grades_table(table, test)]
     for test in tests:
         lines += _kinds_table(table, test)
+    return "\n".join(lines + unfinished(table)) + "\n"
+
+
+def unfinished(table: dict) -> list[str]:
+    """The end of a study's table: what failed or was left out, and why; what is still to come."""
+    lines = []
     if table["left_out"]:
         lines += ["", "## Left out", "", *(f"- {name}: {why}" for name, why in table["left_out"].items())]
     if table["to_come"]:
         lines += ["", f"Still to come: {', '.join(table['to_come'])}."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _commits(commits: Sequence[str]) -> str:
+def commits_line(commits: Sequence[str]) -> str:
+    """The commit of a table; several are a warning."""
     if len(commits) > 1:
-        return f"**These rows are of several commits: {', '.join(commits)}.**"
-    return f"Commit {commits[0]}." if commits else "No row is finished."
+        return f"**The runs are of several commits: {', '.join(commits)}.**"
+    return f"Commit {commits[0]}." if commits else "No run is finished."
 
 
 def _verdicts(table: dict) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -37,6 +37,12 @@ ASIDE = {
     "seed", "out", "resume", "accept_changed", "keep_last", "save_every", "save_minutes", "max_skipped", "device",
     "micro_batch_tok", "activation_checkpointing",
 }  # fmt: skip
+# The settings by which a config.json is known, and the script that has them.
+STAGE_OF_SETTINGS = {
+    "sft": ("order", "grade_power"), "dpo": ("beta", "loss_type"), "grpo": ("kl_beta", "samples"),
+    "pretrain": ("max_tok", "queries"),
+}  # fmt: skip
+TITLES = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO", "pretrain": "pre-training"}
 Curve = dict[int, float]  # one metric of one run: its finite value at each step that has one, steps ascend
 
 
@@ -56,11 +62,9 @@ class RunCurves:
     @property
     def stage(self) -> str:
         """What was trained: "GRPO", "DPO", "SFT, post-cot", ...; curves of two stages have nothing in common."""
-        config = self.config
-        if "order" in config:
-            return f"SFT, {config['order']}"
-        known = {"rewards": "GRPO", "loss_type": "DPO", "steps": "pre-training"}
-        return next((stage for name, stage in known.items() if name in config), f"unknown stage of {self.folder}")
+        stage = stage_of(self.config)
+        order = f", {self.config['order']}" if stage == "sft" else ""
+        return TITLES[stage] + order if stage else f"unknown stage of {self.folder}"
 
     @property
     def recipe(self) -> dict:
@@ -85,6 +89,11 @@ def read_run(folder: str | Path) -> RunCurves:
     seed = f"seed {config['seed']}" if "seed" in config else ""
     facts = (seed, environment.get("commit"), environment.get("cuda") or environment.get("machine"))
     return RunCurves(folder, curves, ", ".join(str(fact) for fact in facts if fact), tuple(notes), config)
+
+
+def stage_of(config: Mapping[str, object]) -> str:
+    """sft, dpo, grpo or pretrain, by the names of a run's settings; "" where they are of no training script."""
+    return next((name for name, keys in STAGE_OF_SETTINGS.items() if all(key in config for key in keys)), "")
 
 
 def by_recipe(runs: Sequence[RunCurves]) -> list[list[RunCurves]]:

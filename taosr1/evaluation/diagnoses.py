@@ -126,7 +126,7 @@ def grade_missing(run: Record) -> Finding | None:
 
 
 def _last_dev(run: Record) -> int:
-    return max(run.curves["dev_macro_f1"])
+    return max(run.curves.get("dev_macro_f1", {}), default=run.steps)
 
 
 def dev_unreadable(run: Record) -> Finding | None:

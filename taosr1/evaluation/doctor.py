@@ -61,10 +61,17 @@ def report(folder: str, run: Record, findings: Sequence[Finding], notes: Sequenc
 
 
 def say_findings(folder: str | Path) -> None:
-    """What a training script prints at its end: one line, and one for every finding."""
+    """What a training script prints at its end: one line, and one for every finding.
+
+    A run is finished by then: metrics that cannot be read are said, and fail nothing.
+    """
     if not this_rank().is_rank_zero:
         return
-    findings, _ = examine(read_record(folder))
+    try:
+        findings, _ = examine(read_record(folder))
+    except (OSError, ValueError) as error:
+        print(f"doctor: {error}")
+        return
     more = f"{COMMAND} {folder}"
     print(f"doctor: {len(findings)} found; more: {more}" if findings else f"doctor: nothing found; notes: {more}")
     for finding in findings:

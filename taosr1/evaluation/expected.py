@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from taosr1.evaluation.curves import Curve
+from taosr1.evaluation.curves import ASIDE, Curve
 from taosr1.evaluation.record import Finding, Record
 from taosr1.runtime.cli import flag_of
 
@@ -25,11 +25,7 @@ METRICS = {
 }
 # Settings by which a run may differ from the default one and still be compared with it: what a learning rate is judged
 # by, and what changes no number. A run of other data, another start or another loss has other curves.
-COMPARABLE = {
-    "lr", "muon_lr", "steps", "seed", "out", "test", "eval_every", "save_every", "save_minutes", "keep_last", "resume",
-    "accept_changed", "max_skipped", "micro_batch_tok", "device", "dtype", "plain", "deterministic", "fsdp",
-    "activation_checkpointing",
-}  # fmt: skip
+COMPARABLE = ASIDE | {"lr", "muon_lr", "steps", "test", "eval_every", "dtype", "plain", "deterministic", "fsdp"}
 PATHS = {"dpo": {"data"}}  # of the stage before, which anybody may name as they like; its --dev says what it is of
 # How far outside the band a metric has to be, as a factor or in its own units: the bands are of three seeds, and a run
 # of fewer steps lowers its learning rate sooner. A tenth of the default learning rate moves the KL term by far more.

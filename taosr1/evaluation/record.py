@@ -9,16 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taosr1.evaluation.curves import Curve, curves_of, read_metrics, settings_of
+from taosr1.evaluation.curves import STAGE_OF_SETTINGS, Curve, curves_of, read_metrics, settings_of, stage_of
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.cli import flag_of
 from taosr1.runtime.run_folder import CONFIG_FILE, IDENTITY_FILE, METRICS_FILE
 
-# The settings by which a config.json is known, and the script that has them.
-STAGE_OF_SETTINGS = {
-    "grpo": ("kl_beta", "samples"), "dpo": ("beta", "loss_type"), "sft": ("order", "grade_power"),
-    "pretrain": ("max_tok", "queries"),
-}  # fmt: skip
 DEV_ROWS = 1000  # of a run whose identity.json does not say: the scripts' default
 
 
@@ -140,9 +135,9 @@ def record_of(
     where: str = CONFIG_FILE,
 ) -> Record:
     """The record of rows of metrics.jsonl. Raises: ValueError for a config of no training script."""
-    stage = next((name for name, keys in STAGE_OF_SETTINGS.items() if all(key in config for key in keys)), "")
+    stage = stage_of(config)
     if not stage:
-        known = ", ".join(f"train/{name}.py" for name in ("sft", "dpo", "grpo", "pretrain"))
+        known = ", ".join(f"train/{name}.py" for name in STAGE_OF_SETTINGS)
         raise ValueError(f"{where}: missing, broken, or not written by one of {known}: give the folder of such a run")
     curves, _ = curves_of(rows)
     bad = {row["step"] for row in rows if isinstance(row.get("loss"), float) and not math.isfinite(row["loss"])}

@@ -73,7 +73,7 @@ def compare(paired: Paired, settings: Settings) -> dict:
     """What changes from the first to the second of two sides; see `taosr1/evaluation/side_by_side_text.py` for a table.
 
     Without any gold grade `metrics`, `sign_tests`, `gsb`, `by_kind` and `by_grade` are None; where some pairs have one,
-    these are of the `graded` pairs. Undefined numbers are None after `report.jsonable`.
+    these are of the `graded` pairs. Undefined numbers are None after `summary.jsonable`.
     Returns: `rows`, `queries`, `graded`, `unpaired`, `notes`, `agreement`, `tier_moves` (3 x 3, tiers of A by tiers of
         B, best first), `changes` (how many of each kind), `changed` (every changed pair), and those above.
     """

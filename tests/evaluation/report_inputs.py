@@ -30,13 +30,13 @@ def write_lines(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def write_run(folder: Path, losses: list[float], samples: list[dict] = (), **config) -> str:
+def write_run(folder: Path, losses: list[float], groups: list[dict] = (), **config) -> str:
     """A run folder with a loss and a time a step, dev scores at the last, and groups."""
     lines = [{"step": step, "loss": loss, "time_s": 2.0, "decoded_tok": 100} for step, loss in enumerate(losses, 1)]
     write_lines(folder / "metrics.jsonl", [*lines, {"step": len(losses), "dev_macro_f1": 0.5 + losses[-1] / 10}])
     (folder / "config.json").write_text(json.dumps({"seed": 0, "out": str(folder), **config}))
-    if samples:
-        write_lines(folder / "samples.jsonl", samples)
+    if groups:
+        write_lines(folder / "samples.jsonl", groups)
     return str(folder)
 
 

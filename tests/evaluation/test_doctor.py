@@ -20,7 +20,7 @@ import pytest
 
 from taosr1.evaluation import diagnoses, expected
 from taosr1.evaluation.diagnoses import RULES, diagnose
-from taosr1.evaluation.doctor import examine, main
+from taosr1.evaluation.doctor import examine, main, say_findings
 from taosr1.evaluation.expected import Band, bands_of, read_expected, windowed
 from taosr1.evaluation.record import Record, record_of
 
@@ -193,6 +193,19 @@ def test_a_folder_that_is_no_run_is_refused_with_what_to_give(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.1}\n')
     assert main([str(tmp_path)]) == 2
     assert "missing, broken, or not written by one of train/sft.py" in capsys.readouterr().err
+
+
+def test_metrics_that_cannot_be_read_do_not_fail_a_training_that_is_finished(tmp_path, capsys):
+    say_findings(tmp_path)
+    assert "doctor: " in (said := capsys.readouterr().out) and "no run with a metrics.jsonl" in said
+
+
+@pytest.mark.parametrize("missing", ["dev_macro_f1", "dev_label_mass", "loss", "kl", "rewards/chosen"])
+@pytest.mark.parametrize("path", RECORDINGS[::3], ids=lambda path: path.name)
+def test_a_metric_that_is_never_finite_silences_its_rules_and_breaks_none(path, missing):
+    config, rows = recorded(path)
+    rows = [row | {name: float("nan") for name in row if name == missing} | {"dev_label_mass": 0.1} for row in rows]
+    examine(record_of(rows, config))
 
 
 def test_lines_that_cannot_be_read_are_notes_and_control_characters_stay_text(tmp_path, capsys):

@@ -27,8 +27,8 @@ from taosr1.serving.tiering import cumulative_tier
 from tests.evaluation.report_inputs import DROPPED, GROUP, HOSTILE, scored_rows, write_lines, write_run
 
 QUICK = ("--bootstrap", "30")
-GRPO = {"rewards": "label=1", "steps": 3}
-SFT = {"order": "post-cot", "steps": 3}
+GRPO = {"rewards": "label=1", "kl_beta": 0.01, "samples": 8, "steps": 3}
+SFT = {"order": "post-cot", "grade_power": 0.5, "steps": 3}
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_curves_of_two_stages_never_share_an_axis(report, tmp_path):
     sft = write_run(tmp_path / "sft", [3, 2, 1], **SFT)
     thinker = write_run(tmp_path / "thinker", [4, 3, 2], **{**SFT, "order": "pre-cot"})
     grpo = write_run(tmp_path / "grpo", [0, 0, 0], **GRPO)
-    dpo = write_run(tmp_path / "dpo", [0.6, 0.5, 0.4], loss_type="sigmoid", steps=3)
+    dpo = write_run(tmp_path / "dpo", [0.6, 0.5, 0.4], loss_type="sigmoid", beta=0.1, steps=3)
     page, known = report(sft, thinker, grpo, dpo), {"sft": sft, "thinker": thinker, "grpo": grpo, "dpo": dpo}
     stages = {"SFT, post-cot": "sft", "SFT, pre-cot": "thinker", "GRPO": "grpo", "DPO": "dpo"}
     for stage, name in stages.items():

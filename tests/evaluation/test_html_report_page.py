@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from taosr1.evaluation.report.__main__ import main
+from tests.browsers import assert_markup_is_dead
 from tests.evaluation.report_inputs import DROPPED, GROUP, HOSTILE, scored_rows, write_lines, write_run
 
 
@@ -42,7 +43,7 @@ def page_file(tmp_path_factory):
             row["title"] = text
         files.append(write_lines(folder / f"{name}.jsonl", rows))
     samples = [{"step": 1, **GROUP}, {"step": 1, **DROPPED}, {"step": 2, **GROUP}]
-    run = write_run(folder / "grpo", [0.1, 0.2], samples, rewards="label=1", steps=2)
+    run = write_run(folder / "grpo", [0.1, 0.2], samples, rewards="label=1", kl_beta=0.01, samples=8, steps=2)
     return main([run, *files, "--out", str(folder / "report.html"), "--bootstrap", "20"])
 
 
@@ -126,23 +127,7 @@ def test_hostile_texts_stay_text_and_nothing_is_requested(open_report):
 def test_markup_that_got_in_would_neither_run_nor_ask_for_anything(open_report):
     """The last line of defence, the Content-Security-Policy of the file itself."""
     report = open_report()
-    blocked = report.tab.evaluate("""() => new Promise((done) => {
-        const found = [];
-        document.addEventListener('securitypolicyviolation', (event) => {
-            found.push(event.effectiveDirective);
-            if (found.length === 4) done(found.sort());
-        });
-        const script = document.createElement('script');
-        script.textContent = 'window.hacked = 1';
-        document.body.append(script);
-        document.body.insertAdjacentHTML('beforeend', '<p style="color: red" onclick="window.hacked = 2">x</p>');
-        document.body.lastElementChild.click();
-        document.body.insertAdjacentHTML('beforeend', '<img src="http://127.0.0.1:1/x.png">');
-    })""")
-    assert blocked == ["img-src", "script-src-attr", "script-src-elem", "style-src-attr"]
-    assert report.tab.evaluate("window.hacked") is None
-    report.said.clear()  # the console says what was blocked
-    report.asked = [url for url in report.asked if not url.endswith("x.png")]
+    assert_markup_is_dead(report)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -7,6 +7,7 @@ wrong inside, an error in the words of the request's format.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -169,8 +170,13 @@ class _Reply:
 
 
 def say(text: str) -> None:
-    """One line in the log. A log that nobody reads any more (a closed pipe) stops no request."""
+    """One line in the log. A log that nobody reads any more (a closed pipe) stops no request.
+
+    One system call a line, without Python's buffer: a signal handler that speaks while a line is printed would come
+    between text and line feed (PYTHONUNBUFFERED=1), or raise RuntimeError (a buffer that is entered twice).
+    """
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    line = f"{stamp}.{int(now % 1 * 1000):03}Z {text}\n"
     with suppress(OSError, ValueError):
-        print(f"{stamp}.{int(now % 1 * 1000):03}Z {text}", file=sys.stderr, flush=True)
+        os.write(sys.stderr.fileno(), line.encode(errors="backslashreplace"))

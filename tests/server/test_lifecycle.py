@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -125,6 +126,28 @@ def test_a_log_whose_reader_stands_still_does_not_keep_a_second_signal_from_endi
             assert process.wait(10) == 128 + signal.SIGINT
         finally:
             process.kill()
+
+
+SPEAKING_HANDLER = """
+import signal
+from taosr1.server.front import say
+signal.signal(signal.SIGALRM, lambda *_: say("from the handler"))
+signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+for number in range(10_000):
+    say(f"line {number}")
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_what_a_signal_handler_says_never_falls_into_another_line(unbuffered):
+    pytest.importorskip("starlette")
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, "-c", SPEAKING_HANDLER], cwd=ROOT, env=environment, capture_output=True)
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 0 and sum(line.endswith("Z from the handler") for line in lines) > 10
+    assert [line.split()[-1] for line in lines if "Z line " in line] == [str(number) for number in range(10_000)]
+    assert all(re.fullmatch(r"[\dT:.-]+Z (line \d+|from the handler)", line) for line in lines)
 
 
 SLOW_LOAD = """

@@ -33,7 +33,6 @@ def render(table: dict) -> str:
         "",
         f"{len(table['claims'])} of {len(CLAIMS)} claims: {counts}.", "", *_claims_table(table["claims"]),
     ]  # fmt: skip
-    # What examples/abilities.py finds becomes one more section here.
     sections = (_pass_section, _calibration_section, _kinds_section, _policies_section, _curves_section, _cost_section)
     for section in sections:
         lines += section(table)

@@ -16,6 +16,9 @@ import pytest
 
 from taosr1.evaluation import evaluate_predictions, render_report, summary
 from taosr1.evaluation.curves import RunCurves, by_recipe, read_run
+from taosr1.evaluation.diagnoses import RULES
+from taosr1.evaluation.doctor import examine
+from taosr1.evaluation.record import read_record
 from taosr1.evaluation.report.__main__ import Config, main
 from taosr1.evaluation.report.charts import Series, line_chart, ticks
 from taosr1.evaluation.report.html import data_block, tag
@@ -252,6 +255,21 @@ def test_cost_is_the_sum_of_what_the_steps_logged(report, tmp_path):
     Path(run, "test.json").write_text('{"test_macro_f1_start": 0.5, "test_low_start": 0.4, "test_high_start": 0.6}')
     row = cells(section(report(run), "Cost"))[run]
     assert row[1:6] == ["3", "6", "2.00", "300", "50"] and row[-2:] == ["50.00 [40.00, 60.00]", "-"]
+
+
+def test_what_the_doctor_finds_is_on_the_page_and_a_run_of_no_known_stage_is_named(report, tmp_path):
+    sick = write_run(tmp_path / "sick", [0.1] * 8, **GRPO)
+    shares = {"all_right_frac": 1.0, "all_wrong_frac": 0.0, "too_easy_frac": 0.0}
+    write_lines(tmp_path / "sick/metrics.jsonl", [{"step": step, "loss": 0.0, **shares} for step in range(1, 9)])
+    well = write_run(tmp_path / "well", [2.0, 1.5, 1.2], **SFT)
+    strange = write_run(tmp_path / "strange", [2.0, 1.5], other=1)
+    page = report(sick, well, strange)
+    shown, (findings, _) = section(page, "What is wrong"), examine(read_record(sick))
+    assert findings
+    assert [plain(item) for item in re.findall("<ol>(.*?)</ol>", shown)] == ["".join(map(str, findings))]
+    assert f"<bdi>{sick}</bdi>: {len(findings)} found by {len(RULES['grpo'])} rules" in shown
+    assert f"<bdi>{well}</bdi>: nothing found by {len(RULES['sft'])} rules" in shown and "near 0 is normal" in shown
+    assert f"no findings: {strange}" in page and f"<bdi>{strange}</bdi>" not in shown
 
 
 def test_groups_hold_equal_replies_once_with_their_rewards_and_advantages():

@@ -8,10 +8,11 @@ Reads run folders of train/ and files of infer/score.py or infer/explain.py, as 
 in their seed are one curve with a band; runs of one stage share their axes, runs of two stages never
 do; score files stand side by side, and where they hold the same pairs their differences are paired.
 
-A run shows its curves, its groups step by step (rewards, advantages, why they were dropped), and what it cost. Scores
-show every metric with its interval over queries, per grade and per kind of query, the confusion matrix, calibration
-before and after a temperature, CumPT's tiers over beta with the one that was served, and every row with its reasons,
-to filter, sort and search. What an input lacks is left out, and the page says so.
+A run shows its curves, what `taosr1.evaluation.doctor` finds, what it cost, and its groups step by step (rewards,
+advantages, why they were dropped). Scores show every metric with its interval over queries, per grade and per kind of
+query, the confusion matrix, calibration before and after a temperature, CumPT's tiers over beta with the one that was
+served, and every row with its reasons, to filter, sort and search. What an input lacks is left out, and the page says
+so.
 
 The file needs no network, and its Content-Security-Policy forbids it; texts of the data stay text. The same inputs give
 the same file.

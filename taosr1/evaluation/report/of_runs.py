@@ -1,4 +1,4 @@
-"""The parts of the page on training runs: curves per stage, what differs, cost, and the groups of GRPO."""
+"""The parts of the page on training runs: curves per stage, what the doctor finds, cost, and the groups of GRPO."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from taosr1.evaluation.curves import ASIDE, PANELS, Curve, RunCurves, by_recipe, read_metrics, settings_of
+from taosr1.evaluation.diagnoses import RULES
+from taosr1.evaluation.doctor import COMMAND, examine
+from taosr1.evaluation.record import read_record
 from taosr1.evaluation.report.charts import Series, legend, line_chart, number
 from taosr1.evaluation.report.html import Html, Part, data_block, html_of, letter_of, table, tag
 from taosr1.runtime.run_folder import SAMPLES_FILE
@@ -23,12 +26,13 @@ Recipe = list[RunCurves]
 
 
 def runs_part(runs: Sequence[RunCurves], most_groups: int) -> list[Part]:
-    """A part for each stage, one on cost, and one for the groups of each run that logged some."""
+    """A part for each stage, one on what is wrong, one on cost, and one for the groups of each run that logged some."""
     stages: dict[str, list[Recipe]] = defaultdict(list)
     for recipe in by_recipe(runs):
         stages[recipe[0].stage].append(recipe)
     parts = [_stage_part(stage, recipes) for stage, recipes in stages.items()]
     if runs:
+        parts.append(_findings_part(runs))
         parts.append(Part("Cost", table(*_cost(runs), "What each run took, and what it gave")))
     return parts + [part for number, run in enumerate(runs) if (part := _groups_part(run, number, most_groups))]
 
@@ -96,6 +100,27 @@ def _differing(recipes: Sequence[Recipe], names: Sequence[str]) -> Html:
         return Html("")
     rows = [[key, *(tag("bdi", config.get(key, "-")) for config in configs)] for key in keys]
     return table(["setting", *(tag("bdi", name) for name in names)], rows, "In which settings they differ")
+
+
+# ---- Findings --------------------------------------------------------------------------------------------------------
+
+
+def _findings_part(runs: Sequence[RunCurves]) -> Part:
+    """What `taosr1.evaluation.doctor` finds in each run, and its notes on what looks wrong and is not."""
+    found, left_out = [], []
+    for run in runs:
+        try:
+            record = read_record(run.folder)
+        except ValueError as error:  # settings that cannot be read, or of no training script
+            left_out.append(f"no findings: {error}")
+            continue
+        findings, notes = examine(record)
+        head = f": {len(findings) or 'nothing'} found by {len(RULES[record.stage])} rules"
+        listed = tag("ol", *(tag("li", one) for one in findings)) if findings else ""
+        found += [tag("h3", tag("bdi", run.folder), head), listed,
+                  tag("ul", *(tag("li", note) for note in notes), class_="quiet")]  # fmt: skip
+    said = tag("p", "By ", tag("code", COMMAND), "; examples/guide/doctor.md explains each.", class_="quiet")
+    return Part("What is wrong", html_of(said, tag("div", *found, class_="findings")), tuple(left_out))
 
 
 # ---- Cost ------------------------------------------------------------------------------------------------------------

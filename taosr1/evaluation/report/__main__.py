@@ -1,7 +1,7 @@
 """One HTML file to look at: the curves and groups of training runs, and what a judge's scores are worth.
 
     python -m taosr1.evaluation.report runs/thinker-grpo --out report.html
-    python -m taosr1.evaluation.report runs/seed-0/sft runs/seed-1/sft runs/seed-2/sft --out sft.html
+    python -m taosr1.evaluation.report seed-0/sft seed-1/sft seed-2/sft --out sft.html
     python -m taosr1.evaluation.report scored.jsonl other.jsonl --out report.html
 
 Reads run folders of train/ and files of infer/score.py or infer/explain.py, as many as are given. Runs that differ only

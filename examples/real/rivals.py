@@ -95,7 +95,7 @@ def fit_cut_points(feature: np.ndarray, gold: Sequence[int]) -> Callable[[np.nda
 
 
 def fit_shallow(rows: Sequence[Judgement], cosine: np.ndarray, gold: Sequence[int], seed: int) -> Callable:
-    """Boosting that cannot memorise queries: few, flat trees, and no feature that knows a word.
+    """Boosting that cannot memorise queries: few, shallow trees, and no feature that knows a word.
 
     Returns: (rows, their cosines) -> P(grade 1..4), (N, 4). Raises: ModuleNotFoundError without scikit-learn.
     """

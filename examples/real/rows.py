@@ -81,9 +81,9 @@ ROWS = (
     _rival("boosted", "gradient boosting"),
     _rival("boosted-balanced", "gradient boosting, balanced classes"),
     _rival("cosine", "MiniLM, cosine of embeddings"),
-    _rival("boosted-cosine", "gradient boosting with that cosine"),
-    _rival("boosted-cosine-balanced", "the same, balanced classes"),
-    _rival("shallow-cosine", "few, flat trees: overlap and that cosine"),
+    _rival("boosted-cosine", "gradient boosting on overlap and MiniLM's cosine"),
+    _rival("boosted-cosine-balanced", "gradient boosting on overlap and MiniLM's cosine, balanced"),
+    _rival("shallow-cosine", "60 shallow trees on word overlap and MiniLM's cosine"),
     Row(
         "cross-encoder",
         "MiniLM cross-encoder, fine-tuned",

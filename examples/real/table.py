@@ -160,15 +160,17 @@ def commits_line(commits: Sequence[str]) -> str:
 
 def _verdicts(table: dict) -> list[str]:
     """Who wins, in words made from the numbers."""
-    lines = []
+    rows = []
     for found in table["differences"]:
         sure = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
         who = "ours" if (found["value"] or 0) > 0 else "the rival"
         name = {"macro_f1": "macro-F1", "auc": "AUC of Good"}[found["metric"]]
-        end = f"{who} is better" if sure else "too few queries to tell"
         gap = f"{100 * (found['value'] or 0):+.1f}{_interval(found)}"
-        lines.append(f"- {TITLES[found['test']]}, {name}: {found['ours']} minus {found['rival']} is {gap}: {end}.")
-    return lines
+        end = f"{who} is better" if sure else "too few queries to tell"
+        rows.append([TITLES[found["test"]], name, found["ours"], found["rival"], gap, end])
+    head = ["test", "metric", "our best judge, chosen on dev", "best rival, chosen on test, which favours it",
+            "ours minus the rival", "verdict"]  # fmt: skip
+    return markdown(head, rows) if rows else []
 
 
 def _number(found: dict, scale: float = 100, digits: int = 1, seeds: bool = False) -> str:

@@ -63,7 +63,7 @@ MINILM = "examples/real/minilm.py --minilm={minilm}"
 # Every language model here has its settings from dev, and a laptop's budget: 40 updates with 32 rows each.
 TITLE, EVIDENCE = "--fields title,brand --max-chars 80", "--fields title,evidence --max-chars 80"
 LORA, ALL = "--lora-rank 16 --lr 5e-4", "--lr 5e-5"
-GENTLE = "--lora-rank 16 --lr 2e-4"  # from a judge that is one already
+GENTLE, ALL_GENTLE = "--lora-rank 16 --lr 2e-4", "--lr 2e-5"  # from a judge that is one already
 ON_DEV = "--dev {dev} --eval-every 0 --seed {seed} --dtype {dtype}"
 SFT = f"train/sft.py --order label --steps 40 --batch-size 32 {ON_DEV} --out {{out}}/sft"
 LONG = SFT.replace("--steps 40", "--steps 80")
@@ -130,7 +130,15 @@ ROWS = (
     ),
     _judge(
         "all-weights", "label SFT, title and evidence, all weights",
-        f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {ALL}", on=("esci",),
+        f"{SFT} --model {{model}} {JUDGED} {EVIDENCE} {ALL}",
+    ),
+    _judge(
+        "cold-all", "cold start from a catalogue alone, all weights",
+        f"{LONG} --model {{model}} {COLD} {EVIDENCE} {ALL}", trained=False,
+    ),
+    _judge(
+        "cold-all-sft", "cold start, then label SFT, all weights",
+        f"{SFT} --model {{cold-all}}/sft {JUDGED} {ALL_GENTLE}",
     ),
     _judge(
         "post-cot", "cold start, then post-CoT SFT (evidence teacher)", TEACHER,

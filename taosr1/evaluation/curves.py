@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ STAGE_OF_SETTINGS = {
     "pretrain": ("max_tok", "queries"),
 }  # fmt: skip
 TITLES = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO", "pretrain": "pre-training"}
+LARGEST = 1e300  # sums and squares of a few of them would be infinite above
 Curve = dict[int, float]  # one metric of one run: its finite value at each step that has one, steps ascend
 
 
@@ -84,7 +84,7 @@ def read_run(folder: str | Path) -> RunCurves:
     curves, left_out = curves_of(rows)
     if left_out:
         values = ", ".join(f"{name} ({count})" for name, count in left_out.items())
-        notes.append(f"{folder / METRICS_FILE}: values that are not finite are left out: {values}")
+        notes.append(f"{folder / METRICS_FILE}: values that are not finite, or beyond 1e300, are left out: {values}")
     config, environment = (settings_of(folder / name) for name in (CONFIG_FILE, "env.json"))
     seed = f"seed {config['seed']}" if "seed" in config else ""
     facts = (seed, environment.get("commit"), environment.get("cuda") or environment.get("machine"))
@@ -133,7 +133,7 @@ def read_metrics(path: Path) -> tuple[list[dict], list[str]]:
 
 
 def curves_of(rows: Sequence[dict]) -> tuple[dict[str, Curve], dict[str, int]]:
-    """One curve per metric of the rows of metrics.jsonl, and the number of values of each metric that are not finite.
+    """One curve per metric of the rows of metrics.jsonl, and the number of values of each that are no `is_number`.
 
     Of several values of a metric for one step the last counts. (The scores of a step are on a line of their own.)
     """
@@ -143,11 +143,16 @@ def curves_of(rows: Sequence[dict]) -> tuple[dict[str, Curve], dict[str, int]]:
         for name, value in row.items():
             if name == "step" or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            if math.isfinite(value):
+            if is_number(value):
                 curves.setdefault(name, {})[row["step"]] = float(value)
             else:
                 left_out[name] += 1
     return curves, dict(left_out)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number with which one can calculate: JSON also holds integers that no float can be."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def settings_of(path: Path) -> dict:

@@ -190,7 +190,7 @@ def margin_stays(run: Record) -> Finding | None:
 
 
 def chosen_falls(run: Record) -> Finding | None:
-    fall = -run.late("rewards/chosen") / run.setting("beta")
+    fall = -run.late("rewards/chosen") / (run.setting("beta") or math.nan)
     if not fall > PUSHED_DOWN:
         return None
     what = f"chosen replies are {fall:.1f} nats less likely than at the start: both replies of a pair are pushed down"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taosr1.evaluation.curves import STAGE_OF_SETTINGS, Curve, curves_of, read_metrics, settings_of, stage_of
+from taosr1.evaluation.curves import STAGE_OF_SETTINGS, Curve, curves_of, is_number, read_metrics, settings_of, stage_of
 from taosr1.runtime.bad_rows import shorten
 from taosr1.runtime.cli import flag_of
 from taosr1.runtime.run_folder import CONFIG_FILE, IDENTITY_FILE, METRICS_FILE
@@ -91,7 +91,7 @@ class Record:
     def setting(self, name: str) -> float:
         """A number of the config; NaN where it has none of this name."""
         value = self.config.get(name)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        return float(value) if is_number(value) else math.nan
 
     def finding(self, name: str, what: str, change: str, step: int | None = None) -> Finding:
         """step: where the last quarter begins if not given. In `change` {lr} becomes "--lr (now 0.003)"."""

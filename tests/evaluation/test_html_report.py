@@ -18,6 +18,7 @@ from taosr1.evaluation import evaluate_predictions, render_report, summary
 from taosr1.evaluation.curves import RunCurves, by_recipe, read_run
 from taosr1.evaluation.diagnoses import RULES
 from taosr1.evaluation.doctor import examine
+from taosr1.evaluation.doctor import main as doctor
 from taosr1.evaluation.record import read_record
 from taosr1.evaluation.report.__main__ import Config, main
 from taosr1.evaluation.report.charts import Series, line_chart, ticks
@@ -302,6 +303,25 @@ def test_a_torn_line_and_a_broken_config_are_said_and_the_rest_is_drawn(report, 
 
 
 # ---- Markup and charts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [
+    {"labels": 5}, {"rewards": [[1], [1], [0]]}, {"advantages": {"a": 1}}, {"probs": "x"}, {"replies": [{"a": 1}]},
+])  # fmt: skip
+def test_a_line_that_is_no_group_is_counted_and_the_others_are_shown(change, tmp_path, capsys):
+    rows = [{"step": 1, **GROUP}, {"step": 1, **GROUP, **change}, {"step": 2, **GROUP, "advantages": None}]
+    main([write_run(tmp_path / "run", [0.1, 0.2], rows, **GRPO), "--out", str(tmp_path / "report.html")])
+    assert "1 line left out: not a group of replies" in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_text("utf-8").count('"query":') == 2
+
+
+@pytest.mark.parametrize("value", [10**400, 1e308, -(10**400)])
+def test_numbers_that_no_float_can_be_are_left_out_and_said(value, report, tmp_path):
+    run = write_run(tmp_path / "run", [0.1, value, 0.3], **{**GRPO, "steps": abs(int(value))})
+    (tmp_path / "run/test.json").write_text(json.dumps({"test_macro_f1_start": value, "test_low_start": 0.1}))
+    page = report(run)
+    assert "values that are not finite, or beyond 1e300, are left out: loss (1)" in page
+    assert doctor([run]) == 0
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "\ud800 half a pair", "nul \0"])

@@ -52,7 +52,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
     folder = write(tmp_path / "run", [*LINES, *infinite])
     run = read_run(folder)
     assert list(run.curves["loss"]) == list(run.curves["grad_norm"]) == [1, 2, 3]
-    note = "values that are not finite are left out: loss (2), grad_norm (1)"
+    note = "values that are not finite, or beyond 1e300, are left out: loss (2), grad_norm (1)"
     assert run.notes == (f"{folder / 'metrics.jsonl'}: {note}",)
 
 

@@ -6,12 +6,13 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from taosr1.evaluation.curves import ASIDE, PANELS, Curve, RunCurves, by_recipe, read_metrics, settings_of
+from taosr1.evaluation.curves import ASIDE, PANELS, Curve, RunCurves, by_recipe, is_number, read_metrics, settings_of
 from taosr1.evaluation.diagnoses import RULES
 from taosr1.evaluation.doctor import COMMAND, examine
 from taosr1.evaluation.record import read_record
 from taosr1.evaluation.report.charts import Series, legend, line_chart, number
 from taosr1.evaluation.report.html import Html, Part, data_block, html_of, letter_of, table, tag
+from taosr1.runtime.messages import counted
 from taosr1.runtime.run_folder import SAMPLES_FILE
 
 WHY = {
@@ -147,9 +148,10 @@ def _cost(runs: Sequence[RunCurves]) -> tuple[list[str], list[list[object]]]:
 
 def _tested(test: dict, which: str) -> str:
     value, low, high = (test.get(f"test_{part}_{which}") for part in ("macro_f1", "low", "high"))
-    if not isinstance(value, (int, float)):
+    if not is_number(value):
         return "-"
-    return f"{100 * value:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low is not None else "")
+    interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if is_number(low) and is_number(high) else ""
+    return f"{100 * value:.2f}{interval}"
 
 
 # ---- Groups ----------------------------------------------------------------------------------------------------------
@@ -163,9 +165,11 @@ def _groups_part(run: RunCurves, place: int, most: int) -> Part | None:
             f"Groups of {run.folder}", tag("p", "None were logged."), (f"{path}: is missing, so there are no groups",)
         )  # fmt: skip
     rows, notes = read_metrics(path)
-    rows = [row for row in rows if isinstance(row.get("replies"), list) and isinstance(row.get("query"), str)]
+    read, rows = len(rows), [row for row in rows if _is_group(row)]
+    if read > len(rows):
+        notes.append(f"{path}: {counted(read - len(rows), 'line')} left out: not a group of replies as GRPO logs it")
     if not rows:
-        return None
+        return Part(f"Groups of {run.folder}", tag("p", "None can be read."), tuple(notes)) if notes else None
     steps: dict[int, list[dict]] = defaultdict(list)
     for row in rows:
         steps[row["step"]].append(row)
@@ -189,6 +193,14 @@ def _groups_part(run: RunCurves, place: int, most: int) -> Part | None:
     return Part(f"Groups of {run.folder}", body, tuple(notes))
 
 
+def _is_group(row: dict) -> bool:
+    """Whether a line of samples.jsonl has the texts and the lists that `group_record` reads."""
+    columns = [row.get(name, []) for name in ("replies", "labels", "probs", "rewards", "advantages", "sources")]
+    lists = all(isinstance(column, list) and not any(isinstance(one, (list, dict)) for one in column)
+                for column in columns if column is not None)  # fmt: skip
+    return lists and isinstance(row.get("replies"), list) and isinstance(row.get("query"), str)
+
+
 def _outcomes(steps: dict[int, list[dict]]) -> list[Series]:
     """The share of each step's groups that were trained on, and of each reason for which they were dropped."""
     counts = {step: Counter(str(row.get("dropped", "")) for row in rows) for step, rows in sorted(steps.items())}
@@ -201,10 +213,10 @@ def _outcomes(steps: dict[int, list[dict]]) -> list[Series]:
 
 def group_record(row: dict) -> dict:
     """A line of samples.jsonl for the page: equal replies once, with how often, so that the file stays small."""
-    replies, labels = row["replies"], row.get("labels", [])
-    rewards, parts = row.get("rewards", []), row.get("reward_parts", [])
-    advantages = row.get("advantages", [])
-    sources = row.get("sources", [])
+    replies, parts = row["replies"], row.get("reward_parts")
+    labels, rewards, advantages, sources = (
+        row.get(name) or [] for name in ("labels", "rewards", "advantages", "sources")
+    )
     if len(advantages) != len(replies):
         advantages = []
     times: Counter = Counter()

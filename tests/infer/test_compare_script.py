@@ -275,4 +275,4 @@ def test_every_command_of_the_guide_is_accepted():
     commands = re.findall(r"^python infer/compare.py (.*)$", guide, re.M)
     configs = [parse_config(Config, "", shlex.split(command)) for command in commands]
     assert len(configs) == 6 and {config.fail_worse for config in configs} == {None, 0.0}
-    assert configs[-1].named() == ["old.jsonl", "new.jsonl", "bundled", "third.jsonl"]
+    assert configs[-1].named() == ["old.jsonl", "new.jsonl", "bundled-thinker"]
